@@ -65,14 +65,25 @@ const QUEUED: u64 = 100;
 const READERS_AT_ONCE: usize = 64;
 
 fn main() {
-    let wanted: Vec<String> =
-        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with('-'))
+        .collect();
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
-    println!("{} processors; texts of {TEXT_BYTES} bytes", std::thread::available_parallelism().unwrap());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    println!(
+        "{} processors; texts of {TEXT_BYTES} bytes",
+        std::thread::available_parallelism().unwrap()
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let nats = Nats::start();
     let server = || {
-        let bounds = ["--max-queued-messages=100000000", "--max-queued-bytes=100000000000"];
+        let bounds = [
+            "--max-queued-messages=100000000",
+            "--max-queued-bytes=100000000000",
+        ];
         Harkd::builder()
             .store(format!("{}/bench", nats.url()))
             .args(bounds)
@@ -81,7 +92,10 @@ fn main() {
     };
     let servers = [server(), server()];
     runtime.block_on(async {
-        let bench = Bench { bare: bare(&nats.url()).await, servers };
+        let bench = Bench {
+            bare: bare(&nats.url()).await,
+            servers,
+        };
         if is_wanted("sends") {
             bench.sends().await;
         }
@@ -135,7 +149,9 @@ impl Bench {
                 hark.push(hark_rate(&[self.servers[0].address()], pairs, 1).await);
             }
             compare(("bare", bare), ("hark", hark.clone()));
-            println!("beside a publisher that names each message and the one before it, as hark does:");
+            println!(
+                "beside a publisher that names each message and the one before it, as hark does:"
+            );
             compare(("careful", careful), ("hark", hark));
         }
     }
@@ -194,22 +210,35 @@ impl Bench {
                 }
             }
         }
-        let [same, other] = [("same server", same), ("other server", other)].map(|(what, mut taken)| {
-            taken.sort_unstable();
-            let at = |share: f64| taken[((taken.len() - 1) as f64 * share) as usize].as_secs_f64() * 1000.0;
-            println!("{what:>12}: p50 {:.2} ms, p90 {:.2} ms, p99 {:.2} ms", at(0.5), at(0.9), at(0.99));
-            at(0.5)
-        });
+        let [same, other] =
+            [("same server", same), ("other server", other)].map(|(what, mut taken)| {
+                taken.sort_unstable();
+                let at = |share: f64| {
+                    taken[((taken.len() - 1) as f64 * share) as usize].as_secs_f64() * 1000.0
+                };
+                println!(
+                    "{what:>12}: p50 {:.2} ms, p90 {:.2} ms, p99 {:.2} ms",
+                    at(0.5),
+                    at(0.9),
+                    at(0.99)
+                );
+                at(0.5)
+            });
         println!("{:>12}: p50 {:+.2} ms", "added", other - same);
     }
 
     /// Measures many users who fetch their queued messages.
     async fn drain(&self) {
-        println!("\n{READERS} users with {QUEUED} queued messages each, {READERS_AT_ONCE} at a time");
+        println!(
+            "\n{READERS} users with {QUEUED} queued messages each, {READERS_AT_ONCE} at a time"
+        );
         self.users(READERS).await;
         let address = self.servers[0].address();
         // Removes messages left by other measurements.
-        each(READERS, |user| async move { Link::connect(address, None).await.drain(&user).await }).await;
+        each(READERS, |user| async move {
+            Link::connect(address, None).await.drain(&user).await
+        })
+        .await;
         let text = "x".repeat(TEXT_BYTES);
         let text = &*text;
         each(READERS, |user| async move {
@@ -232,7 +261,11 @@ impl Bench {
         .await;
         let seconds = began.elapsed().as_secs_f64();
         assert_eq!(drained.into_inner(), READERS as u64 * QUEUED);
-        println!("{:>12.0} users a second, {:.1} s", READERS as f64 / seconds, seconds);
+        println!(
+            "{:>12.0} users a second, {:.1} s",
+            READERS as f64 / seconds,
+            seconds
+        );
     }
 
     /// Creates missing users.
@@ -241,11 +274,20 @@ impl Bench {
         for first in (0..count).step_by(256) {
             let some = first..count.min(first + 256);
             for (id, n) in (1..).zip(some.clone()) {
-                link.write(id, &Request::Create { user: name(&user(n)), password: None });
+                link.write(
+                    id,
+                    &Request::Create {
+                        user: name(&user(n)),
+                        password: None,
+                    },
+                );
             }
             link.flush().await;
             for _ in some {
-                assert!(matches!(link.reply().await.1, Reply::Ok(_) | Reply::NotOk(_)));
+                assert!(matches!(
+                    link.reply().await.1,
+                    Reply::Ok(_) | Reply::NotOk(_)
+                ));
             }
         }
     }
@@ -261,12 +303,20 @@ impl Bench {
             tokio::spawn(async move {
                 let subject = format!("bare.{}.{subject}", subject % STREAMS);
                 while clock.goes_on() {
-                    context.publish(subject.clone(), payload.clone()).await.unwrap().await.unwrap();
+                    context
+                        .publish(subject.clone(), payload.clone())
+                        .await
+                        .unwrap()
+                        .await
+                        .unwrap();
                     clock.count();
                 }
             })
         });
-        join_all(publishers).await.into_iter().for_each(Result::unwrap);
+        join_all(publishers)
+            .await
+            .into_iter()
+            .for_each(Result::unwrap);
         clock.rate()
     }
 
@@ -287,12 +337,15 @@ impl Bench {
                     let mut headers = HeaderMap::new();
                     headers.insert("Nats-Msg-Id", format!("{round}.{n}.{count}"));
                     headers.insert("Nats-Expected-Last-Subject-Sequence", last.to_string());
-                    let publication = context.publish_with_headers(subject.clone(), headers, payload.clone());
+                    let publication =
+                        context.publish_with_headers(subject.clone(), headers, payload.clone());
                     match publication.await.unwrap().await {
                         Ok(stored) => last = stored.sequence,
                         // In rare cases the engine still counts the previous one as in
                         // flight.
-                        Err(error) if error.kind() == PublishErrorKind::Other && refused < REFUSED_MAX => {
+                        Err(error)
+                            if error.kind() == PublishErrorKind::Other && refused < REFUSED_MAX =>
+                        {
                             refused += 1;
                             continue;
                         }
@@ -303,7 +356,10 @@ impl Bench {
                 }
             })
         });
-        join_all(publishers).await.into_iter().for_each(Result::unwrap);
+        join_all(publishers)
+            .await
+            .into_iter()
+            .for_each(Result::unwrap);
         clock.rate()
     }
 }
@@ -318,7 +374,10 @@ async fn hark_rate(servers: &[SocketAddr], pairs: usize, each: usize) -> f64 {
     }
     let clock = Clock::start();
     let senders = (0..).zip(links).map(|(n, link)| {
-        let users = (0..pairs).filter(|pair| pair % connections == n).map(user).collect();
+        let users = (0..pairs)
+            .filter(|pair| pair % connections == n)
+            .map(user)
+            .collect();
         tokio::spawn(keep_sending(link, users, each, clock.clone()))
     });
     join_all(senders).await.into_iter().for_each(Result::unwrap);
@@ -380,7 +439,10 @@ struct Clock {
 
 impl Clock {
     fn start() -> Self {
-        Self { began: Instant::now(), answered: Arc::default() }
+        Self {
+            began: Instant::now(),
+            answered: Arc::default(),
+        }
     }
 
     fn goes_on(&self) -> bool {
@@ -413,10 +475,21 @@ impl Link {
         let stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
         let codec = ClientCodec::new(FRAME_BYTES_MAX);
-        let mut link = Self { stream, codec, input: BytesMut::new(), output: BytesMut::new() };
+        let mut link = Self {
+            stream,
+            codec,
+            input: BytesMut::new(),
+            output: BytesMut::new(),
+        };
         if let Some(session) = session {
             let session = format!("{session}-{}", IDS.fetch_add(1, Ordering::Relaxed));
-            link.write(u32::MAX, &Request::Hello { version: 1, session: session.parse().unwrap() });
+            link.write(
+                u32::MAX,
+                &Request::Hello {
+                    version: 1,
+                    session: session.parse().unwrap(),
+                },
+            );
             link.flush().await;
             link.ok().await;
         }
@@ -435,7 +508,9 @@ impl Link {
     async fn read(&mut self) {
         self.input.reserve(16 * 1024);
         let read = timeout(ANSWER, self.stream.read_buf(&mut self.input)).await;
-        let count = read.unwrap_or_else(|_| panic!("no answer of the server in {ANSWER:?}")).unwrap();
+        let count = read
+            .unwrap_or_else(|_| panic!("no answer of the server in {ANSWER:?}"))
+            .unwrap();
         assert!(count > 0, "the server has closed the connection");
     }
 
@@ -472,10 +547,18 @@ impl Link {
 
     /// Receives for this user until all queued messages are read. Returns their number.
     async fn drain(&mut self, user: &str) -> u64 {
-        self.write(1, &Request::Connect { user: name(user), password: None });
+        self.write(
+            1,
+            &Request::Connect {
+                user: name(user),
+                password: None,
+            },
+        );
         self.flush().await;
         let (_, reply) = self.reply().await;
-        let Reply::Ok(fields) = reply else { panic!("{reply:?}") };
+        let Reply::Ok(fields) = reply else {
+            panic!("{reply:?}")
+        };
         let queued = fields.as_queued().expect("a number of messages");
         for n in 0..queued {
             let sequence = self.message().await;

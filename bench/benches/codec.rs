@@ -23,7 +23,10 @@ fn main() {
 const TEXT_BYTES: [usize; 2] = [100, 10_000];
 
 fn send(text_bytes: usize) -> Request {
-    Request::Send { user: "user2".parse().unwrap(), text: "x".repeat(text_bytes).into() }
+    Request::Send {
+        user: "user2".parse().unwrap(),
+        text: "x".repeat(text_bytes).into(),
+    }
 }
 
 fn write(request: &Request, count: u32, to: &mut BytesMut) {
@@ -41,11 +44,14 @@ fn encoded(text_bytes: usize, count: u32) -> BytesMut {
 fn encode(bencher: Bencher<'_, '_>, text_bytes: usize, count: u32) {
     let request = send(text_bytes);
     let mut to = encoded(text_bytes, count);
-    bencher.counter(BytesCount::new(to.len())).counter(ItemsCount::new(count)).bench_local(|| {
-        to.clear();
-        write(&request, count, &mut to);
-        to.len()
-    });
+    bencher
+        .counter(BytesCount::new(to.len()))
+        .counter(ItemsCount::new(count))
+        .bench_local(|| {
+            to.clear();
+            write(&request, count, &mut to);
+            to.len()
+        });
 }
 
 fn decode(bencher: Bencher<'_, '_>, text_bytes: usize, count: u32) {
@@ -69,11 +75,14 @@ fn decode(bencher: Bencher<'_, '_>, text_bytes: usize, count: u32) {
 fn copy(bencher: Bencher<'_, '_>, text_bytes: usize, count: u32) {
     let bytes = encoded(text_bytes, count);
     let mut to = bytes.clone();
-    bencher.counter(BytesCount::new(bytes.len())).counter(ItemsCount::new(count)).bench_local(|| {
-        to.clear();
-        to.extend_from_slice(divan::black_box(&bytes));
-        to.len()
-    });
+    bencher
+        .counter(BytesCount::new(bytes.len()))
+        .counter(ItemsCount::new(count))
+        .bench_local(|| {
+            to.clear();
+            to.extend_from_slice(divan::black_box(&bytes));
+            to.len()
+        });
 }
 
 mod one {
@@ -123,7 +132,9 @@ mod correlation {
         let calls = Calls::default();
         for id in 1..=count {
             let deadline = Some(u64::from(id));
-            calls.call_back(RequestId::new(id).unwrap(), deadline, |_| {}).unwrap();
+            calls
+                .call_back(RequestId::new(id).unwrap(), deadline, |_| {})
+                .unwrap();
         }
         (calls, RequestId::new(count + 1).unwrap())
     }
@@ -142,7 +153,9 @@ mod correlation {
     fn register_and_complete_a_callback(bencher: divan::Bencher<'_, '_>, count: u32) {
         let (calls, id) = open(count);
         bencher.bench_local(|| {
-            calls.call_back(id, Some(500), divan::black_box_drop).unwrap();
+            calls
+                .call_back(id, Some(500), divan::black_box_drop)
+                .unwrap();
             calls.complete(&id, 1).unwrap();
         });
     }

@@ -37,10 +37,15 @@ const MEASURED: Duration = Duration::from_secs(2);
 const TEXT_BYTES: usize = 100;
 
 fn main() {
-    let wanted: Vec<String> =
-        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with('-'))
+        .collect();
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
-    println!("{} processors; texts of {TEXT_BYTES} bytes", std::thread::available_parallelism().unwrap());
+    println!(
+        "{} processors; texts of {TEXT_BYTES} bytes",
+        std::thread::available_parallelism().unwrap()
+    );
     if is_wanted("sends") {
         sends();
     }
@@ -54,7 +59,9 @@ fn main() {
 
 /// Measures durable sends per second, compared with a plain file that is synced once per group.
 fn sends() {
-    println!("\ndurable sends a second, beside a plain file with one fdatasync per group of the same size");
+    println!(
+        "\ndurable sends a second, beside a plain file with one fdatasync per group of the same size"
+    );
     println!(
         "{:>9} {:>12} {:>12} {:>7} {:>12}   (medians of {ROUNDS} rounds in turn)",
         "in flight", "harkd", "plain file", "ratio", "pings"
@@ -66,10 +73,15 @@ fn sends() {
             .start();
         let mut link = Link::connect(server.address());
         for user in 0..8 {
-            link.ok(Request::Create { user: name(&format!("user{user}")), password: None });
+            link.ok(Request::Create {
+                user: name(&format!("user{user}")),
+                password: None,
+            });
         }
         let text = "x".repeat(TEXT_BYTES);
-        let sends: Vec<Request> = (0..8).map(|user| send(&format!("user{user}"), &text)).collect();
+        let sends: Vec<Request> = (0..8)
+            .map(|user| send(&format!("user{user}"), &text))
+            .collect();
         let (mut ours, mut plain, mut pings) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             ours.push(rate(&mut link, &sends, in_flight));
@@ -77,7 +89,10 @@ fn sends() {
             pings.push(rate(&mut link, &[Request::Ping], in_flight));
         }
         let (ours, plain, pings) = (median(ours), median(plain), median(pings));
-        println!("{in_flight:>9} {ours:>12.0} {plain:>12.0} {:>7.2} {pings:>12.0}", ours / plain);
+        println!(
+            "{in_flight:>9} {ours:>12.0} {plain:>12.0} {:>7.2} {pings:>12.0}",
+            ours / plain
+        );
     }
 }
 
@@ -89,9 +104,14 @@ fn grpc() {
         "{:>9} {:>9} {:>12} {:>12} {:>7}   (medians of {ROUNDS} rounds in turn)",
         "stored", "in flight", "gRPC", "native", "ratio"
     );
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let text = "x".repeat(TEXT_BYTES);
-    let sends: Vec<Request> = (0..8).map(|user| send(&format!("user{user}"), &text)).collect();
+    let sends: Vec<Request> = (0..8)
+        .map(|user| send(&format!("user{user}"), &text))
+        .collect();
     for stored in ["durably", "by the OS", "in memory"] {
         for in_flight in [1, 64, 1024] {
             let builder = Harkd::builder()
@@ -104,7 +124,10 @@ fn grpc() {
             };
             let mut link = Link::connect(server.address());
             for user in 0..8 {
-                link.ok(Request::Create { user: name(&format!("user{user}")), password: None });
+                link.ok(Request::Create {
+                    user: name(&format!("user{user}")),
+                    password: None,
+                });
             }
             let (mut ours, mut native) = (Vec::new(), Vec::new());
             for _ in 0..ROUNDS {
@@ -112,27 +135,42 @@ fn grpc() {
                 native.push(rate(&mut link, &sends, in_flight));
             }
             let (ours, native) = (median(ours), median(native));
-            println!("{stored:>9} {in_flight:>9} {ours:>12.0} {native:>12.0} {:>7.2}", ours / native);
+            println!(
+                "{stored:>9} {in_flight:>9} {ours:>12.0} {native:>12.0} {:>7.2}",
+                ours / native
+            );
         }
     }
 }
 
 /// Returns the rate like [`rate`], over one `BiDiChat`.
 async fn grpc_rate(address: SocketAddr, requests: &[Request], in_flight: usize) -> f64 {
-    let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+    let channel = Endpoint::from_shared(format!("http://{address}"))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
     let (ask, mut asked) = tokio::sync::mpsc::channel(in_flight);
     let asked = futures::stream::poll_fn(move |cx| asked.poll_recv(cx));
-    let mut replies = ChatClient::new(channel).bi_di_chat(asked).await.unwrap().into_inner();
+    let mut replies = ChatClient::new(channel)
+        .bi_di_chat(asked)
+        .await
+        .unwrap()
+        .into_inner();
     let mut next = (1..).zip(requests.iter().cycle());
     let mut ask_next = || {
         let (id, request) = next.next().unwrap();
-        ask.try_send(request::outgoing(RequestId::new(id), request.clone())).unwrap();
+        ask.try_send(request::outgoing(RequestId::new(id), request.clone()))
+            .unwrap();
     };
     (0..in_flight).for_each(|_| ask_next());
     let (start, mut answered) = (Instant::now(), 0);
     while start.elapsed() < MEASURED {
         let reply = replies.message().await.unwrap().unwrap();
-        assert!(matches!(reply.reply, Some(chat_reply::Reply::Ok(_))), "{reply:?}");
+        assert!(
+            matches!(reply.reply, Some(chat_reply::Reply::Ok(_))),
+            "{reply:?}"
+        );
         answered += 1;
         ask_next();
     }
@@ -167,14 +205,19 @@ fn list() {
     const ACCOUNTS: u64 = 1_000_000;
     println!("\nsends, one at a time, while others list {ACCOUNTS} accounts by a pattern");
     // Without syncs: variations of a slow disk would hide the effect of the lists.
-    let server = Harkd::builder().arg("--sync=os").arg("--max-queued-messages=100000000").start();
+    let server = Harkd::builder()
+        .arg("--sync=os")
+        .arg("--max-queued-messages=100000000")
+        .start();
     let mut link = Link::connect(server.address());
     let start = Instant::now();
     let mut created = 0;
     link.keep_in_flight(1024, |_| {
         created += 1;
-        (created <= ACCOUNTS)
-            .then(|| Request::Create { user: name(&format!("user{created:07}")), password: None })
+        (created <= ACCOUNTS).then(|| Request::Create {
+            user: name(&format!("user{created:07}")),
+            password: None,
+        })
     });
     println!(
         "{:>9.1} s to create them; memory {:.1} MiB",
@@ -205,7 +248,9 @@ fn list_until(stop: &AtomicBool, address: SocketAddr) -> Vec<f64> {
     let mut times = Vec::new();
     while !stop.load(Ordering::Acquire) {
         let start = Instant::now();
-        let listed = link.ok(Request::List { pattern: Some("9.*8.*7$".into()) });
+        let listed = link.ok(Request::List {
+            pattern: Some("9.*8.*7$".into()),
+        });
         assert!(listed.as_listed().unwrap().0 > 0);
         times.push(start.elapsed().as_secs_f64() * 1000.0);
     }
@@ -272,7 +317,10 @@ impl Link {
     }
 
     fn next(&mut self) -> Option<Reply> {
-        self.codec.decode(&mut self.input).unwrap().map(|frame| frame.message.unwrap())
+        self.codec
+            .decode(&mut self.input)
+            .unwrap()
+            .map(|frame| frame.message.unwrap())
     }
 
     /// Sends a request, and waits for `ok`.

@@ -14,7 +14,9 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use hark_protocol::{RequestId, SessionToken, UserName};
 use hark_server::shard::{ShardConfig, ShardStore};
-use hark_server::store::{Account, Append, Created, Fence, Outcome, Position, ReadLimit, SendId, Store};
+use hark_server::store::{
+    Account, Append, Created, Fence, Outcome, Position, ReadLimit, SendId, Store,
+};
 
 const TEXT_BYTES: usize = 100;
 const USERS: usize = 100;
@@ -25,10 +27,15 @@ const QUEUED: u64 = 1_000_000;
 
 fn main() -> Result<()> {
     // Cargo adds `--bench`.
-    let folder = std::env::args_os().skip(1).find(|argument| argument != "--bench");
+    let folder = std::env::args_os()
+        .skip(1)
+        .find(|argument| argument != "--bench");
     let parent = folder.map_or_else(std::env::temp_dir, Into::into);
     let folder = tempfile::tempdir_in(parent)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
     runtime.block_on(appends(folder.path()))?;
     runtime.block_on(backlog(&folder.path().join("backlog")))
 }
@@ -36,7 +43,10 @@ fn main() -> Result<()> {
 /// Durable appends a second, store and plain file in turn.
 async fn appends(folder: &Path) -> Result<()> {
     println!("durable appends a second, {TEXT_BYTES} bytes, medians of {ROUNDS} rounds");
-    println!("{:>10} {:>12} {:>12} {:>7}", "in flight", "plain file", "store", "ratio");
+    println!(
+        "{:>10} {:>12} {:>12} {:>7}",
+        "in flight", "plain file", "store", "ratio"
+    );
     let load = Load::open(&folder.join("store")).await?;
     for in_flight in [1, 64, 1024] {
         let (mut plain, mut store) = (Vec::new(), Vec::new());
@@ -45,7 +55,10 @@ async fn appends(folder: &Path) -> Result<()> {
             store.push(load.run(in_flight).await?);
         }
         let (plain, store) = (median(plain), median(store));
-        println!("{in_flight:>10} {plain:>12.0} {store:>12.0} {:>7.2}", store / plain);
+        println!(
+            "{in_flight:>10} {plain:>12.0} {store:>12.0} {:>7.2}",
+            store / plain
+        );
     }
     load.store.close().await?;
     Ok(())
@@ -75,15 +88,27 @@ struct Load {
 
 impl Load {
     async fn open(path: &Path) -> Result<Self> {
-        let config =
-            ShardConfig { queued_messages_max: u64::MAX, queued_bytes_max: u64::MAX, ..Default::default() };
+        let config = ShardConfig {
+            queued_messages_max: u64::MAX,
+            queued_bytes_max: u64::MAX,
+            ..Default::default()
+        };
         let store = Arc::new(ShardStore::on_disk(path, config)?);
-        let users = (0..USERS).map(|n| Ok(format!("user{n}").parse()?)).collect::<Result<Vec<UserName>>>()?;
+        let users = (0..USERS)
+            .map(|n| Ok(format!("user{n}").parse()?))
+            .collect::<Result<Vec<UserName>>>()?;
         for user in &users {
             store.create(user, None).await?;
         }
-        let sessions = (0..SESSIONS).map(|n| Ok(format!("session{n}").parse()?)).collect::<Result<_>>()?;
-        Ok(Self { store, users, sessions, sent: 0.into() })
+        let sessions = (0..SESSIONS)
+            .map(|n| Ok(format!("session{n}").parse()?))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            store,
+            users,
+            sessions,
+            sent: 0.into(),
+        })
     }
 
     async fn run(&self, in_flight: usize) -> Result<f64> {
@@ -108,10 +133,22 @@ impl Load {
 
     fn next(&self) -> Result<Append> {
         let sent = self.sent.fetch_add(1, std::sync::atomic::Ordering::Relaxed) as usize;
-        let session = self.sessions.get(sent % SESSIONS).context("a session")?.clone();
+        let session = self
+            .sessions
+            .get(sent % SESSIONS)
+            .context("a session")?
+            .clone();
         let id = RequestId::new((sent / SESSIONS + 1) as u32).context("an id")?;
         let to = self.users.get(sent % USERS).context("a user")?.clone();
-        Ok(append(to, Some(SendId { session, id, in_order: true, from: None })))
+        Ok(append(
+            to,
+            Some(SendId {
+                session,
+                id,
+                in_order: true,
+                from: None,
+            }),
+        ))
     }
 }
 
@@ -132,14 +169,22 @@ fn append(to: UserName, send_id: Option<SendId>) -> Append {
 /// Many messages for one user: how long a start takes, and how fast they can
 /// be read.
 async fn backlog(path: &Path) -> Result<()> {
-    let config =
-        ShardConfig { queued_messages_max: u64::MAX, queued_bytes_max: u64::MAX, ..Default::default() };
+    let config = ShardConfig {
+        queued_messages_max: u64::MAX,
+        queued_bytes_max: u64::MAX,
+        ..Default::default()
+    };
     let store = ShardStore::on_disk(path, config.clone())?;
     let bob: UserName = "bob".parse()?;
-    ensure!(store.create(&bob, None).await? == Created::Created, "an empty store");
+    ensure!(
+        store.create(&bob, None).await? == Created::Created,
+        "an empty store"
+    );
     let started = Instant::now();
     for _ in 0..QUEUED / 1000 {
-        let group: Vec<_> = (0..1000).map(|_| store.append(append(bob.clone(), None))).collect();
+        let group: Vec<_> = (0..1000)
+            .map(|_| store.append(append(bob.clone(), None)))
+            .collect();
         futures::future::try_join_all(group).await?;
     }
     println!("{QUEUED} messages queued in {:.1?}", started.elapsed());
@@ -160,7 +205,10 @@ async fn backlog(path: &Path) -> Result<()> {
 }
 
 async fn drain(store: &ShardStore, account: &Account) -> Result<()> {
-    let limit = ReadLimit { messages: 256, bytes: 1024 * 1024 };
+    let limit = ReadLimit {
+        messages: 256,
+        bytes: 1024 * 1024,
+    };
     let started = Instant::now();
     let (mut after, mut count) = (Position::default(), 0);
     loop {
@@ -175,7 +223,10 @@ async fn drain(store: &ShardStore, account: &Account) -> Result<()> {
         }
     }
     ensure!(count == QUEUED, "read {count}");
-    println!("read and acknowledged {:.0} messages a second", count as f64 / started.elapsed().as_secs_f64());
+    println!(
+        "read and acknowledged {:.0} messages a second",
+        count as f64 / started.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 

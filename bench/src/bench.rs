@@ -46,7 +46,13 @@ impl Bench {
             bar.set_style(style);
         }
         bar.enable_steady_tick(Duration::from_secs(1));
-        Self { subjects, report, folder, bar, started: 0 }
+        Self {
+            subjects,
+            report,
+            folder,
+            bar,
+            started: 0,
+        }
     }
 
     /// Returns the folder of the servers' data folders.
@@ -81,7 +87,11 @@ impl Bench {
     ///
     /// # Errors
     /// If the report cannot be written.
-    pub(crate) fn take(&mut self, subject: &str, taken: anyhow::Result<Record>) -> anyhow::Result<()> {
+    pub(crate) fn take(
+        &mut self,
+        subject: &str,
+        taken: anyhow::Result<Record>,
+    ) -> anyhow::Result<()> {
         match taken {
             Ok(record) => self.report.add(record),
             Err(error) => {
@@ -99,12 +109,18 @@ impl Bench {
         self.started += 1;
         let folder = self.folder.join(self.started.to_string());
         if folder.exists() {
-            fs::remove_dir_all(&folder).with_context(|| format!("cannot empty {}", folder.display()))?;
+            fs::remove_dir_all(&folder)
+                .with_context(|| format!("cannot empty {}", folder.display()))?;
         }
         let port = free_port()?;
         let mut server = peer.start(port, &folder)?;
         server.wait_until_it_listens()?;
-        let running = Running { server, folder, peer: Arc::clone(peer), port };
+        let running = Running {
+            server,
+            folder,
+            peer: Arc::clone(peer),
+            port,
+        };
         prepare(&**peer, running.server.address(), users)
             .with_context(|| format!("{} says: {}", peer.name(), running.server.said()))?;
         Ok(running)
@@ -121,7 +137,10 @@ impl Running {
     ///
     /// # Errors
     /// If a step fails.
-    pub(crate) fn restart(&mut self, end: fn(&mut Server) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    pub(crate) fn restart(
+        &mut self,
+        end: fn(&mut Server) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         end(&mut self.server)?;
         self.server = self.peer.start(self.port, &self.folder)?;
         Ok(())

@@ -121,7 +121,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         return peers::serve_relay(arguments);
     }
     rlimit::increase_nofile_limit(u64::MAX).context("cannot raise the limit of open files")?;
-    let out = cli.out.clone().unwrap_or_else(|| PathBuf::from("target/bench").join(cli.command.name()));
+    let out = cli
+        .out
+        .clone()
+        .unwrap_or_else(|| PathBuf::from("target/bench").join(cli.command.name()));
     let harkd = match &cli.harkd {
         Some(path) => path.clone(),
         None => std::env::current_exe()?.with_file_name("harkd"),
@@ -144,11 +147,17 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             }
         }
     }
-    ensure!(!subjects.is_empty(), "none of the selected peers is installed");
+    ensure!(
+        !subjects.is_empty(),
+        "none of the selected peers is installed"
+    );
     let report = Report::begin(&out)?;
     let data = cli.data.clone().unwrap_or_else(|| out.join("data"));
     std::fs::create_dir_all(&data).with_context(|| format!("cannot make {}", data.display()))?;
-    let introduction = format!("Measured on {}.\n\n{introduction}", machine::description(&data));
+    let introduction = format!(
+        "Measured on {}.\n\n{introduction}",
+        machine::description(&data)
+    );
     let mut bench = Bench::new(subjects, report, data);
     match &cli.command {
         Command::All(arguments) => arguments.run(&mut bench)?,

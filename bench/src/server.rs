@@ -39,9 +39,19 @@ impl Server {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let log = folder.join("server.log");
         let file = File::options().create(true).append(true).open(&log)?;
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
-        Ok(Self { child, name, address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), log })
+        command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file);
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot run {command:?}"))?;
+        Ok(Self {
+            child,
+            name,
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            log,
+        })
     }
 
     /// Returns its address.
@@ -59,7 +69,12 @@ impl Server {
             if let Some(status) = self.child.try_wait()? {
                 bail!("{} has ended ({status}): {}", self.name, self.said());
             }
-            ensure!(started.elapsed() < OPERATION_TIMEOUT, "{} does not listen: {}", self.name, self.said());
+            ensure!(
+                started.elapsed() < OPERATION_TIMEOUT,
+                "{} does not listen: {}",
+                self.name,
+                self.said()
+            );
             std::thread::sleep(LOOK_EVERY);
         }
         Ok(())
@@ -109,7 +124,8 @@ impl Server {
 
     fn proc(&self, file: &str) -> anyhow::Result<String> {
         let path = format!("/proc/{}/{file}", self.child.id());
-        fs::read_to_string(&path).with_context(|| format!("{} has ended: {}", self.name, self.said()))
+        fs::read_to_string(&path)
+            .with_context(|| format!("{} has ended: {}", self.name, self.said()))
     }
 
     /// Stops it in order, and waits for its end.
@@ -117,11 +133,19 @@ impl Server {
     /// # Errors
     /// If it does not end in time.
     pub(crate) fn stop(&mut self) -> anyhow::Result<()> {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("no process")?;
+        let pid = i32::try_from(self.child.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .context("no process")?;
         kill_process(pid, Signal::TERM)?;
         let told = Instant::now();
         while self.child.try_wait()?.is_none() {
-            ensure!(told.elapsed() < OPERATION_TIMEOUT, "{} does not stop: {}", self.name, self.said());
+            ensure!(
+                told.elapsed() < OPERATION_TIMEOUT,
+                "{} does not stop: {}",
+                self.name,
+                self.said()
+            );
             std::thread::sleep(LOOK_EVERY);
         }
         Ok(())
@@ -161,14 +185,25 @@ fn cpu_seconds(stat: &str) -> anyhow::Result<f64> {
     // The program's name may contain spaces; it ends with the last bracket.
     let (_, fields) = stat.rsplit_once(')').context("no name in stat")?;
     let mut ticks = fields.split_whitespace().skip(11).map(str::parse::<u64>);
-    let mut next = || ticks.next().context("no times in stat")?.context("no number in stat");
+    let mut next = || {
+        ticks
+            .next()
+            .context("no times in stat")?
+            .context("no number in stat")
+    };
     let (user, system) = (next()?, next()?);
     Ok((user + system) as f64 / TICKS_PER_SECOND)
 }
 
 fn field(text: &str, name: &str) -> anyhow::Result<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
-    line.split_whitespace().next().and_then(|word| word.parse().ok()).with_context(|| format!("no {name}"))
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name))
+        .with_context(|| format!("no {name}"))?;
+    line.split_whitespace()
+        .next()
+        .and_then(|word| word.parse().ok())
+        .with_context(|| format!("no {name}"))
 }
 
 /// Returns a free port.
@@ -176,7 +211,9 @@ fn field(text: &str, name: &str) -> anyhow::Result<u64> {
 /// # Errors
 /// If there is none.
 pub(crate) fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+        .local_addr()?
+        .port())
 }
 
 /// Writes a configuration file into the folder of a server, and returns its path.
@@ -202,7 +239,12 @@ pub(crate) fn is_root() -> bool {
 pub(crate) fn version(command: &mut Command) -> anyhow::Result<String> {
     let output = command.stdin(Stdio::null()).output()?;
     let said = [output.stdout, output.stderr].concat();
-    let line = String::from_utf8_lossy(&said).lines().next().unwrap_or_default().trim().to_owned();
+    let line = String::from_utf8_lossy(&said)
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_owned();
     ensure!(!line.is_empty(), "it prints no version");
     Ok(line)
 }
@@ -216,7 +258,11 @@ pub(crate) fn folder_bytes(folder: &Path) -> anyhow::Result<u64> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let metadata = entry.metadata()?;
-        bytes += if metadata.is_dir() { folder_bytes(&entry.path())? } else { metadata.len() };
+        bytes += if metadata.is_dir() {
+            folder_bytes(&entry.path())?
+        } else {
+            metadata.len()
+        };
     }
     Ok(bytes)
 }

@@ -13,7 +13,9 @@ use hark_protocol::{Code, UserName};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
-    let [server, name] = &*arguments else { return Err("usage: bot HOST:PORT NAME".into()) };
+    let [server, name] = &*arguments else {
+        return Err("usage: bot HOST:PORT NAME".into());
+    };
     let name: UserName = name.parse()?;
     let (hark, mut events) = Client::connect(Config::tcp(server));
     create(&hark, &name).await?;
@@ -45,7 +47,9 @@ async fn answer(hark: &Handle, message: Message) -> Result<(), Box<dyn Error>> {
         let text = message.delivery.text.to_uppercase();
         match hark.send(sender.clone(), text.into()).await?.await {
             // For example, the sender's inbox is full, or its account was deleted.
-            Err(RequestError::Refused(refusal)) => eprintln!("no answer to {sender}: {}", refusal.message()),
+            Err(RequestError::Refused(refusal)) => {
+                eprintln!("no answer to {sender}: {}", refusal.message())
+            }
             sent => drop(sent?),
         }
     }

@@ -23,17 +23,26 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
-    let [server, to] = &*arguments else { return Err("usage: bridge HOST:PORT USER".into()) };
+    let [server, to] = &*arguments else {
+        return Err("usage: bridge HOST:PORT USER".into());
+    };
     let to: UserName = to.parse()?;
     let (hark, _) = Client::connect(Config::tcp(server));
     let (lines_in, mut lines) = mpsc::channel(LINES_MAX);
     let (receipts_in, receipts) = mpsc::channel(LINES_MAX);
     // Reading blocks; the thread ends with the input or with this program.
-    thread::spawn(move || io::stdin().lock().lines().try_for_each(|line| lines_in.blocking_send(line)));
+    thread::spawn(move || {
+        io::stdin()
+            .lock()
+            .lines()
+            .try_for_each(|line| lines_in.blocking_send(line))
+    });
     let send_all = async {
         let receipts_in = receipts_in;
         while let Some(line) = lines.recv().await {
-            receipts_in.send(hark.send(to.clone(), line?.into()).await?).await?;
+            receipts_in
+                .send(hark.send(to.clone(), line?.into()).await?)
+                .await?;
         }
         Ok(())
     };

@@ -113,7 +113,11 @@ pub static COMMANDS: &[Entry] = &[
         usage: "list [PATTERN]",
         help: "list the users, or those that match a regular expression",
         takes_user: false,
-        parse: |arguments| Some(Ok(Command::List((!arguments.is_empty()).then(|| arguments.into())))),
+        parse: |arguments| {
+            Some(Ok(Command::List(
+                (!arguments.is_empty()).then(|| arguments.into()),
+            )))
+        },
     },
     Entry {
         name: "send",
@@ -163,21 +167,33 @@ fn no_arguments(arguments: &str, command: Command) -> Option<Result<Command, Bad
 /// [`BadLine`], which is safe to print to a terminal.
 pub fn parse(line: &str) -> Result<Command, BadLine> {
     let line = line.trim_start();
-    let (name, arguments) = line.split_once(char::is_whitespace).unwrap_or((line.trim_end(), ""));
+    let (name, arguments) = line
+        .split_once(char::is_whitespace)
+        .unwrap_or((line.trim_end(), ""));
     let Some(entry) = COMMANDS.iter().find(|entry| entry.name == name) else {
         return Err(BadLine::NoSuchCommand(name.to_owned()));
     };
     // Only a text keeps its trailing spaces.
-    let arguments = if entry.name == "send" { arguments.trim_start() } else { arguments.trim() };
+    let arguments = if entry.name == "send" {
+        arguments.trim_start()
+    } else {
+        arguments.trim()
+    };
     Ok((entry.parse)(arguments).ok_or(BadLine::Usage(entry.usage))??)
 }
 
 /// Returns the list of commands, as `help` prints it.
 #[must_use]
 pub fn help() -> String {
-    let width = COMMANDS.iter().map(|entry| entry.usage.len()).max().unwrap_or(0);
-    let lines: Vec<String> =
-        COMMANDS.iter().map(|entry| format!("  {:width$}  {}", entry.usage, entry.help)).collect();
+    let width = COMMANDS
+        .iter()
+        .map(|entry| entry.usage.len())
+        .max()
+        .unwrap_or(0);
+    let lines: Vec<String> = COMMANDS
+        .iter()
+        .map(|entry| format!("  {:width$}  {}", entry.usage, entry.help))
+        .collect();
     lines.join("\n")
 }
 
@@ -196,8 +212,14 @@ mod tests {
 
     #[test]
     fn text_is_everything_after_the_user() {
-        check("send bob hello, again", &Command::Send(user("bob"), "hello, again".into()));
-        check("send  bob   two  spaces ", &Command::Send(user("bob"), "  two  spaces ".into()));
+        check(
+            "send bob hello, again",
+            &Command::Send(user("bob"), "hello, again".into()),
+        );
+        check(
+            "send  bob   two  spaces ",
+            &Command::Send(user("bob"), "  two  spaces ".into()),
+        );
         check("send bob ", &Command::Send(user("bob"), "".into()));
     }
 
@@ -210,9 +232,17 @@ mod tests {
 
     #[test]
     fn password_in_a_line_is_refused_and_hidden() {
-        for line in ["login bob secret", "password bob secret", "create bob secret", "password a b c"] {
+        for line in [
+            "login bob secret",
+            "password bob secret",
+            "create bob secret",
+            "password a b c",
+        ] {
             let error = parse(line).unwrap_err().to_string();
-            assert!(error.starts_with("usage: ") && !error.contains("secret"), "{error}");
+            assert!(
+                error.starts_with("usage: ") && !error.contains("secret"),
+                "{error}"
+            );
         }
     }
 
@@ -228,6 +258,10 @@ mod tests {
     #[test]
     fn every_command_is_in_the_help() {
         let help = help();
-        assert!(COMMANDS.iter().all(|entry| help.contains(entry.usage) && help.contains(entry.help)));
+        assert!(
+            COMMANDS
+                .iter()
+                .all(|entry| help.contains(entry.usage) && help.contains(entry.help))
+        );
     }
 }

@@ -46,7 +46,10 @@ impl Config {
     /// ```
     #[cfg(feature = "grpc")]
     pub fn grpc(address: impl AsRef<str>) -> Self {
-        let grpc = |address| Server { transport: Transport::grpc("http", address), ..Server::tcp(address) };
+        let grpc = |address| Server {
+            transport: Transport::grpc("http", address),
+            ..Server::tcp(address)
+        };
         Self::of(addresses(address.as_ref()).map(grpc).collect())
     }
 
@@ -68,8 +71,16 @@ impl Config {
     /// If no authority is trusted, or an address has no valid host name.
     pub fn tls(address: &str, trust: &Trust) -> Result<Self, TrustError> {
         let tls = Tls::new(trust, &[])?;
-        let server = |address| Ok(Server { dial: Arc::new(tls.dial(address)?), ..Server::tcp(address) });
-        addresses(address).map(server).collect::<Result<_, _>>().map(Self::of)
+        let server = |address| {
+            Ok(Server {
+                dial: Arc::new(tls.dial(address)?),
+                ..Server::tcp(address)
+            })
+        };
+        addresses(address)
+            .map(server)
+            .collect::<Result<_, _>>()
+            .map(Self::of)
     }
 
     /// As [`Self::tls`], over gRPC.
@@ -80,10 +91,20 @@ impl Config {
     pub fn grpc_tls(address: &str, trust: &Trust) -> Result<Self, TrustError> {
         let tls = Tls::new(trust, &["h2"])?;
         let server = |address| {
-            let (dial, transport) = (Arc::new(tls.dial(address)?), Transport::grpc("https", address));
-            Ok(Server { dial, transport, ..Server::tcp(address) })
+            let (dial, transport) = (
+                Arc::new(tls.dial(address)?),
+                Transport::grpc("https", address),
+            );
+            Ok(Server {
+                dial,
+                transport,
+                ..Server::tcp(address)
+            })
         };
-        addresses(address).map(server).collect::<Result<_, _>>().map(Self::of)
+        addresses(address)
+            .map(server)
+            .collect::<Result<_, _>>()
+            .map(Self::of)
     }
 
     fn of(servers: Vec<Server>) -> Self {
@@ -115,7 +136,11 @@ impl Server {
     /// Returns the server at `address` (`HOST:PORT`), over TCP.
     #[must_use]
     pub fn tcp(address: &str) -> Self {
-        Self { address: address.into(), dial: Arc::new(TcpDial::new(address)), transport: Transport::Native }
+        Self {
+            address: address.into(),
+            dial: Arc::new(TcpDial::new(address)),
+            transport: Transport::Native,
+        }
     }
 }
 
@@ -139,7 +164,9 @@ pub enum Transport {
 #[cfg(feature = "grpc")]
 impl Transport {
     fn grpc(scheme: &str, address: &str) -> Self {
-        Self::Grpc { origin: format!("{scheme}://{address}") }
+        Self::Grpc {
+            origin: format!("{scheme}://{address}"),
+        }
     }
 }
 

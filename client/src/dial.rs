@@ -30,7 +30,9 @@ impl TcpDial {
     /// Returns a dialer for the server at `address`, `HOST:PORT`. The name is
     /// resolved anew for each connection.
     pub fn new(address: impl Into<String>) -> Self {
-        Self { address: address.into() }
+        Self {
+            address: address.into(),
+        }
     }
 
     pub(crate) async fn connect(&self) -> io::Result<TcpStream> {

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use hark_protocol::limits::WINDOW_MESSAGES_MAX;
 use hark_protocol::{
-    ByeReason, Code, Delivery, Incoming, OkFields, Refusal, Reply, Request, RequestId, SessionToken, UserName,
+    ByeReason, Code, Delivery, Incoming, OkFields, Refusal, Reply, Request, RequestId,
+    SessionToken, UserName,
 };
 use rand::RngExt as _;
 use rand::distr::Alphanumeric;
@@ -141,7 +142,9 @@ impl Engine {
         if let Err(error) = self.on_authenticated(opened.identity).await {
             return Some(error);
         }
-        self.link_state.send_replace(LinkState::Up { server: self.server() });
+        self.link_state.send_replace(LinkState::Up {
+            server: self.server(),
+        });
         match self.serve(&mut link).await {
             Ok(()) => {
                 link.finish().await;
@@ -168,10 +171,14 @@ impl Engine {
     }
 
     /// Processes the answer to the authentication of a new link.
-    async fn on_authenticated(&mut self, identity: Result<OkFields, Refusal>) -> Result<(), LinkError> {
+    async fn on_authenticated(
+        &mut self,
+        identity: Result<OkFields, Refusal>,
+    ) -> Result<(), LinkError> {
         match (identity, self.outbox.identity.authentication()) {
             (Ok(fields), Some(Request::Connect { user, .. })) => {
-                self.receive_for(user, fields.as_queued().unwrap_or(0)).await
+                self.receive_for(user, fields.as_queued().unwrap_or(0))
+                    .await
             }
             (Err(refusal), Some(_)) => {
                 self.lose_identity(refusal).await;
@@ -192,9 +199,16 @@ impl Engine {
     async fn back_off(&mut self, lost: &LinkError) -> Option<()> {
         let (server, reason) = (self.server(), lost.to_string());
         let retry_after = lost.retry_after().unwrap_or_default().min(RETRY_AFTER_MAX);
-        let Next { delay: retry_in, is_permanent } =
-            self.failover.on_failure(retry_after, lost.is_permanent());
-        self.link_state.send_replace(LinkState::Down { server, reason, retry_in, is_permanent });
+        let Next {
+            delay: retry_in,
+            is_permanent,
+        } = self.failover.on_failure(retry_after, lost.is_permanent());
+        self.link_state.send_replace(LinkState::Down {
+            server,
+            reason,
+            retry_in,
+            is_permanent,
+        });
         self.meanwhile(tokio::time::sleep(retry_in)).await
     }
 
@@ -232,7 +246,10 @@ impl Engine {
 
     /// Waits for an event other than of the link. Cancel-safe.
     async fn wake(&mut self, timer: Option<Instant>) -> Wake {
-        let deadline = [timer, self.outbox.next_deadline(), self.end_by].into_iter().flatten().min();
+        let deadline = [timer, self.outbox.next_deadline(), self.end_by]
+            .into_iter()
+            .flatten()
+            .min();
         let has_room = !self.is_drained && self.outbox.has_room();
         tokio::select! {
             command = self.commands.recv(), if has_room => Wake::Request(command),
@@ -272,7 +289,11 @@ impl Engine {
     }
 
     async fn receive_for(&mut self, user: UserName, queued: u64) -> Result<(), LinkError> {
-        if self.inbox.begin(&user, queued).map_err(LinkError::SeenStore)? {
+        if self
+            .inbox
+            .begin(&user, queued)
+            .map_err(LinkError::SeenStore)?
+        {
             self.emit(Event::CaughtUp { user }).await;
         }
         Ok(())
@@ -341,14 +362,18 @@ impl Engine {
     /// Encodes pending requests, then the acknowledgement.
     fn fill(&mut self, link: &mut Link) -> Result<(), LinkError> {
         let (now, writer) = (Now::read(), &mut link.writer);
-        while writer.has_room() && self.outbox.write_next(now, |id, request| writer.queue(Some(id), request))
-        {
-        }
+        while writer.has_room()
+            && self
+                .outbox
+                .write_next(now, |id, request| writer.queue(Some(id), request))
+        {}
         // During a `connect`, an ack could refer to the wrong user.
         if !self.outbox.is_connecting()
             && let Some(sequence) = self.inbox.next_ack(self.end_by.is_some())
         {
-            writer.queue(None, &Request::Ack { sequence }).map_err(LinkError::Protocol)?;
+            writer
+                .queue(None, &Request::Ack { sequence })
+                .map_err(LinkError::Protocol)?;
         }
         Ok(())
     }
@@ -368,7 +393,13 @@ impl Engine {
                 self.receive_bye(reason).await;
                 Ok(())
             }
-            (None, Ok(Reply::Error { failure, explanation })) => Err(link::failed(failure, &explanation)),
+            (
+                None,
+                Ok(Reply::Error {
+                    failure,
+                    explanation,
+                }),
+            ) => Err(link::failed(failure, &explanation)),
             // Unknown pushes of a later protocol version are ignored.
             (None, _) => Ok(()),
         }
@@ -404,7 +435,8 @@ impl Engine {
                 }
             }
             ByeReason::Deleted => {
-                self.lose_identity(Refusal::new(Code::NoSuchUser, "the account was deleted")).await;
+                self.lose_identity(Refusal::new(Code::NoSuchUser, "the account was deleted"))
+                    .await;
             }
             ByeReason::Shutdown => self.is_server_ending = true,
         }
@@ -420,8 +452,11 @@ async fn sleep_until(deadline: Option<Instant>) {
 
 fn new_session() -> SessionToken {
     loop {
-        let token: String =
-            rand::rng().sample_iter(&Alphanumeric).take(TOKEN_CHARS).map(char::from).collect();
+        let token: String = rand::rng()
+            .sample_iter(&Alphanumeric)
+            .take(TOKEN_CHARS)
+            .map(char::from)
+            .collect();
         if let Ok(token) = token.parse() {
             return token;
         }

@@ -37,7 +37,10 @@ impl From<Refusal> for RequestError {
 impl RequestError {
     /// Returns the unknown outcome of a request.
     pub(crate) fn unknown(request: &Request, why: impl Into<Cow<'static, str>>) -> Self {
-        Self::Unknown { what: clause(request), why: why.into() }
+        Self::Unknown {
+            what: clause(request),
+            why: why.into(),
+        }
     }
 
     /// Returns the outcome of a request that was not written before the client
@@ -53,7 +56,9 @@ const fn clause(request: &Request) -> &'static str {
         Request::Delete { .. } => "the account was deleted",
         Request::Password { .. } => "the password was changed",
         Request::Send { .. } => "the message was stored",
-        Request::Login { .. } | Request::Connect { .. } | Request::Disconnect => "the user was changed",
+        Request::Login { .. } | Request::Connect { .. } | Request::Disconnect => {
+            "the user was changed"
+        }
         Request::Hello { .. } | Request::List { .. } | Request::Ack { .. } | Request::Ping => {
             "it was carried out"
         }

@@ -135,6 +135,9 @@ impl Drop for Message {
 
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Message").field("user", &self.user).field("delivery", &self.delivery).finish()
+        f.debug_struct("Message")
+            .field("user", &self.user)
+            .field("delivery", &self.delivery)
+            .finish()
     }
 }

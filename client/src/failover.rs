@@ -58,7 +58,11 @@ impl Failover {
     /// gets its share of the connect timeout; after all have failed, which may
     /// be slowness, each gets all of it.
     pub(crate) fn attempt_timeout(&self) -> Duration {
-        if self.is_repeated { self.connect_timeout } else { self.connect_timeout / self.count }
+        if self.is_repeated {
+            self.connect_timeout
+        } else {
+            self.connect_timeout / self.count
+        }
     }
 
     /// Records a failure of the current server, with the wait that it has asked
@@ -66,13 +70,25 @@ impl Failover {
     pub(crate) fn on_failure(&mut self, retry_after: Duration, is_permanent: bool) -> Next {
         self.current = (self.current + 1) % self.count;
         self.failed += 1;
-        self.retry_after = Some(self.retry_after.map_or(retry_after, |least| least.min(retry_after)));
+        self.retry_after = Some(
+            self.retry_after
+                .map_or(retry_after, |least| least.min(retry_after)),
+        );
         self.is_permanent &= is_permanent;
         if self.failed < self.count {
-            return Next { delay: Duration::ZERO, is_permanent: false };
+            return Next {
+                delay: Duration::ZERO,
+                is_permanent: false,
+            };
         }
-        let delay = self.backoff.next().max(self.retry_after.unwrap_or_default());
-        let next = Next { delay, is_permanent: self.is_permanent };
+        let delay = self
+            .backoff
+            .next()
+            .max(self.retry_after.unwrap_or_default());
+        let next = Next {
+            delay,
+            is_permanent: self.is_permanent,
+        };
         self.begin_round();
         self.is_repeated = true;
         next
@@ -103,7 +119,11 @@ struct Backoff {
 
 impl Backoff {
     fn new(timing: &Timing) -> Self {
-        Self { min: timing.backoff_min, max: timing.backoff_max, next: timing.backoff_min }
+        Self {
+            min: timing.backoff_min,
+            max: timing.backoff_max,
+            next: timing.backoff_min,
+        }
     }
 
     /// Returns the next delay.
@@ -136,7 +156,10 @@ mod tests {
         let mut expected = timing.backoff_min;
         for _ in 0..20 {
             let wait = backoff.next();
-            assert!(wait <= expected && wait >= expected / 2, "{wait:?} for {expected:?}");
+            assert!(
+                wait <= expected && wait >= expected / 2,
+                "{wait:?} for {expected:?}"
+            );
             expected = (expected * 2).min(timing.backoff_max);
         }
         backoff.reset();
@@ -150,7 +173,11 @@ mod tests {
             for current in 0..3 {
                 assert_eq!(failover.current(), current);
                 let next = failover.on_failure(NEVER, false);
-                assert_eq!(next.delay > NEVER, current == 2, "round {round}, server {current}");
+                assert_eq!(
+                    next.delay > NEVER,
+                    current == 2,
+                    "round {round}, server {current}"
+                );
             }
         }
     }
@@ -161,7 +188,9 @@ mod tests {
         failover.on_failure(NEVER, false);
         failover.on_success();
         assert_eq!(failover.current(), 1);
-        let delays: Vec<bool> = (0..3).map(|_| failover.on_failure(NEVER, false).delay > NEVER).collect();
+        let delays: Vec<bool> = (0..3)
+            .map(|_| failover.on_failure(NEVER, false).delay > NEVER)
+            .collect();
         assert_eq!((delays, failover.current()), (vec![false, false, true], 1));
     }
 
@@ -180,10 +209,16 @@ mod tests {
     #[test]
     fn failure_is_permanent_if_every_server_fails_permanently() {
         let mut failover = failover(2);
-        assert!(!failover.on_failure(NEVER, true).is_permanent, "there is another");
+        assert!(
+            !failover.on_failure(NEVER, true).is_permanent,
+            "there is another"
+        );
         assert!(failover.on_failure(NEVER, true).is_permanent);
         failover.on_failure(NEVER, false);
-        assert!(!failover.on_failure(NEVER, true).is_permanent, "the other may come back");
+        assert!(
+            !failover.on_failure(NEVER, true).is_permanent,
+            "the other may come back"
+        );
         failover.on_failure(NEVER, true);
         assert!(failover.on_failure(NEVER, true).is_permanent);
     }

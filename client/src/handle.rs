@@ -43,13 +43,26 @@ impl Client {
         let (stop, stop_in) = watch::channel(Stop::No);
         let seen = Arc::clone(&config.seen);
         let unanswered = Arc::<AtomicUsize>::default();
-        let (engine, events) = engine::Engine::new(config, commands_in, stop_in, Arc::clone(&unanswered));
+        let (engine, events) =
+            engine::Engine::new(config, commands_in, stop_in, Arc::clone(&unanswered));
         let tasks = TaskTracker::new();
         tasks.spawn(engine.run());
         tasks.close();
         let link = events.link.clone();
         let commands = Mutex::new(commands);
-        (Handle { shared: Arc::new(Shared { commands, stop, seen, tasks, link, unanswered }) }, events)
+        (
+            Handle {
+                shared: Arc::new(Shared {
+                    commands,
+                    stop,
+                    seen,
+                    tasks,
+                    link,
+                    unanswered,
+                }),
+            },
+            events,
+        )
     }
 }
 
@@ -89,7 +102,11 @@ impl Handle {
     ///
     /// # Errors
     /// See [`RequestError`]. The request is never repeated.
-    pub async fn create(&self, user: UserName, password: Option<Password>) -> Result<(), RequestError> {
+    pub async fn create(
+        &self,
+        user: UserName,
+        password: Option<Password>,
+    ) -> Result<(), RequestError> {
         self.ask(Request::Create { user, password }).await.map(drop)
     }
 
@@ -98,7 +115,11 @@ impl Handle {
     ///
     /// # Errors
     /// See [`RequestError`]. The current user does not change in that case.
-    pub async fn login(&self, user: UserName, password: Option<Password>) -> Result<(), RequestError> {
+    pub async fn login(
+        &self,
+        user: UserName,
+        password: Option<Password>,
+    ) -> Result<(), RequestError> {
         self.ask(Request::Login { user, password }).await.map(drop)
     }
 
@@ -108,10 +129,17 @@ impl Handle {
     /// # Errors
     /// See [`RequestError`], including [`RequestError::SeenStore`]. The current
     /// user does not change in that case.
-    pub async fn connect(&self, user: UserName, password: Option<Password>) -> Result<u64, RequestError> {
+    pub async fn connect(
+        &self,
+        user: UserName,
+        password: Option<Password>,
+    ) -> Result<u64, RequestError> {
         // Read before the request: a client that cannot tell which messages
         // were seen must not take over from another one.
-        self.shared.seen.load(&user).map_err(|error| RequestError::SeenStore(error.to_string()))?;
+        self.shared
+            .seen
+            .load(&user)
+            .map_err(|error| RequestError::SeenStore(error.to_string()))?;
         let answer = self.ask(Request::Connect { user, password }).await?;
         Ok(answer.fields.as_queued().unwrap_or(0))
     }
@@ -135,14 +163,20 @@ impl Handle {
         old: Option<Password>,
         new: Password,
     ) -> Result<(), RequestError> {
-        self.ask(Request::Password { user, old, new }).await.map(drop)
+        self.ask(Request::Password { user, old, new })
+            .await
+            .map(drop)
     }
 
     /// Deletes an account and its queue, and returns whether it existed.
     ///
     /// # Errors
     /// See [`RequestError`]. The request is never repeated.
-    pub async fn delete(&self, user: UserName, password: Option<Password>) -> Result<bool, RequestError> {
+    pub async fn delete(
+        &self,
+        user: UserName,
+        password: Option<Password>,
+    ) -> Result<bool, RequestError> {
         let answer = self.ask(Request::Delete { user, password }).await?;
         Ok(answer.fields.as_deleted().unwrap_or(true))
     }
@@ -153,8 +187,15 @@ impl Handle {
     /// See [`RequestError`].
     pub async fn list(&self, pattern: Option<ByteString>) -> Result<Names, RequestError> {
         let answer = self.ask(Request::List { pattern }).await?;
-        let is_truncated = answer.is_cut || answer.fields.as_listed().is_some_and(|(_, truncated)| truncated);
-        Ok(Names { names: answer.names, is_truncated })
+        let is_truncated = answer.is_cut
+            || answer
+                .fields
+                .as_listed()
+                .is_some_and(|(_, truncated)| truncated);
+        Ok(Names {
+            names: answer.names,
+            is_truncated,
+        })
     }
 
     /// Checks that the server responds.
@@ -191,7 +232,9 @@ impl Handle {
     /// requests, which end as [`RequestError::Unknown`] if they had been
     /// written and as [`RequestError::NotSent`] otherwise.
     pub async fn close(&self, within: Duration) -> usize {
-        self.shared.stop.send_modify(|stop| *stop = stop.earlier(Instant::now() + within));
+        self.shared
+            .stop
+            .send_modify(|stop| *stop = stop.earlier(Instant::now() + within));
         self.shared.tasks.wait().await;
         self.unanswered()
     }
@@ -203,8 +246,14 @@ impl Handle {
     async fn begin(&self, request: Request) -> Result<Receipt, RequestError> {
         let (answer, receipt) = oneshot::channel();
         let commands = self.shared.commands.lock().await;
-        let command = QueuedRequest { request, answer: Some(answer) };
-        commands.send(command).await.map_err(|_| RequestError::closed())?;
+        let command = QueuedRequest {
+            request,
+            answer: Some(answer),
+        };
+        commands
+            .send(command)
+            .await
+            .map_err(|_| RequestError::closed())?;
         Ok(Receipt { answer: receipt })
     }
 }
@@ -230,7 +279,9 @@ impl Future for Receipt {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let ended = Pin::new(&mut self.answer).poll(cx);
         ended.map(|outcome| {
-            outcome.unwrap_or(Err(RequestError::closed())).map(|answer| answer.fields.as_stored())
+            outcome
+                .unwrap_or(Err(RequestError::closed()))
+                .map(|answer| answer.fields.as_stored())
         })
     }
 }

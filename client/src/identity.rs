@@ -38,7 +38,12 @@ impl Identity {
 
     /// Returns the request that authenticates a new link; `None` if anonymous.
     pub(crate) fn authentication(&self) -> Option<Request> {
-        let Self::User { name, password, receives } = self else {
+        let Self::User {
+            name,
+            password,
+            receives,
+        } = self
+        else {
             return None;
         };
         let (user, password) = (name.clone(), password.clone());
@@ -53,22 +58,36 @@ impl Identity {
     pub(crate) fn is_changed_by(&self, request: &Request) -> bool {
         match request {
             Request::Login { .. } | Request::Connect { .. } | Request::Disconnect => true,
-            Request::Delete { user, .. } | Request::Password { user, .. } => self.user() == Some(user),
+            Request::Delete { user, .. } | Request::Password { user, .. } => {
+                self.user() == Some(user)
+            }
             _ => false,
         }
     }
 
     /// Applies a successful request. For a `connect`, returns the receiving
     /// user and the number of queued messages.
-    pub(crate) fn apply(&mut self, request: &Request, fields: &OkFields) -> Option<(UserName, u64)> {
+    pub(crate) fn apply(
+        &mut self,
+        request: &Request,
+        fields: &OkFields,
+    ) -> Option<(UserName, u64)> {
         match request {
             Request::Connect { user, password } => {
-                *self = Self::User { name: user.clone(), password: password.clone(), receives: true };
+                *self = Self::User {
+                    name: user.clone(),
+                    password: password.clone(),
+                    receives: true,
+                };
                 return Some((user.clone(), fields.as_queued().unwrap_or(0)));
             }
             Request::Login { user, password } => {
                 let receives = self.is_receiving_for(user);
-                *self = Self::User { name: user.clone(), password: password.clone(), receives };
+                *self = Self::User {
+                    name: user.clone(),
+                    password: password.clone(),
+                    receives,
+                };
             }
             Request::Disconnect => *self = Self::Anonymous,
             Request::Delete { user, .. } if self.user() == Some(user) => *self = Self::Anonymous,
@@ -93,7 +112,8 @@ impl Identity {
     /// Drops authentication after a refusal, and returns the former user.
     pub(crate) fn lose(&mut self, refusal: &Refusal) -> Option<UserName> {
         let user = self.user()?.clone();
-        *self = Self::Lost(format!("no longer logged in as {user}: {}", refusal.explanation).into());
+        *self =
+            Self::Lost(format!("no longer logged in as {user}: {}", refusal.explanation).into());
         Some(user)
     }
 

@@ -77,7 +77,11 @@ pub(crate) struct Arrival {
 
 impl Inbox {
     pub(crate) fn new(store: Arc<dyn SeenStore>) -> Self {
-        Self { store, state: Mutex::default(), changed: Notify::new() }
+        Self {
+            store,
+            state: Mutex::default(),
+            changed: Notify::new(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, InboxState> {
@@ -115,12 +119,20 @@ impl Inbox {
         let mut state = self.state();
         let Some(user) = state.user.clone() else {
             // A conforming server pushes only after a `connect`.
-            return Arrival { message: None, caught_up: None };
+            return Arrival {
+                message: None,
+                caught_up: None,
+            };
         };
         let is_new = state.arrive(&user, MessageId::from(&delivery));
         let caught_up = state.count_down().then(|| user.clone());
         drop(state);
-        let message = is_new.then(|| Message { user, delivery, inbox: Arc::clone(self), is_settled: false });
+        let message = is_new.then(|| Message {
+            user,
+            delivery,
+            inbox: Arc::clone(self),
+            is_settled: false,
+        });
         Arrival { message, caught_up }
     }
 
@@ -140,7 +152,8 @@ impl Inbox {
 
     /// Releases a message that the application dropped without an ack.
     pub(crate) fn release(&self, user: &UserName, delivery: &Delivery) {
-        self.state().settle(user, MessageId::from(delivery), MessageState::Released);
+        self.state()
+            .settle(user, MessageId::from(delivery), MessageState::Released);
     }
 
     /// Returns the next acknowledgement, if one is due: for many messages at
@@ -160,7 +173,8 @@ impl InboxState {
     /// Clears the state of the former link. Messages held by the application
     /// are kept, so that they are not delivered twice.
     fn reset(&mut self, is_linked: bool) {
-        self.pushed.retain(|_, pushed| pushed.state == MessageState::Held);
+        self.pushed
+            .retain(|_, pushed| pushed.state == MessageState::Held);
         self.is_linked = is_linked;
         self.ackable = None;
         self.seen_since = 0;
@@ -174,8 +188,13 @@ impl InboxState {
             return false;
         }
         let is_new = !self.window.contains(message);
-        let state = if is_new { MessageState::Held } else { MessageState::Seen };
-        self.pushed.insert((user.clone(), message), Pushed { epoch, state });
+        let state = if is_new {
+            MessageState::Held
+        } else {
+            MessageState::Seen
+        };
+        self.pushed
+            .insert((user.clone(), message), Pushed { epoch, state });
         if !is_new {
             self.advance(user);
         }
@@ -204,7 +223,13 @@ impl InboxState {
     /// Advances the acknowledgement over all seen messages, up to the first
     /// other one.
     fn advance(&mut self, user: &UserName) {
-        let start = (user.clone(), MessageId { sequence: Sequence(0), time_ms: 0 });
+        let start = (
+            user.clone(),
+            MessageId {
+                sequence: Sequence(0),
+                time_ms: 0,
+            },
+        );
         while let Some((key, pushed)) = self.pushed.range(start.clone()..).next() {
             if key.0 != *user || pushed.state != MessageState::Seen {
                 return;
@@ -241,7 +266,12 @@ mod tests {
     }
 
     fn delivery(n: u64) -> Delivery {
-        Delivery { sequence: Sequence(n), sender: None, time_ms: 1000 + n, text: "hi".into() }
+        Delivery {
+            sequence: Sequence(n),
+            sender: None,
+            time_ms: 1000 + n,
+            text: "hi".into(),
+        }
     }
 
     fn push(inbox: &Arc<Inbox>, n: u64) -> Option<Message> {

@@ -92,10 +92,13 @@ impl Logs {
         let mut last = LinkError::NoServer;
         let attempt_timeout = Failover::new(config.servers.len(), &config.timing).attempt_timeout();
         for server in &config.servers {
-            let opening = tokio::time::timeout(attempt_timeout, open(server, config.timing, query.clone()));
+            let opening =
+                tokio::time::timeout(attempt_timeout, open(server, config.timing, query.clone()));
             match opening.await.unwrap_or(Err(LinkError::Silent)) {
                 Ok(logs) => return Ok(logs),
-                Err(error @ (LinkError::Refused(_) | LinkError::Denied(_))) => return Err(error.into()),
+                Err(error @ (LinkError::Refused(_) | LinkError::Denied(_))) => {
+                    return Err(error.into());
+                }
                 Err(error) => last = error,
             }
         }
@@ -115,13 +118,21 @@ impl Logs {
     /// [`WatchError::Link`] if the connection fails.
     pub async fn next(&mut self) -> Result<Option<LogItem>, WatchError> {
         loop {
-            let reply = self.replies.message().await.map_err(|status| http2::ended(&status, true))?;
+            let reply = self
+                .replies
+                .message()
+                .await
+                .map_err(|status| http2::ended(&status, true))?;
             match reply {
                 None => return Ok(None),
-                Some(WatchLogsReply { event: Some(Event::Log(event)) }) => {
+                Some(WatchLogsReply {
+                    event: Some(Event::Log(event)),
+                }) => {
                     return Ok(Some(LogItem::Event(event)));
                 }
-                Some(WatchLogsReply { event: Some(Event::Missed(count)) }) => {
+                Some(WatchLogsReply {
+                    event: Some(Event::Missed(count)),
+                }) => {
                     return Ok(Some(LogItem::Missed(count)));
                 }
                 // An item of a later protocol version.
@@ -133,15 +144,27 @@ impl Logs {
 
 async fn open(server: &Server, timing: Timing, query: Query) -> Result<Logs, LinkError> {
     let Transport::Grpc { origin } = &server.transport else {
-        return Err(LinkError::Protocol("watching the log requires gRPC".to_owned()));
+        return Err(LinkError::Protocol(
+            "watching the log requires gRPC".to_owned(),
+        ));
     };
     let origin = http2::origin(origin)?;
-    let keep_alive = KeepAlive { ping_after: timing.ping_after, dead_after: timing.dead_after };
+    let keep_alive = KeepAlive {
+        ping_after: timing.ping_after,
+        dead_after: timing.dead_after,
+    };
     let (connection, guard) = http2::open(server.dial.dial().await?, Some(keep_alive)).await?;
     let mut client = LogWatcherClient::with_origin(connection, origin);
-    let replies = client.watch_logs(query.into_request()).await.map(Response::into_inner);
+    let replies = client
+        .watch_logs(query.into_request())
+        .await
+        .map(Response::into_inner);
     let replies = replies.map_err(|status| http2::ended(&status, false))?;
-    Ok(Logs { server: Arc::clone(&server.address), replies, _connection: guard })
+    Ok(Logs {
+        server: Arc::clone(&server.address),
+        replies,
+        _connection: guard,
+    })
 }
 
 impl Query {
@@ -150,7 +173,17 @@ impl Query {
             user: user.to_string(),
             password: password.map_or_else(String::new, |password| password.expose().to_owned()),
         });
-        let Self { level, target_prefix, limit, .. } = self;
-        WatchLogsRequest { login, level: level.into(), target_prefix, limit }
+        let Self {
+            level,
+            target_prefix,
+            limit,
+            ..
+        } = self;
+        WatchLogsRequest {
+            login,
+            level: level.into(),
+            target_prefix,
+            limit,
+        }
     }
 }

@@ -17,7 +17,9 @@ use std::time::{Duration, SystemTime};
 
 use hark_protocol::correlation::Calls;
 use hark_protocol::limits::SENDS_UNANSWERED_MAX;
-use hark_protocol::{Code, Failure, OkFields, Refusal, Reply, Request, RequestId, SessionToken, UserName};
+use hark_protocol::{
+    Code, Failure, OkFields, Refusal, Reply, Request, RequestId, SessionToken, UserName,
+};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -71,7 +73,10 @@ pub(crate) struct Now {
 
 impl Now {
     pub(crate) fn read() -> Self {
-        Self { steady: Instant::now(), wall: SystemTime::now() }
+        Self {
+            steady: Instant::now(),
+            wall: SystemTime::now(),
+        }
     }
 }
 
@@ -177,7 +182,12 @@ impl Outbox {
             self.is_connecting = matches!(command.request, Request::Connect { .. });
         }
         if let Some(id) = self.new_id(is_send) {
-            let pending = Pending { command, answer: Answer::default(), first_written: None, is_barrier };
+            let pending = Pending {
+                command,
+                answer: Answer::default(),
+                first_written: None,
+                is_barrier,
+            };
             self.fresh.push_back((id, pending));
         }
     }
@@ -236,7 +246,9 @@ impl Outbox {
     /// time for which this machine was suspended.
     fn may_be_forgotten(&self, pending: &Pending, now: Now) -> bool {
         pending.first_written.is_some_and(|first| {
-            now.wall.duration_since(first.wall).is_ok_and(|passed| passed > self.repeat_for)
+            now.wall
+                .duration_since(first.wall)
+                .is_ok_and(|passed| passed > self.repeat_for)
         })
     }
 
@@ -250,9 +262,14 @@ impl Outbox {
     }
 
     fn register(&mut self, id: RequestId, pending: Pending) {
-        let deadline = pending.first_written.map(|first| first.steady + self.repeat_for);
+        let deadline = pending
+            .first_written
+            .map(|first| first.steady + self.repeat_for);
         let registered = self.calls.register(id, deadline, pending);
-        debug_assert!(registered.is_ok(), "the id of a pending request is not reused");
+        debug_assert!(
+            registered.is_ok(),
+            "the id of a pending request is not reused"
+        );
     }
 
     /// Processes a reply. A reply to a request that is no longer pending is
@@ -268,7 +285,10 @@ impl Outbox {
                 pending.answer.add(names, self.names_max);
                 self.register(id, pending);
             }
-            Reply::Error { failure, explanation } => return self.fail(id, pending, failure, explanation),
+            Reply::Error {
+                failure,
+                explanation,
+            } => return self.fail(id, pending, failure, explanation),
             // Neither is a reply, despite its id.
             Reply::String(_) | Reply::Bye(_) => self.register(id, pending),
         }
@@ -285,7 +305,10 @@ impl Outbox {
 
     /// Enqueues a ping whose answer is ignored.
     pub(crate) fn ping(&mut self) {
-        self.enqueue(QueuedRequest { request: Request::Ping, answer: None });
+        self.enqueue(QueuedRequest {
+            request: Request::Ping,
+            answer: None,
+        });
     }
 
     fn succeed(&mut self, id: RequestId, mut pending: Pending, fields: OkFields) -> Effect {
@@ -293,7 +316,9 @@ impl Outbox {
         let mut answer = std::mem::take(&mut pending.answer);
         answer.fields = fields;
         self.conclude(id, pending, Ok(answer));
-        receives.map_or(Effect::None, |(user, queued)| Effect::Receives(user, queued))
+        receives.map_or(Effect::None, |(user, queued)| {
+            Effect::Receives(user, queued)
+        })
     }
 
     fn fail(
@@ -333,7 +358,9 @@ impl Outbox {
                 }
                 // A new connection starts anonymous.
                 Request::Disconnect => drop(self.succeed(id, pending, OkFields::none())),
-                _ => self.conclude_unknown(id, pending, "the connection was lost before the answer"),
+                _ => {
+                    self.conclude_unknown(id, pending, "the connection was lost before the answer")
+                }
             }
         }
         self.drop_sends_of_lost_user();
@@ -352,8 +379,9 @@ impl Outbox {
             return;
         };
         let is_send = |pending: &Pending| matches!(pending.command.request, Request::Send { .. });
-        let (unwritten, kept) =
-            std::mem::take(&mut self.fresh).into_iter().partition(|(_, pending)| is_send(pending));
+        let (unwritten, kept) = std::mem::take(&mut self.fresh)
+            .into_iter()
+            .partition(|(_, pending)| is_send(pending));
         self.fresh = kept;
         let unwritten: VecDeque<(RequestId, Pending)> = unwritten;
         for (id, pending) in unwritten {
@@ -398,13 +426,22 @@ impl Outbox {
             let outcome = RequestError::unknown(&pending.command.request, "the client is closed");
             end(pending.command, Err(outcome));
         }
-        let unwritten = self.fresh.drain(..).map(|(_, pending)| pending.command).chain(self.barrier.take());
+        let unwritten = self
+            .fresh
+            .drain(..)
+            .map(|(_, pending)| pending.command)
+            .chain(self.barrier.take());
         unwritten.for_each(|command| end(command, Err(RequestError::closed())));
         self.sends.clear();
         count
     }
 
-    fn conclude_unknown(&mut self, id: RequestId, pending: Pending, why: impl Into<Cow<'static, str>>) {
+    fn conclude_unknown(
+        &mut self,
+        id: RequestId,
+        pending: Pending,
+        why: impl Into<Cow<'static, str>>,
+    ) {
         let outcome = RequestError::unknown(&pending.command.request, why);
         self.conclude(id, pending, Err(outcome));
     }
@@ -469,8 +506,14 @@ mod tests {
 
     fn send(outbox: &mut Outbox) -> Waiting {
         let (answer, waiting) = oneshot::channel();
-        let request = Request::Send { user: "bob".parse().unwrap(), text: "x".into() };
-        outbox.accept(QueuedRequest { request, answer: Some(answer) });
+        let request = Request::Send {
+            user: "bob".parse().unwrap(),
+            text: "x".into(),
+        };
+        outbox.accept(QueuedRequest {
+            request,
+            answer: Some(answer),
+        });
         waiting
     }
 
@@ -491,7 +534,10 @@ mod tests {
         let last = send(&mut outbox);
         assert!(!outbox.has_room() && !outbox.is_session_exhausted());
         assert_eq!(write_all(&mut outbox, Now::read()), [OTHER_IDS - 1]);
-        outbox.reply(RequestId::new(OTHER_IDS - 1).unwrap(), Reply::Ok(OkFields::none()));
+        outbox.reply(
+            RequestId::new(OTHER_IDS - 1).unwrap(),
+            Reply::Ok(OkFields::none()),
+        );
         last.await.unwrap().unwrap();
         assert!(outbox.is_session_exhausted());
         outbox.renew_session("another".parse().unwrap());
@@ -508,7 +554,10 @@ mod tests {
             let now = Now::read();
             assert_eq!(write_all(&mut outbox, now), [1]);
             outbox.link_lost();
-            let later = Now { wall: now.wall + Duration::from_secs(asleep_s), ..now };
+            let later = Now {
+                wall: now.wall + Duration::from_secs(asleep_s),
+                ..now
+            };
             assert_eq!(write_all(&mut outbox, later), expected);
             let is_unknown = matches!(waiting.try_recv(), Ok(Err(RequestError::Unknown { .. })));
             assert_eq!(is_unknown, expected.is_empty());

@@ -15,7 +15,9 @@ pub fn wait_while<'a, T>(
     guard: MutexGuard<'a, T>,
     condition: impl FnMut(&mut T) -> bool,
 ) -> MutexGuard<'a, T> {
-    changed.wait_while(guard, condition).unwrap_or_else(PoisonError::into_inner)
+    changed
+        .wait_while(guard, condition)
+        .unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits until `condition` is false, at most this long, whether the mutex is poisoned or
@@ -26,5 +28,8 @@ pub fn wait_timeout_while<'a, T>(
     timeout: Duration,
     condition: impl FnMut(&mut T) -> bool,
 ) -> MutexGuard<'a, T> {
-    changed.wait_timeout_while(guard, timeout, condition).unwrap_or_else(PoisonError::into_inner).0
+    changed
+        .wait_timeout_while(guard, timeout, condition)
+        .unwrap_or_else(PoisonError::into_inner)
+        .0
 }

@@ -71,7 +71,8 @@ impl TlsError {
 
     /// Returns the error for a TLS alert received on a plain-text connection.
     pub(crate) fn unencrypted() -> io::Error {
-        let why = "the server requires TLS, and this connection is not encrypted: use TLS (hark --tls)";
+        let why =
+            "the server requires TLS, and this connection is not encrypted: use TLS (hark --tls)";
         io::Error::new(io::ErrorKind::InvalidData, Self(why.to_owned()))
     }
 }
@@ -97,20 +98,31 @@ impl Tls {
     pub(crate) fn new(trust: &Trust, protocols: &[&str]) -> Result<Self, TrustError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let roots = Arc::new(authorities(trust)?);
-        let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider)).build();
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider)).build();
         let verifier = verifier.map_err(|error| TrustError::NoAuthorities(error.to_string()))?;
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_webpki_verifier(verifier)
             .with_no_client_auth();
-        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-        Ok(Self { config: Arc::new(config), trust: trust.clone() })
+        config.alpn_protocols = protocols
+            .iter()
+            .map(|protocol| protocol.as_bytes().to_vec())
+            .collect();
+        Ok(Self {
+            config: Arc::new(config),
+            trust: trust.clone(),
+        })
     }
 
     /// Returns a dialer for the server at `address`, whose certificate has to
     /// be valid for its host.
     pub(crate) fn dial(&self, address: &str) -> Result<TlsDial, TrustError> {
-        Ok(TlsDial { tcp: TcpDial::new(address), name: host(address)?, tls: self.clone() })
+        Ok(TlsDial {
+            tcp: TcpDial::new(address),
+            name: host(address)?,
+            tls: self.clone(),
+        })
     }
 }
 
@@ -123,12 +135,19 @@ impl TlsDial {
     /// If no authority is trusted, or the address has no valid host name.
     pub fn new(address: &str, trust: &Trust, protocols: &[&str]) -> Result<Self, TrustError> {
         let name = host(address)?;
-        Ok(Self { tcp: TcpDial::new(address), name, tls: Tls::new(trust, protocols)? })
+        Ok(Self {
+            tcp: TcpDial::new(address),
+            name,
+            tls: Tls::new(trust, protocols)?,
+        })
     }
 
     /// Replaces the error of a failed handshake by a readable explanation.
     fn explain(&self, error: io::Error) -> io::Error {
-        let reason = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        let reason = match error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+        {
             Some(reason) => reason,
             None if error.kind() == io::ErrorKind::UnexpectedEof => {
                 let why = "the server closed the connection during the TLS handshake; does it support TLS?";
@@ -208,7 +227,10 @@ impl Dial for TlsDial {
 /// Parses the host of an address as a name of a certificate.
 fn host(address: &str) -> Result<ServerName<'static>, TrustError> {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let host = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host);
     ServerName::try_from(host.to_owned()).map_err(|_| TrustError::BadName(host.to_owned()))
 }
 
@@ -220,12 +242,18 @@ fn authorities(trust: &Trust) -> Result<RootCertStore, TrustError> {
             // Systems keep some authorities that webpki cannot parse.
             let (taken, _) = roots.add_parsable_certificates(found.certs);
             if taken == 0 {
-                let why = found.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
+                let why = found
+                    .errors
+                    .first()
+                    .map_or_else(|| "none found".to_owned(), ToString::to_string);
                 return Err(TrustError::NoAuthorities(why));
             }
         }
         Trust::File(path) => {
-            let unreadable = |source| TrustError::Unreadable { path: path.clone(), source };
+            let unreadable = |source| TrustError::Unreadable {
+                path: path.clone(),
+                source,
+            };
             let text = fs::read(path).map_err(|error| unreadable(pem::Error::Io(error)))?;
             for certificate in CertificateDer::pem_slice_iter(&text) {
                 roots.add(certificate.map_err(unreadable)?)?;
@@ -252,8 +280,13 @@ fn names(presented: &[String]) -> String {
 }
 
 fn date(time: UnixTime) -> String {
-    let timestamp = i64::try_from(time.as_secs()).ok().and_then(|second| Timestamp::from_second(second).ok());
-    timestamp.map_or_else(|| "a date out of range".to_owned(), |time| time.strftime("%Y-%m-%d").to_string())
+    let timestamp = i64::try_from(time.as_secs())
+        .ok()
+        .and_then(|second| Timestamp::from_second(second).ok());
+    timestamp.map_or_else(
+        || "a date out of range".to_owned(),
+        |time| time.strftime("%Y-%m-%d").to_string(),
+    )
 }
 
 #[cfg(test)]
@@ -270,18 +303,23 @@ mod tests {
     #[test]
     fn invalid_host_name_is_refused_at_once() {
         let folder = tempfile::tempdir().unwrap();
-        let dial =
-            |address| TlsDial::new(address, &Trust::File(folder.path().join("none")), &[]).unwrap_err();
+        let dial = |address| {
+            TlsDial::new(address, &Trust::File(folder.path().join("none")), &[]).unwrap_err()
+        };
         assert!(matches!(dial("not a host:1"), TrustError::BadName(name) if name == "not a host"));
         for good in ["hark.test:1", "192.0.2.1:1", "[::1]:1"] {
-            assert!(matches!(dial(good), TrustError::Unreadable { .. }), "{good}");
+            assert!(
+                matches!(dial(good), TrustError::Unreadable { .. }),
+                "{good}"
+            );
         }
     }
 
     #[test]
     fn file_without_certificates_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let error = TlsDial::new("hark.test:1", &Trust::File(file.path().to_owned()), &[]).unwrap_err();
+        let error =
+            TlsDial::new("hark.test:1", &Trust::File(file.path().to_owned()), &[]).unwrap_err();
         assert!(matches!(error, TrustError::NoCertificate(_)), "{error}");
     }
 }

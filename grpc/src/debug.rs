@@ -14,4 +14,10 @@ macro_rules! shown_without_password {
     )*};
 }
 
-shown_without_password!(Credentials, CreateRequest, PasswordRequest, DeleteRequest, ConnectRequest);
+shown_without_password!(
+    Credentials,
+    CreateRequest,
+    PasswordRequest,
+    DeleteRequest,
+    ConnectRequest
+);

@@ -1,13 +1,14 @@
 //! Translation of replies: from a [`Reply`] to a [`ChatReply`], and back.
 
 use hark_protocol::{
-    ByeReason, Code, Delivery, Failure, Frame, Incoming, Malformed, OkFields, Refusal, RequestId, Sequence,
-    UserName,
+    ByeReason, Code, Delivery, Failure, Frame, Incoming, Malformed, OkFields, Refusal, RequestId,
+    Sequence, UserName,
 };
 
 use crate::v1::chat_reply::Reply;
 use crate::v1::{
-    Bye, ChatReply, Connected, DeleteReply, Error, Listed, Message, Names, NotOk, Ok as Done, Opened,
+    Bye, ChatReply, Connected, DeleteReply, Error, Listed, Message, Names, NotOk, Ok as Done,
+    Opened,
 };
 
 /// Encoder of the replies of one `BiDiChat`, in their order.
@@ -20,7 +21,11 @@ pub struct Replies {
 impl Replies {
     /// Encodes a reply. Returns `None` for an empty part of a list; the end of
     /// the list suffices.
-    pub fn outgoing(&mut self, id: Option<RequestId>, reply: hark_protocol::Reply) -> Option<ChatReply> {
+    pub fn outgoing(
+        &mut self,
+        id: Option<RequestId>,
+        reply: hark_protocol::Reply,
+    ) -> Option<ChatReply> {
         let ends_list = std::mem::take(&mut self.in_list);
         let reply = match reply {
             hark_protocol::Reply::Ok(fields) => done(&fields, ends_list),
@@ -29,17 +34,25 @@ impl Replies {
                 if names.is_empty() {
                     return None;
                 }
-                Reply::Names(Names { names: texts(&names) })
+                Reply::Names(Names {
+                    names: texts(&names),
+                })
             }
             hark_protocol::Reply::String(delivery) => Reply::Message(delivery.into()),
             hark_protocol::Reply::Bye(reason) => Reply::Bye(reason.into()),
             hark_protocol::Reply::NotOk(refusal) => Reply::NotOk(refusal.into()),
-            hark_protocol::Reply::Error { failure, explanation } => Reply::Error(Error {
+            hark_protocol::Reply::Error {
+                failure,
+                explanation,
+            } => Reply::Error(Error {
                 code: failure.as_str().to_owned(),
                 explanation: explanation.into_owned(),
             }),
         };
-        Some(ChatReply { id: id.map_or(0, RequestId::value), reply: Some(reply) })
+        Some(ChatReply {
+            id: id.map_or(0, RequestId::value),
+            reply: Some(reply),
+        })
     }
 }
 
@@ -60,27 +73,41 @@ impl TryFrom<Reply> for hark_protocol::Reply {
     fn try_from(reply: Reply) -> Result<Self, Refusal> {
         Ok(match reply {
             Reply::Ok(Done { sequence: None }) => Self::Ok(OkFields::none()),
-            Reply::Ok(Done { sequence: Some(sequence) }) => Self::Ok(OkFields::stored(Sequence(sequence))),
-            Reply::Hello(Opened { version, frame_bytes_max }) => {
+            Reply::Ok(Done {
+                sequence: Some(sequence),
+            }) => Self::Ok(OkFields::stored(Sequence(sequence))),
+            Reply::Hello(Opened {
+                version,
+                frame_bytes_max,
+            }) => {
                 let bytes = usize::try_from(frame_bytes_max).unwrap_or(usize::MAX);
                 Self::Ok(OkFields::hello(version, bytes))
             }
             Reply::Connected(Connected { queued, .. }) => Self::Ok(OkFields::queued(queued)),
             Reply::Deleted(DeleteReply { existed }) => Self::Ok(OkFields::deleted(existed)),
-            Reply::Names(Names { names }) => {
-                Self::List(names.iter().map(|name| name.parse()).collect::<Result<_, _>>()?)
-            }
-            Reply::Listed(Listed { count, truncated }) => {
-                Self::Ok(OkFields::listed(usize::try_from(count).unwrap_or(usize::MAX), truncated))
-            }
+            Reply::Names(Names { names }) => Self::List(
+                names
+                    .iter()
+                    .map(|name| name.parse())
+                    .collect::<Result<_, _>>()?,
+            ),
+            Reply::Listed(Listed { count, truncated }) => Self::Ok(OkFields::listed(
+                usize::try_from(count).unwrap_or(usize::MAX),
+                truncated,
+            )),
             Reply::Message(message) => Self::String(message.try_into()?),
             Reply::Bye(Bye { reason }) => match ByeReason::parse(&reason) {
                 Some(reason) => Self::Bye(reason),
                 None => return Err(bad_reply("unknown reason of a bye")),
             },
-            Reply::NotOk(NotOk { code, explanation, .. }) => Self::NotOk(Refusal::parse(&code, &explanation)),
+            Reply::NotOk(NotOk {
+                code, explanation, ..
+            }) => Self::NotOk(Refusal::parse(&code, &explanation)),
             Reply::Error(Error { code, explanation }) => match Failure::parse(&code) {
-                Some(failure) => Self::Error { failure, explanation: explanation.into() },
+                Some(failure) => Self::Error {
+                    failure,
+                    explanation: explanation.into(),
+                },
                 None => return Err(bad_reply("unknown code of an error")),
             },
         })
@@ -91,7 +118,9 @@ impl From<Delivery> for Message {
     fn from(delivery: Delivery) -> Self {
         Self {
             sequence: delivery.sequence.0,
-            sender: delivery.sender.map_or_else(String::new, |sender| sender.to_string()),
+            sender: delivery
+                .sender
+                .map_or_else(String::new, |sender| sender.to_string()),
             time_ms: delivery.time_ms,
             text: delivery.text.to_string(),
         }
@@ -102,15 +131,31 @@ impl TryFrom<Message> for Delivery {
     type Error = Refusal;
 
     fn try_from(message: Message) -> Result<Self, Refusal> {
-        let Message { sequence, sender, time_ms, text } = message;
-        let sender = if sender.is_empty() { None } else { Some(sender.parse()?) };
-        Ok(Self { sequence: Sequence(sequence), sender, time_ms, text: text.into() })
+        let Message {
+            sequence,
+            sender,
+            time_ms,
+            text,
+        } = message;
+        let sender = if sender.is_empty() {
+            None
+        } else {
+            Some(sender.parse()?)
+        };
+        Ok(Self {
+            sequence: Sequence(sequence),
+            sender,
+            time_ms,
+            text: text.into(),
+        })
     }
 }
 
 impl From<ByeReason> for Bye {
     fn from(reason: ByeReason) -> Self {
-        Self { reason: reason.as_str().to_owned() }
+        Self {
+            reason: reason.as_str().to_owned(),
+        }
     }
 }
 
@@ -134,15 +179,26 @@ pub fn texts(names: &[UserName]) -> Vec<String> {
 /// Encodes an `ok`. Its fields identify the request, except for a number alone.
 fn done(fields: &OkFields, ends_list: bool) -> Reply {
     if fields.is_stored() {
-        Reply::Ok(Done { sequence: fields.as_stored().map(|sequence| sequence.0) })
+        Reply::Ok(Done {
+            sequence: fields.as_stored().map(|sequence| sequence.0),
+        })
     } else if let Some((count, truncated)) = fields.as_listed().filter(|_| ends_list) {
-        Reply::Listed(Listed { count: u64::try_from(count).unwrap_or(u64::MAX), truncated })
+        Reply::Listed(Listed {
+            count: u64::try_from(count).unwrap_or(u64::MAX),
+            truncated,
+        })
     } else if let Some(queued) = fields.as_queued() {
-        Reply::Connected(Connected { queued, receipt: String::new() })
+        Reply::Connected(Connected {
+            queued,
+            receipt: String::new(),
+        })
     } else if let Some(existed) = fields.as_deleted() {
         Reply::Deleted(DeleteReply { existed })
     } else if let Some((version, bytes)) = fields.as_hello() {
-        Reply::Hello(Opened { version, frame_bytes_max: u32::try_from(bytes).unwrap_or(u32::MAX) })
+        Reply::Hello(Opened {
+            version,
+            frame_bytes_max: u32::try_from(bytes).unwrap_or(u32::MAX),
+        })
     } else {
         Reply::Ok(Done { sequence: None })
     }
@@ -190,37 +246,66 @@ mod tests {
             Reply::Bye(ByeReason::TakenOver),
             Reply::Bye(ByeReason::Deleted),
             Reply::Bye(ByeReason::Shutdown),
-            Reply::Error { failure: Failure::Unavailable, explanation: "try again".into() },
+            Reply::Error {
+                failure: Failure::Unavailable,
+                explanation: "try again".into(),
+            },
         ];
         let refusals = Code::ALL.map(|code| Reply::NotOk(Refusal::new(code, "7 s to wait")));
         let mut replies = Replies::default();
         for (id, reply) in (1..).zip(given.into_iter().chain(refusals)) {
             let id = RequestId::new(id);
             let bytes = replies.outgoing(id, reply.clone()).unwrap().encode_to_vec();
-            assert_eq!(incoming(ChatReply::decode(&*bytes).unwrap()), Frame::new(id, Ok(reply)));
+            assert_eq!(
+                incoming(ChatReply::decode(&*bytes).unwrap()),
+                Frame::new(id, Ok(reply))
+            );
         }
     }
 
     #[test]
     fn empty_list_is_only_its_end() {
         let mut replies = Replies::default();
-        assert_eq!(replies.outgoing(None, hark_protocol::Reply::List(Vec::new())), None);
-        let end = replies.outgoing(None, hark_protocol::Reply::Ok(OkFields::listed(0, false))).unwrap();
-        assert_eq!(end.reply, Some(Reply::Listed(Listed { count: 0, truncated: false })));
+        assert_eq!(
+            replies.outgoing(None, hark_protocol::Reply::List(Vec::new())),
+            None
+        );
+        let end = replies
+            .outgoing(None, hark_protocol::Reply::Ok(OkFields::listed(0, false)))
+            .unwrap();
+        assert_eq!(
+            end.reply,
+            Some(Reply::Listed(Listed {
+                count: 0,
+                truncated: false
+            }))
+        );
     }
 
     #[test]
     fn rate_limit_names_its_wait() {
-        let refusal = Refusal::rate_limited(std::time::Duration::from_secs(7), "too many passwords");
+        let refusal =
+            Refusal::rate_limited(std::time::Duration::from_secs(7), "too many passwords");
         assert_eq!(NotOk::from(refusal).retry_after_s, 7);
-        assert_eq!(NotOk::from(Refusal::new(Code::Denied, "7 s")).retry_after_s, 0);
+        assert_eq!(
+            NotOk::from(Refusal::new(Code::Denied, "7 s")).retry_after_s,
+            0
+        );
     }
 
     #[test]
     fn unknown_refusal_code_is_a_refusal() {
         let explanation = "come back at five".to_owned();
-        let not_ok = NotOk { code: "out-of-tea".to_owned(), explanation, retry_after_s: 0 };
-        let message = incoming(ChatReply { id: 1, reply: Some(Reply::NotOk(not_ok)) }).message;
+        let not_ok = NotOk {
+            code: "out-of-tea".to_owned(),
+            explanation,
+            retry_after_s: 0,
+        };
+        let message = incoming(ChatReply {
+            id: 1,
+            reply: Some(Reply::NotOk(not_ok)),
+        })
+        .message;
         let refusal = Refusal::new(Code::Unknown, "out-of-tea,come back at five");
         assert_eq!(message, Ok(hark_protocol::Reply::NotOk(refusal)));
     }
@@ -229,12 +314,21 @@ mod tests {
     fn unknown_reply_is_refused() {
         let unknown = [
             None,
-            Some(Reply::Bye(Bye { reason: "bored".to_owned() })),
-            Some(Reply::Error(Error { code: "odd".to_owned(), explanation: String::new() })),
+            Some(Reply::Bye(Bye {
+                reason: "bored".to_owned(),
+            })),
+            Some(Reply::Error(Error {
+                code: "odd".to_owned(),
+                explanation: String::new(),
+            })),
         ];
         for reply in unknown {
             assert_eq!(
-                incoming(ChatReply { id: 1, reply }).message.unwrap_err().refusal.code,
+                incoming(ChatReply { id: 1, reply })
+                    .message
+                    .unwrap_err()
+                    .refusal
+                    .code,
                 Code::BadRequest
             );
         }

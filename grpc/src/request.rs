@@ -2,14 +2,15 @@
 //! and back. An empty string stands for an absent field.
 
 use hark_protocol::{
-    Code, Frame, Incoming, Malformed, Password, Refusal, Request, RequestId, Sequence, SessionToken, UserName,
+    Code, Frame, Incoming, Malformed, Password, Refusal, Request, RequestId, Sequence,
+    SessionToken, UserName,
 };
 use zeroize::Zeroizing;
 
 use crate::v1::chat_request::Command;
 use crate::v1::{
-    ChatRequest, ConnectRequest, CreateRequest, Credentials, DeleteRequest, Disconnect, Hello, Idempotency,
-    List, ListRequest, PasswordRequest, Ping, Send, SendRequest,
+    ChatRequest, ConnectRequest, CreateRequest, Credentials, DeleteRequest, Disconnect, Hello,
+    Idempotency, List, ListRequest, PasswordRequest, Ping, Send, SendRequest,
 };
 
 /// Decodes a request of `BiDiChat`. Every request except `ack` has an id.
@@ -18,18 +19,26 @@ pub fn incoming(request: ChatRequest) -> Incoming<Request> {
     let id = RequestId::new(request.id);
     let is_hello = matches!(request.command, Some(Command::Hello(_)));
     let message = match request.command {
-        Some(Command::Ack(sequence)) => Ok(Request::Ack { sequence: Sequence(sequence) }),
+        Some(Command::Ack(sequence)) => Ok(Request::Ack {
+            sequence: Sequence(sequence),
+        }),
         _ if id.is_none() => Err(without_id()),
         Some(command) => command.try_into(),
         None => Err(Refusal::new(Code::UnknownCommand, "unknown command")),
     };
-    Frame::new(id, message.map_err(|refusal| Malformed { refusal, is_hello }))
+    Frame::new(
+        id,
+        message.map_err(|refusal| Malformed { refusal, is_hello }),
+    )
 }
 
 /// Encodes a request for `BiDiChat`.
 #[must_use]
 pub fn outgoing(id: Option<RequestId>, request: Request) -> ChatRequest {
-    ChatRequest { id: id.map_or(0, RequestId::value), command: Some(request.into()) }
+    ChatRequest {
+        id: id.map_or(0, RequestId::value),
+        command: Some(request.into()),
+    }
 }
 
 /// Parses the session and the id that make a unary send idempotent.
@@ -49,9 +58,10 @@ impl TryFrom<Command> for Request {
 
     fn try_from(command: Command) -> Result<Self, Refusal> {
         match command {
-            Command::Hello(Hello { version, session }) => {
-                Ok(Self::Hello { version, session: session.parse()? })
-            }
+            Command::Hello(Hello { version, session }) => Ok(Self::Hello {
+                version,
+                session: session.parse()?,
+            }),
             Command::Create(create) => create.try_into(),
             Command::Login(credentials) => credentials.try_into(),
             Command::Connect(connect) => connect.try_into(),
@@ -59,8 +69,13 @@ impl TryFrom<Command> for Request {
             Command::Password(password) => password.try_into(),
             Command::Delete(delete) => delete.try_into(),
             Command::List(List { pattern }) => Ok(list(pattern)),
-            Command::Send(Send { to, text }) => Ok(Self::Send { user: to.parse()?, text: text.into() }),
-            Command::Ack(sequence) => Ok(Self::Ack { sequence: Sequence(sequence) }),
+            Command::Send(Send { to, text }) => Ok(Self::Send {
+                user: to.parse()?,
+                text: text.into(),
+            }),
+            Command::Ack(sequence) => Ok(Self::Ack {
+                sequence: Sequence(sequence),
+            }),
             Command::Ping(Ping {}) => Ok(Self::Ping),
         }
     }
@@ -69,20 +84,23 @@ impl TryFrom<Command> for Request {
 impl From<Request> for Command {
     fn from(request: Request) -> Self {
         match request {
-            Request::Hello { version, session } => {
-                Self::Hello(Hello { version, session: session.as_str().to_owned() })
-            }
+            Request::Hello { version, session } => Self::Hello(Hello {
+                version,
+                session: session.as_str().to_owned(),
+            }),
             Request::Create { user, password } => Self::Create(CreateRequest {
                 user: user.to_string(),
                 password: exposed(password),
                 login: None,
             }),
-            Request::Login { user, password } => {
-                Self::Login(Credentials { user: user.to_string(), password: exposed(password) })
-            }
-            Request::Connect { user, password } => {
-                Self::Connect(ConnectRequest { user: user.to_string(), password: exposed(password) })
-            }
+            Request::Login { user, password } => Self::Login(Credentials {
+                user: user.to_string(),
+                password: exposed(password),
+            }),
+            Request::Connect { user, password } => Self::Connect(ConnectRequest {
+                user: user.to_string(),
+                password: exposed(password),
+            }),
             Request::Disconnect => Self::Disconnect(Disconnect {}),
             Request::Password { user, old, new } => Self::Password(PasswordRequest {
                 user: user.to_string(),
@@ -95,10 +113,13 @@ impl From<Request> for Command {
                 password: exposed(password),
                 login: None,
             }),
-            Request::List { pattern } => {
-                Self::List(List { pattern: pattern.map_or_else(String::new, |pattern| pattern.to_string()) })
-            }
-            Request::Send { user, text } => Self::Send(Send { to: user.to_string(), text: text.to_string() }),
+            Request::List { pattern } => Self::List(List {
+                pattern: pattern.map_or_else(String::new, |pattern| pattern.to_string()),
+            }),
+            Request::Send { user, text } => Self::Send(Send {
+                to: user.to_string(),
+                text: text.to_string(),
+            }),
             Request::Ack { sequence } => Self::Ack(sequence.0),
             Request::Ping => Self::Ping(Ping {}),
         }
@@ -109,10 +130,19 @@ impl From<Request> for Command {
 impl TryFrom<CreateRequest> for Request {
     type Error = Refusal;
 
-    fn try_from(CreateRequest { user, password, login }: CreateRequest) -> Result<Self, Refusal> {
+    fn try_from(
+        CreateRequest {
+            user,
+            password,
+            login,
+        }: CreateRequest,
+    ) -> Result<Self, Refusal> {
         let password = secret(password)?;
         without_login(login)?;
-        Ok(Self::Create { user: user.parse()?, password })
+        Ok(Self::Create {
+            user: user.parse()?,
+            password,
+        })
     }
 }
 
@@ -141,7 +171,10 @@ impl TryFrom<ConnectRequest> for Request {
 
     fn try_from(ConnectRequest { user, password }: ConnectRequest) -> Result<Self, Refusal> {
         let password = secret(password)?;
-        Ok(Self::Connect { user: user.parse()?, password })
+        Ok(Self::Connect {
+            user: user.parse()?,
+            password,
+        })
     }
 }
 
@@ -149,10 +182,21 @@ impl TryFrom<ConnectRequest> for Request {
 impl TryFrom<PasswordRequest> for Request {
     type Error = Refusal;
 
-    fn try_from(PasswordRequest { user, old, new, login }: PasswordRequest) -> Result<Self, Refusal> {
+    fn try_from(
+        PasswordRequest {
+            user,
+            old,
+            new,
+            login,
+        }: PasswordRequest,
+    ) -> Result<Self, Refusal> {
         let (old, new) = (secret(old), Zeroizing::new(new));
         without_login(login)?;
-        Ok(Self::Password { user: user.parse()?, old: old?, new: new.parse()? })
+        Ok(Self::Password {
+            user: user.parse()?,
+            old: old?,
+            new: new.parse()?,
+        })
     }
 }
 
@@ -160,10 +204,19 @@ impl TryFrom<PasswordRequest> for Request {
 impl TryFrom<DeleteRequest> for Request {
     type Error = Refusal;
 
-    fn try_from(DeleteRequest { user, password, login }: DeleteRequest) -> Result<Self, Refusal> {
+    fn try_from(
+        DeleteRequest {
+            user,
+            password,
+            login,
+        }: DeleteRequest,
+    ) -> Result<Self, Refusal> {
         let password = secret(password)?;
         without_login(login)?;
-        Ok(Self::Delete { user: user.parse()?, password })
+        Ok(Self::Delete {
+            user: user.parse()?,
+            password,
+        })
     }
 }
 
@@ -179,7 +232,10 @@ impl TryFrom<SendRequest> for Request {
     type Error = Refusal;
 
     fn try_from(request: SendRequest) -> Result<Self, Refusal> {
-        Ok(Self::Send { user: request.to.parse()?, text: request.text.into() })
+        Ok(Self::Send {
+            user: request.to.parse()?,
+            text: request.text.into(),
+        })
     }
 }
 
@@ -189,19 +245,30 @@ fn without_id() -> Refusal {
 
 /// Refuses a login in a request of a stream, and wipes it in any case.
 fn without_login(login: Option<Credentials>) -> Result<(), Refusal> {
-    let Some(Credentials { password, .. }) = login else { return Ok(()) };
+    let Some(Credentials { password, .. }) = login else {
+        return Ok(());
+    };
     drop(Zeroizing::new(password));
-    Err(Refusal::new(Code::BadRequest, "`login` is not allowed in a stream; send a login request instead"))
+    Err(Refusal::new(
+        Code::BadRequest,
+        "`login` is not allowed in a stream; send a login request instead",
+    ))
 }
 
 fn list(pattern: String) -> Request {
-    Request::List { pattern: (!pattern.is_empty()).then(|| pattern.into()) }
+    Request::List {
+        pattern: (!pattern.is_empty()).then(|| pattern.into()),
+    }
 }
 
 /// Parses an optional password, and wipes the input in any case.
 fn secret(password: String) -> Result<Option<Password>, Refusal> {
     let password = Zeroizing::new(password);
-    if password.is_empty() { Ok(None) } else { Ok(Some(password.parse()?)) }
+    if password.is_empty() {
+        Ok(None)
+    } else {
+        Ok(Some(password.parse()?))
+    }
 }
 
 fn exposed(password: Option<Password>) -> String {
@@ -218,20 +285,57 @@ mod tests {
         let user = || "bob".parse().unwrap();
         let password = || "secret".parse().unwrap();
         vec![
-            Request::Hello { version: 1, session: "A-z_09".parse().unwrap() },
-            Request::Create { user: user(), password: None },
-            Request::Create { user: user(), password: Some(password()) },
-            Request::Login { user: user(), password: Some(password()) },
-            Request::Connect { user: user(), password: None },
-            Request::Connect { user: user(), password: Some(password()) },
+            Request::Hello {
+                version: 1,
+                session: "A-z_09".parse().unwrap(),
+            },
+            Request::Create {
+                user: user(),
+                password: None,
+            },
+            Request::Create {
+                user: user(),
+                password: Some(password()),
+            },
+            Request::Login {
+                user: user(),
+                password: Some(password()),
+            },
+            Request::Connect {
+                user: user(),
+                password: None,
+            },
+            Request::Connect {
+                user: user(),
+                password: Some(password()),
+            },
             Request::Disconnect,
-            Request::Password { user: user(), old: None, new: password() },
-            Request::Password { user: user(), old: Some("old".parse().unwrap()), new: password() },
-            Request::Delete { user: user(), password: Some(password()) },
+            Request::Password {
+                user: user(),
+                old: None,
+                new: password(),
+            },
+            Request::Password {
+                user: user(),
+                old: Some("old".parse().unwrap()),
+                new: password(),
+            },
+            Request::Delete {
+                user: user(),
+                password: Some(password()),
+            },
             Request::List { pattern: None },
-            Request::List { pattern: Some("^b".into()) },
-            Request::Send { user: user(), text: "a, b\n".into() },
-            Request::Send { user: user(), text: "".into() },
+            Request::List {
+                pattern: Some("^b".into()),
+            },
+            Request::Send {
+                user: user(),
+                text: "a, b\n".into(),
+            },
+            Request::Send {
+                user: user(),
+                text: "".into(),
+            },
             Request::Ping,
         ]
     }
@@ -244,20 +348,34 @@ mod tests {
             let arrived = incoming(ChatRequest::decode(&*bytes).unwrap());
             assert_eq!(arrived, Frame::new(id, Ok(request)));
         }
-        let ack = Request::Ack { sequence: Sequence(u64::MAX) };
-        assert_eq!(incoming(outgoing(None, ack.clone())), Frame::new(None, Ok(ack)));
+        let ack = Request::Ack {
+            sequence: Sequence(u64::MAX),
+        };
+        assert_eq!(
+            incoming(outgoing(None, ack.clone())),
+            Frame::new(None, Ok(ack))
+        );
     }
 
     #[track_caller]
     fn check_refused(request: ChatRequest, code: Code) {
         let is_hello = matches!(request.command, Some(Command::Hello(_)));
         let malformed = incoming(request).message.unwrap_err();
-        assert_eq!((malformed.refusal.code, malformed.is_hello), (code, is_hello));
+        assert_eq!(
+            (malformed.refusal.code, malformed.is_hello),
+            (code, is_hello)
+        );
     }
 
     #[test]
     fn malformed_request_is_refused() {
-        check_refused(ChatRequest { id: 1, command: None }, Code::UnknownCommand);
+        check_refused(
+            ChatRequest {
+                id: 1,
+                command: None,
+            },
+            Code::UnknownCommand,
+        );
         check_refused(outgoing(None, Request::Ping), Code::BadRequest);
         let login = |user: &str, password: &str| ChatRequest {
             id: 1,
@@ -269,11 +387,32 @@ mod tests {
         check_refused(login("", ""), Code::BadName);
         check_refused(login("b,b", ""), Code::BadName);
         check_refused(login("bob", "a,b"), Code::BadPassword);
-        let hello = Hello { version: 1, session: "no session".to_owned() };
-        check_refused(ChatRequest { id: 1, command: Some(Command::Hello(hello)) }, Code::BadRequest);
-        let hello = Hello { version: 1, session: "session".to_owned() };
-        check_refused(ChatRequest { id: 0, command: Some(Command::Hello(hello)) }, Code::BadRequest);
-        let idempotency = Idempotency { session: "session".to_owned(), id: 0 };
+        let hello = Hello {
+            version: 1,
+            session: "no session".to_owned(),
+        };
+        check_refused(
+            ChatRequest {
+                id: 1,
+                command: Some(Command::Hello(hello)),
+            },
+            Code::BadRequest,
+        );
+        let hello = Hello {
+            version: 1,
+            session: "session".to_owned(),
+        };
+        check_refused(
+            ChatRequest {
+                id: 0,
+                command: Some(Command::Hello(hello)),
+            },
+            Code::BadRequest,
+        );
+        let idempotency = Idempotency {
+            session: "session".to_owned(),
+            id: 0,
+        };
         assert_eq!(send_id(&idempotency).unwrap_err().code, Code::BadRequest);
     }
 

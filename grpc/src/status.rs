@@ -23,22 +23,36 @@ const DOMAIN: &str = "hark";
 pub fn refused(refusal: &Refusal) -> Status {
     let code = match refusal.code {
         Code::UnknownCommand => StatusCode::Unimplemented,
-        Code::BadRequest | Code::BadName | Code::BadPassword | Code::BadPattern | Code::TooLarge => {
-            StatusCode::InvalidArgument
-        }
+        Code::BadRequest
+        | Code::BadName
+        | Code::BadPassword
+        | Code::BadPattern
+        | Code::TooLarge => StatusCode::InvalidArgument,
         Code::Exists => StatusCode::AlreadyExists,
         Code::NoSuchUser => StatusCode::NotFound,
         Code::Denied => StatusCode::PermissionDenied,
-        Code::QueueFull | Code::RateLimited | Code::TooMany | Code::NoSpace => StatusCode::ResourceExhausted,
+        Code::QueueFull | Code::RateLimited | Code::TooMany | Code::NoSpace => {
+            StatusCode::ResourceExhausted
+        }
         Code::Unknown => StatusCode::FailedPrecondition,
     };
-    status(code, refusal.code.as_str(), refusal.explanation.as_ref(), refusal.retry_after())
+    status(
+        code,
+        refusal.code.as_str(),
+        refusal.explanation.as_ref(),
+        refusal.retry_after(),
+    )
 }
 
 /// Returns the status of a call whose outcome is unknown.
 #[must_use]
 pub fn unavailable(explanation: &str) -> Status {
-    status(StatusCode::Unavailable, Failure::Unavailable.as_str(), explanation, None)
+    status(
+        StatusCode::Unavailable,
+        Failure::Unavailable.as_str(),
+        explanation,
+        None,
+    )
 }
 
 /// Extracts the refusal from a status. Returns `None` if the status has no code
@@ -46,10 +60,17 @@ pub fn unavailable(explanation: &str) -> Status {
 #[must_use]
 pub fn refusal(status: &Status) -> Option<Refusal> {
     let word = status.metadata().get(CODE)?.to_str().ok()?;
-    Failure::parse(word).is_none().then(|| Refusal::parse(word, status.message()))
+    Failure::parse(word)
+        .is_none()
+        .then(|| Refusal::parse(word, status.message()))
 }
 
-fn status(code: StatusCode, word: &'static str, explanation: &str, wait: Option<Duration>) -> Status {
+fn status(
+    code: StatusCode,
+    word: &'static str,
+    explanation: &str,
+    wait: Option<Duration>,
+) -> Status {
     let mut details = ErrorDetails::with_error_info(word, DOMAIN, []);
     let mut metadata = MetadataMap::new();
     metadata.insert(CODE, MetadataValue::from_static(word));
@@ -70,8 +91,13 @@ mod tests {
         assert_eq!(refusal(&known), Some(Refusal::new(Code::TooMany, "later")));
         let mut unknown = Status::failed_precondition("come back at five");
         assert_eq!(refusal(&unknown), None);
-        unknown.metadata_mut().insert(CODE, MetadataValue::from_static("out-of-tea"));
-        assert_eq!(refusal(&unknown), Some(Refusal::new(Code::Unknown, "out-of-tea,come back at five")));
+        unknown
+            .metadata_mut()
+            .insert(CODE, MetadataValue::from_static("out-of-tea"));
+        assert_eq!(
+            refusal(&unknown),
+            Some(Refusal::new(Code::Unknown, "out-of-tea,come back at five"))
+        );
         assert_eq!(refusal(&unavailable("try again")), None);
     }
 
@@ -82,7 +108,10 @@ mod tests {
             assert_ne!(status.code(), StatusCode::Unknown);
             assert_eq!(status.message(), "7 s to wait: why");
             assert_eq!(status.metadata().get(CODE).unwrap(), code.as_str());
-            assert_eq!(status.get_details_error_info().unwrap().reason, code.as_str());
+            assert_eq!(
+                status.get_details_error_info().unwrap().reason,
+                code.as_str()
+            );
             let waits = code == Code::RateLimited;
             assert_eq!(status.metadata().get(RETRY_AFTER).is_some(), waits);
             assert_eq!(status.get_details_retry_info().is_some(), waits);

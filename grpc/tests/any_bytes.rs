@@ -35,7 +35,13 @@ fn take_request(asked: ChatRequest) {
 
 fn take_reply(said: ChatReply) {
     let ends_list = matches!(said.reply, Some(chat_reply::Reply::Listed(_)));
-    let Frame { id, message: Ok(message) } = reply::incoming(said) else { return };
+    let Frame {
+        id,
+        message: Ok(message),
+    } = reply::incoming(said)
+    else {
+        return;
+    };
     let mut replies = Replies::default();
     if ends_list {
         // An end of a list is recognized only after a part of the list.

@@ -25,8 +25,7 @@ const ROUNDS: usize = 5;
 
 const HARK_NODE: &str = env!("CARGO_BIN_EXE_hark-node");
 
-const INIT: &str =
-    r#"{"src":"c0","dest":"n1","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1","n2"]}}"#;
+const INIT: &str = r#"{"src":"c0","dest":"n1","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1","n2"]}}"#;
 
 fn main() {
     println!("{} processors", thread::available_parallelism().unwrap());
@@ -42,25 +41,43 @@ fn main() {
         for _ in 0..ROUNDS {
             ours.push(rate(Path::new(HARK_NODE), &lines, in_flight, check_echo));
             theirs.push(rate(&baseline, &lines, in_flight, check_echo));
-            cat.push(rate(Path::new("cat"), &lines, in_flight, |output| assert!(output == lines.text)));
+            cat.push(rate(Path::new("cat"), &lines, in_flight, |output| {
+                assert!(output == lines.text)
+            }));
         }
         let in_flight = in_flight.map_or("all".into(), |in_flight: usize| in_flight.to_string());
         let (ours, theirs, cat) = (median(ours), median(theirs), median(cat));
-        println!("{in_flight:>9} {count:>9} {ours:>12.0} {theirs:>15.0} {:>7.1} {cat:>12.0}", ours / theirs);
+        println!(
+            "{in_flight:>9} {count:>9} {ours:>12.0} {theirs:>15.0} {:>7.1} {cat:>12.0}",
+            ours / theirs
+        );
     }
 }
 
 /// Builds the other node. Its dependencies are fetched the first time.
 fn build_baseline() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/baseline/Cargo.toml");
-    let target = Path::new(HARK_NODE).ancestors().nth(2).unwrap().join("baseline");
+    let target = Path::new(HARK_NODE)
+        .ancestors()
+        .nth(2)
+        .unwrap()
+        .join("baseline");
     let status = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--release", "--locked", "--manifest-path"])
+        .args([
+            "build",
+            "--quiet",
+            "--release",
+            "--locked",
+            "--manifest-path",
+        ])
         .arg(manifest)
         .arg("--target-dir")
         .arg(&target)
         .status();
-    assert!(status.expect("cargo").success(), "the node to compare with does not build");
+    assert!(
+        status.expect("cargo").success(),
+        "the node to compare with does not build"
+    );
     target.join("release/baseline")
 }
 
@@ -75,8 +92,15 @@ impl Lines {
     fn new(count: usize) -> Self {
         let (mut text, mut ends) = (Vec::new(), Vec::new());
         for id in 1..=count {
-            let body = format!(r#"{{"echo":"Please echo {}","type":"echo","msg_id":{id}}}"#, id % 128);
-            writeln!(text, r#"{{"id":{id},"src":"c1","dest":"n1","body":{body}}}"#).unwrap();
+            let body = format!(
+                r#"{{"echo":"Please echo {}","type":"echo","msg_id":{id}}}"#,
+                id % 128
+            );
+            writeln!(
+                text,
+                r#"{{"id":{id},"src":"c1","dest":"n1","body":{body}}}"#
+            )
+            .unwrap();
             ends.push(text.len());
         }
         Self { text, ends }
@@ -112,7 +136,10 @@ fn check_echo(output: &[u8]) {
         .expect("answers in JSON");
     let mut ids: Vec<u64> = answers.iter().map(answered).collect();
     ids.sort_unstable();
-    assert!(ids.iter().copied().eq(1..=answers.len() as u64), "an answer is missing or came twice");
+    assert!(
+        ids.iter().copied().eq(1..=answers.len() as u64),
+        "an answer is missing or came twice"
+    );
 }
 
 /// Returns the request of an answer, which has to be right.
@@ -144,7 +171,11 @@ impl Process {
             .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
         let stdin = child.stdin.take().unwrap();
         let stdout = BufReader::with_capacity(64 * 1024, child.stdout.take().unwrap());
-        let mut process = Self { child, stdin, stdout };
+        let mut process = Self {
+            child,
+            stdin,
+            stdout,
+        };
         let answer = process.ask(INIT);
         assert!(answer.contains("init"), "{answer}");
         process
@@ -152,7 +183,9 @@ impl Process {
 
     /// Sends one line and reads one.
     fn ask(&mut self, line: &str) -> String {
-        self.stdin.write_all(format!("{line}\n").as_bytes()).unwrap();
+        self.stdin
+            .write_all(format!("{line}\n").as_bytes())
+            .unwrap();
         let mut answer = String::new();
         self.stdout.read_line(&mut answer).unwrap();
         answer
@@ -194,7 +227,10 @@ fn read_lines(stdout: &mut BufReader<ChildStdout>, output: &mut Vec<u8>) -> usiz
     let fresh = stdout.fill_buf().unwrap();
     assert!(!fresh.is_empty(), "the node has ended");
     output.extend_from_slice(fresh);
-    let (bytes, lines) = (fresh.len(), fresh.iter().filter(|byte| **byte == b'\n').count());
+    let (bytes, lines) = (
+        fresh.len(),
+        fresh.iter().filter(|byte| **byte == b'\n').count(),
+    );
     stdout.consume(bytes);
     lines
 }

@@ -74,38 +74,61 @@ pub(crate) fn thrifty(node: &Node<State>) {
 
 fn serve(node: &Node<State>, linger: Duration) {
     match node.storage().scan::<Message>("message/") {
-        Ok(stored) => node.state().seen.extend(stored.into_iter().map(|(_, message)| message)),
+        Ok(stored) => node
+            .state()
+            .seen
+            .extend(stored.into_iter().map(|(_, message)| message)),
         Err(error) => tracing::error!(%error, "stored messages are lost"),
     }
     node.handle("topology", async |_, _: Request<()>| Ok(()));
-    node.handle("broadcast", async move |node: Node<State>, request: Request<Broadcast>| {
-        let message = request.body.message;
-        node.storage().put(&format!("message/{message}"), &message)?;
-        learn(&node, BTreeSet::from([message]), linger);
-        Ok(())
-    });
+    node.handle(
+        "broadcast",
+        async move |node: Node<State>, request: Request<Broadcast>| {
+            let message = request.body.message;
+            node.storage()
+                .put(&format!("message/{message}"), &message)?;
+            learn(&node, BTreeSet::from([message]), linger);
+            Ok(())
+        },
+    );
     node.handle("read", async |node: Node<State>, _: Request<()>| {
-        Ok(Messages { messages: node.state().seen.clone() })
+        Ok(Messages {
+            messages: node.state().seen.clone(),
+        })
     });
     // From a node that takes this one for the hub.
-    node.handle("collect", async move |node: Node<State>, request: Request<Messages>| {
-        let place = node.node_ids().iter().position(|id| id == node.id());
-        node.state().hub = place.unwrap_or_default();
-        learn(&node, request.body.messages, linger);
-        Ok(())
-    });
+    node.handle(
+        "collect",
+        async move |node: Node<State>, request: Request<Messages>| {
+            let place = node.node_ids().iter().position(|id| id == node.id());
+            node.state().hub = place.unwrap_or_default();
+            learn(&node, request.body.messages, linger);
+            Ok(())
+        },
+    );
     // From a hub, which sends it to all.
-    node.receive("copy", async |node: Node<State>, request: Request<Messages>| {
-        node.state().seen.extend(request.body.messages);
-    });
+    node.receive(
+        "copy",
+        async |node: Node<State>, request: Request<Messages>| {
+            node.state().seen.extend(request.body.messages);
+        },
+    );
     // From a node that has compared its messages with those of this one.
-    node.receive("missing", async move |node: Node<State>, request: Request<Messages>| {
-        learn(&node, request.body.messages, linger);
-    });
-    node.handle("compare", async |node: Node<State>, request: Request<Digest>| {
-        let is_same = request.body.digest == digest(&node);
-        Ok(CompareOk { messages: (!is_same).then(|| node.state().seen.clone()) })
-    });
+    node.receive(
+        "missing",
+        async move |node: Node<State>, request: Request<Messages>| {
+            learn(&node, request.body.messages, linger);
+        },
+    );
+    node.handle(
+        "compare",
+        async |node: Node<State>, request: Request<Digest>| {
+            let is_same = request.body.digest == digest(&node);
+            Ok(CompareOk {
+                messages: (!is_same).then(|| node.state().seen.clone()),
+            })
+        },
+    );
     node.every(COMPARE, async move |node: Node<State>| {
         if let Err(error) = compare(&node, linger).await {
             tracing::debug!(%error, "comparing with another node later");
@@ -116,7 +139,11 @@ fn serve(node: &Node<State>, linger: Duration) {
 /// Takes messages, and has the new ones passed on.
 fn learn(node: &Node<State>, messages: BTreeSet<Message>, linger: Duration) {
     let state = &mut *node.state();
-    state.fresh.extend(messages.into_iter().filter(|message| state.seen.insert(*message)));
+    state.fresh.extend(
+        messages
+            .into_iter()
+            .filter(|message| state.seen.insert(*message)),
+    );
     if !state.fresh.is_empty() && !state.is_busy {
         state.is_busy = true;
         let node = node.clone();
@@ -132,19 +159,28 @@ async fn pass_on(node: &Node<State>, linger: Duration) {
     loop {
         let (messages, hub) = {
             let state = node.state();
-            (state.fresh.clone(), node.node_ids().get(state.hub).cloned().unwrap_or_default())
+            (
+                state.fresh.clone(),
+                node.node_ids().get(state.hub).cloned().unwrap_or_default(),
+            )
         };
         if messages.is_empty() {
             return;
         }
         let messages = Messages { messages };
         let taken = if hub == node.id() {
-            node.peers().try_for_each(|peer| node.send(peer, "copy", &messages))
+            node.peers()
+                .try_for_each(|peer| node.send(peer, "copy", &messages))
         } else {
-            node.call(&hub, "collect", &messages).timeout(HUB_TIMEOUT).await
+            node.call(&hub, "collect", &messages)
+                .timeout(HUB_TIMEOUT)
+                .await
         };
         match taken {
-            Ok(()) => node.state().fresh.retain(|message| !messages.messages.contains(message)),
+            Ok(()) => node
+                .state()
+                .fresh
+                .retain(|message| !messages.messages.contains(message)),
             Err(error) => {
                 tracing::debug!(hub, %error, "taking another hub");
                 let state = &mut *node.state();
@@ -157,12 +193,28 @@ async fn pass_on(node: &Node<State>, linger: Duration) {
 
 /// Exchanges the messages that either of two nodes lacks.
 async fn compare(node: &Node<State>, linger: Duration) -> Result<(), Error> {
-    let Some(peer) = node.random_peer() else { return Ok(()) };
-    let compared: CompareOk = node.call(peer, "compare", &Digest { digest: digest(node) }).await?;
-    let Some(theirs) = compared.messages else { return Ok(()) };
+    let Some(peer) = node.random_peer() else {
+        return Ok(());
+    };
+    let compared: CompareOk = node
+        .call(
+            peer,
+            "compare",
+            &Digest {
+                digest: digest(node),
+            },
+        )
+        .await?;
+    let Some(theirs) = compared.messages else {
+        return Ok(());
+    };
     let missing: BTreeSet<_> = node.state().seen.difference(&theirs).copied().collect();
     learn(node, theirs, linger);
-    if missing.is_empty() { Ok(()) } else { node.send(peer, "missing", &Messages { messages: missing }) }
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        node.send(peer, "missing", &Messages { messages: missing })
+    }
 }
 
 /// A number that differs, in all likelihood, if the messages differ.

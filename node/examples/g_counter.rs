@@ -41,8 +41,12 @@ pub(crate) fn program(node: &Node<State>) {
         Ok(sum) => node.state().sum = sum.unwrap_or_default(),
         Err(error) => tracing::error!(%error, "the stored sum is lost"),
     }
-    node.handle("add", async |node: Node<State>, request: Request<Add>| add(&node, request.body.delta));
-    node.handle("read", async |node: Node<State>, _: Request<()>| read(&node).await);
+    node.handle("add", async |node: Node<State>, request: Request<Add>| {
+        add(&node, request.body.delta)
+    });
+    node.handle("read", async |node: Node<State>, _: Request<()>| {
+        read(&node).await
+    });
     node.every(LINGER, async |node: Node<State>| {
         if let Err(error) = write(&node).await {
             tracing::debug!(%error, "writing the sum again");
@@ -52,7 +56,8 @@ pub(crate) fn program(node: &Node<State>) {
 
 fn add(node: &Node<State>, delta: u64) -> Result<(), Error> {
     let sum = node.state().sum.checked_add(delta);
-    let sum = sum.ok_or_else(|| Error::new(ErrorCode::PreconditionFailed, "the counter is full"))?;
+    let sum =
+        sum.ok_or_else(|| Error::new(ErrorCode::PreconditionFailed, "the counter is full"))?;
     node.storage().put("sum", &sum)?;
     node.state().sum = sum;
     Ok(())
@@ -72,7 +77,9 @@ async fn write(node: &Node<State>) -> Result<(), Error> {
 async fn read(node: &Node<State>) -> Result<ReadOk, Error> {
     let store = node.seq_kv();
     // Any other value makes this a change, after which no older state is seen.
-    store.write(format!("read by {}", node.id()), node.random()).await?;
+    store
+        .write(format!("read by {}", node.id()), node.random())
+        .await?;
     let mut value = node.state().sum;
     for peer in node.peers() {
         value += store.find::<u64>(peer).await?.unwrap_or_default();

@@ -26,18 +26,27 @@ struct ReadOk {
 pub(crate) fn program(node: &Node<()>) {
     let set = Gossip::<_, Set>::new(node, Settings::default());
     let stored = set.clone();
-    node.on_init(async move |node: Node<()>| match node.storage().scan("element/") {
-        Ok(elements) => stored.merge(elements.into_iter().map(|(_, element)| element).collect()),
-        Err(error) => tracing::error!(%error, "stored elements are lost"),
-    });
+    node.on_init(
+        async move |node: Node<()>| match node.storage().scan("element/") {
+            Ok(elements) => {
+                stored.merge(elements.into_iter().map(|(_, element)| element).collect())
+            }
+            Err(error) => tracing::error!(%error, "stored elements are lost"),
+        },
+    );
     let adds = set.clone();
     node.handle("add", async move |node: Node<()>, request: Request<Add>| {
         let element = request.body.element;
-        node.storage().put(&format!("element/{element}"), &element)?;
+        node.storage()
+            .put(&format!("element/{element}"), &element)?;
         adds.merge(Set::from([element]));
         Ok(())
     });
-    node.handle("read", async move |_, _: Request<()>| Ok(ReadOk { value: set.state().clone() }));
+    node.handle("read", async move |_, _: Request<()>| {
+        Ok(ReadOk {
+            value: set.state().clone(),
+        })
+    });
 }
 
 fn main() -> ExitCode {

@@ -59,7 +59,9 @@ impl Logs {
     fn poll(&self, key: &str, from: u64) -> Vec<(u64, Json)> {
         let skipped = usize::try_from(from).unwrap_or(usize::MAX);
         let log = self.messages.get(key).map_or(&[][..], Vec::as_slice);
-        (from..).zip(log.iter().skip(skipped).take(POLL_MAX).cloned()).collect()
+        (from..)
+            .zip(log.iter().skip(skipped).take(POLL_MAX).cloned())
+            .collect()
     }
 }
 
@@ -95,29 +97,48 @@ pub(crate) fn program(node: &Node<()>) {
     node.handle("send", async move |_, request: Request<Send>| {
         let Send { key, msg } = request.body;
         let offset = producer.propose(Command::Send { key, msg }).await?;
-        Ok(SendOk { offset: offset.unwrap_or_default() })
+        Ok(SendOk {
+            offset: offset.unwrap_or_default(),
+        })
     });
     let copy = raft.clone();
     node.handle("poll", async move |_, request: Request<OffsetsOf>| {
         let offsets = request.body.offsets;
         let poll = |logs: &Logs| {
-            let polled = offsets.iter().map(|(key, from)| (key.clone(), logs.poll(key, *from)));
-            polled.filter(|(_, messages)| !messages.is_empty()).collect()
+            let polled = offsets
+                .iter()
+                .map(|(key, from)| (key.clone(), logs.poll(key, *from)));
+            polled
+                .filter(|(_, messages)| !messages.is_empty())
+                .collect()
         };
-        Ok(PollOk { msgs: copy.peek(poll) })
+        Ok(PollOk {
+            msgs: copy.peek(poll),
+        })
     });
     let consumer = raft.clone();
-    node.handle("commit_offsets", async move |_, request: Request<OffsetsOf>| {
-        consumer.propose(Command::Commit(request.body.offsets)).await.map(drop)
-    });
-    node.handle("list_committed_offsets", async move |_, request: Request<Keys>| {
-        let keys = request.body.keys;
-        let list = |logs: &Logs| {
-            let committed = |key: &String| Some((key.clone(), *logs.committed.get(key)?));
-            keys.iter().filter_map(committed).collect()
-        };
-        Ok(OffsetsOf { offsets: raft.read(list).await? })
-    });
+    node.handle(
+        "commit_offsets",
+        async move |_, request: Request<OffsetsOf>| {
+            consumer
+                .propose(Command::Commit(request.body.offsets))
+                .await
+                .map(drop)
+        },
+    );
+    node.handle(
+        "list_committed_offsets",
+        async move |_, request: Request<Keys>| {
+            let keys = request.body.keys;
+            let list = |logs: &Logs| {
+                let committed = |key: &String| Some((key.clone(), *logs.committed.get(key)?));
+                keys.iter().filter_map(committed).collect()
+            };
+            Ok(OffsetsOf {
+                offsets: raft.read(list).await?,
+            })
+        },
+    );
 }
 
 fn main() -> ExitCode {

@@ -75,7 +75,13 @@ struct Cas {
 }
 
 pub(crate) fn program(node: &Node<()>) {
-    serve(node, Settings { request_timeout: REQUEST_TIMEOUT, ..Settings::default() });
+    serve(
+        node,
+        Settings {
+            request_timeout: REQUEST_TIMEOUT,
+            ..Settings::default()
+        },
+    );
 }
 
 pub(crate) fn serve(node: &Node<()>, settings: Settings) {
@@ -84,16 +90,28 @@ pub(crate) fn serve(node: &Node<()>, settings: Settings) {
     node.handle("read", async move |_, request: Request<Read>| {
         let key = request.body.key.to_string();
         let value = reader.read(|store| store.0.get(&key).cloned()).await?;
-        value.map(|value| ReadOk { value }).ok_or_else(|| missing(&key))
+        value
+            .map(|value| ReadOk { value })
+            .ok_or_else(|| missing(&key))
     });
     let writer = raft.clone();
     node.handle("write", async move |_, request: Request<Write>| {
         let Write { key, value } = request.body;
-        writer.propose(Command::Write { key: key.to_string(), value }).await
+        writer
+            .propose(Command::Write {
+                key: key.to_string(),
+                value,
+            })
+            .await
     });
     node.handle("cas", async move |_, request: Request<Cas>| {
         let Cas { key, from, to } = request.body;
-        raft.propose(Command::Cas { key: key.to_string(), from, to }).await
+        raft.propose(Command::Cas {
+            key: key.to_string(),
+            from,
+            to,
+        })
+        .await
     });
 }
 

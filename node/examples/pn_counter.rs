@@ -23,7 +23,10 @@ struct Account {
 
 impl Merge for Account {
     fn merge_with(&mut self, other: Self) -> Option<Self> {
-        let merged = Self { plus: self.plus.max(other.plus), minus: self.minus.max(other.minus) };
+        let merged = Self {
+            plus: self.plus.max(other.plus),
+            minus: self.minus.max(other.minus),
+        };
         let is_new = merged != *self;
         *self = merged;
         is_new.then_some(merged)
@@ -46,22 +49,35 @@ struct ReadOk {
 pub(crate) fn program(node: &Node<()>) {
     let accounts = Gossip::<_, Accounts>::new(node, Settings::default());
     let stored = accounts.clone();
-    node.on_init(async move |node: Node<()>| match node.storage().get("account") {
-        Ok(account) => {
-            stored.merge(account.map(|account| (node.id().to_owned(), account)).into_iter().collect())
-        }
-        Err(error) => tracing::error!(%error, "the stored account is lost"),
-    });
+    node.on_init(
+        async move |node: Node<()>| match node.storage().get("account") {
+            Ok(account) => stored.merge(
+                account
+                    .map(|account| (node.id().to_owned(), account))
+                    .into_iter()
+                    .collect(),
+            ),
+            Err(error) => tracing::error!(%error, "the stored account is lost"),
+        },
+    );
     let adds = accounts.clone();
     node.handle("add", async move |node: Node<()>, request: Request<Add>| {
         add(&node, &adds, request.body.delta)
     });
-    node.handle("read", async move |_, _: Request<()>| Ok(ReadOk { value: sum(&accounts.state()) }));
+    node.handle("read", async move |_, _: Request<()>| {
+        Ok(ReadOk {
+            value: sum(&accounts.state()),
+        })
+    });
 }
 
 fn add(node: &Node<()>, accounts: &Gossip<(), Accounts>, delta: i64) -> Result<(), Error> {
     let mut account = accounts.state().get(node.id()).copied().unwrap_or_default();
-    let grown = if delta < 0 { &mut account.minus } else { &mut account.plus };
+    let grown = if delta < 0 {
+        &mut account.minus
+    } else {
+        &mut account.plus
+    };
     *grown = grown.saturating_add(delta.unsigned_abs());
     node.storage().put("account", &account)?;
     accounts.merge(Accounts::from([(node.id().to_owned(), account)]));
@@ -69,7 +85,10 @@ fn add(node: &Node<()>, accounts: &Gossip<(), Accounts>, delta: i64) -> Result<(
 }
 
 fn sum(accounts: &Accounts) -> i128 {
-    accounts.values().map(|account| i128::from(account.plus) - i128::from(account.minus)).sum()
+    accounts
+        .values()
+        .map(|account| i128::from(account.plus) - i128::from(account.minus))
+        .sum()
 }
 
 fn main() -> ExitCode {

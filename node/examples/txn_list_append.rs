@@ -42,7 +42,9 @@ impl Lists {
     /// Executes a transaction that only reads.
     fn look(&self, txn: &Txn) -> Result<Txn, Error> {
         let read = |op: &Op| -> Result<Op, Error> { Ok(Op(op.0, op.1.clone(), self.read(&op.1)?)) };
-        Ok(Txn { txn: txn.txn.iter().map(read).collect::<Result<_, _>>()? })
+        Ok(Txn {
+            txn: txn.txn.iter().map(read).collect::<Result<_, _>>()?,
+        })
     }
 }
 
@@ -55,7 +57,11 @@ impl StateMachine for Lists {
         for Op(function, key, value) in &mut done.txn {
             match function {
                 Function::Read => *value = self.read(key)?,
-                Function::Append => self.0.entry(key.to_string()).or_default().push(value.clone()),
+                Function::Append => self
+                    .0
+                    .entry(key.to_string())
+                    .or_default()
+                    .push(value.clone()),
             }
         }
         Ok(done)

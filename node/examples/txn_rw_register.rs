@@ -68,7 +68,11 @@ pub(crate) fn program(node: &Node<()>) {
 
 /// Executes a transaction in one step.
 fn execute(node: &Node<()>, registers: &Gossip<(), Registers>, mut txn: Txn) -> Result<Txn, Error> {
-    let latest = registers.state().values().map(|register| register.stamp.0).max();
+    let latest = registers
+        .state()
+        .values()
+        .map(|register| register.stamp.0)
+        .max();
     let stamp = (latest.unwrap_or_default() + 1, node.id().to_owned());
     let mut writes = Registers::new();
     for Op(function, key, value) in &mut txn.txn {
@@ -80,7 +84,13 @@ fn execute(node: &Node<()>, registers: &Gossip<(), Registers>, mut txn: Txn) -> 
                 *value = Json::of(&register.map(|register| &register.value))?;
             }
             Function::Write => {
-                writes.insert(key, Register { stamp: stamp.clone(), value: value.clone() });
+                writes.insert(
+                    key,
+                    Register {
+                        stamp: stamp.clone(),
+                        value: value.clone(),
+                    },
+                );
             }
         }
     }

@@ -28,7 +28,9 @@ pub(crate) fn program(node: &Node<State>) {
 async fn generate(node: Node<State>, _: Request<()>) -> Result<GenerateOk, Error> {
     let mut state = node.state();
     state.given += 1;
-    Ok(GenerateOk { id: format!("{}-{:016x}-{}", node.id(), state.life, state.given) })
+    Ok(GenerateOk {
+        id: format!("{}-{:016x}-{}", node.id(), state.life, state.given),
+    })
 }
 
 fn main() -> ExitCode {

@@ -33,12 +33,20 @@ pub struct Retry {
 
 impl Default for Retry {
     fn default() -> Self {
-        Self { attempts: 3, timeout: Duration::from_millis(500), backoff: None }
+        Self {
+            attempts: 3,
+            timeout: Duration::from_millis(500),
+            backoff: None,
+        }
     }
 }
 
 /// The default of a call: one attempt.
-pub(crate) const ONCE: Retry = Retry { attempts: 1, timeout: CALL_TIMEOUT, backoff: None };
+pub(crate) const ONCE: Retry = Retry {
+    attempts: 1,
+    timeout: CALL_TIMEOUT,
+    backoff: None,
+};
 
 /// A pause that doubles with each attempt, of which a random part is taken
 /// ("full jitter":
@@ -54,7 +62,9 @@ pub struct Backoff {
 impl Backoff {
     /// Returns the maximum of the pause after this number of attempts.
     pub(crate) fn pause_max(self, attempts: u32) -> Duration {
-        let doubled = self.first.saturating_mul(2_u32.saturating_pow(attempts.saturating_sub(1)));
+        let doubled = self
+            .first
+            .saturating_mul(2_u32.saturating_pow(attempts.saturating_sub(1)));
         doubled.min(self.max)
     }
 }
@@ -75,7 +85,12 @@ impl Reply {
     /// # Errors
     /// 13 if the body has another form, as it is then unknown what happened.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Error> {
-        let unknown = |error| Error::new(ErrorCode::Crash, format!("the reply is not as expected: {error}"));
+        let unknown = |error| {
+            Error::new(
+                ErrorCode::Crash,
+                format!("the reply is not as expected: {error}"),
+            )
+        };
         self.body.parse_fields().map_err(unknown)
     }
 }
@@ -120,7 +135,13 @@ pub struct Call<R> {
 
 impl<R: FromReply> Call<R> {
     pub(crate) fn new(core: Rc<Core>, dest: &str, body: Result<Body, Error>) -> Self {
-        Self { core, dest: dest.to_owned(), body, retry: ONCE, reply: PhantomData }
+        Self {
+            core,
+            dest: dest.to_owned(),
+            body,
+            retry: ONCE,
+            reply: PhantomData,
+        }
     }
 
     /// Sets the time that each attempt waits for its reply, 1 s by default.
@@ -142,7 +163,9 @@ impl<R: FromReply> Call<R> {
             attempts += 1;
             match attempt(&self.core, &self.dest, &body, self.retry.timeout).await {
                 Ok(body) => return R::from_reply(Reply { body, attempts }),
-                Err(error) if error.code.is_definite() || self.retry.attempts <= 1 => return Err(error),
+                Err(error) if error.code.is_definite() || self.retry.attempts <= 1 => {
+                    return Err(error);
+                }
                 Err(error) if attempts >= self.retry.attempts => {
                     tracing::debug!(dest = self.dest, %error, "last attempt failed");
                     let text = format!("RPC failed after {attempts} attempts");
@@ -186,8 +209,13 @@ mod tests {
 
     #[test]
     fn a_pause_doubles_up_to_its_bound() {
-        let backoff = Backoff { first: Duration::from_millis(100), max: Duration::from_millis(350) };
-        let pauses: Vec<_> = (1..5).map(|attempts| backoff.pause_max(attempts).as_millis()).collect();
+        let backoff = Backoff {
+            first: Duration::from_millis(100),
+            max: Duration::from_millis(350),
+        };
+        let pauses: Vec<_> = (1..5)
+            .map(|attempts| backoff.pause_max(attempts).as_millis())
+            .collect();
         assert_eq!(pauses, [100, 200, 350, 350]);
         assert_eq!(backoff.pause_max(u32::MAX), backoff.max);
     }

@@ -32,7 +32,13 @@ type Outcomes<R> = Receiver<(usize, Result<R, Error>)>;
 
 impl<R: FromReply + 'static> CallAll<R> {
     pub(crate) fn new(core: Rc<Core>, dests: Vec<String>, body: Result<Body, Error>) -> Self {
-        Self { core, dests, body, retry: ONCE, reply: PhantomData }
+        Self {
+            core,
+            dests,
+            body,
+            retry: ONCE,
+            reply: PhantomData,
+        }
     }
 
     /// Sets the time that each attempt waits for its reply, 1 s by default.
@@ -92,7 +98,13 @@ impl<R: FromReply + 'static> CallAll<R> {
 
     /// Begins a task for each call.
     fn send(self) -> (Vec<String>, Outcomes<R>) {
-        let Self { core, dests, body, retry, .. } = self;
+        let Self {
+            core,
+            dests,
+            body,
+            retry,
+            ..
+        } = self;
         let (sender, outcomes) = mpsc::channel(dests.len().max(1));
         for (place, dest) in dests.iter().enumerate() {
             let call = Call::<R>::new(Rc::clone(&core), dest, body.clone()).retry(retry);
@@ -119,5 +131,8 @@ impl<R: FromReply + 'static> IntoFuture for CallAll<R> {
 
 fn too_few(replies: usize, count: usize, failure: Option<Error>) -> Error {
     let why = failure.map_or_else(|| "no more nodes".to_owned(), |error| error.to_string());
-    Error::new(ErrorCode::Timeout, format!("{replies} of {count} replies came: {why}"))
+    Error::new(
+        ErrorCode::Timeout,
+        format!("{replies} of {count} replies came: {why}"),
+    )
 }

@@ -167,7 +167,9 @@ impl Core {
 
     /// The clock of the calls, which stands at zero until messages can be sent.
     fn call_time(&self) -> Duration {
-        self.opened_at.get().map_or(Duration::ZERO, |opened_at| self.now().saturating_sub(opened_at))
+        self.opened_at.get().map_or(Duration::ZERO, |opened_at| {
+            self.now().saturating_sub(opened_at)
+        })
     }
 
     /// Ends the input: no call is sent or expires from now on, and only the
@@ -205,7 +207,11 @@ impl Core {
     ) -> Result<(), Error> {
         // A reply goes to a party that is there.
         let is_held = in_reply_to.is_none() && self.opened_at.get().is_none();
-        let output = if is_held { self.held.borrow_mut() } else { self.output.borrow_mut() };
+        let output = if is_held {
+            self.held.borrow_mut()
+        } else {
+            self.output.borrow_mut()
+        };
         if is_held && output.len() >= HELD_BYTES_MAX {
             let text = "too much was sent before the first request";
             return Err(Error::new(ErrorCode::TemporarilyUnavailable, text));
@@ -222,8 +228,15 @@ impl Core {
     ///
     /// # Errors
     /// As for [`Self::post`]; 11 before the node has a name.
-    pub(crate) fn send(&self, dest: &str, kind: &str, fields: &impl Serialize) -> Result<(), Error> {
-        self.write(self.name()?, dest, (None, None), |out| message::open_body(kind, fields, out))
+    pub(crate) fn send(
+        &self,
+        dest: &str,
+        kind: &str,
+        fields: &impl Serialize,
+    ) -> Result<(), Error> {
+        self.write(self.name()?, dest, (None, None), |out| {
+            message::open_body(kind, fields, out)
+        })
     }
 
     /// Sends a request with a body that is written already.
@@ -233,7 +246,10 @@ impl Core {
     /// calls are open.
     pub(crate) fn send_call(&self, dest: &str, body: &Body) -> Result<MsgId, Error> {
         if self.pending() >= CALLS_MAX {
-            return Err(Error::new(ErrorCode::TemporarilyUnavailable, "too many calls are open"));
+            return Err(Error::new(
+                ErrorCode::TemporarilyUnavailable,
+                "too many calls are open",
+            ));
         }
         self.post(self.name()?, dest, None, |out| {
             body.open(out);
@@ -246,8 +262,15 @@ impl Core {
     /// # Errors
     /// 11 before it has one.
     pub(crate) fn name(&self) -> Result<&str, Error> {
-        let unnamed = || Error::new(ErrorCode::TemporarilyUnavailable, "the node is not initialised yet");
-        self.identity().map(|identity| &*identity.id).ok_or_else(unnamed)
+        let unnamed = || {
+            Error::new(
+                ErrorCode::TemporarilyUnavailable,
+                "the node is not initialised yet",
+            )
+        };
+        self.identity()
+            .map(|identity| &*identity.id)
+            .ok_or_else(unnamed)
     }
 
     /// Returns the number of open calls, with one reply or many.
@@ -283,9 +306,15 @@ impl Core {
     pub(crate) fn next_timeout(&self) -> Option<Duration> {
         let timer = self.timers.borrow().next_due();
         let request = self.deadlines.borrow().next_due();
-        let call = self.opened_at.get().filter(|_| !self.has_ended()).and_then(|opened_at| {
-            self.calls.next_deadline().map(|deadline| opened_at.saturating_add(deadline))
-        });
+        let call = self
+            .opened_at
+            .get()
+            .filter(|_| !self.has_ended())
+            .and_then(|opened_at| {
+                self.calls
+                    .next_deadline()
+                    .map(|deadline| opened_at.saturating_add(deadline))
+            });
         timer.into_iter().chain(request).chain(call).min()
     }
 
@@ -329,7 +358,10 @@ struct Unfinished<'a> {
 
 impl<'a> Unfinished<'a> {
     fn new(output: RefMut<'a, Vec<u8>>) -> Self {
-        Self { start: output.len(), output }
+        Self {
+            start: output.len(),
+            output,
+        }
     }
 
     fn finish(mut self) {

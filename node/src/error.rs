@@ -39,7 +39,10 @@ impl ErrorCode {
     /// for all codes but 0, 13 and those from 1000.
     #[must_use]
     pub const fn is_definite(self) -> bool {
-        !matches!(self, Self::Timeout | Self::Crash | Self::Other(0 | 13 | 1000..))
+        !matches!(
+            self,
+            Self::Timeout | Self::Crash | Self::Other(0 | 13 | 1000..)
+        )
     }
 }
 
@@ -95,7 +98,10 @@ pub struct Error {
 impl Error {
     /// An error with this code and description.
     pub fn new(code: ErrorCode, text: impl Into<String>) -> Self {
-        Self { code, text: text.into() }
+        Self {
+            code,
+            text: text.into(),
+        }
     }
 
     /// Makes error 12 of a body that is not of its type.
@@ -132,7 +138,11 @@ mod tests {
         for code in -1..2000 {
             let expected = !matches!(code, 0 | 13 | 1000..);
             assert_eq!(ErrorCode::from(code).is_definite(), expected, "{code}");
-            assert_eq!(ErrorCode::Other(code).is_definite(), expected, "{code} by another name");
+            assert_eq!(
+                ErrorCode::Other(code).is_definite(),
+                expected,
+                "{code} by another name"
+            );
         }
     }
 

@@ -30,7 +30,10 @@ pub const LIN_TSO: &str = "lin-tso";
 pub const UPDATE_ATTEMPTS_MAX: u32 = 64;
 
 /// The pause of [`Kv::update`] after a conflict.
-const UPDATE_BACKOFF: Backoff = Backoff { first: Duration::from_millis(5), max: Duration::from_millis(200) };
+const UPDATE_BACKOFF: Backoff = Backoff {
+    first: Duration::from_millis(5),
+    max: Duration::from_millis(200),
+};
 
 impl<S: 'static> Node<S> {
     /// Returns a client of the linearizable store: an operation sees all that
@@ -60,7 +63,10 @@ impl<S: 'static> Node<S> {
     /// Returns a client of the timestamp oracle.
     #[must_use]
     pub fn lin_tso(&self) -> Tso {
-        Tso { core: Rc::clone(self.core()), retry: ONCE }
+        Tso {
+            core: Rc::clone(self.core()),
+            retry: ONCE,
+        }
     }
 }
 
@@ -104,7 +110,11 @@ struct Cas<K, V, W> {
 
 impl Kv {
     const fn new(core: Rc<Core>, service: &'static str) -> Self {
-        Self { core, service, retry: ONCE }
+        Self {
+            core,
+            service,
+            retry: ONCE,
+        }
     }
 
     /// Sets the time that each attempt waits for its reply, 1 s by default.
@@ -127,7 +137,10 @@ impl Kv {
     ///
     /// # Errors
     /// 20 if the key does not exist; 13 if the value is not a `T`.
-    pub async fn read<T: DeserializeOwned + 'static>(&self, key: impl Serialize) -> Result<T, Error> {
+    pub async fn read<T: DeserializeOwned + 'static>(
+        &self,
+        key: impl Serialize,
+    ) -> Result<T, Error> {
         Ok(self.call::<ReadOk<T>>("read", &Read { key }).await?.value)
     }
 
@@ -135,7 +148,10 @@ impl Kv {
     ///
     /// # Errors
     /// 13 if the value is not a `T`.
-    pub async fn find<T: DeserializeOwned + 'static>(&self, key: impl Serialize) -> Result<Option<T>, Error> {
+    pub async fn find<T: DeserializeOwned + 'static>(
+        &self,
+        key: impl Serialize,
+    ) -> Result<Option<T>, Error> {
         match self.read(key).await {
             Ok(value) => Ok(Some(value)),
             Err(error) if error.code == ErrorCode::KeyDoesNotExist => Ok(None),
@@ -160,7 +176,10 @@ impl Kv {
     pub async fn create(&self, key: impl Serialize, value: impl Serialize) -> Result<(), Error> {
         let created = self.cas_or_create(key, (), value).await;
         created.map_err(|error| match error.code {
-            ErrorCode::PreconditionFailed => Error { code: ErrorCode::KeyAlreadyExists, ..error },
+            ErrorCode::PreconditionFailed => Error {
+                code: ErrorCode::KeyAlreadyExists,
+                ..error
+            },
             _ => error,
         })
     }
@@ -175,7 +194,16 @@ impl Kv {
         from: impl Serialize,
         to: impl Serialize,
     ) -> Result<(), Error> {
-        self.call("cas", &Cas { key, from, to, create_if_not_exists: false }).await
+        self.call(
+            "cas",
+            &Cas {
+                key,
+                from,
+                to,
+                create_if_not_exists: false,
+            },
+        )
+        .await
     }
 
     /// Puts `to` under a key if its value is `from` or it does not exist.
@@ -189,7 +217,16 @@ impl Kv {
         from: impl Serialize,
         to: impl Serialize,
     ) -> Result<(), Error> {
-        self.call("cas", &Cas { key, from, to, create_if_not_exists: true }).await
+        self.call(
+            "cas",
+            &Cas {
+                key,
+                from,
+                to,
+                create_if_not_exists: true,
+            },
+        )
+        .await
     }
 
     /// Replaces the value under a key by `change` of it (of `None` if the key
@@ -215,7 +252,10 @@ impl Kv {
     ) -> Result<T, Error> {
         // A second attempt could not tell the effect of the first one from a
         // conflict.
-        let once = self.clone().retry(Retry { attempts: 1, ..self.retry });
+        let once = self.clone().retry(Retry {
+            attempts: 1,
+            ..self.retry
+        });
         for conflicts in 1..=UPDATE_ATTEMPTS_MAX {
             // The text is compared, of which a `T` may not show all.
             let current: Option<Json> = self.find(&key).await?;
@@ -234,7 +274,10 @@ impl Kv {
             let pause = self.core.random_part(UPDATE_BACKOFF.pause_max(conflicts));
             Sleep::new(Rc::clone(&self.core), pause, false).await;
         }
-        Err(Error::new(ErrorCode::TxnConflict, "others have changed the value again and again"))
+        Err(Error::new(
+            ErrorCode::TxnConflict,
+            "others have changed the value again and again",
+        ))
     }
 
     fn call<R: FromReply>(&self, kind: &str, fields: &impl Serialize) -> Call<R> {

@@ -90,7 +90,10 @@ impl Machine {
         let core = Core::new(seed, storage);
         let node = Node::new(Rc::clone(&core), state);
         program(&node);
-        Self { core, node: Box::new(node) }
+        Self {
+            core,
+            node: Box::new(node),
+        }
     }
 
     /// Handles one line, with or without its end, and runs the tasks until all
@@ -102,7 +105,10 @@ impl Machine {
             Err(malformed) => {
                 tracing::warn!(why = malformed.why, "malformed message");
                 if let Some(asked) = malformed.asked {
-                    self.answer(&asked, &Error::new(ErrorCode::MalformedRequest, malformed.why));
+                    self.answer(
+                        &asked,
+                        &Error::new(ErrorCode::MalformedRequest, malformed.why),
+                    );
                 }
             }
         }
@@ -179,13 +185,20 @@ impl Machine {
         }
     }
 
-    fn hand_over(&self, message: &Message<'_>, responder: Responder) -> Result<(), (Error, Responder)> {
+    fn hand_over(
+        &self,
+        message: &Message<'_>,
+        responder: Responder,
+    ) -> Result<(), (Error, Responder)> {
         if let Err(error) = self.core.name() {
             return Err((error, responder));
         }
         if self.core.tasks.is_full() {
             let text = "too many requests are under way";
-            return Err((Error::new(ErrorCode::TemporarilyUnavailable, text), responder));
+            return Err((
+                Error::new(ErrorCode::TemporarilyUnavailable, text),
+                responder,
+            ));
         }
         self.node.take(message, responder).map_err(|responder| {
             let text = format!("there is no handler for {}", message.kind);
@@ -195,10 +208,14 @@ impl Machine {
 
     fn init(&self, message: &Message<'_>) {
         let identity = match serde_json::from_str(message.body) {
-            Ok(Init { node_id, node_ids }) => Identity { id: node_id, node_ids },
+            Ok(Init { node_id, node_ids }) => Identity {
+                id: node_id,
+                node_ids,
+            },
             Err(error) => {
                 tracing::warn!(%error, "malformed init");
-                return Responder::new(Rc::clone(&self.core), message).fail(&Error::malformed(&error));
+                return Responder::new(Rc::clone(&self.core), message)
+                    .fail(&Error::malformed(&error));
             }
         };
         let is_first = self.node.init(identity);
@@ -207,13 +224,19 @@ impl Machine {
             responder.reply(&());
             self.node.begin();
         } else {
-            responder.fail(&Error::new(ErrorCode::PreconditionFailed, "the node is initialised already"));
+            responder.fail(&Error::new(
+                ErrorCode::PreconditionFailed,
+                "the node is initialised already",
+            ));
         }
     }
 
     /// Answers a line that could not be parsed.
     fn answer(&self, asked: &Asked<'_>, error: &Error) {
-        let src = self.core.identity().map_or(&*asked.dest, |identity| &*identity.id);
+        let src = self
+            .core
+            .identity()
+            .map_or(&*asked.dest, |identity| &*identity.id);
         let body = |out: &mut Vec<u8>| message::open_body("error", error, out);
         if let Err(error) = self.core.post(src, &asked.src, Some(asked.msg_id), body) {
             tracing::error!(%error, "error cannot be written");
@@ -236,5 +259,8 @@ pub(crate) fn outcome(message: &Message<'_>) -> Outcome {
         return serde_json::from_str(message.body).map_err(unknown);
     }
     let ErrorReply { code, text } = serde_json::from_str(message.body).map_err(unknown)?;
-    Err(Error::new(code.unwrap_or(ErrorCode::Crash), text.unwrap_or_default()))
+    Err(Error::new(
+        code.unwrap_or(ErrorCode::Crash),
+        text.unwrap_or_default(),
+    ))
 }

@@ -76,12 +76,20 @@ struct RawHead<'a> {
 pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, Malformed<'_>> {
     let unanswerable = |why: String| Malformed { why, asked: None };
     let line = std::str::from_utf8(line).map_err(|error| unanswerable(error.to_string()))?;
-    let raw: RawMessage<'_> = object(line).map_err(|why| unanswerable(format!("not a message: {why}")))?;
-    let src = raw.src.and_then(string).ok_or_else(|| unanswerable("src is not a string".into()))?;
+    let raw: RawMessage<'_> =
+        object(line).map_err(|why| unanswerable(format!("not a message: {why}")))?;
+    let src = raw
+        .src
+        .and_then(string)
+        .ok_or_else(|| unanswerable("src is not a string".into()))?;
     // A line that is typed by hand may omit it.
     let dest = raw.dest.and_then(string).unwrap_or_default();
-    let body = raw.body.ok_or_else(|| unanswerable("it has no body".into()))?.get();
-    let head: RawHead<'_> = object(body).map_err(|why| unanswerable(format!("not a body: {why}")))?;
+    let body = raw
+        .body
+        .ok_or_else(|| unanswerable("it has no body".into()))?
+        .get();
+    let head: RawHead<'_> =
+        object(body).map_err(|why| unanswerable(format!("not a body: {why}")))?;
 
     let msg_id = head.msg_id.map(integer);
     let in_reply_to = head.in_reply_to.map(integer);
@@ -92,7 +100,10 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, Malformed<'_>> {
             (Some(Some(msg_id)), None | Some(None)) => Some(Asked { src, dest, msg_id }),
             _ => None,
         };
-        Malformed { why: why.into(), asked }
+        Malformed {
+            why: why.into(),
+            asked,
+        }
     };
     if msg_id == Some(None) {
         return Err(malformed("msg_id is no integer", src, dest));
@@ -101,9 +112,20 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, Malformed<'_>> {
         return Err(malformed("in_reply_to is no integer", src, dest));
     }
     let Some(kind) = head.kind.and_then(string) else {
-        return Err(malformed("the body has no type that is a string", src, dest));
+        return Err(malformed(
+            "the body has no type that is a string",
+            src,
+            dest,
+        ));
     };
-    Ok(Message { src, dest, kind, msg_id: msg_id.flatten(), in_reply_to: in_reply_to.flatten(), body })
+    Ok(Message {
+        src,
+        dest,
+        kind,
+        msg_id: msg_id.flatten(),
+        in_reply_to: in_reply_to.flatten(),
+        body,
+    })
 }
 
 /// Parses an object as a structure; serde alone would accept an array, too.
@@ -176,7 +198,10 @@ impl Body {
     /// 12 if it is not an object with one type.
     pub(crate) fn forwarded(body: &Json) -> Result<Self, Error> {
         let malformed = |why: &dyn fmt::Display| {
-            Error::new(ErrorCode::MalformedRequest, format!("this is no body to pass on: {why}"))
+            Error::new(
+                ErrorCode::MalformedRequest,
+                format!("this is no body to pass on: {why}"),
+            )
         };
         let Fields(fields) = body.parse_borrowed().map_err(|error| malformed(&error))?;
         let mut types = fields.iter().filter(|(key, _)| key == "type");
@@ -187,7 +212,10 @@ impl Body {
         }
         let mut text = Vec::with_capacity(body.text().len());
         let mut separator: &[u8] = b"{";
-        for (key, value) in fields.iter().filter(|(key, _)| !matches!(&**key, "msg_id" | "in_reply_to")) {
+        for (key, value) in fields
+            .iter()
+            .filter(|(key, _)| !matches!(&**key, "msg_id" | "in_reply_to"))
+        {
             text.extend_from_slice(separator);
             write_string(key, &mut text);
             text.extend_from_slice(b": ");
@@ -218,16 +246,23 @@ pub(crate) fn open_message(src: &str, dest: &str, out: &mut Vec<u8>) {
 /// # Errors
 /// 13 if the fields have no form in JSON, are not an object, or have a reserved
 /// name.
-pub(crate) fn open_body(kind: &str, fields: &impl Serialize, out: &mut Vec<u8>) -> Result<(), Error> {
-    let crash =
-        |why: &dyn fmt::Display| Error::new(ErrorCode::Crash, format!("cannot write a {kind}: {why}"));
+pub(crate) fn open_body(
+    kind: &str,
+    fields: &impl Serialize,
+    out: &mut Vec<u8>,
+) -> Result<(), Error> {
+    let crash = |why: &dyn fmt::Display| {
+        Error::new(ErrorCode::Crash, format!("cannot write a {kind}: {why}"))
+    };
     out.extend_from_slice(b"{\"type\": ");
     write_string(kind, out);
     out.push(b',');
     let start = out.len();
     let reserved = json::write_fields(fields, out).map_err(|error| crash(&error))?;
     if let Some(name) = reserved {
-        return Err(crash(&format_args!("the field name {name} is reserved; choose another")));
+        return Err(crash(&format_args!(
+            "the field name {name} is reserved; choose another"
+        )));
     }
     match out.get(start..) {
         Some(b"{}" | b"null") => out.truncate(start - 1),
@@ -245,7 +280,9 @@ pub(crate) fn open_body(kind: &str, fields: &impl Serialize, out: &mut Vec<u8>) 
                 b't' | b'f' => "a boolean",
                 _ => "a number",
             };
-            return Err(crash(&format_args!("its fields are {found}; a structure, a map or () is needed")));
+            return Err(crash(&format_args!(
+                "its fields are {found}; a structure, a map or () is needed"
+            )));
         }
         _ => return Err(crash(&"its fields are missing")),
     }

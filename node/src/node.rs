@@ -34,7 +34,10 @@ pub struct Node<S> {
 
 impl<S> Clone for Node<S> {
     fn clone(&self) -> Self {
-        Self { core: Rc::clone(&self.core), program: Rc::clone(&self.program) }
+        Self {
+            core: Rc::clone(&self.core),
+            program: Rc::clone(&self.program),
+        }
     }
 }
 
@@ -56,7 +59,10 @@ impl<S: 'static> Node<S> {
             handlers: RefCell::default(),
             on_init: RefCell::default(),
         };
-        Self { core, program: Rc::new(program) }
+        Self {
+            core,
+            program: Rc::new(program),
+        }
     }
 
     /// Registers the handler of a request type. The request is answered with
@@ -129,13 +135,23 @@ impl<S: 'static> Node<S> {
     }
 
     /// Registers the function that makes the task for each message of a type.
-    pub(crate) fn register<B>(&self, kind: &str, task: impl Fn(Node<S>, Request<B>) -> LocalFuture + 'static)
-    where
+    pub(crate) fn register<B>(
+        &self,
+        kind: &str,
+        task: impl Fn(Node<S>, Request<B>) -> LocalFuture + 'static,
+    ) where
         B: DeserializeOwned + 'static,
     {
         let handler = move |node, body: &str, responder: Responder, src| -> LocalFuture {
             match fields::parse(body) {
-                Ok(body) => task(node, Request { src, body, responder }),
+                Ok(body) => task(
+                    node,
+                    Request {
+                        src,
+                        body,
+                        responder,
+                    },
+                ),
                 Err(error) => {
                     tracing::warn!(src, %error, "malformed request body");
                     responder.fail(&Error::malformed(&error));
@@ -143,7 +159,10 @@ impl<S: 'static> Node<S> {
                 }
             }
         };
-        self.program.handlers.borrow_mut().insert(kind.to_owned(), Rc::new(handler));
+        self.program
+            .handlers
+            .borrow_mut()
+            .insert(kind.to_owned(), Rc::new(handler));
     }
 
     /// Runs a task after `init` was answered, or at once if that is over.
@@ -165,7 +184,11 @@ impl<S: 'static> Node<S> {
         self.on_init(async move |node: Node<S>| {
             loop {
                 Sleep::new(Rc::clone(&node.core), pause, false).await;
-                node.core.tasks.alone(None, action(node.clone())).await.unwrap_or_default();
+                node.core
+                    .tasks
+                    .alone(None, action(node.clone()))
+                    .await
+                    .unwrap_or_default();
             }
         });
     }
@@ -179,19 +202,26 @@ impl<S: 'static> Node<S> {
     /// Returns the names of all nodes, this one included; none before `init`.
     #[must_use]
     pub fn node_ids(&self) -> &[String] {
-        self.core.identity().map_or(&[], |identity| &identity.node_ids)
+        self.core
+            .identity()
+            .map_or(&[], |identity| &identity.node_ids)
     }
 
     /// Returns the names of the other nodes.
     pub fn peers(&self) -> impl Iterator<Item = &str> {
-        self.node_ids().iter().map(String::as_str).filter(|id| *id != self.id())
+        self.node_ids()
+            .iter()
+            .map(String::as_str)
+            .filter(|id| *id != self.id())
     }
 
     /// Returns a random other node; `None` if there is none.
     #[must_use]
     pub fn random_peer(&self) -> Option<&str> {
         let peers: Vec<_> = self.peers().collect();
-        let place = self.random().checked_rem(u64::try_from(peers.len()).ok()?)?;
+        let place = self
+            .random()
+            .checked_rem(u64::try_from(peers.len()).ok()?)?;
         peers.get(usize::try_from(place).ok()?).copied()
     }
 
@@ -209,7 +239,8 @@ impl<S: 'static> Node<S> {
     #[expect(clippy::panic, reason = "a program that outlives its node is wrong")]
     pub fn state(&self) -> RefMut<'_, S> {
         let state = RefMut::filter_map(self.program.state.borrow_mut(), Option::as_mut);
-        state.unwrap_or_else(|_| panic!("the state of a node is used after its machine was dropped"))
+        state
+            .unwrap_or_else(|_| panic!("the state of a node is used after its machine was dropped"))
     }
 
     /// The node's durable storage, which outlives a crash in a simulation.
@@ -340,7 +371,9 @@ impl<S: 'static> Node<S> {
         let callback = move |end: Result<Result<Json, Error>, _>| {
             let outcome = end.unwrap_or_else(|error| Err(Error::from(error)));
             let core = Rc::clone(&node.core);
-            core.tasks.within(responder, || callback(&node, outcome)).unwrap_or_default();
+            core.tasks
+                .within(responder, || callback(&node, outcome))
+                .unwrap_or_default();
         };
         let opened = self.core.calls.call_back(id, Some(deadline), callback);
         opened.map_err(|error| Error::new(ErrorCode::Crash, error.to_string()))
@@ -378,7 +411,10 @@ impl<S: 'static> Node<S> {
     /// Begins a task; it runs when the code that runs now waits or ends. A panic
     /// ends the task alone.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) -> AbortHandle {
-        let id = self.core.tasks.spawn(Box::pin(task), self.core.tasks.current());
+        let id = self
+            .core
+            .tasks
+            .spawn(Box::pin(task), self.core.tasks.current());
         AbortHandle::new(Rc::clone(&self.core), id)
     }
 
@@ -392,14 +428,19 @@ impl<S: 'static> Node<S> {
     ///
     /// # Errors
     /// 0 if the time was over first.
-    pub async fn timeout<F: IntoFuture>(&self, limit: Duration, future: F) -> Result<F::Output, Error> {
+    pub async fn timeout<F: IntoFuture>(
+        &self,
+        limit: Duration,
+        future: F,
+    ) -> Result<F::Output, Error> {
         let mut future = pin!(future.into_future());
         let mut limit = pin!(Sleep::new(Rc::clone(&self.core), limit, false));
         poll_fn(|cx| match future.as_mut().poll(cx) {
             Poll::Ready(output) => Poll::Ready(Ok(output)),
-            Poll::Pending => {
-                limit.as_mut().poll(cx).map(|()| Err(Error::new(ErrorCode::Timeout, "the time is over")))
-            }
+            Poll::Pending => limit
+                .as_mut()
+                .poll(cx)
+                .map(|()| Err(Error::new(ErrorCode::Timeout, "the time is over"))),
         })
         .await
     }
@@ -461,10 +502,18 @@ pub(crate) trait Running {
 impl<S: 'static> Running for Node<S> {
     fn take(&self, message: &Message<'_>, responder: Responder) -> Result<(), Responder> {
         let handler = self.program.handlers.borrow().get(&*message.kind).cloned();
-        let Some(handler) = handler else { return Err(responder) };
+        let Some(handler) = handler else {
+            return Err(responder);
+        };
         // Parsing runs code of the program, too.
-        let make =
-            || handler(self.clone(), message.body, responder.clone(), message.src.clone().into_owned());
+        let make = || {
+            handler(
+                self.clone(),
+                message.body,
+                responder.clone(),
+                message.src.clone().into_owned(),
+            )
+        };
         if let Some(task) = self.core.tasks.within(Some(responder.clone()), make) {
             self.core.tasks.begin(task, Some(responder.clone()));
         }
@@ -478,7 +527,9 @@ impl<S: 'static> Running for Node<S> {
 
     fn begin(&self) {
         let tasks = std::mem::take(&mut *self.program.on_init.borrow_mut());
-        tasks.into_iter().for_each(|task| self.core.tasks.begin(task, None));
+        tasks
+            .into_iter()
+            .for_each(|task| self.core.tasks.begin(task, None));
     }
 
     fn clear(&self) {
@@ -486,7 +537,11 @@ impl<S: 'static> Running for Node<S> {
         self.program.handlers.borrow_mut().clear();
         self.program.on_init.borrow_mut().clear();
         // Dropped outside of the borrow, as it runs code of the program.
-        let state = self.program.state.try_borrow_mut().map(|mut state| state.take());
+        let state = self
+            .program
+            .state
+            .try_borrow_mut()
+            .map(|mut state| state.take());
         drop(state);
     }
 }

@@ -138,7 +138,10 @@ enum State {
 
 impl Responder {
     pub(crate) fn new(core: Rc<Core>, message: &message::Message<'_>) -> Self {
-        let dest = core.identity().map_or(&*message.dest, |identity| &*identity.id).to_owned();
+        let dest = core
+            .identity()
+            .map_or(&*message.dest, |identity| &*identity.id)
+            .to_owned();
         let to = Asker {
             core,
             src: message.src.clone().into_owned(),
@@ -170,7 +173,10 @@ impl Responder {
             let core = &self.to.core;
             let deadline = core.now().saturating_add(limit);
             self.to.remove_deadline();
-            let key = core.deadlines.borrow_mut().set(deadline, Rc::downgrade(&self.to));
+            let key = core
+                .deadlines
+                .borrow_mut()
+                .set(deadline, Rc::downgrade(&self.to));
             self.to.deadline.set(Some(key));
         }
     }
@@ -226,13 +232,23 @@ impl Responder {
 
     /// Answers that the handler has panicked.
     pub(crate) fn crashed(&self) {
-        self.fail(&Error::new(ErrorCode::Crash, format!("the handler of {} has panicked", self.to.kind)));
+        self.fail(&Error::new(
+            ErrorCode::Crash,
+            format!("the handler of {} has panicked", self.to.kind),
+        ));
     }
 
     /// Answers with error 0, as the deadline has passed.
     fn expire(&self) {
-        tracing::warn!(src = self.to.src, kind = self.to.kind, "request not answered in time");
-        self.fail(&Error::new(ErrorCode::Timeout, "no answer was ready in time"));
+        tracing::warn!(
+            src = self.to.src,
+            kind = self.to.kind,
+            "request not answered in time"
+        );
+        self.fail(&Error::new(
+            ErrorCode::Timeout,
+            "no answer was ready in time",
+        ));
         self.to.state.set(State::TimedOut);
     }
 
@@ -257,7 +273,9 @@ impl Responder {
     }
 
     fn post(&self, body: impl FnOnce(&mut Vec<u8>) -> Result<(), Error>) -> Result<MsgId, Error> {
-        self.to.core.post(&self.to.dest, &self.to.src, self.to.msg_id, body)
+        self.to
+            .core
+            .post(&self.to.dest, &self.to.src, self.to.msg_id, body)
     }
 }
 

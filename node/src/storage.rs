@@ -55,7 +55,11 @@ impl Storage {
     /// # Errors
     /// 13, if the value is no `T`.
     pub fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Error> {
-        self.entries.borrow().get(key).map(|value| parse(key, value)).transpose()
+        self.entries
+            .borrow()
+            .get(key)
+            .map(|value| parse(key, value))
+            .transpose()
     }
 
     /// Stores a value.
@@ -80,8 +84,12 @@ impl Storage {
     /// 13, if a value is no `T`.
     pub fn scan<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<(String, T)>, Error> {
         let entries = self.entries.borrow();
-        let found = entries.range(prefix.to_owned()..).take_while(|(key, _)| key.starts_with(prefix));
-        found.map(|(key, value)| Ok((key.clone(), parse(key, value)?))).collect()
+        let found = entries
+            .range(prefix.to_owned()..)
+            .take_while(|(key, _)| key.starts_with(prefix));
+        found
+            .map(|(key, value)| Ok((key.clone(), parse(key, value)?)))
+            .collect()
     }
 
     /// Removes everything, as a node with a new disk has it.
@@ -92,7 +100,9 @@ impl Storage {
 
 impl fmt::Debug for Storage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Storage").field("keys", &self.entries.borrow().len()).finish()
+        f.debug_struct("Storage")
+            .field("keys", &self.entries.borrow().len())
+            .finish()
     }
 }
 
@@ -101,7 +111,10 @@ fn parse<T: DeserializeOwned>(key: &str, value: &Json) -> Result<T, Error> {
 }
 
 fn crash(key: &str, error: &serde_json::Error) -> Error {
-    Error::new(ErrorCode::Crash, format!("the stored value of {key} is unusable: {error}"))
+    Error::new(
+        ErrorCode::Crash,
+        format!("the stored value of {key} is unusable: {error}"),
+    )
 }
 
 #[cfg(test)]
@@ -114,7 +127,10 @@ mod tests {
         for (key, value) in [("b/2", 2), ("a", 0), ("b/1", 1), ("c", 3)] {
             storage.put(key, &value).unwrap();
         }
-        assert_eq!(storage.scan("b/"), Ok(vec![("b/1".to_owned(), 1), ("b/2".to_owned(), 2)]));
+        assert_eq!(
+            storage.scan("b/"),
+            Ok(vec![("b/1".to_owned(), 1), ("b/2".to_owned(), 2)])
+        );
         storage.remove("b/1");
         assert_eq!(storage.get::<u8>("b/1"), Ok(None));
         assert_eq!(storage.clone().get::<u8>("b/2"), Ok(Some(2)));
@@ -129,7 +145,10 @@ mod tests {
         assert_eq!(storage.get::<u8>("key").unwrap_err().code, ErrorCode::Crash);
         assert_eq!(storage.scan::<u8>("k").unwrap_err().code, ErrorCode::Crash);
         let unwritable = BTreeMap::from([(vec![1], 1)]);
-        assert_eq!(storage.put("key", &unwritable).unwrap_err().code, ErrorCode::Crash);
+        assert_eq!(
+            storage.put("key", &unwritable).unwrap_err().code,
+            ErrorCode::Crash
+        );
         assert_eq!(storage.get("key"), Ok(Some("text".to_owned())));
     }
 }

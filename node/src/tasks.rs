@@ -105,8 +105,18 @@ impl Tasks {
     fn make(&self, future: LocalFuture, responder: Option<Responder>) -> (u64, Task) {
         let id = self.begun.get();
         self.begun.set(id + 1);
-        let waker = Waker::from(Arc::new(TaskWaker { id, ready: Arc::clone(&self.ready) }));
-        (id, Task { future, responder, waker })
+        let waker = Waker::from(Arc::new(TaskWaker {
+            id,
+            ready: Arc::clone(&self.ready),
+        }));
+        (
+            id,
+            Task {
+                future,
+                responder,
+                waker,
+            },
+        )
     }
 
     /// Runs tasks in the order in which they were woken, until all wait.
@@ -124,7 +134,9 @@ impl Tasks {
     fn poll(&self, id: u64, mut task: Task) {
         let mut cx = Context::from_waker(&task.waker);
         let outer = self.running.replace(Some(id));
-        let polled = self.within(task.responder.clone(), || task.future.as_mut().poll(&mut cx));
+        let polled = self.within(task.responder.clone(), || {
+            task.future.as_mut().poll(&mut cx)
+        });
         let is_aborted = self.running.replace(outer).is_none();
         if polled == Some(Poll::Pending) && !is_aborted {
             self.waiting.borrow_mut().insert(id, task);
@@ -138,7 +150,11 @@ impl Tasks {
 
     /// Runs code of the program for a request. Returns `None` if it panicked;
     /// the request is answered with error 13 then.
-    pub(crate) fn within<T>(&self, responder: Option<Responder>, code: impl FnOnce() -> T) -> Option<T> {
+    pub(crate) fn within<T>(
+        &self,
+        responder: Option<Responder>,
+        code: impl FnOnce() -> T,
+    ) -> Option<T> {
         let outer = self.current.replace(responder);
         // A panic leaves only the program's own state half done: its borrows
         // are released, and the other requests go on.
@@ -159,10 +175,12 @@ impl Tasks {
         part: impl Future<Output = T>,
     ) -> Option<T> {
         let mut part = pin!(part);
-        poll_fn(|cx| match self.within(responder.cloned(), || part.as_mut().poll(cx)) {
-            Some(polled) => polled.map(Some),
-            None => Poll::Ready(None),
-        })
+        poll_fn(
+            |cx| match self.within(responder.cloned(), || part.as_mut().poll(cx)) {
+                Some(polled) => polled.map(Some),
+                None => Poll::Ready(None),
+            },
+        )
         .await
     }
 
@@ -170,7 +188,10 @@ impl Tasks {
     /// first one stays.
     pub(crate) fn on_wake(&self, signal: Box<dyn FnMut() + Send>) {
         let own = thread::current().id();
-        self.ready.signal.get_or_init(|| Signal { own, run: Mutex::new(signal) });
+        self.ready.signal.get_or_init(|| Signal {
+            own,
+            run: Mutex::new(signal),
+        });
     }
 
     fn shrink(&self) {
@@ -206,7 +227,10 @@ struct Signal {
 
 impl Ready {
     fn push(&self, id: u64) {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(id);
+        self.queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(id);
     }
 
     fn pop(&self) -> Option<u64> {
@@ -231,7 +255,12 @@ impl Wake for TaskWaker {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.ready.push(self.id);
-        if let Some(signal) = self.ready.signal.get().filter(|signal| signal.own != thread::current().id()) {
+        if let Some(signal) = self
+            .ready
+            .signal
+            .get()
+            .filter(|signal| signal.own != thread::current().id())
+        {
             (signal.run.lock().unwrap_or_else(PoisonError::into_inner))();
         }
     }
@@ -249,17 +278,33 @@ mod tests {
         for _ in 0..BURST {
             let is_over = Rc::clone(&is_over);
             tasks.spawn(
-                Box::pin(poll_fn(move |_| if is_over.get() { Poll::Ready(()) } else { Poll::Pending })),
+                Box::pin(poll_fn(move |_| {
+                    if is_over.get() {
+                        Poll::Ready(())
+                    } else {
+                        Poll::Pending
+                    }
+                })),
                 None,
             );
         }
         tasks.run();
         assert_eq!(tasks.waiting.borrow().len(), BURST);
         is_over.set(true);
-        tasks.waiting.borrow().values().for_each(|task| task.waker.wake_by_ref());
+        tasks
+            .waiting
+            .borrow()
+            .values()
+            .for_each(|task| task.waker.wake_by_ref());
         tasks.run();
         assert!(tasks.waiting.borrow().is_empty());
-        let capacities = (tasks.waiting.borrow().capacity(), tasks.ready.queue.lock().unwrap().capacity());
-        assert!(capacities.0 <= SHRINK_ABOVE && capacities.1 <= SHRINK_ABOVE, "{capacities:?}");
+        let capacities = (
+            tasks.waiting.borrow().capacity(),
+            tasks.ready.queue.lock().unwrap().capacity(),
+        );
+        assert!(
+            capacities.0 <= SHRINK_ABOVE && capacities.1 <= SHRINK_ABOVE,
+            "{capacities:?}"
+        );
     }
 }

@@ -72,12 +72,19 @@ impl Sleep {
     /// A wait that begins now.
     pub(crate) fn new(core: Rc<Core>, wait: Duration, keeps_alive: bool) -> Self {
         let until = core.now().saturating_add(wait);
-        Self { core, until, keeps_alive, key: None }
+        Self {
+            core,
+            until,
+            keeps_alive,
+            key: None,
+        }
     }
 
     /// Removes its timer. Returns whether there was one.
     fn unset(&mut self) -> bool {
-        let Some(key) = self.key.take() else { return false };
+        let Some(key) = self.key.take() else {
+            return false;
+        };
         // The waker is dropped outside of the borrow.
         let entry = self.core.timers.borrow_mut().due.remove(&key);
         drop(entry);
@@ -97,7 +104,10 @@ impl Future for Sleep {
         if was_set && self.core.now() >= self.until {
             return Poll::Ready(());
         }
-        let entry = Entry { waker: cx.waker().clone(), keeps_alive: self.keeps_alive };
+        let entry = Entry {
+            waker: cx.waker().clone(),
+            keeps_alive: self.keeps_alive,
+        };
         let key = self.core.timers.borrow_mut().set(self.until, entry);
         self.key = Some(key);
         Poll::Pending
@@ -150,7 +160,10 @@ struct State {
 
 impl Timer {
     pub(crate) fn new(core: Rc<Core>, after: Duration) -> Self {
-        let timer = Self { core, state: Rc::default() };
+        let timer = Self {
+            core,
+            state: Rc::default(),
+        };
         timer.reset(after);
         timer
     }
@@ -196,8 +209,14 @@ impl Timer {
         let mut sleep = time.map(|time| Box::pin(Sleep::new(Rc::clone(&self.core), time, false)));
         let waiting = Waiting::new(&self.state);
         poll_fn(|cx| {
-            let is_due = sleep.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready());
-            if is_due || waiting.is_over(cx.waker()) { Poll::Ready(()) } else { Poll::Pending }
+            let is_due = sleep
+                .as_mut()
+                .is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready());
+            if is_due || waiting.is_over(cx.waker()) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
         })
         .await;
     }
@@ -226,7 +245,9 @@ impl<'a> Waiting<'a> {
     /// waker is woken by that.
     fn is_over(&self, waker: &Waker) -> bool {
         let mut waiting = self.state.waiting.borrow_mut();
-        let Some(slot) = waiting.get_mut(&self.id) else { return true };
+        let Some(slot) = waiting.get_mut(&self.id) else {
+            return true;
+        };
         *slot = Some(waker.clone());
         false
     }

@@ -23,7 +23,9 @@ use std::time::Duration;
 use bytes::BytesMut;
 use hark_protocol::framing::native::{self, ClientCodec};
 use hark_protocol::limits::{FRAME_BYTES_MAX, VERSION};
-use hark_protocol::{Code, Frame, Refusal, Reply, Request, RequestId, Sequence, SessionToken, UserName};
+use hark_protocol::{
+    Code, Frame, Refusal, Reply, Request, RequestId, Sequence, SessionToken, UserName,
+};
 use tokio_util::codec::Decoder as _;
 
 /// The most sends that are not answered.
@@ -40,7 +42,11 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 fn main() -> Result<()> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     match &*arguments.iter().map(String::as_str).collect::<Vec<_>>() {
-        [server, "send", to] => send(server, &to.parse()?, io::stdin().lines().collect::<io::Result<_>>()?),
+        [server, "send", to] => send(
+            server,
+            &to.parse()?,
+            io::stdin().lines().collect::<io::Result<_>>()?,
+        ),
         [server, "receive", user] => receive(server, &user.parse()?),
         _ => Err("usage: client HOST:PORT send|receive USER".into()),
     }
@@ -52,11 +58,20 @@ fn send(server: &str, to: &UserName, lines: Vec<String>) -> Result<()> {
     let session: SessionToken = format!("example-{random:x}").parse()?;
     let mut unanswered: BTreeMap<u32, String> = (1..).zip(lines).collect();
     reconnecting(server, |connection| {
-        connection.request(&Request::Hello { version: VERSION, session: session.clone() })?;
+        connection.request(&Request::Hello {
+            version: VERSION,
+            session: session.clone(),
+        })?;
         let (mut next, mut in_flight) = (1, 0);
         while !unanswered.is_empty() {
             for (&id, line) in unanswered.range(next..).take(IN_FLIGHT_MAX - in_flight) {
-                connection.write(id, &Request::Send { user: to.clone(), text: line.as_str().into() })?;
+                connection.write(
+                    id,
+                    &Request::Send {
+                        user: to.clone(),
+                        text: line.as_str().into(),
+                    },
+                )?;
                 (next, in_flight) = (id + 1, in_flight + 1);
             }
             let (id, reply) = connection.read()?;
@@ -72,11 +87,20 @@ fn send(server: &str, to: &UserName, lines: Vec<String>) -> Result<()> {
 fn receive(server: &str, user: &UserName) -> Result<()> {
     let mut last = Sequence(0);
     reconnecting(server, |connection| {
-        match connection.request(&Request::Create { user: user.clone(), password: None }) {
-            Err(error) if error.downcast_ref::<Refusal>().is_some_and(|why| why.code == Code::Exists) => {}
+        match connection.request(&Request::Create {
+            user: user.clone(),
+            password: None,
+        }) {
+            Err(error)
+                if error
+                    .downcast_ref::<Refusal>()
+                    .is_some_and(|why| why.code == Code::Exists) => {}
             created => created?,
         }
-        connection.request(&Request::Connect { user: user.clone(), password: None })?;
+        connection.request(&Request::Connect {
+            user: user.clone(),
+            password: None,
+        })?;
         loop {
             match connection.read()?.1 {
                 Reply::String(message) => {
@@ -84,7 +108,12 @@ fn receive(server: &str, user: &UserName) -> Result<()> {
                         println!("{}", message.text);
                         last = message.sequence;
                     }
-                    connection.write(0, &Request::Ack { sequence: message.sequence })?;
+                    connection.write(
+                        0,
+                        &Request::Ack {
+                            sequence: message.sequence,
+                        },
+                    )?;
                 }
                 Reply::Bye(_) => return Ok(()),
                 other => check(other)?,
@@ -97,7 +126,9 @@ fn receive(server: &str, user: &UserName) -> Result<()> {
 fn reconnecting(server: &str, mut work: impl FnMut(&mut Connection) -> Result<()>) -> Result<()> {
     for _ in 0..ATTEMPTS_MAX {
         match Connection::open(server).and_then(|mut connection| work(&mut connection)) {
-            Err(error) if error.is::<io::Error>() => eprintln!("no connection: {error}; trying again"),
+            Err(error) if error.is::<io::Error>() => {
+                eprintln!("no connection: {error}; trying again")
+            }
             done => return done,
         }
         thread::sleep(RETRY_AFTER);
@@ -125,7 +156,11 @@ struct Connection {
 impl Connection {
     fn open(server: &str) -> Result<Self> {
         let socket = TcpStream::connect(server)?;
-        Ok(Self { socket, codec: ClientCodec::new(FRAME_BYTES_MAX), input: BytesMut::new() })
+        Ok(Self {
+            socket,
+            codec: ClientCodec::new(FRAME_BYTES_MAX),
+            input: BytesMut::new(),
+        })
     }
 
     /// Sends a request and waits for its reply. Requires that no other one is in flight.
@@ -150,7 +185,9 @@ impl Connection {
             }
             match self.socket.read(&mut bytes)? {
                 0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-                count => self.input.extend_from_slice(bytes.get(..count).unwrap_or_default()),
+                count => self
+                    .input
+                    .extend_from_slice(bytes.get(..count).unwrap_or_default()),
             }
         }
     }

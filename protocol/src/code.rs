@@ -83,7 +83,10 @@ pub struct Refusal {
 impl Refusal {
     /// Returns a refusal with a code and an explanation.
     pub fn new(code: Code, explanation: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, explanation: explanation.into() }
+        Self {
+            code,
+            explanation: explanation.into(),
+        }
     }
 
     /// Parses the fields of a `notok`. A word that this version does not know
@@ -103,7 +106,10 @@ impl Refusal {
     #[must_use]
     pub fn fields(&self) -> (&str, &str) {
         match self.code {
-            Code::Unknown => self.explanation.split_once(',').unwrap_or((&self.explanation, "")),
+            Code::Unknown => self
+                .explanation
+                .split_once(',')
+                .unwrap_or((&self.explanation, "")),
             code => (code.as_str(), &self.explanation),
         }
     }
@@ -115,10 +121,12 @@ impl Refusal {
             (Code::Unknown, (word, explanation)) if !explanation.is_empty() => {
                 format!("{explanation} ({word})").into()
             }
-            (Code::RateLimited, (_, explanation)) => match explanation.split_once(RATE_LIMIT_SEPARATOR) {
-                Some((seconds, why)) => format!("{why}; try again in {seconds} s").into(),
-                None => explanation.into(),
-            },
+            (Code::RateLimited, (_, explanation)) => {
+                match explanation.split_once(RATE_LIMIT_SEPARATOR) {
+                    Some((seconds, why)) => format!("{why}; try again in {seconds} s").into(),
+                    None => explanation.into(),
+                }
+            }
             _ => (&*self.explanation).into(),
         }
     }
@@ -128,7 +136,10 @@ impl Refusal {
     #[must_use]
     pub fn rate_limited(wait: Duration, why: &str) -> Self {
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-        Self::new(Code::RateLimited, format!("{seconds}{RATE_LIMIT_SEPARATOR}{why}"))
+        Self::new(
+            Code::RateLimited,
+            format!("{seconds}{RATE_LIMIT_SEPARATOR}{why}"),
+        )
     }
 
     /// Returns the wait that a [`Code::RateLimited`] refusal asks for; `None`
@@ -138,7 +149,10 @@ impl Refusal {
         if self.code != Code::RateLimited {
             return None;
         }
-        let seconds = self.explanation.split(|c: char| !c.is_ascii_digit()).next()?;
+        let seconds = self
+            .explanation
+            .split(|c: char| !c.is_ascii_digit())
+            .next()?;
         seconds.parse().ok().map(Duration::from_secs)
     }
 }
@@ -256,12 +270,21 @@ mod tests {
     #[test]
     fn rate_limit_names_its_wait() {
         let refusal = Refusal::rate_limited(Duration::from_millis(6001), "too many passwords");
-        assert_eq!(refusal.to_string(), "rate-limited: 7 s to wait: too many passwords");
+        assert_eq!(
+            refusal.to_string(),
+            "rate-limited: 7 s to wait: too many passwords"
+        );
         assert_eq!(refusal.message(), "too many passwords; try again in 7 s");
         assert_eq!(refusal.retry_after(), Some(Duration::from_secs(7)));
-        assert_eq!(Refusal::new(Code::RateLimited, "3").retry_after(), Some(Duration::from_secs(3)));
+        assert_eq!(
+            Refusal::new(Code::RateLimited, "3").retry_after(),
+            Some(Duration::from_secs(3))
+        );
         assert_eq!(Refusal::new(Code::RateLimited, "later").retry_after(), None);
-        assert_eq!(Refusal::new(Code::TooMany, "7 accounts").retry_after(), None);
+        assert_eq!(
+            Refusal::new(Code::TooMany, "7 accounts").retry_after(),
+            None
+        );
     }
 
     #[test]
@@ -269,11 +292,21 @@ mod tests {
         let refusal = Refusal::parse("out-of-tea", "come back at five");
         assert_eq!(refusal.code, Code::Unknown);
         assert_eq!(refusal.fields(), ("out-of-tea", "come back at five"));
-        assert_eq!(refusal.to_string(), "unknown-code: out-of-tea,come back at five");
+        assert_eq!(
+            refusal.to_string(),
+            "unknown-code: out-of-tea,come back at five"
+        );
         assert_eq!(refusal.message(), "come back at five (out-of-tea)");
-        assert_eq!(Refusal::parse("unknown-code", "x").code, Code::Unknown, "no server writes it");
+        assert_eq!(
+            Refusal::parse("unknown-code", "x").code,
+            Code::Unknown,
+            "no server writes it"
+        );
         for code in Code::ALL {
-            assert_eq!(Refusal::parse(code.as_str(), "why"), Refusal::new(code, "why"));
+            assert_eq!(
+                Refusal::parse(code.as_str(), "why"),
+                Refusal::new(code, "why")
+            );
         }
     }
 }

@@ -51,7 +51,10 @@ pub struct Calls<I, T, W> {
 
 impl<I, T, W> Default for Calls<I, T, W> {
     fn default() -> Self {
-        Self { open: HashMap::new(), deadlines: BTreeSet::new() }
+        Self {
+            open: HashMap::new(),
+            deadlines: BTreeSet::new(),
+        }
     }
 }
 
@@ -128,7 +131,10 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, W> Calls<I, T, W> {
     /// Removes all calls, in arbitrary order.
     pub fn drain(&mut self) -> Vec<(I, W)> {
         self.deadlines.clear();
-        std::mem::take(&mut self.open).into_iter().map(|(id, (_, waiter))| (id, waiter)).collect()
+        std::mem::take(&mut self.open)
+            .into_iter()
+            .map(|(id, (_, waiter))| (id, waiter))
+            .collect()
     }
 
     /// Releases memory after a burst. Amortized: the table halves each time.
@@ -164,19 +170,25 @@ pub struct Correlator<I, T, R> {
 
 impl<I, T, R> Clone for Correlator<I, T, R> {
     fn clone(&self) -> Self {
-        Self { calls: Rc::clone(&self.calls) }
+        Self {
+            calls: Rc::clone(&self.calls),
+        }
     }
 }
 
 impl<I, T, R> Default for Correlator<I, T, R> {
     fn default() -> Self {
-        Self { calls: Rc::default() }
+        Self {
+            calls: Rc::default(),
+        }
     }
 }
 
 impl<I, T, R> std::fmt::Debug for Correlator<I, T, R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Correlator").field("open", &self.borrow().open.len()).finish()
+        f.debug_struct("Correlator")
+            .field("open", &self.borrow().open.len())
+            .finish()
     }
 }
 
@@ -208,7 +220,11 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Correlator<I, T, R> {
     pub fn call(&self, id: I, deadline: Option<T>) -> Result<Call<I, T, R>, DuplicateId> {
         let (sender, receiver) = oneshot::channel();
         self.register(id.clone(), deadline, Waiter::Future(sender))?;
-        Ok(Call { id, calls: self.clone(), receiver })
+        Ok(Call {
+            id,
+            calls: self.clone(),
+            receiver,
+        })
     }
 
     /// Registers a call whose outcome is passed to `callback` exactly once, by
@@ -314,7 +330,9 @@ impl<I: Hash + Ord + Clone + Unpin, T: Ord + Clone, R> Future for Call<I, T, R> 
     type Output = Result<R, CallError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.receiver).poll(cx).map(|ended| ended.unwrap_or(Err(CallError::Closed)))
+        Pin::new(&mut self.receiver)
+            .poll(cx)
+            .map(|ended| ended.unwrap_or(Err(CallError::Closed)))
     }
 }
 
@@ -327,7 +345,8 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Drop for Call<I, T, R> {
         // Closing first marks this call's own entry: the id may by now belong
         // to another call.
         self.receiver.close();
-        let abandoned = |waiter: &Waiter<R>| matches!(waiter, Waiter::Future(sender) if sender.is_closed());
+        let abandoned =
+            |waiter: &Waiter<R>| matches!(waiter, Waiter::Future(sender) if sender.is_closed());
         let waiter = self.calls.borrow().remove_if(&self.id, abandoned);
         drop(waiter);
     }
@@ -351,7 +370,11 @@ mod tests {
         end(&mut calls);
         assert!(calls.is_empty());
         assert_eq!(calls.next_deadline(), None);
-        assert!(calls.open.capacity() <= 2 * SHRINK_ABOVE, "{}", calls.open.capacity());
+        assert!(
+            calls.open.capacity() <= 2 * SHRINK_ABOVE,
+            "{}",
+            calls.open.capacity()
+        );
     }
 
     #[test]

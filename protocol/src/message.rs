@@ -163,8 +163,18 @@ impl Push<'_> {
 
 impl Delivery {
     fn borrow(&self) -> Push<'_> {
-        let Self { sequence, sender, time_ms, text } = self;
-        Push { sequence: *sequence, sender: sender.as_ref(), time_ms: *time_ms, text }
+        let Self {
+            sequence,
+            sender,
+            time_ms,
+            text,
+        } = self;
+        Push {
+            sequence: *sequence,
+            sender: sender.as_ref(),
+            time_ms: *time_ms,
+            text,
+        }
     }
 }
 
@@ -225,14 +235,21 @@ impl OkFields {
     /// Returns the answer to `delete`: whether the account existed.
     #[must_use]
     pub fn deleted(existed: bool) -> Self {
-        Self(Fields::Text(ByteString::from_static(if existed { "deleted" } else { "absent" })))
+        Self(Fields::Text(ByteString::from_static(if existed {
+            "deleted"
+        } else {
+            "absent"
+        })))
     }
 
     /// Returns the end of a `list`: the number of names, and whether the server
     /// truncated the list.
     #[must_use]
     pub fn listed(names: usize, truncated: bool) -> Self {
-        Self::written(format!("{names}{}", if truncated { ",truncated" } else { "" }))
+        Self::written(format!(
+            "{names}{}",
+            if truncated { ",truncated" } else { "" }
+        ))
     }
 
     /// Returns the version and the largest frame in bytes, if this answers
@@ -350,7 +367,9 @@ impl Message for Request {
 
     fn write_payload(&self, to: &mut BytesMut) {
         match self {
-            Self::Hello { version, session } => put_number_then(to, u64::from(*version), session.as_str()),
+            Self::Hello { version, session } => {
+                put_number_then(to, u64::from(*version), session.as_str())
+            }
             Self::Create { user, password }
             | Self::Login { user, password }
             | Self::Connect { user, password }
@@ -368,7 +387,9 @@ impl Message for Request {
                 to.put_u8(b',');
                 to.put_slice(new.expose().as_bytes());
             }
-            Self::List { pattern } => to.put_slice(pattern.as_deref().unwrap_or_default().as_bytes()),
+            Self::List { pattern } => {
+                to.put_slice(pattern.as_deref().unwrap_or_default().as_bytes())
+            }
             Self::Send { user, text } => {
                 to.put_slice(user.as_str().as_bytes());
                 to.put_u8(b',');
@@ -382,13 +403,23 @@ impl Message for Request {
     fn parse(command: &str, payload: &str) -> Result<Self, Refusal> {
         match command {
             HELLO => parse_hello(payload),
-            "create" => user_and_password(payload).map(|(user, password)| Self::Create { user, password }),
-            "login" => user_and_password(payload).map(|(user, password)| Self::Login { user, password }),
-            "connect" => user_and_password(payload).map(|(user, password)| Self::Connect { user, password }),
+            "create" => {
+                user_and_password(payload).map(|(user, password)| Self::Create { user, password })
+            }
+            "login" => {
+                user_and_password(payload).map(|(user, password)| Self::Login { user, password })
+            }
+            "connect" => {
+                user_and_password(payload).map(|(user, password)| Self::Connect { user, password })
+            }
             "disconnect" => no_fields(command, payload).map(|()| Self::Disconnect),
             "password" => parse_password(payload),
-            "delete" => user_and_password(payload).map(|(user, password)| Self::Delete { user, password }),
-            "list" => Ok(Self::List { pattern: (!payload.is_empty()).then(|| payload.into()) }),
+            "delete" => {
+                user_and_password(payload).map(|(user, password)| Self::Delete { user, password })
+            }
+            "list" => Ok(Self::List {
+                pattern: (!payload.is_empty()).then(|| payload.into()),
+            }),
             "send" => parse_send(payload),
             "ack" => parse_ack(payload),
             "ping" => no_fields(command, payload).map(|()| Self::Ping),
@@ -419,7 +450,10 @@ impl Message for Reply {
                 let (code, explanation) = refusal.fields();
                 put_code(to, code, explanation);
             }
-            Self::Error { failure, explanation } => put_code(to, failure.as_str(), explanation),
+            Self::Error {
+                failure,
+                explanation,
+            } => put_code(to, failure.as_str(), explanation),
         }
     }
 
@@ -439,7 +473,10 @@ impl Message for Reply {
             "error" => {
                 let (code, explanation) = payload.split_once(',').unwrap_or((payload, ""));
                 match Failure::parse(code) {
-                    Some(failure) => Ok(Self::Error { failure, explanation: explanation.to_owned().into() }),
+                    Some(failure) => Ok(Self::Error {
+                        failure,
+                        explanation: explanation.to_owned().into(),
+                    }),
                     None => Err(bad_request("unknown code of an error")),
                 }
             }
@@ -458,7 +495,9 @@ pub(crate) fn wipe_secret(message: &mut [u8]) {
 
 /// Returns whether a message, which may be malformed, has this command.
 pub(crate) fn is_command(message: &[u8], name: &str) -> bool {
-    let command = message.get(..COMMAND_BYTES).and_then(|command| command.strip_prefix(name.as_bytes()));
+    let command = message
+        .get(..COMMAND_BYTES)
+        .and_then(|command| command.strip_prefix(name.as_bytes()));
     command.is_some_and(|padding| padding.iter().all(|&b| b == 0))
 }
 
@@ -472,11 +511,15 @@ pub(crate) fn split(message: &[u8]) -> Result<(&str, &str), Refusal> {
         return Err(bad_request("a message must be UTF-8"));
     };
     let Some((command, payload)) = message.split_at_checked(COMMAND_BYTES) else {
-        return Err(bad_request("a command has exactly 15 bytes, padded with NUL"));
+        return Err(bad_request(
+            "a command has exactly 15 bytes, padded with NUL",
+        ));
     };
     let command = command.trim_end_matches('\0');
     if command.is_empty() || command.contains('\0') {
-        return Err(bad_request("a command is 1 to 15 bytes, followed by NULs only"));
+        return Err(bad_request(
+            "a command is 1 to 15 bytes, followed by NULs only",
+        ));
     }
     Ok((command, payload))
 }
@@ -489,7 +532,10 @@ pub(crate) fn write_command(command: &str, to: &mut BytesMut) {
 }
 
 fn unknown_command(command: &str) -> Refusal {
-    Refusal::new(Code::UnknownCommand, format!("unknown command \"{}\"", command.escape_default()))
+    Refusal::new(
+        Code::UnknownCommand,
+        format!("unknown command \"{}\"", command.escape_default()),
+    )
 }
 
 fn bad_request(explanation: &'static str) -> Refusal {
@@ -498,14 +544,21 @@ fn bad_request(explanation: &'static str) -> Refusal {
 
 /// Parses decimal digits; unlike `str::parse`, it rejects a sign.
 fn number<N: FromStr>(text: &str) -> Option<N> {
-    if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
+    if text.bytes().all(|b| b.is_ascii_digit()) {
+        text.parse().ok()
+    } else {
+        None
+    }
 }
 
 fn no_fields(command: &str, payload: &str) -> Result<(), Refusal> {
     if payload.is_empty() {
         Ok(())
     } else {
-        Err(Refusal::new(Code::BadRequest, format!("{command} takes no fields")))
+        Err(Refusal::new(
+            Code::BadRequest,
+            format!("{command} takes no fields"),
+        ))
     }
 }
 
@@ -518,32 +571,49 @@ fn user_and_password(payload: &str) -> Result<(UserName, Option<Password>), Refu
 }
 
 fn parse_hello(payload: &str) -> Result<Request, Refusal> {
-    let (version, session) =
-        payload.split_once(',').ok_or_else(|| bad_request("hello takes a version and a session"))?;
+    let (version, session) = payload
+        .split_once(',')
+        .ok_or_else(|| bad_request("hello takes a version and a session"))?;
     let version = number(version).ok_or_else(|| bad_request("the version must be a number"))?;
-    Ok(Request::Hello { version, session: session.parse()? })
+    Ok(Request::Hello {
+        version,
+        session: session.parse()?,
+    })
 }
 
 fn parse_password(payload: &str) -> Result<Request, Refusal> {
     let mut fields = payload.splitn(3, ',');
     let (Some(user), Some(old), Some(new)) = (fields.next(), fields.next(), fields.next()) else {
-        return Err(bad_request("password takes the user, the old password and the new one"));
+        return Err(bad_request(
+            "password takes the user, the old password and the new one",
+        ));
     };
     Ok(Request::Password {
         user: user.parse()?,
-        old: if old.is_empty() { None } else { Some(old.parse()?) },
+        old: if old.is_empty() {
+            None
+        } else {
+            Some(old.parse()?)
+        },
         new: new.parse()?,
     })
 }
 
 fn parse_send(payload: &str) -> Result<Request, Refusal> {
-    let (user, text) = payload.split_once(',').ok_or_else(|| bad_request("send takes a user and a text"))?;
-    Ok(Request::Send { user: user.parse()?, text: text.into() })
+    let (user, text) = payload
+        .split_once(',')
+        .ok_or_else(|| bad_request("send takes a user and a text"))?;
+    Ok(Request::Send {
+        user: user.parse()?,
+        text: text.into(),
+    })
 }
 
 fn parse_ack(payload: &str) -> Result<Request, Refusal> {
     let sequence = number(payload).ok_or_else(|| bad_request("ack takes a sequence number"))?;
-    Ok(Request::Ack { sequence: Sequence(sequence) })
+    Ok(Request::Ack {
+        sequence: Sequence(sequence),
+    })
 }
 
 fn parse_names(payload: &str) -> Result<Vec<UserName>, Refusal> {
@@ -558,13 +628,19 @@ fn parse_delivery(payload: &str) -> Result<Delivery, Refusal> {
     let (Some(sequence), Some(sender), Some(time), Some(text)) =
         (fields.next(), fields.next(), fields.next(), fields.next())
     else {
-        return Err(bad_request("string takes a number, a sender, a time and a text"));
+        return Err(bad_request(
+            "string takes a number, a sender, a time and a text",
+        ));
     };
     Ok(Delivery {
         sequence: Sequence(
             number(sequence).ok_or_else(|| bad_request("the sequence number must be a number"))?,
         ),
-        sender: if sender.is_empty() { None } else { Some(sender.parse()?) },
+        sender: if sender.is_empty() {
+            None
+        } else {
+            Some(sender.parse()?)
+        },
         time_ms: number(time).ok_or_else(|| bad_request("the time must be a number"))?,
         text: text.into(),
     })
@@ -634,11 +710,20 @@ mod tests {
 
     #[test]
     fn message_with_a_password_is_wiped() {
-        for (command, is_secret) in [("login", true), ("password", true), ("send", false), ("logi", false)] {
+        for (command, is_secret) in [
+            ("login", true),
+            ("password", true),
+            ("send", false),
+            ("logi", false),
+        ] {
             let mut message = BytesMut::new();
             write_command(command, &mut message);
             message.put_slice(b"bob,hunter2");
-            let expected = if is_secret { BytesMut::zeroed(message.len()) } else { message.clone() };
+            let expected = if is_secret {
+                BytesMut::zeroed(message.len())
+            } else {
+                message.clone()
+            };
             wipe_secret(&mut message);
             assert_eq!(message, expected, "{command}");
         }
@@ -646,12 +731,22 @@ mod tests {
 
     #[test]
     fn names_are_split_into_runs_that_fit() {
-        let names: Vec<UserName> = (0..99).map(|n| format!("{n:064}").parse().unwrap()).collect();
+        let names: Vec<UserName> = (0..99)
+            .map(|n| format!("{n:064}").parse().unwrap())
+            .collect();
         for (bytes_max, each) in [(200, 3), (194, 3), (193, 2), (64, 1)] {
             let runs = list_parts(&names, bytes_max);
-            let bytes = |run: &[UserName]| run.iter().map(|name| name.as_str().len() + 1).sum::<usize>() - 1;
+            let bytes = |run: &[UserName]| {
+                run.iter()
+                    .map(|name| name.as_str().len() + 1)
+                    .sum::<usize>()
+                    - 1
+            };
             assert!(runs.iter().all(|run| bytes(run) <= bytes_max));
-            assert!(runs.iter().rev().skip(1).all(|run| run.len() == each), "and are not cut for nothing");
+            assert!(
+                runs.iter().rev().skip(1).all(|run| run.len() == each),
+                "and are not cut for nothing"
+            );
             assert_eq!(runs.concat(), names);
         }
         assert_eq!(list_parts(&[], 200), [&[]]);

@@ -64,7 +64,10 @@ impl FromStr for UserName {
         if text.len() > USER_NAME_BYTES_MAX {
             return Err(BadName::TooLong(text.len()));
         }
-        match text.chars().find(|&c| c == ',' || c.is_whitespace() || c.is_control()) {
+        match text
+            .chars()
+            .find(|&c| c == ',' || c.is_whitespace() || c.is_control())
+        {
             Some(c) => Err(BadName::Forbidden(c)),
             None => Ok(Self(text.into())),
         }
@@ -171,7 +174,11 @@ impl FromStr for SessionToken {
     fn from_str(text: &str) -> Result<Self, BadToken> {
         let fits = (1..=SESSION_TOKEN_BYTES_MAX).contains(&text.len());
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
-        if fits && text.bytes().all(allowed) { Ok(Self(text.into())) } else { Err(BadToken) }
+        if fits && text.bytes().all(allowed) {
+            Ok(Self(text.into()))
+        } else {
+            Err(BadToken)
+        }
     }
 }
 
@@ -225,7 +232,11 @@ mod tests {
 
     #[track_caller]
     fn check_name(text: &str, expected: Result<(), BadName>) {
-        assert_eq!(text.parse::<UserName>().map(|name| assert_eq!(name.as_str(), text)), expected);
+        assert_eq!(
+            text.parse::<UserName>()
+                .map(|name| assert_eq!(name.as_str(), text)),
+            expected
+        );
     }
 
     #[test]
@@ -257,7 +268,10 @@ mod tests {
         assert_eq!("".parse::<Password>(), Err(BadPassword::Empty));
         assert_eq!("a,b".parse::<Password>(), Err(BadPassword::Forbidden));
         assert_eq!("a\nb".parse::<Password>(), Err(BadPassword::Forbidden));
-        assert_eq!("x".repeat(257).parse::<Password>(), Err(BadPassword::TooLong(257)));
+        assert_eq!(
+            "x".repeat(257).parse::<Password>(),
+            Err(BadPassword::TooLong(257))
+        );
         let password: Password = "hunter2".parse().unwrap();
         assert_eq!(password, "hunter2".parse().unwrap());
         for other in ["hunter3", "hunter", "hunter22"] {

@@ -37,7 +37,11 @@ impl Rate {
     /// Returns a rate of one token per `period`, with this burst. Neither may be zero.
     #[must_use]
     pub const fn one_in(period: Duration, burst: u64) -> Self {
-        Self { tokens: 1, period, burst }
+        Self {
+            tokens: 1,
+            period,
+            burst,
+        }
     }
 
     /// Returns a rate of this many tokens per second with a burst of five seconds'
@@ -48,7 +52,11 @@ impl Rate {
             0 => None,
             tokens => {
                 let burst = tokens.saturating_mul(BURST_SECONDS);
-                Some(Self { tokens, period: Duration::from_secs(1), burst })
+                Some(Self {
+                    tokens,
+                    period: Duration::from_secs(1),
+                    burst,
+                })
             }
         }
     }
@@ -71,7 +79,9 @@ impl Bucket {
     /// Returns the time until a token can be taken, at most the time that an empty
     /// bucket takes to fill.
     pub(crate) fn wait(self, rate: Rate, now: Instant) -> Duration {
-        let to_full = self.full_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+        let to_full = self
+            .full_at
+            .map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
         to_full.saturating_sub(rate.cost(rate.burst - 1))
     }
 
@@ -112,7 +122,13 @@ impl<K: Hash + Eq> Buckets<K> {
     /// Returns a table in which every bucket is full.
     pub(crate) fn new(rate: Rate) -> Self {
         let (buckets, shared) = Default::default();
-        Self { rate, buckets, shared, sweep_at: BUCKETS_MIN, swept_at: None }
+        Self {
+            rate,
+            buckets,
+            shared,
+            sweep_at: BUCKETS_MIN,
+            swept_at: None,
+        }
     }
 
     /// Returns the time until `key` can take a token.
@@ -120,7 +136,11 @@ impl<K: Hash + Eq> Buckets<K> {
         if let Some(bucket) = self.buckets.get(key) {
             return bucket.wait(self.rate, now);
         }
-        if self.has_room(now) { Duration::ZERO } else { self.shared.wait(self.rate, now) }
+        if self.has_room(now) {
+            Duration::ZERO
+        } else {
+            self.shared.wait(self.rate, now)
+        }
     }
 
     /// Takes this many tokens of `key`, and returns the time until it can take the
@@ -128,7 +148,10 @@ impl<K: Hash + Eq> Buckets<K> {
     pub(crate) fn charge(&mut self, key: K, tokens: u64, now: Instant) -> Duration {
         let rate = self.rate;
         if self.buckets.contains_key(&key) || self.has_room(now) {
-            self.buckets.entry(key).or_default().charge(rate, tokens, now)
+            self.buckets
+                .entry(key)
+                .or_default()
+                .charge(rate, tokens, now)
         } else {
             self.shared.charge(rate, tokens, now)
         }
@@ -238,8 +261,15 @@ mod tests {
         }
         assert_eq!(buckets.len(), BUCKETS_MAX);
         assert_eq!(buckets.wait(&guesser, now), 10 * SECOND, "it still waits");
-        assert!(!waited.is_zero() && !buckets.wait(&(guesser - 1), now).is_zero(), "new keys share one");
-        assert_eq!(buckets.wait(&0, now), Duration::ZERO, "earlier keys keep their own");
+        assert!(
+            !waited.is_zero() && !buckets.wait(&(guesser - 1), now).is_zero(),
+            "new keys share one"
+        );
+        assert_eq!(
+            buckets.wait(&0, now),
+            Duration::ZERO,
+            "earlier keys keep their own"
+        );
         let later = now + 20 * SECOND;
         buckets.charge(guesser - 1, 1, later);
         assert_eq!(buckets.len(), 1, "full buckets are evicted");

@@ -51,11 +51,18 @@ const OWN_TARGETS: [&str; 2] = ["hark_", "harkd"];
 /// misspelt one as a target to log everything of.
 pub fn filter(given: &str) -> anyhow::Result<Targets> {
     let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
-    let directives = given.split(',').map(str::trim).filter(|directive| !directive.is_empty());
-    let has_unknown_word =
-        directives.clone().any(|directive| !directive.contains('=') && !is_level(directive));
-    let all: Vec<&str> =
-        ["error"].into_iter().chain(LIBRARY_LOGS.iter().copied()).chain(directives).collect();
+    let directives = given
+        .split(',')
+        .map(str::trim)
+        .filter(|directive| !directive.is_empty());
+    let has_unknown_word = directives
+        .clone()
+        .any(|directive| !directive.contains('=') && !is_level(directive));
+    let all: Vec<&str> = ["error"]
+        .into_iter()
+        .chain(LIBRARY_LOGS.iter().copied())
+        .chain(directives)
+        .collect();
     match all.join(",").parse() {
         Ok(filter) if !has_unknown_word => Ok(filter),
         _ => anyhow::bail!(
@@ -135,7 +142,12 @@ impl Watchers {
     pub fn watch(&self, level: Level, target_prefix: String) -> Result<Watcher, TooManyWatchers> {
         let level = LevelFilter::from_level(level);
         let (entries, changed) = Default::default();
-        let buffer = Arc::new(WatcherBuffer { level, target_prefix, entries, changed });
+        let buffer = Arc::new(WatcherBuffer {
+            level,
+            target_prefix,
+            entries,
+            changed,
+        });
         {
             let mut watchers = self.watchers.lock();
             if watchers.len() >= WATCHERS_MAX {
@@ -144,14 +156,21 @@ impl Watchers {
             watchers.push(Arc::clone(&buffer));
         }
         tracing::callsite::rebuild_interest_cache();
-        Ok(Watcher { watchers: self.clone(), buffer })
+        Ok(Watcher {
+            watchers: self.clone(),
+            buffer,
+        })
     }
 
     fn want(&self, metadata: &Metadata<'_>) -> bool {
         let target = metadata.target();
         !metadata.is_span()
             && OWN_TARGETS.iter().any(|own| target.starts_with(own))
-            && self.watchers.lock().iter().any(|buffer| buffer.wants(metadata))
+            && self
+                .watchers
+                .lock()
+                .iter()
+                .any(|buffer| buffer.wants(metadata))
     }
 }
 
@@ -160,7 +179,12 @@ impl<S: Subscriber> Layer<S> for Watchers {
         let metadata = event.metadata();
         // Formatted before the lock is taken, since a field's formatting may log.
         let event = Arc::new(LoggedEvent::new(event));
-        for buffer in self.watchers.lock().iter().filter(|buffer| buffer.wants(metadata)) {
+        for buffer in self
+            .watchers
+            .lock()
+            .iter()
+            .filter(|buffer| buffer.wants(metadata))
+        {
             buffer.push(&event);
         }
     }
@@ -172,7 +196,11 @@ impl<S> Filter<S> for Watchers {
     }
 
     fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
-        if self.want(metadata) { Interest::always() } else { Interest::never() }
+        if self.want(metadata) {
+            Interest::always()
+        } else {
+            Interest::never()
+        }
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
@@ -185,13 +213,20 @@ impl Watcher {
     /// Polls for the next entry.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<WatcherItem> {
         self.buffer.changed.register(cx.waker());
-        self.buffer.entries.lock().pop_front().map_or(Poll::Pending, Poll::Ready)
+        self.buffer
+            .entries
+            .lock()
+            .pop_front()
+            .map_or(Poll::Pending, Poll::Ready)
     }
 }
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.watchers.watchers.lock().retain(|buffer| !Arc::ptr_eq(buffer, &self.buffer));
+        self.watchers
+            .watchers
+            .lock()
+            .retain(|buffer| !Arc::ptr_eq(buffer, &self.buffer));
         tracing::callsite::rebuild_interest_cache();
     }
 }
@@ -219,10 +254,22 @@ impl LoggedEvent {
     fn new(event: &tracing::Event<'_>) -> Self {
         let metadata = event.metadata();
         let (message, fields) = Default::default();
-        let mut collector = Collector { message, fields, room: EVENT_BYTES_MAX };
+        let mut collector = Collector {
+            message,
+            fields,
+            room: EVENT_BYTES_MAX,
+        };
         event.record(&mut collector);
-        let Collector { message, fields, .. } = collector;
-        Self { time_ms: now_ms(), level: *metadata.level(), target: metadata.target(), message, fields }
+        let Collector {
+            message, fields, ..
+        } = collector;
+        Self {
+            time_ms: now_ms(),
+            level: *metadata.level(),
+            target: metadata.target(),
+            message,
+            fields,
+        }
     }
 }
 
@@ -235,7 +282,10 @@ struct Collector {
 
 impl Collector {
     fn record(&mut self, field: &Field, value: fmt::Arguments<'_>) {
-        let mut text = Bounded { text: String::new(), room: self.room };
+        let mut text = Bounded {
+            text: String::new(),
+            room: self.room,
+        };
         if text.write_fmt(value).is_err() {
             // The rest exceeds the bound.
             text.text.push('…');
@@ -294,7 +344,10 @@ mod tests {
             entries.push(match entry {
                 WatcherItem::Missed(count) => format!("missed {count}"),
                 WatcherItem::Event(event) => {
-                    let fields = event.fields.iter().map(|(name, value)| format!(" {name}={value}"));
+                    let fields = event
+                        .fields
+                        .iter()
+                        .map(|(name, value)| format!(" {name}={value}"));
                     format!("{}{}", event.message, fields.collect::<String>())
                 }
             });
@@ -309,17 +362,35 @@ mod tests {
     fn watched(test: impl FnOnce(&Watchers)) {
         let _alone = ONE_LOG_AT_A_TIME.lock();
         let watchers = Watchers::default();
-        with_default(tracing_subscriber::registry().with(watchers.layer()), || test(&watchers));
+        with_default(
+            tracing_subscriber::registry().with(watchers.layer()),
+            || test(&watchers),
+        );
     }
 
     #[test]
     fn unknown_log_level_is_refused() {
-        for directives in ["info", "off", "debug,hark_server::store=trace", "hark_server=warn"] {
+        for directives in [
+            "info",
+            "off",
+            "debug,hark_server::store=trace",
+            "hark_server=warn",
+        ] {
             assert!(filter(directives).is_ok(), "{directives}");
         }
-        for directives in ["loud", "hark=loud", "info,verbose", "hark_server", "inf", "[{user=bob}]=debug"] {
+        for directives in [
+            "loud",
+            "hark=loud",
+            "info,verbose",
+            "hark_server",
+            "inf",
+            "[{user=bob}]=debug",
+        ] {
             let error = filter(directives).unwrap_err().to_string();
-            assert!(error.contains("--log") && error.contains(directives), "{error}");
+            assert!(
+                error.contains("--log") && error.contains(directives),
+                "{error}"
+            );
         }
     }
 
@@ -333,7 +404,10 @@ mod tests {
             tracing::error!("worse");
             assert_eq!(
                 received(&mut watcher),
-                ["bad count=3 error=dis,played user=bob what=\"debugged\"", "worse"]
+                [
+                    "bad count=3 error=dis,played user=bob what=\"debugged\"",
+                    "worse"
+                ]
             );
         });
     }
@@ -344,7 +418,10 @@ mod tests {
             let mut one = watchers.watch(Level::ERROR, String::new()).unwrap();
             let mut other = watchers.watch(Level::TRACE, String::new()).unwrap();
             tracing::trace!("x");
-            assert_eq!((received(&mut one), received(&mut other)), (vec![], vec!["x".to_owned()]));
+            assert_eq!(
+                (received(&mut one), received(&mut other)),
+                (vec![], vec!["x".to_owned()])
+            );
             drop(other);
             tracing::trace!("y");
             assert_eq!(received(&mut one), Vec::<String>::new());
@@ -354,7 +431,9 @@ mod tests {
     #[test]
     fn targets_match_by_prefix_and_exclude_libraries() {
         watched(|watchers| {
-            let mut store = watchers.watch(Level::INFO, "hark_server::store".to_owned()).unwrap();
+            let mut store = watchers
+                .watch(Level::INFO, "hark_server::store".to_owned())
+                .unwrap();
             let mut all = watchers.watch(Level::INFO, String::new()).unwrap();
             tracing::info!(target: "hark_server::store::pending", "1");
             tracing::info!(target: "hark_server::front", "2");
@@ -396,7 +475,10 @@ mod tests {
             }
             tracing::info!("after");
             let entries = received(&mut watcher);
-            assert_eq!(entries.iter().rev().take(3).collect::<Vec<_>>(), ["after", "missed 1", "1023"]);
+            assert_eq!(
+                entries.iter().rev().take(3).collect::<Vec<_>>(),
+                ["after", "missed 1", "1023"]
+            );
         });
     }
 
@@ -407,7 +489,10 @@ mod tests {
             let long = "é".repeat(EVENT_BYTES_MAX);
             tracing::info!(long, after = 1, "short");
             let entries = received(&mut watcher).concat();
-            assert!(entries.starts_with("short") && entries.contains("é…"), "{entries}");
+            assert!(
+                entries.starts_with("short") && entries.contains("é…"),
+                "{entries}"
+            );
             assert!(entries.len() < EVENT_BYTES_MAX + 64, "{}", entries.len());
         });
     }

@@ -66,7 +66,9 @@ fn serve(arguments: &ServeArgs) -> anyhow::Result<()> {
 }
 
 async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
-    arguments.tls.check(arguments.listen, arguments.require_password)?;
+    arguments
+        .tls
+        .check(arguments.listen, arguments.require_password)?;
     let tls = arguments.tls.read()?;
     let place = arguments.store.place()?;
     tracing::info!(
@@ -85,13 +87,18 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
     };
     let socket = bind(arguments.listen).with_context(cannot_listen)?;
     let rules = arguments.rules();
-    let store = arguments.store.open(arguments.shard(), rules.text_bytes_max()).await?;
+    let store = arguments
+        .store
+        .open(arguments.shard(), rules.text_bytes_max())
+        .await?;
     check_log_watcher(arguments, &*store).await?;
     check_admins(arguments, &*store).await?;
     let chat = Arc::new(Chat::new(Arc::clone(&store), rules));
     let (shutdown, reloads) = (shutdown_signal()?, certificate_reloads(tls.clone())?);
     // After the store is open, so that a connection is refused rather than left waiting.
-    let listener = socket.listen(server::BACKLOG_MAX).with_context(cannot_listen)?;
+    let listener = socket
+        .listen(server::BACKLOG_MAX)
+        .with_context(cannot_listen)?;
     let settings = arguments.settings(watchers, tls);
     let (tls, plaintext) = (settings.tls.is_some(), !settings.tls_only);
     tracing::info!(tls, plaintext, address = %listener.local_addr()?, "listening");
@@ -108,7 +115,11 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    }?;
     // Connections of a former server on this address may still be in TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
@@ -118,7 +129,9 @@ fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
 /// Warns if the user that may watch the log cannot, for lack of an account or a
 /// password.
 async fn check_log_watcher(arguments: &ServeArgs, store: &dyn Store) -> anyhow::Result<()> {
-    let Some(MayWatch::User(user)) = &arguments.watch_logs else { return Ok(()) };
+    let Some(MayWatch::User(user)) = &arguments.watch_logs else {
+        return Ok(());
+    };
     check_privileged(store, user, "log watcher").await?;
     Ok(())
 }
@@ -137,7 +150,9 @@ async fn check_admins(arguments: &ServeArgs, store: &dyn Store) -> anyhow::Resul
 /// not.
 async fn check_privileged(store: &dyn Store, user: &UserName, role: &str) -> anyhow::Result<bool> {
     match store.account(user).await? {
-        None => tracing::warn!("{role} '{user}' has no account; create it with: harkd user add {user}"),
+        None => {
+            tracing::warn!("{role} '{user}' has no account; create it with: harkd user add {user}")
+        }
         Some(entry) if entry.password.is_none() => tracing::warn!(
             "{role} '{user}' has no password and therefore no rights; set one with: harkd user set-password {user}"
         ),
@@ -156,7 +171,8 @@ fn start_logging(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<L
         LogFormat::Json => log.json().boxed(),
         LogFormat::Text => {
             let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-            log.with_ansi(std::io::stderr().is_terminal() && !no_color).boxed()
+            log.with_ansi(std::io::stderr().is_terminal() && !no_color)
+                .boxed()
         }
     };
     let mut layers = vec![log.with_filter(filter).boxed()];
@@ -207,10 +223,17 @@ fn log_failed_reload(error: &anyhow::Error) {
 
 /// Lowers the limit of connections if the system allows fewer open files.
 fn within_files(limits: ConnectionLimits, files_max: u64) -> ConnectionLimits {
-    let within = limits.within_files(usize::try_from(files_max).unwrap_or(usize::MAX), STORE_FILES);
+    let within = limits.within_files(
+        usize::try_from(files_max).unwrap_or(usize::MAX),
+        STORE_FILES,
+    );
     if within.connections_max < limits.connections_max {
         let connections_max = within.connections_max;
-        tracing::info!(files_max, connections_max, "connections limited by open files (ulimit -n)");
+        tracing::info!(
+            files_max,
+            connections_max,
+            "connections limited by open files (ulimit -n)"
+        );
     }
     within
 }

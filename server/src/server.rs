@@ -73,7 +73,10 @@ impl ConnectionLimits {
     #[must_use]
     pub fn within_files(self, files_max: usize, store_files: usize) -> Self {
         let others = (OTHER_FILES + store_files).min(files_max / 2);
-        Self { connections_max: self.connections_max.min(files_max - others), ..self }
+        Self {
+            connections_max: self.connections_max.min(files_max - others),
+            ..self
+        }
     }
 }
 
@@ -104,7 +107,11 @@ pub async fn run(
     server.drain().await;
 }
 
-async fn accept(listener: &TcpListener, server: &Arc<Server>, mut epoch: Option<watch::Receiver<u64>>) {
+async fn accept(
+    listener: &TcpListener,
+    server: &Arc<Server>,
+    mut epoch: Option<watch::Receiver<u64>>,
+) {
     let mut is_failing = false;
     loop {
         let accepted = tokio::select! {
@@ -150,14 +157,19 @@ async fn next_epoch(epoch: &mut Option<watch::Receiver<u64>>) -> u64 {
 fn close_backlog(listener: &TcpListener) {
     // A direct call: the runtime may not know of them yet.
     let listener = SockRef::from(listener);
-    let closed = (0..BACKLOG_MAX).take_while(|_| listener.accept().is_ok()).count();
+    let closed = (0..BACKLOG_MAX)
+        .take_while(|_| listener.accept().is_ok())
+        .count();
     tracing::debug!(connections = closed, "unaccepted connections closed");
 }
 
 /// Returns whether an error of `accept` concerns only the connection.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
+    )
 }
 
 #[derive(Debug)]
@@ -186,11 +198,22 @@ struct Connections {
 impl Connections {
     fn new(connects: Option<Rate>) -> Self {
         let (open, per_address) = Default::default();
-        Self { last_id: 0, epoch: 0, open, per_address, connects: connects.map(Buckets::new) }
+        Self {
+            last_id: 0,
+            epoch: 0,
+            open,
+            per_address,
+            connects: connects.map(Buckets::new),
+        }
     }
 
     /// Counts a new connection from `address`, or refuses it.
-    fn admit(&mut self, address: IpAddr, limits: &ConnectionLimits, now: Instant) -> Result<(), Refusal> {
+    fn admit(
+        &mut self,
+        address: IpAddr,
+        limits: &ConnectionLimits,
+        now: Instant,
+    ) -> Result<(), Refusal> {
         if self.open.len() >= limits.connections_max {
             return too_many("the server has reached its limit of connections; try again later");
         }
@@ -203,7 +226,10 @@ impl Connections {
         if let Some(connects) = self.connects.as_mut().filter(|_| !is_exempt) {
             let wait = connects.wait(&network, now);
             if !wait.is_zero() {
-                return Err(Refusal::rate_limited(wait, "too many new connections from your address"));
+                return Err(Refusal::rate_limited(
+                    wait,
+                    "too many new connections from your address",
+                ));
             }
             connects.charge(network, 1, now);
         }
@@ -233,7 +259,11 @@ impl Server {
         let (fronts, tasks) = (Arc::clone(&self.fronts), self.tasks.clone());
         self.tasks.spawn(async move {
             let (admission, shutdown) = admission;
-            let Admission { id: connection, address, .. } = admission;
+            let Admission {
+                id: connection,
+                address,
+                ..
+            } = admission;
             tracing::debug!(%address, connection, "connection opened");
             match fronts.serve(stream, address, shutdown).await {
                 Ok(Some(wire)) => drop(tasks.spawn(serve_wire(wire, admission))),
@@ -256,34 +286,65 @@ impl Server {
         });
     }
 
-    fn admit(self: &Arc<Self>, address: IpAddr) -> Result<(Admission, Arc<ShutdownSignal>), Refusal> {
+    fn admit(
+        self: &Arc<Self>,
+        address: IpAddr,
+    ) -> Result<(Admission, Arc<ShutdownSignal>), Refusal> {
         let mut connections = self.connections.lock();
         connections.admit(address, &self.limits, Instant::now())?;
         connections.last_id += 1;
-        let (id, shutdown) = (connections.last_id, Arc::new(ShutdownSignal::of_epoch(connections.epoch)));
+        let (id, shutdown) = (
+            connections.last_id,
+            Arc::new(ShutdownSignal::of_epoch(connections.epoch)),
+        );
         connections.open.insert(id, Arc::clone(&shutdown));
-        Ok((Admission { id, address, server: Arc::clone(self) }, shutdown))
+        Ok((
+            Admission {
+                id,
+                address,
+                server: Arc::clone(self),
+            },
+            shutdown,
+        ))
     }
 
     /// Closes all connections of earlier epochs without reading more from them.
     fn begin_epoch(&self, epoch: u64, listener: &TcpListener) {
         let connections = self.request_all(Shutdown::Close);
-        tracing::warn!(connections, "all connections closed: the store was out of touch with its cluster");
+        tracing::warn!(
+            connections,
+            "all connections closed: the store was out of touch with its cluster"
+        );
         close_backlog(listener);
         self.connections.lock().epoch = epoch;
     }
 
     async fn drain(&self) {
         let connections = self.request_all(Shutdown::Drain);
-        tracing::info!(connections, "draining: no new connections, finishing requests in flight");
+        tracing::info!(
+            connections,
+            "draining: no new connections, finishing requests in flight"
+        );
         self.tasks.close();
-        if tokio::time::timeout(self.limits.drain_timeout, self.tasks.wait()).await.is_ok() {
+        if tokio::time::timeout(self.limits.drain_timeout, self.tasks.wait())
+            .await
+            .is_ok()
+        {
             return;
         }
         let connections = self.request_all(Shutdown::Close);
-        tracing::warn!(connections, "drain timeout: closing the remaining connections");
-        if tokio::time::timeout(CLOSE_TIMEOUT, self.tasks.wait()).await.is_err() {
-            tracing::warn!(connections = self.connections.lock().open.len(), "connections still open");
+        tracing::warn!(
+            connections,
+            "drain timeout: closing the remaining connections"
+        );
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                connections = self.connections.lock().open.len(),
+                "connections still open"
+            );
         }
     }
 
@@ -316,7 +377,11 @@ fn serve_wire(mut wire: Wire<TcpStream>, admission: Admission) -> impl Future<Ou
 impl Admission {
     /// Logs the end of the connection.
     fn log_end(&self, served: io::Result<()>) {
-        let Self { id: connection, address, .. } = self;
+        let Self {
+            id: connection,
+            address,
+            ..
+        } = self;
         if let Err(error) = served {
             tracing::debug!(%address, connection, %error, "connection failed");
         }
@@ -380,7 +445,11 @@ mod tests {
         refused: Option<Code>,
     ) {
         let admitted = connections.admit(address(from), limits, now);
-        assert_eq!(admitted.err().map(|refusal| refusal.code), refused, "{from}");
+        assert_eq!(
+            admitted.err().map(|refusal| refusal.code),
+            refused,
+            "{from}"
+        );
     }
 
     #[test]
@@ -399,8 +468,17 @@ mod tests {
             check(&mut connections, from, &LIMITS, now, refused);
         }
         assert_eq!(connections.per_address.len(), 4);
-        let none = ConnectionLimits { connections_per_address_max: 0, ..LIMITS };
-        check(&mut connections, "192.0.2.3", &none, now, Some(Code::TooMany));
+        let none = ConnectionLimits {
+            connections_per_address_max: 0,
+            ..LIMITS
+        };
+        check(
+            &mut connections,
+            "192.0.2.3",
+            &none,
+            now,
+            Some(Code::TooMany),
+        );
         assert_eq!(connections.per_address.len(), 4, "a refusal adds no entry");
     }
 
@@ -411,24 +489,50 @@ mod tests {
             for _ in 0..100 {
                 check(&mut connections, from, &LIMITS, now, None);
             }
-            let limited = ConnectionLimits { on_loopback: true, ..LIMITS };
+            let limited = ConnectionLimits {
+                on_loopback: true,
+                ..LIMITS
+            };
             check(&mut connections, from, &limited, now, Some(Code::TooMany));
         }
     }
 
     #[test]
     fn new_connections_are_rate_limited_by_network() {
-        let limits =
-            ConnectionLimits { connections_per_address_max: 1000, connects: Rate::per_second(1), ..LIMITS };
+        let limits = ConnectionLimits {
+            connections_per_address_max: 1000,
+            connects: Rate::per_second(1),
+            ..LIMITS
+        };
         let (mut connections, now) = (Connections::new(limits.connects), Instant::now());
         for host in 0..5 {
-            check(&mut connections, &format!("2001:db8::{host}"), &limits, now, None);
+            check(
+                &mut connections,
+                &format!("2001:db8::{host}"),
+                &limits,
+                now,
+                None,
+            );
         }
-        check(&mut connections, "2001:db8::5", &limits, now, Some(Code::RateLimited));
-        let refused = connections.admit(address("2001:db8::6"), &limits, now).unwrap_err();
+        check(
+            &mut connections,
+            "2001:db8::5",
+            &limits,
+            now,
+            Some(Code::RateLimited),
+        );
+        let refused = connections
+            .admit(address("2001:db8::6"), &limits, now)
+            .unwrap_err();
         assert_eq!(refused.retry_after(), Some(Duration::from_secs(1)));
         check(&mut connections, "2001:db8:0:1::1", &limits, now, None);
-        check(&mut connections, "2001:db8::5", &limits, now + Duration::from_secs(1), None);
+        check(
+            &mut connections,
+            "2001:db8::5",
+            &limits,
+            now + Duration::from_secs(1),
+            None,
+        );
         for from in ["::1", "127.0.0.1", "::ffff:127.0.0.2"] {
             // As `handle_accepted` does.
             let from = address(from).to_canonical().to_string();
@@ -436,11 +540,20 @@ mod tests {
                 check(&mut connections, &from, &limits, now, None);
             }
         }
-        let limits = ConnectionLimits { on_loopback: true, ..limits };
+        let limits = ConnectionLimits {
+            on_loopback: true,
+            ..limits
+        };
         for _ in 0..5 {
             check(&mut connections, "::1", &limits, now, None);
         }
-        check(&mut connections, "::1", &limits, now, Some(Code::RateLimited));
+        check(
+            &mut connections,
+            "::1",
+            &limits,
+            now,
+            Some(Code::RateLimited),
+        );
     }
 
     fn output_bytes<F>(_: impl FnOnce(Wire<TcpStream>, Admission) -> F) -> usize {
@@ -451,12 +564,19 @@ mod tests {
     fn idle_connection_takes_few_bytes() {
         let bytes = output_bytes(serve_wire);
         // With what the runtime adds, a task of 768 bytes.
-        assert!(bytes <= 656, "{bytes} bytes, {} of them of the wire", size_of::<Wire<TcpStream>>());
+        assert!(
+            bytes <= 656,
+            "{bytes} bytes, {} of them of the wire",
+            size_of::<Wire<TcpStream>>()
+        );
     }
 
     #[test]
     fn open_files_are_reserved_for_the_store() {
-        let limits = ConnectionLimits { connections_max: 100_000, ..LIMITS };
+        let limits = ConnectionLimits {
+            connections_max: 100_000,
+            ..LIMITS
+        };
         let within = |files| limits.within_files(files, 256).connections_max;
         assert_eq!(within(1_000_000), 100_000);
         assert_eq!(within(20_000), 20_000 - 256 - OTHER_FILES);

@@ -63,7 +63,10 @@ impl Condvar {
         guard: MutexGuard<'a, T>,
         timeout: Duration,
     ) -> MutexGuard<'a, T> {
-        self.0.wait_timeout(guard, timeout).unwrap_or_else(PoisonError::into_inner).0
+        self.0
+            .wait_timeout(guard, timeout)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
     }
 
     /// Waits until `condition` is false, at most for `timeout`.
@@ -73,6 +76,9 @@ impl Condvar {
         timeout: Duration,
         condition: impl FnMut(&mut T) -> bool,
     ) -> MutexGuard<'a, T> {
-        self.0.wait_timeout_while(guard, timeout, condition).unwrap_or_else(PoisonError::into_inner).0
+        self.0
+            .wait_timeout_while(guard, timeout, condition)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
     }
 }

@@ -32,20 +32,27 @@ impl Bidi {
     pub async fn connect(address: SocketAddr) -> Option<Self> {
         let (requests, mut asked) = mpsc::channel(UNWRITTEN_MAX);
         let asked = futures::stream::poll_fn(move |cx| asked.poll_recv(cx));
-        let replies = ok_unless_closed(client(address).await?.bi_di_chat(asked).await)?.into_inner();
+        let replies =
+            ok_unless_closed(client(address).await?.bi_di_chat(asked).await)?.into_inner();
         Some(Self { requests, replies })
     }
 
     async fn write(&mut self, requests: Vec<(u32, Request)>) -> Option<()> {
         for (id, request) in requests {
-            self.requests.send(request::outgoing(RequestId::new(id), request)).await.ok()?;
+            self.requests
+                .send(request::outgoing(RequestId::new(id), request))
+                .await
+                .ok()?;
         }
         Some(())
     }
 
     async fn read(&mut self) -> Option<Frame<Reply>> {
         let frame = reply::incoming(ok_unless_closed(self.replies.message().await)??);
-        Some(Frame::new(frame.id, frame.message.expect("a message of the protocol")))
+        Some(Frame::new(
+            frame.id,
+            frame.message.expect("a message of the protocol"),
+        ))
     }
 }
 

@@ -24,7 +24,11 @@ const BINARIES_VARIABLE: &str = "HARK_TEST_BINARIES";
 pub fn binary(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     let build = || build(&["--package=hark-server", "--package=hark-client", "--bins"]);
-    existing(FOLDER.get_or_init(|| up_to_date().unwrap_or_else(build)).join(name))
+    existing(
+        FOLDER
+            .get_or_init(|| up_to_date().unwrap_or_else(build))
+            .join(name),
+    )
 }
 
 /// Returns the path of an example of a library, as [`binary`] does.
@@ -34,8 +38,19 @@ pub fn binary(name: &str) -> PathBuf {
 #[must_use]
 pub fn example(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    let build = || build(&["--package=hark-protocol", "--package=hark-client", "--examples"]);
-    existing(FOLDER.get_or_init(|| up_to_date().unwrap_or_else(build)).join("examples").join(name))
+    let build = || {
+        build(&[
+            "--package=hark-protocol",
+            "--package=hark-client",
+            "--examples",
+        ])
+    };
+    existing(
+        FOLDER
+            .get_or_init(|| up_to_date().unwrap_or_else(build))
+            .join("examples")
+            .join(name),
+    )
 }
 
 fn up_to_date() -> Option<PathBuf> {
@@ -76,7 +91,9 @@ pub fn harkd() -> Command {
 /// If that is refused.
 pub fn add_user(store: &Path, user: &str, password: Option<&str>) {
     let mut command = harkd();
-    command.args(["user", "add", user]).env("HARKD_STORE", store);
+    command
+        .args(["user", "add", user])
+        .env("HARKD_STORE", store);
     match password {
         Some(password) => command.env("HARKD_PASSWORD", password),
         None => command.arg("--no-password"),
@@ -115,8 +132,14 @@ fn build(targets: &[&str]) -> PathBuf {
             cargo.env_remove(&variable);
         }
     }
-    assert!(cargo.status().expect("cargo").success(), "the binaries cannot be built");
+    assert!(
+        cargo.status().expect("cargo").success(),
+        "the binaries cannot be built"
+    );
     // A test is target/PROFILE/deps/NAME.
     let test = std::env::current_exe().expect("the path of the test");
-    test.parent().and_then(Path::parent).expect("the folder of the profile").to_owned()
+    test.parent()
+        .and_then(Path::parent)
+        .expect("the folder of the profile")
+        .to_owned()
 }

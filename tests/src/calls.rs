@@ -11,11 +11,13 @@ use hark_grpc::v1::chat_client::ChatClient;
 use hark_grpc::v1::chat_request::Command;
 use hark_grpc::v1::connect_reply::Event;
 use hark_grpc::v1::{
-    AckRequest, Bye, ConnectReply, ConnectRequest, CreateRequest, Credentials, DeleteRequest, Idempotency,
-    ListRequest, PasswordRequest, Send, SendRequest,
+    AckRequest, Bye, ConnectReply, ConnectRequest, CreateRequest, Credentials, DeleteRequest,
+    Idempotency, ListRequest, PasswordRequest, Send, SendRequest,
 };
 use hark_grpc::{request, v1};
-use hark_protocol::{ByeReason, Code, Frame, OkFields, Refusal, Reply, Request, RequestId, Sequence};
+use hark_protocol::{
+    ByeReason, Code, Frame, OkFields, Refusal, Reply, Request, RequestId, Sequence,
+};
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
@@ -48,7 +50,13 @@ impl Calls {
     /// Connects; `None` if there is no server.
     pub async fn connect(address: SocketAddr) -> Option<Self> {
         let client = client(address).await?;
-        Some(Self { client, login: None, session: None, subscription: None, answered: VecDeque::new() })
+        Some(Self {
+            client,
+            login: None,
+            session: None,
+            subscription: None,
+            answered: VecDeque::new(),
+        })
     }
 
     async fn write(&mut self, requests: Vec<(u32, Request)>) -> Option<()> {
@@ -59,9 +67,11 @@ impl Calls {
             };
             // In a session an `ack` has no reply.
             let id = RequestId::new(id).into_iter();
-            self.answered.extend(
-                id.flat_map(|id| replies.iter().map(move |reply| Frame::new(Some(id), reply.clone()))),
-            );
+            self.answered.extend(id.flat_map(|id| {
+                replies
+                    .iter()
+                    .map(move |reply| Frame::new(Some(id), reply.clone()))
+            }));
         }
         Some(())
     }
@@ -78,24 +88,48 @@ impl Calls {
                 OkFields::none()
             }
             Command::Create(request) => {
-                self.client.create(CreateRequest { login: self.login.clone(), ..request }).await?;
+                self.client
+                    .create(CreateRequest {
+                        login: self.login.clone(),
+                        ..request
+                    })
+                    .await?;
                 OkFields::none()
             }
             Command::Password(request) => {
-                self.client.password(PasswordRequest { login: self.login.clone(), ..request }).await?;
+                self.client
+                    .password(PasswordRequest {
+                        login: self.login.clone(),
+                        ..request
+                    })
+                    .await?;
                 OkFields::none()
             }
             Command::Delete(request) => {
-                let request = DeleteRequest { login: self.login.clone(), ..request };
+                let request = DeleteRequest {
+                    login: self.login.clone(),
+                    ..request
+                };
                 OkFields::deleted(self.client.delete(request).await?.into_inner().existed)
             }
             Command::Send(send) => {
-                let stored = self.client.send(self.send_request(id, send)).await?.into_inner();
-                stored.sequence.map_or_else(OkFields::none, |number| OkFields::stored(Sequence(number)))
+                let stored = self
+                    .client
+                    .send(self.send_request(id, send))
+                    .await?
+                    .into_inner();
+                stored
+                    .sequence
+                    .map_or_else(OkFields::none, |number| OkFields::stored(Sequence(number)))
             }
             Command::Connect(request) => OkFields::queued(self.receive(request).await?),
             Command::Ack(sequence) => {
-                let receipt = self.subscription.as_ref().expect("a subscription").receipt.clone();
+                let receipt = self
+                    .subscription
+                    .as_ref()
+                    .expect("a subscription")
+                    .receipt
+                    .clone();
                 self.client.ack(AckRequest { receipt, sequence }).await?;
                 OkFields::none()
             }
@@ -111,23 +145,45 @@ impl Calls {
     }
 
     fn send_request(&self, id: u32, Send { to, text }: Send) -> SendRequest {
-        let idempotency = self.session.clone().map(|session| Idempotency { session, id });
-        SendRequest { to, text, login: self.login.clone(), idempotency }
+        let idempotency = self
+            .session
+            .clone()
+            .map(|session| Idempotency { session, id });
+        SendRequest {
+            to,
+            text,
+            login: self.login.clone(),
+            idempotency,
+        }
     }
 
     async fn receive(&mut self, request: ConnectRequest) -> Result<u64, Status> {
-        let login = Credentials { user: request.user.clone(), password: request.password.clone() };
+        let login = Credentials {
+            user: request.user.clone(),
+            password: request.password.clone(),
+        };
         let mut events = self.client.connect(request).await?.into_inner();
         let first = events.message().await?.and_then(|reply| reply.event);
-        let Some(Event::Connected(connected)) = first else { panic!("{first:?} is not `connected`") };
+        let Some(Event::Connected(connected)) = first else {
+            panic!("{first:?} is not `connected`")
+        };
         self.login = Some(login);
-        self.subscription = Some(Subscription { receipt: connected.receipt, events });
+        self.subscription = Some(Subscription {
+            receipt: connected.receipt,
+            events,
+        });
         Ok(connected.queued)
     }
 
     async fn list(&mut self, pattern: String) -> Result<Vec<Reply>, Status> {
-        let mut pages =
-            self.client.list(ListRequest { pattern, login: self.login.clone() }).await?.into_inner();
+        let mut pages = self
+            .client
+            .list(ListRequest {
+                pattern,
+                login: self.login.clone(),
+            })
+            .await?
+            .into_inner();
         let (mut replies, mut count, mut truncated) = (Vec::new(), 0, false);
         while let Some(page) = pages.message().await? {
             count += page.names.len();
@@ -141,7 +197,9 @@ impl Calls {
 
     /// Queues pushes that have arrived before the following answers.
     fn take_pushed(&mut self) {
-        let Some(subscription) = &mut self.subscription else { return };
+        let Some(subscription) = &mut self.subscription else {
+            return;
+        };
         while let Some(Some(pushed)) = subscription.read().now_or_never() {
             self.answered.push_back(pushed);
         }
@@ -150,14 +208,23 @@ impl Calls {
     async fn read(&mut self) -> Option<Frame<Reply>> {
         match self.answered.pop_front() {
             Some(answer) => Some(answer),
-            None => self.subscription.as_mut().expect("something to come").read().await,
+            None => {
+                self.subscription
+                    .as_mut()
+                    .expect("something to come")
+                    .read()
+                    .await
+            }
         }
     }
 }
 
 impl Subscription {
     async fn read(&mut self) -> Option<Frame<Reply>> {
-        let reply = match ok_unless_closed(self.events.message().await)??.event.expect("an event") {
+        let reply = match ok_unless_closed(self.events.message().await)??
+            .event
+            .expect("an event")
+        {
             Event::Message(message) => Reply::String(message.try_into().expect("a message")),
             Event::Bye(Bye { reason }) => Reply::Bye(ByeReason::parse(&reason).expect("a reason")),
             Event::Connected(again) => panic!("a second {again:?}"),
@@ -178,9 +245,16 @@ impl Link for Calls {
 
 /// Returns the refusal in a status; `None` if the connection was lost.
 fn refused(status: Status) -> Option<Reply> {
-    let code = status.metadata().get(CODE).and_then(|code| code.to_str().ok()).and_then(Code::parse);
+    let code = status
+        .metadata()
+        .get(CODE)
+        .and_then(|code| code.to_str().ok())
+        .and_then(Code::parse);
     match code {
-        Some(code) => Some(Reply::NotOk(Refusal::new(code, status.message().to_owned()))),
+        Some(code) => Some(Reply::NotOk(Refusal::new(
+            code,
+            status.message().to_owned(),
+        ))),
         None => ok_unless_closed(Err(status)),
     }
 }

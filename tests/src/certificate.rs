@@ -39,11 +39,17 @@ impl Authority {
     pub fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "an authority of a test");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "an authority of a test");
         let key = KeyPair::generate().unwrap();
         let certificate = params.self_signed(&key).unwrap();
         let (pem, der) = (certificate.pem(), certificate.der().clone());
-        Self { issuer: Issuer::new(params, key), pem, der }
+        Self {
+            issuer: Issuer::new(params, key),
+            pem,
+            der,
+        }
     }
 
     /// Returns the authority that the clients of the tests trust.
@@ -64,7 +70,9 @@ impl Authority {
     /// If a name is invalid.
     #[must_use]
     pub fn sign(&self, names: &[&str]) -> Certificate {
-        let certificate = Certificate { folder: tempfile::tempdir().expect("a temporary folder") };
+        let certificate = Certificate {
+            folder: tempfile::tempdir().expect("a temporary folder"),
+        };
         certificate.replace(self, names);
         certificate
     }
@@ -176,6 +184,9 @@ pub fn client_config(protocols: &[&str]) -> Arc<ClientConfig> {
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+    config.alpn_protocols = protocols
+        .iter()
+        .map(|protocol| protocol.as_bytes().to_vec())
+        .collect();
     Arc::new(config)
 }

@@ -54,7 +54,10 @@ impl Classic {
     /// # Panics
     /// If writing fails.
     pub async fn write(&mut self, bytes: &[u8]) {
-        timeout(TIMEOUT, self.stream.write_all(bytes)).await.expect("the server does not read").unwrap();
+        timeout(TIMEOUT, self.stream.write_all(bytes))
+            .await
+            .expect("the server does not read")
+            .unwrap();
     }
 
     /// Returns the command and the payload of the next block, or `None` at the
@@ -65,7 +68,9 @@ impl Classic {
     pub async fn next(&mut self) -> Option<(String, String)> {
         let mut block = Vec::new();
         let mut stream = (&mut self.stream).take(CLASSIC_BLOCK_BYTES as u64);
-        let read = timeout(TIMEOUT, stream.read_to_end(&mut block)).await.expect("nothing came in time");
+        let read = timeout(TIMEOUT, stream.read_to_end(&mut block))
+            .await
+            .expect("nothing came in time");
         match read {
             Ok(_) => {}
             // A killed server resets its connections.
@@ -75,10 +80,19 @@ impl Classic {
         if block.is_empty() {
             return None;
         }
-        assert_eq!(block.len(), CLASSIC_BLOCK_BYTES, "not a whole block: {block:?}");
-        let text = std::str::from_utf8(&block).expect("UTF-8").trim_end_matches('\0');
+        assert_eq!(
+            block.len(),
+            CLASSIC_BLOCK_BYTES,
+            "not a whole block: {block:?}"
+        );
+        let text = std::str::from_utf8(&block)
+            .expect("UTF-8")
+            .trim_end_matches('\0');
         let (command, payload) = text.split_at(COMMAND_BYTES.min(text.len()));
-        Some((command.trim_end_matches('\0').to_owned(), payload.to_owned()))
+        Some((
+            command.trim_end_matches('\0').to_owned(),
+            payload.to_owned(),
+        ))
     }
 
     /// Writes a bare message, and returns the next block.

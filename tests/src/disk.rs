@@ -32,13 +32,23 @@ impl SmallDisk {
         }
         let script = format!("mount -t tmpfs -o size={mib}m hark \"$0\" && echo ready && exec cat");
         command.args(["sh", "-c", &script]).arg(folder.path());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut keeper = command.spawn().expect("unshare, of the package util-linux");
         let mut line = String::new();
-        BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(keeper.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
         if line != "ready\n" {
             let mut said = String::new();
-            keeper.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+            keeper
+                .stderr
+                .take()
+                .unwrap()
+                .read_to_string(&mut said)
+                .unwrap();
             drop(keeper.wait());
             panic!(
                 "this test mounts a tmpfs in a namespace of its own: run it as root, or let users make namespaces (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0); {said}"
@@ -50,8 +60,11 @@ impl SmallDisk {
     /// Returns the prefix of a command that runs in the namespace.
     #[must_use]
     pub fn enter(&self) -> Vec<String> {
-        let mut words =
-            vec!["nsenter".to_owned(), format!("--target={}", self.keeper.id()), "--mount".into()];
+        let mut words = vec![
+            "nsenter".to_owned(),
+            format!("--target={}", self.keeper.id()),
+            "--mount".into(),
+        ];
         if !is_root() {
             words.extend(["--user".into(), "--preserve-credentials".into()]);
         }
@@ -101,7 +114,9 @@ impl SmallDisk {
 
     fn filler(&self) -> PathBuf {
         let path = self.folder.path().strip_prefix("/").unwrap();
-        PathBuf::from(format!("/proc/{}/root", self.keeper.id())).join(path).join("filler")
+        PathBuf::from(format!("/proc/{}/root", self.keeper.id()))
+            .join(path)
+            .join("filler")
     }
 }
 

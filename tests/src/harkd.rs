@@ -115,7 +115,8 @@ impl HarkdBuilder {
     /// If it does not start; the message contains its log.
     #[must_use]
     pub fn start(self) -> Harkd {
-        self.try_start().unwrap_or_else(|refusal| panic!("harkd did not start: {refusal:?}"))
+        self.try_start()
+            .unwrap_or_else(|refusal| panic!("harkd did not start: {refusal:?}"))
     }
 
     /// Starts the server and waits until it listens or exits.
@@ -192,7 +193,9 @@ impl Harkd {
     /// On a timeout.
     #[track_caller]
     pub fn wait_for_log(&self, text: &str) {
-        wait_until(&format!("{text:?} in the log"), || self.log.lock().unwrap().contains(text));
+        wait_until(&format!("{text:?} in the log"), || {
+            self.log.lock().unwrap().contains(text)
+        });
     }
 
     /// Kills the server (SIGKILL) and restarts it on the same store and port.
@@ -223,9 +226,16 @@ impl Harkd {
     #[must_use]
     pub fn restart(self) -> Self {
         let listen = self.address.to_string();
-        let (builder, location) = (HarkdBuilder { listen, ..self.builder.clone() }, self.location.clone());
+        let (builder, location) = (
+            HarkdBuilder {
+                listen,
+                ..self.builder.clone()
+            },
+            self.location.clone(),
+        );
         drop(self);
-        launch(builder, location).unwrap_or_else(|refusal| panic!("harkd did not start again: {refusal:?}"))
+        launch(builder, location)
+            .unwrap_or_else(|refusal| panic!("harkd did not start again: {refusal:?}"))
     }
 
     /// Kills the server (SIGKILL) and waits for its exit, after which the log
@@ -243,8 +253,11 @@ impl Harkd {
     /// # Panics
     /// If that fails.
     pub fn signal(&self, name: &str) {
-        let status =
-            Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status().unwrap();
+        let status = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.pid().to_string())
+            .status()
+            .unwrap();
         assert!(status.success(), "kill -{name} failed");
     }
 
@@ -290,7 +303,10 @@ impl Harkd {
     /// If the system's table cannot be read.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.sockets().iter().filter(|socket| socket.is_established).count()
+        self.sockets()
+            .iter()
+            .filter(|socket| socket.is_established)
+            .count()
     }
 
     /// Waits until the server has accepted every connection and read all
@@ -300,12 +316,17 @@ impl Harkd {
     /// On a timeout.
     #[track_caller]
     pub fn wait_until_read(&self) {
-        wait_until("the server to read", || self.sockets().iter().all(|socket| socket.unread_bytes == 0));
+        wait_until("the server to read", || {
+            self.sockets().iter().all(|socket| socket.unread_bytes == 0)
+        });
     }
 
     fn socket(&self, client: SocketAddr) -> Socket {
         let is_its = |socket: &Socket| socket.client_port == client.port();
-        self.sockets().into_iter().find(is_its).expect("the connection")
+        self.sockets()
+            .into_iter()
+            .find(is_its)
+            .expect("the connection")
     }
 
     /// Returns its sockets. The system's table is read in pieces, so rows are missing
@@ -323,7 +344,10 @@ impl Harkd {
 
     fn read_sockets(&self) -> Vec<Socket> {
         let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-        let all = table.lines().skip(1).map(|line| Socket::parse(line).expect("a row of /proc/net/tcp"));
+        let all = table
+            .lines()
+            .skip(1)
+            .map(|line| Socket::parse(line).expect("a row of /proc/net/tcp"));
         // Other servers may use the same port at other addresses.
         let is_mine = |socket: &Socket| {
             socket.port == self.address.port()
@@ -344,7 +368,12 @@ impl Harkd {
     pub fn processor_time(&self) -> u64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
         let (_, fields) = stat.rsplit_once(") ").expect("the name of the program");
-        fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
+        fields
+            .split(' ')
+            .skip(11)
+            .take(2)
+            .map(|field| field.parse::<u64>().unwrap())
+            .sum()
     }
 
     /// Returns the resident memory in bytes, without the pages of its program: their
@@ -355,8 +384,16 @@ impl Harkd {
     #[must_use]
     pub fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("a line RssAnon");
-        let kib: u64 = line.split_whitespace().nth(1).expect("a number").parse().unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("RssAnon:"))
+            .expect("a line RssAnon");
+        let kib: u64 = line
+            .split_whitespace()
+            .nth(1)
+            .expect("a number")
+            .parse()
+            .unwrap();
         kib * 1024
     }
 }
@@ -410,19 +447,35 @@ impl Socket {
 
 fn launch(builder: HarkdBuilder, location: StoreLocation) -> Result<Harkd, Refusal> {
     let harkd = binary("harkd");
-    let mut words = builder.wrapper.iter().map(OsStr::new).chain([harkd.as_os_str()]);
+    let mut words = builder
+        .wrapper
+        .iter()
+        .map(OsStr::new)
+        .chain([harkd.as_os_str()]);
     let mut command = Command::new(words.next().expect("at least harkd"));
     set_environment(&mut command);
-    command.args(words).args(["--listen", &builder.listen]).args(location.args());
+    command
+        .args(words)
+        .args(["--listen", &builder.listen])
+        .args(location.args());
     if let Some(certificate) = &builder.certificate {
-        command.arg("--tls-cert").arg(certificate.path()).arg("--tls-key").arg(certificate.key());
+        command
+            .arg("--tls-cert")
+            .arg(certificate.path())
+            .arg("--tls-key")
+            .arg(certificate.key());
     }
     if let Some(number) = builder.numbers_after {
         command.env("HARKD_NUMBERS_AFTER", number.to_string());
     }
     command.args(&builder.arguments);
-    command.envs(builder.variables.clone()).stdin(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+    command
+        .envs(builder.variables.clone())
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
     let stderr = child.stderr.take().expect("its log");
     let log = Arc::<Mutex<String>>::default();
     let (sender, receiver) = mpsc::channel();
@@ -440,7 +493,14 @@ fn launch(builder: HarkdBuilder, location: StoreLocation) -> Result<Harkd, Refus
         }
     });
     match receiver.recv_timeout(TIMEOUT) {
-        Ok(address) => Ok(Harkd { child, address, log, reader: Some(reader), builder, location }),
+        Ok(address) => Ok(Harkd {
+            child,
+            address,
+            log,
+            reader: Some(reader),
+            builder,
+            location,
+        }),
         Err(RecvTimeoutError::Disconnected) => {
             let status = child.wait().unwrap();
             reader.join().unwrap();
@@ -450,7 +510,10 @@ fn launch(builder: HarkdBuilder, location: StoreLocation) -> Result<Harkd, Refus
         Err(RecvTimeoutError::Timeout) => {
             drop(child.kill());
             drop(child.wait());
-            panic!("timeout while starting harkd; its log:\n{}", log.lock().unwrap());
+            panic!(
+                "timeout while starting harkd; its log:\n{}",
+                log.lock().unwrap()
+            );
         }
     }
 }
@@ -460,7 +523,10 @@ fn launch(builder: HarkdBuilder, location: StoreLocation) -> Result<Harkd, Refus
 fn address_in(line: &str) -> SocketAddr {
     let (_, rest) = line.rsplit_once("address").expect("an address");
     let rest = rest.trim_start_matches(['"', ':', '=']);
-    let address: String = rest.chars().take_while(|c| c.is_ascii_hexdigit() || ".:[]".contains(*c)).collect();
+    let address: String = rest
+        .chars()
+        .take_while(|c| c.is_ascii_hexdigit() || ".:[]".contains(*c))
+        .collect();
     let address: SocketAddr = address.parse().expect("an address");
     match address.ip().is_unspecified() {
         true => SocketAddr::from(([127, 0, 0, 1], address.port())),

@@ -6,7 +6,12 @@
 //! senders and readers that verify the promise ([`Promise`]).
 //!
 //! A test fails by panicking, and so do these helpers.
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod bidi;
 mod binaries;

@@ -103,7 +103,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Native<S> {
     /// Returns a client over this stream.
     #[must_use]
     pub fn over(stream: S) -> Self {
-        Self { stream, codec: ClientCodec::new(FRAME_BYTES_MAX), input: BytesMut::new() }
+        Self {
+            stream,
+            codec: ClientCodec::new(FRAME_BYTES_MAX),
+            input: BytesMut::new(),
+        }
     }
 
     /// Returns the stream.
@@ -126,15 +130,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Native<S> {
 
     async fn read(&mut self) -> Option<Frame<Reply>> {
         loop {
-            if let Some(frame) = self.codec.decode(&mut self.input).expect("the native framing") {
-                return Some(Frame::new(frame.id, frame.message.expect("a message of the protocol")));
+            if let Some(frame) = self
+                .codec
+                .decode(&mut self.input)
+                .expect("the native framing")
+            {
+                return Some(Frame::new(
+                    frame.id,
+                    frame.message.expect("a message of the protocol"),
+                ));
             }
             match self.stream.read_buf(&mut self.input).await {
                 Ok(0) => return None,
                 Ok(_) => {}
                 // A killed server resets its connections.
                 Err(error)
-                    if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof) =>
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof
+                    ) =>
                 {
                     return None;
                 }
@@ -148,7 +162,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Debug + Send> Link for Native<S> {
     fn write_all(&mut self, requests: Vec<(u32, Request)>) -> BoxFuture<'_, Option<()>> {
         let mut output = BytesMut::new();
         for (id, request) in requests {
-            self.codec.encode(Frame::new(RequestId::new(id), request), &mut output).unwrap();
+            self.codec
+                .encode(Frame::new(RequestId::new(id), request), &mut output)
+                .unwrap();
         }
         Box::pin(async move { self.write_bytes(&output).await })
     }

@@ -35,7 +35,11 @@ impl StoreLocation {
             return Self::on(Nats::shared());
         }
         let folder = tempfile::tempdir().expect("a temporary folder");
-        Self { path: folder.path().join("store"), is_small: false, _folder: Some(Arc::new(folder)) }
+        Self {
+            path: folder.path().join("store"),
+            is_small: false,
+            _folder: Some(Arc::new(folder)),
+        }
     }
 
     /// Returns an unused chat on this cluster. It has a single stream: creating
@@ -43,8 +47,16 @@ impl StoreLocation {
     #[must_use]
     pub fn on(nats: &Nats) -> Self {
         static CHATS: AtomicU32 = AtomicU32::new(0);
-        let path = format!("{}/chat{}", nats.url(), CHATS.fetch_add(1, Ordering::Relaxed));
-        Self { path: path.into(), is_small: true, _folder: None }
+        let path = format!(
+            "{}/chat{}",
+            nats.url(),
+            CHATS.fetch_add(1, Ordering::Relaxed)
+        );
+        Self {
+            path: path.into(),
+            is_small: true,
+            _folder: None,
+        }
     }
 
     /// Returns the same chat at other addresses.
@@ -53,7 +65,10 @@ impl StoreLocation {
     /// If it is not on a cluster.
     #[must_use]
     pub fn reached_by(&self, urls: &str) -> Self {
-        Self { path: format!("{urls}/{}", self.chat()).into(), ..self.clone() }
+        Self {
+            path: format!("{urls}/{}", self.chat()).into(),
+            ..self.clone()
+        }
     }
 
     /// Returns the name of the chat on its cluster.
@@ -62,7 +77,11 @@ impl StoreLocation {
     /// If it is not on a cluster.
     #[must_use]
     pub fn chat(&self) -> &str {
-        let (_, chat) = self.path.to_str().and_then(|url| url.rsplit_once('/')).expect("a chat on a cluster");
+        let (_, chat) = self
+            .path
+            .to_str()
+            .and_then(|url| url.rsplit_once('/'))
+            .expect("a chat on a cluster");
         chat
     }
 
@@ -85,7 +104,11 @@ impl StoreLocation {
 
 impl<P: Into<PathBuf>> From<P> for StoreLocation {
     fn from(path: P) -> Self {
-        Self { path: path.into(), is_small: false, _folder: None }
+        Self {
+            path: path.into(),
+            is_small: false,
+            _folder: None,
+        }
     }
 }
 

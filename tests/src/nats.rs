@@ -77,7 +77,11 @@ impl NatsBuilder {
     #[must_use]
     pub fn on(mut self, far: &FarMachine, nodes: impl IntoIterator<Item = usize>) -> Self {
         let nodes: Vec<usize> = nodes.into_iter().collect();
-        assert!(nodes.iter().all(|node| *node < self.nodes), "there are only {} nodes", self.nodes);
+        assert!(
+            nodes.iter().all(|node| *node < self.nodes),
+            "there are only {} nodes",
+            self.nodes
+        );
         self.far = Some((far.enter(), nodes));
         self
     }
@@ -96,7 +100,10 @@ impl NatsBuilder {
     /// If the configuration lacks the setting.
     #[must_use]
     pub fn without_sync(mut self) -> Self {
-        assert!(self.config.contains(SYNC), "the configuration does not say {SYNC:?}");
+        assert!(
+            self.config.contains(SYNC),
+            "the configuration does not say {SYNC:?}"
+        );
         self.config = self.config.replace(SYNC, "");
         self
     }
@@ -117,7 +124,10 @@ impl NatsBuilder {
     pub fn start(self) -> Nats {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let nodes = self.nodes(folder.path());
-        let mut nats = Nats { nodes, _folder: folder };
+        let mut nats = Nats {
+            nodes,
+            _folder: folder,
+        };
         for node in &mut nats.nodes {
             node.start();
         }
@@ -133,7 +143,11 @@ impl NatsBuilder {
             // No other process listens on the far machine.
             Some(_) => free_addresses(FarMachine::NEAR_ADDRESS.parse().unwrap(), 3 * self.nodes),
         };
-        let is_far = |node| self.far.as_ref().is_some_and(|(_, nodes)| nodes.contains(&node));
+        let is_far = |node| {
+            self.far
+                .as_ref()
+                .is_some_and(|(_, nodes)| nodes.contains(&node))
+        };
         let address = |node: usize, which: usize| {
             let mut address = near[3 * node + which];
             if is_far(node) {
@@ -141,12 +155,21 @@ impl NatsBuilder {
             }
             address
         };
-        let routes: Vec<String> =
-            (0..self.nodes).map(|node| format!("nats://{}", address(node, 1))).collect();
+        let routes: Vec<String> = (0..self.nodes)
+            .map(|node| format!("nats://{}", address(node, 1)))
+            .collect();
         let node = |node| {
             let name = format!("hark-{}", node + 1);
-            let enter = self.far.iter().filter(|_| is_far(node)).flat_map(|(enter, _)| enter.clone());
-            let command = [program(), "--config".to_owned(), config.display().to_string()];
+            let enter = self
+                .far
+                .iter()
+                .filter(|_| is_far(node))
+                .flat_map(|(enter, _)| enter.clone());
+            let command = [
+                program(),
+                "--config".to_owned(),
+                config.display().to_string(),
+            ];
             let end = ["setpriv", "--pdeathsig", "KILL"].map(str::to_owned);
             let end = end.into_iter().filter(|_| self.ends_with_thread);
             Node {
@@ -179,15 +202,25 @@ impl Nats {
     /// each other.
     #[must_use]
     pub fn builder(nodes: usize) -> NatsBuilder {
-        assert!([1, 3, 5].contains(&nodes), "a cluster has one, three or five nodes, not {nodes}");
+        assert!(
+            [1, 3, 5].contains(&nodes),
+            "a cluster has one, three or five nodes, not {nodes}"
+        );
         let mut config = CONFIG.to_owned();
         if nodes == 1 {
             // A node with routes waits for other nodes.
-            let (before, rest) = config.split_once(CLUSTER).expect("a section for the cluster");
+            let (before, rest) = config
+                .split_once(CLUSTER)
+                .expect("a section for the cluster");
             let (_, after) = rest.split_once("\n}").expect("its end");
             config = format!("{before}{after}");
         }
-        NatsBuilder { nodes, far: None, config, ends_with_thread: false }
+        NatsBuilder {
+            nodes,
+            far: None,
+            config,
+            ends_with_thread: false,
+        }
     }
 
     /// Starts three nodes and waits until they agree.
@@ -210,7 +243,10 @@ impl Nats {
             // never ends.
             std::thread::spawn(move || {
                 // Some tests send more than the default limit of a node.
-                let nats = Self::builder(3).config("max_payload: 8MB").ending_with_thread().start();
+                let nats = Self::builder(3)
+                    .config("max_payload: 8MB")
+                    .ending_with_thread()
+                    .start();
                 give.send(nats).expect("a receiver");
                 loop {
                     std::thread::park();
@@ -223,7 +259,9 @@ impl Nats {
     /// Returns the addresses of all nodes, for `harkd --store`.
     #[must_use]
     pub fn url(&self) -> String {
-        let urls: Vec<String> = (0..self.nodes.len()).map(|node| self.url_of(node)).collect();
+        let urls: Vec<String> = (0..self.nodes.len())
+            .map(|node| self.url_of(node))
+            .collect();
         urls.join(",")
     }
 
@@ -338,7 +376,9 @@ impl Nats {
     #[track_caller]
     #[must_use]
     pub fn leader_of(&self, stream: &str) -> usize {
-        self.wait_for(&format!("a leader of the stream {stream}"), || self.current_leader(stream))
+        self.wait_for(&format!("a leader of the stream {stream}"), || {
+            self.current_leader(stream)
+        })
     }
 
     /// Waits until a node has caught up in a stream, by the account of its
@@ -354,7 +394,11 @@ impl Nats {
             let cluster = self.stream(leader, stream)?;
             let mut replicas = cluster["replicas"].as_array().into_iter().flatten();
             let is_current = replicas.any(|peer| peer["name"] == *name && peer["current"] == true);
-            if leader == node || is_current { Ok(()) } else { Err(cluster.to_string()) }
+            if leader == node || is_current {
+                Ok(())
+            } else {
+                Err(cluster.to_string())
+            }
         });
     }
 
@@ -363,7 +407,8 @@ impl Nats {
     /// # Errors
     /// On a timeout or an error of the node.
     pub fn ask(&self, node: usize, path: &str) -> Result<Value, String> {
-        let (status, body) = get(self.nodes[node].monitor, path).map_err(|error| error.to_string())?;
+        let (status, body) =
+            get(self.nodes[node].monitor, path).map_err(|error| error.to_string())?;
         match (status, serde_json::from_str(&body)) {
             (200, Ok(value)) => Ok(value),
             _ => Err(format!("{status} {body}")),
@@ -373,9 +418,12 @@ impl Nats {
     /// Returns the leader of a stream, by its own account.
     fn current_leader(&self, stream: &str) -> Result<usize, String> {
         let is_its = |node: &usize| {
-            self.stream(*node, stream).is_ok_and(|cluster| cluster["leader"] == *self.nodes[*node].name)
+            self.stream(*node, stream)
+                .is_ok_and(|cluster| cluster["leader"] == *self.nodes[*node].name)
         };
-        self.active_nodes().find(is_its).ok_or_else(|| "no node claims to be the leader".to_owned())
+        self.active_nodes()
+            .find(is_its)
+            .ok_or_else(|| "no node claims to be the leader".to_owned())
     }
 
     /// Returns the replicas of a stream, as seen by one node.
@@ -384,7 +432,9 @@ impl Nats {
         let accounts = all["account_details"].as_array().into_iter().flatten();
         let mut streams =
             accounts.flat_map(|account| account["stream_detail"].as_array().into_iter().flatten());
-        let found = streams.find(|detail| detail["name"] == *stream).map(|detail| detail["cluster"].clone());
+        let found = streams
+            .find(|detail| detail["name"] == *stream)
+            .map(|detail| detail["cluster"].clone());
         found.ok_or_else(|| format!("{} does not have it", self.nodes[node].name))
     }
 
@@ -398,14 +448,21 @@ impl Nats {
     fn agreed_leader(&self) -> Result<usize, String> {
         let mut leaders = Vec::new();
         for node in self.active_nodes() {
-            self.ask(node, "/healthz").map_err(|why| format!("{}: {why}", self.nodes[node].name))?;
+            self.ask(node, "/healthz")
+                .map_err(|why| format!("{}: {why}", self.nodes[node].name))?;
             if self.nodes.len() == 1 {
                 return Ok(node);
             }
             leaders.push(self.ask(node, "/jsz")?["meta_cluster"]["leader"].clone());
         }
-        let is_leader = |node: &usize| leaders.iter().all(|leader| *leader == *self.nodes[*node].name);
-        self.active_nodes().find(is_leader).ok_or_else(|| format!("their leaders are {leaders:?}"))
+        let is_leader = |node: &usize| {
+            leaders
+                .iter()
+                .all(|leader| *leader == *self.nodes[*node].name)
+        };
+        self.active_nodes()
+            .find(is_leader)
+            .ok_or_else(|| format!("their leaders are {leaders:?}"))
     }
 
     #[track_caller]
@@ -414,7 +471,10 @@ impl Nats {
         loop {
             match attempt() {
                 Ok(is) => return is,
-                Err(why) => assert!(Instant::now() < until, "timeout while waiting for {what}: {why}"),
+                Err(why) => assert!(
+                    Instant::now() < until,
+                    "timeout while waiting for {what}: {why}"
+                ),
             }
             std::thread::sleep(ASK_AGAIN);
         }
@@ -442,18 +502,31 @@ impl Drop for Nats {
 impl Node {
     fn start(&mut self) {
         assert!(self.process.is_none(), "{} runs", self.name);
-        let log = File::options().create(true).append(true).open(&self.log).unwrap();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .unwrap();
         let (program, arguments) = self.words.split_first().expect("at least the program");
         let mut command = Command::new(program);
         command.args(arguments).envs(self.variables.iter().cloned());
-        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        let process = command.spawn().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        let process = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
         self.process = Some(process);
     }
 
     fn signal(&self, name: &str) {
         let id = self.process.as_ref().expect("a node that runs").id();
-        let status = Command::new("kill").arg(format!("-{name}")).arg(id.to_string()).status().unwrap();
+        let status = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(id.to_string())
+            .status()
+            .unwrap();
         assert!(status.success(), "kill -{name} failed");
     }
 }
@@ -461,7 +534,10 @@ impl Node {
 /// Returns the path of the server, whose version is set in
 /// `tests/requirements.txt`.
 fn program() -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join(".venv/bin/nats-server");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .join(".venv/bin/nats-server");
     assert!(
         path.exists(),
         "the NATS server that this test needs is not installed in .venv: run ./test, which does it"
@@ -478,6 +554,10 @@ fn get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     stream.read_to_string(&mut answer)?;
     let bad = || io::Error::new(io::ErrorKind::InvalidData, "this is not HTTP");
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(bad)?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(bad)?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .ok_or_else(bad)?;
     Ok((status, body.to_owned()))
 }

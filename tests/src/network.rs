@@ -61,9 +61,15 @@ impl FarMachine {
         if !is_root() {
             command.arg("--map-root-user");
         }
-        command.arg("--net").arg(std::env::current_exe().expect("the path of the test"));
-        command.args(["--exact", &*name, "--nocapture"]).env(INSIDE, &proof);
-        let status = command.status().expect("unshare, of the package util-linux");
+        command
+            .arg("--net")
+            .arg(std::env::current_exe().expect("the path of the test"));
+        command
+            .args(["--exact", &*name, "--nocapture"])
+            .env(INSIDE, &proof);
+        let status = command
+            .status()
+            .expect("unshare, of the package util-linux");
         assert!(
             status.success(),
             "the test has failed in a network of its own: see above. It needs root, or that users may make namespaces (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0)"
@@ -75,15 +81,24 @@ impl FarMachine {
     fn new() -> Self {
         let mut keeper = Command::new("unshare");
         keeper.args(["--net", "sh", "-c", "echo ready && exec cat"]);
-        let mut keeper = keeper.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("unshare");
+        let mut keeper = keeper
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare");
         let mut line = String::new();
-        BufReader::new(keeper.stdout.take().expect("its output")).read_line(&mut line).expect("a line");
+        BufReader::new(keeper.stdout.take().expect("its output"))
+            .read_line(&mut line)
+            .expect("a line");
         assert_eq!(line, "ready\n");
         let far = Self { keeper };
         ip(&["link", "set", "lo", "up"]);
         far.ip(&["link", "set", "lo", "up"]);
         far.link([NEAR, FAR], [Self::NEAR_ADDRESS, Self::FAR_ADDRESS]);
-        far.link(["near-uncut", "far-uncut"], ["10.201.0.1", Self::FAR_ADDRESS_UNCUT]);
+        far.link(
+            ["near-uncut", "far-uncut"],
+            ["10.201.0.1", Self::FAR_ADDRESS_UNCUT],
+        );
         far
     }
 
@@ -91,7 +106,9 @@ impl FarMachine {
     /// its ends.
     fn link(&self, [near, far]: [&str; 2], [near_address, far_address]: [&str; 2]) {
         let process = self.keeper.id().to_string();
-        ip(&["link", "add", near, "type", "veth", "peer", "name", far, "netns", &process]);
+        ip(&[
+            "link", "add", near, "type", "veth", "peer", "name", far, "netns", &process,
+        ]);
         ip(&["addr", "add", &format!("{near_address}/24"), "dev", near]);
         ip(&["link", "set", near, "up"]);
         self.ip(&["addr", "add", &format!("{far_address}/24"), "dev", far]);
@@ -117,18 +134,27 @@ impl FarMachine {
     /// Returns the prefix of a command that runs on the far machine.
     #[must_use]
     pub fn enter(&self) -> Vec<String> {
-        std::iter::once("nsenter".to_owned()).chain(self.flags()).collect()
+        std::iter::once("nsenter".to_owned())
+            .chain(self.flags())
+            .collect()
     }
 
     fn flags(&self) -> [String; 3] {
-        [format!("--target={}", self.keeper.id()), "--net".to_owned(), "--preserve-credentials".to_owned()]
+        [
+            format!("--target={}", self.keeper.id()),
+            "--net".to_owned(),
+            "--preserve-credentials".to_owned(),
+        ]
     }
 
     /// Returns this command, to run on the far machine.
     #[must_use]
     pub fn run(&self, command: &Command) -> Command {
         let mut there = Command::new("nsenter");
-        there.args(self.flags()).arg(command.get_program()).args(command.get_args());
+        there
+            .args(self.flags())
+            .arg(command.get_program())
+            .args(command.get_args());
         for (variable, value) in command.get_envs() {
             match value {
                 Some(value) => there.env(variable, value),
@@ -161,14 +187,22 @@ impl Drop for FarMachine {
 #[must_use]
 pub fn own_addresses(count: usize) -> Vec<SocketAddr> {
     let mut random = rand::rng();
-    let (second, third, fourth) = (random.random_range(1..255), random.random(), random.random_range(1..255));
+    let (second, third, fourth) = (
+        random.random_range(1..255),
+        random.random(),
+        random.random_range(1..255),
+    );
     free_addresses(Ipv4Addr::new(127, second, third, fourth).into(), count)
 }
 
 /// Returns `count` unused addresses of this host.
 pub(crate) fn free_addresses(host: IpAddr, count: usize) -> Vec<SocketAddr> {
-    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind((host, 0)).expect("a port")).collect();
-    held.iter().map(|listener| listener.local_addr().expect("its address")).collect()
+    let held: Vec<TcpListener> = (0..count)
+        .map(|_| TcpListener::bind((host, 0)).expect("a port"))
+        .collect();
+    held.iter()
+        .map(|listener| listener.local_addr().expect("its address"))
+        .collect()
 }
 
 fn ip(arguments: &[&str]) {
@@ -176,6 +210,8 @@ fn ip(arguments: &[&str]) {
 }
 
 fn succeed(command: &mut Command) {
-    let status = command.status().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+    let status = command
+        .status()
+        .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
     assert!(status.success(), "{command:?} has failed: {status}");
 }

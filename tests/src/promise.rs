@@ -154,11 +154,18 @@ impl Trial {
     /// If they are not numbers.
     #[must_use]
     pub fn from_env() -> Self {
-        let setting = |name: &str| std::env::var(name).ok().map(|value| value.parse().expect("a number"));
+        let setting = |name: &str| {
+            std::env::var(name)
+                .ok()
+                .map(|value| value.parse().expect("a number"))
+        };
         let seed: u64 = setting(SEED_VARIABLE).unwrap_or_else(|| rand::rng().random());
         let seconds = setting(SECONDS_VARIABLE).unwrap_or(SECONDS_DEFAULT);
         println!("seed {seed}; again with {SEED_VARIABLE}={seed} {SECONDS_VARIABLE}={seconds}");
-        Self { time: Duration::from_secs(seconds), random: StdRng::seed_from_u64(seed) }
+        Self {
+            time: Duration::from_secs(seconds),
+            random: StdRng::seed_from_u64(seed),
+        }
     }
 
     /// Returns a generator for another task.
@@ -178,12 +185,24 @@ impl Promise {
         for user in recipients().chain(["full".into(), "reborn".into()]) {
             record.create(&user, &mut random).await;
         }
-        let mut begin = Begin { record: Arc::clone(&record), random: &mut random };
-        let senders = (0..SENDERS).map(|n| begin.task(|record, random| sender(n, record, random))).collect();
-        let mut readers: Vec<_> =
-            recipients().map(|user| begin.task(|record, random| reader(user, record, random))).collect();
+        let mut begin = Begin {
+            record: Arc::clone(&record),
+            random: &mut random,
+        };
+        let senders = (0..SENDERS)
+            .map(|n| begin.task(|record, random| sender(n, record, random)))
+            .collect();
+        let mut readers: Vec<_> = recipients()
+            .map(|user| begin.task(|record, random| reader(user, record, random)))
+            .collect();
         readers.push(begin.task(recreated));
-        Self { record, begun: Instant::now(), random, senders, readers }
+        Self {
+            record,
+            begun: Instant::now(),
+            random,
+            senders,
+            readers,
+        }
     }
 
     /// Returns the time since the start.
@@ -227,16 +246,25 @@ impl Promise {
         let record = &self.record;
         record.stop_sending.store(true, Ordering::SeqCst);
         for sender in self.senders {
-            timeout(record.config.end_within, sender).await.expect("a sender got no answer").unwrap();
+            timeout(record.config.end_within, sender)
+                .await
+                .expect("a sender got no answer")
+                .unwrap();
         }
         record.stop_reading.store(true, Ordering::SeqCst);
         for reader in self.readers {
-            timeout(record.config.end_within, reader).await.expect("a reader did not end").unwrap();
+            timeout(record.config.end_within, reader)
+                .await
+                .expect("a reader did not end")
+                .unwrap();
         }
         let last = StdRng::seed_from_u64(self.random.random());
-        timeout(record.config.end_within, reader("full".into(), Arc::clone(record), last))
-            .await
-            .expect("full is not drained");
+        timeout(
+            record.config.end_within,
+            reader("full".into(), Arc::clone(record), last),
+        )
+        .await
+        .expect("full is not drained");
         record.compare()
     }
 }
@@ -247,9 +275,21 @@ impl Report {
     /// # Panics
     /// If one was not.
     pub fn assert_all_tried(&self) {
-        let counts = [self.compared as u64, self.refused.1, self.takeovers, self.recreations];
-        assert!(counts.iter().all(|count| *count > 0), "something was not tried: {self}");
-        assert!(self.opened.iter().all(|(_, count)| *count > 0), "a front was not tried: {:?}", self.opened);
+        let counts = [
+            self.compared as u64,
+            self.refused.1,
+            self.takeovers,
+            self.recreations,
+        ];
+        assert!(
+            counts.iter().all(|count| *count > 0),
+            "something was not tried: {self}"
+        );
+        assert!(
+            self.opened.iter().all(|(_, count)| *count > 0),
+            "a front was not tried: {:?}",
+            self.opened
+        );
     }
 }
 
@@ -287,7 +327,10 @@ impl Begin<'_> {
         &mut self,
         work: impl FnOnce(Arc<Record>, StdRng) -> F,
     ) -> JoinHandle<()> {
-        tokio::spawn(work(Arc::clone(&self.record), StdRng::seed_from_u64(self.random.random())))
+        tokio::spawn(work(
+            Arc::clone(&self.record),
+            StdRng::seed_from_u64(self.random.random()),
+        ))
     }
 }
 
@@ -321,7 +364,10 @@ impl Record {
 
     fn has_tried_all(&self) -> bool {
         let counts = [&self.queue_full, &self.takeovers, &self.recreations];
-        counts.into_iter().chain(&self.opened).all(|count| count.load(Ordering::SeqCst) > 0)
+        counts
+            .into_iter()
+            .chain(&self.opened)
+            .all(|count| count.load(Ordering::SeqCst) > 0)
     }
 
     fn tick(&self) -> u64 {
@@ -330,8 +376,19 @@ impl Record {
 
     async fn create(&self, user: &str, random: &mut StdRng) {
         let mut link = self.connect(random, None).await.expect("a server");
-        let made = link.ask(1, Request::Create { user: name(user), password: None }).await;
-        assert!(matches!(made, Some(Reply::Ok(_))), "creating {user}: {made:?}");
+        let made = link
+            .ask(
+                1,
+                Request::Create {
+                    user: name(user),
+                    password: None,
+                },
+            )
+            .await;
+        assert!(
+            matches!(made, Some(Reply::Ok(_))),
+            "creating {user}: {made:?}"
+        );
     }
 
     /// Connects to a random server by a random front.
@@ -340,13 +397,24 @@ impl Record {
         let nth = random.random_range(0..self.config.fronts.len());
         let front = self.config.fronts[nth];
         let opened = timeout(self.config.answer_timeout, front.link(server)).await;
-        let link = self.count_timeout(opened, || format!("{server} is not reached by {front:?}"))??;
-        let mut connection = Connection { link, at: (server, front), record: self };
+        let link =
+            self.count_timeout(opened, || format!("{server} is not reached by {front:?}"))??;
+        let mut connection = Connection {
+            link,
+            at: (server, front),
+            record: self,
+        };
         if let Some(session) = session {
-            let hello = Request::Hello { version: 1, session: session.parse().unwrap() };
+            let hello = Request::Hello {
+                version: 1,
+                session: session.parse().unwrap(),
+            };
             match connection.ask(u32::MAX, hello).await? {
                 Reply::Ok(_) => {}
-                Reply::Error { failure: Failure::Unavailable, .. } => return None,
+                Reply::Error {
+                    failure: Failure::Unavailable,
+                    ..
+                } => return None,
                 other => panic!("hello got {other:?}"),
             }
         }
@@ -354,7 +422,11 @@ impl Record {
         Some(connection)
     }
 
-    fn count_timeout<T, E>(&self, result: Result<T, E>, what: impl FnOnce() -> String) -> Option<T> {
+    fn count_timeout<T, E>(
+        &self,
+        result: Result<T, E>,
+        what: impl FnOnce() -> String,
+    ) -> Option<T> {
         if result.is_err() {
             println!("timed out: {}", what());
             self.timed_out.fetch_add(1, Ordering::SeqCst);
@@ -378,19 +450,26 @@ impl Record {
         let (stored, read) = (self.stored.lock().unwrap(), self.read.lock().unwrap());
         let (mut answered, mut compared) = (0, 0);
         let mut broken = Vec::new();
-        for ((sender, recipient), texts) in stored.iter().filter(|((_, recipient), _)| recipient != "reborn")
+        for ((sender, recipient), texts) in stored
+            .iter()
+            .filter(|((_, recipient), _)| recipient != "reborn")
         {
             let texts: Vec<&String> = texts.values().collect();
             answered += texts.len();
             let prefix = format!("{sender}:");
-            let seen: Vec<&String> =
-                read.get(recipient).into_iter().flatten().filter(|text| text.starts_with(&prefix)).collect();
+            let seen: Vec<&String> = read
+                .get(recipient)
+                .into_iter()
+                .flatten()
+                .filter(|text| text.starts_with(&prefix))
+                .collect();
             let same = texts.iter().zip(&seen).take_while(|(a, b)| a == b).count();
             compared += same;
             if same < texts.len() || same < seen.len() {
                 let around = same.saturating_sub(2)..same + 6;
-                let show =
-                    |all: &[&String]| format!("{:?}", all.get(around.start..around.end.min(all.len())));
+                let show = |all: &[&String]| {
+                    format!("{:?}", all.get(around.start..around.end.min(all.len())))
+                };
                 broken.push(format!(
                     "{sender} to {recipient}: {} answered and {} read; they differ at {same}: {} were answered, {} were read",
                     texts.len(),
@@ -428,7 +507,13 @@ impl Record {
             longest_pause: answers.longest_pause,
             longest_send: answers.longest_send,
             longest_answer: answers.longest_answer,
-            opened: self.config.fronts.iter().copied().zip(self.opened.iter().map(count)).collect(),
+            opened: self
+                .config
+                .fronts
+                .iter()
+                .copied()
+                .zip(self.opened.iter().map(count))
+                .collect(),
         }
     }
 }
@@ -452,7 +537,10 @@ async fn sender(n: usize, record: Arc<Record>, mut random: StdRng) {
             sleep(AGAIN).await;
             continue;
         };
-        let repeats = unanswered.iter_mut().map(|(id, each)| (*id, each.repeat())).collect::<Vec<_>>();
+        let repeats = unanswered
+            .iter_mut()
+            .map(|(id, each)| (*id, each.repeat()))
+            .collect::<Vec<_>>();
         if link.write_all(repeats).await.is_none() {
             continue;
         }
@@ -473,13 +561,25 @@ async fn sender(n: usize, record: Arc<Record>, mut random: StdRng) {
             if link.write_all(new).await.is_none() {
                 break;
             }
-            let Some(Frame { id: Some(id), message }) = link.next_in_time().await else { break };
+            let Some(Frame {
+                id: Some(id),
+                message,
+            }) = link.next_in_time().await
+            else {
+                break;
+            };
             let id = id.value();
-            if let Reply::Error { failure: Failure::Unavailable, .. } = message {
+            if let Reply::Error {
+                failure: Failure::Unavailable,
+                ..
+            } = message
+            {
                 record.unavailable.fetch_add(1, Ordering::SeqCst);
                 continue;
             }
-            let each = unanswered.remove(&id).expect("an answer to something that waits for one");
+            let each = unanswered
+                .remove(&id)
+                .expect("an answer to something that waits for one");
             record.answered(&each);
             record.decided(&me, id, each, message);
         }
@@ -495,7 +595,12 @@ impl Record {
                 if to == "reborn" {
                     self.answered_at.lock().unwrap().insert(text.clone(), at);
                 }
-                self.stored.lock().unwrap().entry((sender.to_owned(), to)).or_default().insert(id, text);
+                self.stored
+                    .lock()
+                    .unwrap()
+                    .entry((sender.to_owned(), to))
+                    .or_default()
+                    .insert(id, text);
             }
             Reply::NotOk(refusal) => {
                 let expected = match refusal.code {
@@ -504,7 +609,8 @@ impl Record {
                     _ => false,
                 };
                 assert!(expected, "a send to {to} got {refusal}");
-                self.queue_full.fetch_add(u64::from(refusal.code == Code::QueueFull), Ordering::SeqCst);
+                self.queue_full
+                    .fetch_add(u64::from(refusal.code == Code::QueueFull), Ordering::SeqCst);
                 self.refused.lock().unwrap().insert(text);
             }
             other => panic!("{other:?}"),
@@ -514,7 +620,12 @@ impl Record {
 
 impl Unanswered {
     fn new(to: String, text: String) -> Self {
-        Self { to, text, first_sent: Instant::now(), sent: Instant::now() }
+        Self {
+            to,
+            text,
+            first_sent: Instant::now(),
+            sent: Instant::now(),
+        }
     }
 
     fn repeat(&mut self) -> Request {
@@ -532,8 +643,15 @@ async fn reader(user: String, record: Arc<Record>, mut random: StdRng) {
             sleep(AGAIN).await;
             continue;
         };
-        let Some(Reply::Ok(fields)) =
-            link.ask(1, Request::Connect { user: name(&user), password: None }).await
+        let Some(Reply::Ok(fields)) = link
+            .ask(
+                1,
+                Request::Connect {
+                    user: name(&user),
+                    password: None,
+                },
+            )
+            .await
         else {
             continue;
         };
@@ -545,18 +663,41 @@ async fn reader(user: String, record: Arc<Record>, mut random: StdRng) {
         // unacknowledged.
         let frames_max = random.random_range(1..400);
         for _ in 0..frames_max {
-            let Ok(frame) = timeout(QUIET, link.next()).await else { break };
+            let Ok(frame) = timeout(QUIET, link.next()).await else {
+                break;
+            };
             let delivery = match frame {
-                Some(Frame { message: Reply::String(delivery), .. }) => delivery,
-                Some(Frame { message: Reply::Bye(_), .. }) | None => break,
+                Some(Frame {
+                    message: Reply::String(delivery),
+                    ..
+                }) => delivery,
+                Some(Frame {
+                    message: Reply::Bye(_),
+                    ..
+                })
+                | None => break,
                 other => panic!("{other:?}"),
             };
             if delivery.sequence > last {
                 last = delivery.sequence;
-                record.read.lock().unwrap().entry(user.clone()).or_default().push(delivery.text.to_string());
+                record
+                    .read
+                    .lock()
+                    .unwrap()
+                    .entry(user.clone())
+                    .or_default()
+                    .push(delivery.text.to_string());
             }
             if random.random_bool(0.05)
-                && link.write_all([(0, Request::Ack { sequence: delivery.sequence })]).await.is_none()
+                && link
+                    .write_all([(
+                        0,
+                        Request::Ack {
+                            sequence: delivery.sequence,
+                        },
+                    )])
+                    .await
+                    .is_none()
             {
                 break;
             }
@@ -572,8 +713,18 @@ async fn reader(user: String, record: Arc<Record>, mut random: StdRng) {
 /// Connects from a second connection while the first one receives, and checks
 /// that the first gets a `bye` and no further message.
 async fn take_over(user: &str, record: &Record, random: &mut StdRng, mut former: Connection<'_>) {
-    let Some(mut latter) = record.connect(random, None).await else { return };
-    let Some(Reply::Ok(_)) = latter.ask(1, Request::Connect { user: name(user), password: None }).await
+    let Some(mut latter) = record.connect(random, None).await else {
+        return;
+    };
+    let Some(Reply::Ok(_)) = latter
+        .ask(
+            1,
+            Request::Connect {
+                user: name(user),
+                password: None,
+            },
+        )
+        .await
     else {
         return;
     };
@@ -584,12 +735,21 @@ async fn take_over(user: &str, record: &Record, random: &mut StdRng, mut former:
             return;
         };
         match next {
-            Some(Frame { message: Reply::Bye(_), .. }) => {
+            Some(Frame {
+                message: Reply::Bye(_),
+                ..
+            }) => {
                 said_bye = true;
                 former.write_all([(7, Request::Ping)]).await;
             }
-            Some(Frame { message: Reply::String(_), .. }) => assert!(!said_bye, "a push after the bye"),
-            Some(Frame { message: Reply::Ok(_), .. }) if said_bye => break,
+            Some(Frame {
+                message: Reply::String(_),
+                ..
+            }) => assert!(!said_bye, "a push after the bye"),
+            Some(Frame {
+                message: Reply::Ok(_),
+                ..
+            }) if said_bye => break,
             Some(other) => panic!("{other:?}"),
             None => return,
         }
@@ -604,14 +764,32 @@ async fn recreated(record: Arc<Record>, mut random: StdRng) {
     while !record.stop_reading.load(Ordering::SeqCst) {
         sleep(Duration::from_millis(random.random_range(10..200))).await;
         let deleted_from = record.tick();
-        let Some(mut link) = record.connect(&mut random, None).await else { continue };
-        if !matches!(link.ask(1, Request::Delete { user: user(), password: None }).await, Some(Reply::Ok(_)))
-        {
+        let Some(mut link) = record.connect(&mut random, None).await else {
+            continue;
+        };
+        if !matches!(
+            link.ask(
+                1,
+                Request::Delete {
+                    user: user(),
+                    password: None
+                }
+            )
+            .await,
+            Some(Reply::Ok(_))
+        ) {
             continue;
         }
         // If the answer to this was lost, the account may exist already.
         while !matches!(
-            link.ask(2, Request::Create { user: user(), password: None }).await,
+            link.ask(
+                2,
+                Request::Create {
+                    user: user(),
+                    password: None
+                }
+            )
+            .await,
             Some(Reply::Ok(_) | Reply::NotOk(_))
         ) {
             sleep(AGAIN).await;
@@ -620,14 +798,29 @@ async fn recreated(record: Arc<Record>, mut random: StdRng) {
             }
         }
         record.recreations.fetch_add(1, Ordering::SeqCst);
-        let connect = Request::Connect { user: user(), password: None };
-        let Some(Reply::Ok(_)) = link.ask(3, connect).await else { continue };
+        let connect = Request::Connect {
+            user: user(),
+            password: None,
+        };
+        let Some(Reply::Ok(_)) = link.ask(3, connect).await else {
+            continue;
+        };
         let mut last: Option<Delivery> = None;
-        while let Ok(Some(frame)) =
-            timeout(Duration::from_millis(random.random_range(5..100)), link.next()).await
+        while let Ok(Some(frame)) = timeout(
+            Duration::from_millis(random.random_range(5..100)),
+            link.next(),
+        )
+        .await
         {
-            let Reply::String(delivery) = frame.message else { continue };
-            let answered_at = record.answered_at.lock().unwrap().get(&*delivery.text).copied();
+            let Reply::String(delivery) = frame.message else {
+                continue;
+            };
+            let answered_at = record
+                .answered_at
+                .lock()
+                .unwrap()
+                .get(&*delivery.text)
+                .copied();
             assert!(
                 answered_at.is_none_or(|at| at > deleted_from),
                 "{:?} was answered before the account it was for was deleted, and reached its successor",
@@ -647,17 +840,28 @@ struct Connection<'a> {
 }
 
 impl Connection<'_> {
-    async fn write_all(&mut self, requests: impl IntoIterator<Item = (u32, Request)>) -> Option<()> {
+    async fn write_all(
+        &mut self,
+        requests: impl IntoIterator<Item = (u32, Request)>,
+    ) -> Option<()> {
         // gRPC calls are answered one after the other.
         for chunk in self.in_turn(requests) {
-            let written = timeout(self.record.config.answer_timeout, self.link.write_all(chunk)).await;
-            self.record.count_timeout(written, || format!("{:?} does not take requests", self.at))??;
+            let written = timeout(
+                self.record.config.answer_timeout,
+                self.link.write_all(chunk),
+            )
+            .await;
+            self.record
+                .count_timeout(written, || format!("{:?} does not take requests", self.at))??;
         }
         Some(())
     }
 
     /// Splits requests into batches of one write.
-    fn in_turn(&self, requests: impl IntoIterator<Item = (u32, Request)>) -> Vec<Vec<(u32, Request)>> {
+    fn in_turn(
+        &self,
+        requests: impl IntoIterator<Item = (u32, Request)>,
+    ) -> Vec<Vec<(u32, Request)>> {
         let requests: Vec<_> = requests.into_iter().collect();
         match self.at.1 {
             Front::Calls => requests.into_iter().map(|request| vec![request]).collect(),
@@ -671,7 +875,8 @@ impl Connection<'_> {
 
     async fn next_in_time(&mut self) -> Option<Frame<Reply>> {
         let next = timeout(self.record.config.answer_timeout, self.link.next()).await;
-        self.record.count_timeout(next, || format!("{:?} does not answer a send", self.at))?
+        self.record
+            .count_timeout(next, || format!("{:?} does not answer a send", self.at))?
     }
 
     /// Sends a request, and skips messages before its answer.

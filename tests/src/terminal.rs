@@ -37,8 +37,15 @@ impl Terminal {
     /// If no pseudo-terminal is available, or `hark` cannot be built.
     #[must_use]
     pub fn open(server: SocketAddr, state: &Path, variables: &[(&str, &str)]) -> Self {
-        let size = PtySize { rows: ROWS, cols: COLUMNS, pixel_width: 0, pixel_height: 0 };
-        let pair = native_pty_system().openpty(size).expect("a pseudo-terminal");
+        let size = PtySize {
+            rows: ROWS,
+            cols: COLUMNS,
+            pixel_width: 0,
+            pixel_height: 0,
+        };
+        let pair = native_pty_system()
+            .openpty(size)
+            .expect("a pseudo-terminal");
         let mut command = CommandBuilder::new(binary("hark"));
         command.env_clear();
         command.env("TERM", "xterm-256color");
@@ -51,7 +58,10 @@ impl Terminal {
         let child = pair.slave.spawn_command(command).expect("hark");
         drop(pair.slave);
         let parser = Mutex::new(vt100::Parser::new(ROWS, COLUMNS, 0));
-        let screen = Arc::new(Screen { parser, changed: Condvar::new() });
+        let screen = Arc::new(Screen {
+            parser,
+            changed: Condvar::new(),
+        });
         let reader = pair.master.try_clone_reader().unwrap();
         // The thread ends with the terminal.
         std::thread::spawn({
@@ -59,7 +69,12 @@ impl Terminal {
             move || screen.feed(reader)
         });
         let keys = pair.master.take_writer().unwrap();
-        Self { screen, keys, child, _master: pair.master }
+        Self {
+            screen,
+            keys,
+            child,
+            _master: pair.master,
+        }
     }
 
     /// Types keys.
@@ -96,18 +111,27 @@ impl Terminal {
     /// On a timeout.
     #[track_caller]
     pub fn wait_for_prompt(&self, prompt: &str) {
-        self.wait_until(prompt, |contents| contents.lines().last() == Some(prompt.trim_end()));
+        self.wait_until(prompt, |contents| {
+            contents.lines().last() == Some(prompt.trim_end())
+        });
     }
 
     #[track_caller]
     fn wait_until(&self, what: &str, is_so: impl Fn(&str) -> bool) {
         let parser = self.screen.parser.lock().unwrap();
         let is_not = |parser: &mut vt100::Parser| !is_so(parser.screen().contents().trim_end());
-        let (parser, timeout) = self.screen.changed.wait_timeout_while(parser, TIMEOUT, is_not).unwrap();
+        let (parser, timeout) = self
+            .screen
+            .changed
+            .wait_timeout_while(parser, TIMEOUT, is_not)
+            .unwrap();
         let contents = parser.screen().contents();
         // Released before the assertion, which would poison it.
         drop(parser);
-        assert!(!timeout.timed_out(), "{what:?} did not come on the screen:\n{contents}");
+        assert!(
+            !timeout.timed_out(),
+            "{what:?} did not come on the screen:\n{contents}"
+        );
     }
 
     /// Returns the content of the screen.
@@ -156,7 +180,10 @@ impl Screen {
         let mut bytes = [0; 4096];
         // A closed terminal reads as an error.
         while let Ok(count @ 1..) = reader.read(&mut bytes) {
-            self.parser.lock().unwrap().process(bytes.get(..count).unwrap_or_default());
+            self.parser
+                .lock()
+                .unwrap()
+                .process(bytes.get(..count).unwrap_or_default());
             self.changed.notify_all();
         }
     }

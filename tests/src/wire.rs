@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
-use hark_protocol::{Code, Delivery, Frame, OkFields, Reply, Request, RequestId, Sequence, UserName};
+use hark_protocol::{
+    Code, Delivery, Frame, OkFields, Reply, Request, RequestId, Sequence, UserName,
+};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -73,7 +75,9 @@ impl Wire {
     /// If that fails.
     pub async fn write_bytes(&mut self, bytes: &[u8]) {
         let written = timeout(TIMEOUT, self.link.write_bytes(bytes)).await;
-        written.expect("the server does not read").expect("the connection has ended");
+        written
+            .expect("the server does not read")
+            .expect("the connection has ended");
     }
 
     /// Stops reading and writing without closing the connection.
@@ -87,7 +91,11 @@ impl<L: Link> Client<L> {
     /// Returns a client over this link.
     #[must_use]
     pub const fn over(link: L) -> Self {
-        Self { link, last_id: FIRST_ID, pushed: std::collections::VecDeque::new() }
+        Self {
+            link,
+            last_id: FIRST_ID,
+            pushed: std::collections::VecDeque::new(),
+        }
     }
 
     /// Returns the link.
@@ -97,11 +105,17 @@ impl<L: Link> Client<L> {
     }
 
     async fn with_hello(mut self, session: &str) -> Self {
-        let hello = Request::Hello { version: 1, session: session.parse().unwrap() };
+        let hello = Request::Hello {
+            version: 1,
+            session: session.parse().unwrap(),
+        };
         // Far from the ids of sends, which count up.
         self.write(u32::MAX, hello).await;
         let reply = self.reply_to(u32::MAX).await;
-        assert!(matches!(&reply, Reply::Ok(fields) if fields.as_hello().is_some()), "{reply:?}");
+        assert!(
+            matches!(&reply, Reply::Ok(fields) if fields.as_hello().is_some()),
+            "{reply:?}"
+        );
         self
     }
 
@@ -119,7 +133,9 @@ impl<L: Link> Client<L> {
     /// If that fails.
     pub async fn write_all(&mut self, requests: impl IntoIterator<Item = (u32, Request)>) {
         let written = timeout(TIMEOUT, self.link.write_all(requests.into_iter().collect())).await;
-        written.expect("the server does not read").expect("the connection has ended");
+        written
+            .expect("the server does not read")
+            .expect("the connection has ended");
     }
 
     /// Returns the next frame, or `None` at the end of the connection.
@@ -130,7 +146,9 @@ impl<L: Link> Client<L> {
         if let Some(frame) = self.pushed.pop_front() {
             return Some(frame);
         }
-        timeout(TIMEOUT, self.link.next()).await.expect("nothing came in time")
+        timeout(TIMEOUT, self.link.next())
+            .await
+            .expect("nothing came in time")
     }
 
     /// Returns the next message.
@@ -139,7 +157,10 @@ impl<L: Link> Client<L> {
     /// If another frame arrives first.
     pub async fn message(&mut self) -> Delivery {
         match self.next().await {
-            Some(Frame { id: None, message: Reply::String(delivery) }) => delivery,
+            Some(Frame {
+                id: None,
+                message: Reply::String(delivery),
+            }) => delivery,
             other => panic!("no message but {other:?}"),
         }
     }
@@ -149,11 +170,17 @@ impl<L: Link> Client<L> {
     /// # Panics
     /// If the connection ends before.
     pub async fn reply_to(&mut self, id: u32) -> Reply {
-        if let Some(at) = self.pushed.iter().position(|frame| frame.id == RequestId::new(id)) {
+        if let Some(at) = self
+            .pushed
+            .iter()
+            .position(|frame| frame.id == RequestId::new(id))
+        {
             return self.pushed.remove(at).unwrap().message;
         }
         loop {
-            let frame = timeout(TIMEOUT, self.link.next()).await.expect("no reply in time");
+            let frame = timeout(TIMEOUT, self.link.next())
+                .await
+                .expect("no reply in time");
             let frame = frame.expect("the connection ended before the reply");
             if frame.id == RequestId::new(id) {
                 return frame.message;
@@ -210,7 +237,11 @@ impl<L: Link> Client<L> {
     /// # Panics
     /// If that is refused.
     pub async fn create(&mut self, user: &str) {
-        self.ok(Request::Create { user: name(user), password: None }).await;
+        self.ok(Request::Create {
+            user: name(user),
+            password: None,
+        })
+        .await;
     }
 
     /// Connects as a user, and returns the number of queued messages.
@@ -218,7 +249,12 @@ impl<L: Link> Client<L> {
     /// # Panics
     /// If that is refused.
     pub async fn receive(&mut self, user: &str) -> u64 {
-        let fields = self.ok(Request::Connect { user: name(user), password: None }).await;
+        let fields = self
+            .ok(Request::Connect {
+                user: name(user),
+                password: None,
+            })
+            .await;
         fields.as_queued().expect("a number of messages")
     }
 
@@ -266,5 +302,8 @@ pub fn name(user: &str) -> UserName {
 /// Returns a `send`.
 #[must_use]
 pub fn send(user: &str, text: &str) -> Request {
-    Request::Send { user: name(user), text: text.to_owned().into() }
+    Request::Send {
+        user: name(user),
+        text: text.to_owned().into(),
+    }
 }

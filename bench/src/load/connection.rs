@@ -41,7 +41,10 @@ impl Connection {
     ///
     /// # Errors
     /// If the server refuses it, or takes too long.
-    pub(crate) async fn open(address: SocketAddr, codec: Box<dyn PeerCodec>) -> anyhow::Result<Self> {
+    pub(crate) async fn open(
+        address: SocketAddr,
+        codec: Box<dyn PeerCodec>,
+    ) -> anyhow::Result<Self> {
         let opened = async {
             let mut connection = Self::connect(address, codec).await?;
             while !connection.received.is_ready {
@@ -49,7 +52,9 @@ impl Connection {
             }
             anyhow::Ok(connection)
         };
-        tokio::time::timeout(OPENED_WITHIN, opened).await.context("the server does not answer")?
+        tokio::time::timeout(OPENED_WITHIN, opened)
+            .await
+            .context("the server does not answer")?
     }
 
     async fn connect(address: SocketAddr, mut codec: Box<dyn PeerCodec>) -> anyhow::Result<Self> {
@@ -57,7 +62,13 @@ impl Connection {
         stream.set_nodelay(true)?;
         let mut output = Vec::new();
         codec.open(&mut output);
-        Ok(Self { stream, codec, input: Vec::new(), output, received: Received::default() })
+        Ok(Self {
+            stream,
+            codec,
+            input: Vec::new(),
+            output,
+            received: Received::default(),
+        })
     }
 
     /// Waits until the connection is readable, or writable with pending output, and does both.
@@ -67,8 +78,11 @@ impl Connection {
     /// If the connection ends, or the server breaks the protocol.
     pub(crate) async fn turn(&mut self) -> anyhow::Result<()> {
         self.write()?;
-        let interest =
-            if self.output.is_empty() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
+        let interest = if self.output.is_empty() {
+            Interest::READABLE
+        } else {
+            Interest::READABLE | Interest::WRITABLE
+        };
         let ready = self.stream.ready(interest).await?;
         if ready.is_readable() {
             self.read()?;
@@ -85,7 +99,9 @@ impl Connection {
         match self.stream.try_read_buf(&mut self.input) {
             Ok(0) => bail!("the server closed a connection"),
             Ok(_) => {
-                let done = self.codec.take(&self.input, &mut self.output, &mut self.received)?;
+                let done = self
+                    .codec
+                    .take(&self.input, &mut self.output, &mut self.received)?;
                 self.input.drain(..done);
                 Ok(())
             }
@@ -136,7 +152,9 @@ fn socket() -> anyhow::Result<TcpSocket> {
     let (ports, addresses) = (PORTS.end - PORTS.start, ADDRESSES.end - ADDRESSES.start);
     for _ in 0..TRIES {
         // Each process starts at another port, since the last run's may be in TIME_WAIT.
-        let next = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(std::process::id().wrapping_mul(7_919));
+        let next = NEXT
+            .fetch_add(1, Ordering::Relaxed)
+            .wrapping_add(std::process::id().wrapping_mul(7_919));
         let port = u16::try_from(PORTS.start + next % ports)?;
         let last = u8::try_from(ADDRESSES.start + next / ports % addresses)?;
         let socket = TcpSocket::new_v4()?;

@@ -150,18 +150,30 @@ impl Load {
         if measured.is_err() {
             progress.enter(OVER);
         }
-        let received = receivers.join().map_err(|_| anyhow!("the receivers have panicked"))?;
+        let received = receivers
+            .join()
+            .map_err(|_| anyhow!("the receivers have panicked"))?;
         let (mut outcome, accepted) = match (measured, &received) {
-            (Err(_), Err(error)) => bail!("{}: {error:#}; its output: {}", peer.name(), server.said()),
-            (measured, _) => measured.with_context(|| format!("{} says: {}", peer.name(), server.said()))?,
+            (Err(_), Err(error)) => {
+                bail!("{}: {error:#}; its output: {}", peer.name(), server.said())
+            }
+            (measured, _) => {
+                measured.with_context(|| format!("{} says: {}", peer.name(), server.said()))?
+            }
         };
-        let received = received.with_context(|| format!("{} says: {}", peer.name(), server.said()))?;
+        let received =
+            received.with_context(|| format!("{} says: {}", peer.name(), server.said()))?;
         outcome.latencies = received.latencies;
         outcome.compared = received.compared;
         for arrivals in &received.arrivals {
             outcome.faults += arrivals.faults(&accepted);
         }
-        ensure!(outcome.compared > 0, "{} delivered no message: {}", peer.name(), server.said());
+        ensure!(
+            outcome.compared > 0,
+            "{} delivered no message: {}",
+            peer.name(),
+            server.said()
+        );
         Ok(outcome)
     }
 
@@ -174,7 +186,8 @@ impl Load {
     ) -> anyhow::Result<(Outcome, Vec<u32>)> {
         let (ready, is_ready) = mpsc::channel();
         let senders = std::thread::spawn({
-            let (peer, progress, address) = (Arc::clone(peer), Arc::clone(progress), server.address());
+            let (peer, progress, address) =
+                (Arc::clone(peer), Arc::clone(progress), server.address());
             move || on_a_runtime(self.send(&*peer, address, &progress, ready))
         });
         let taken = match is_ready.recv() {
@@ -182,9 +195,14 @@ impl Load {
             Err(_) => Err(anyhow!("the senders failed to open")),
         };
         progress.enter(DRAINING);
-        let accepted = senders.join().map_err(|_| anyhow!("the senders have panicked"))??;
+        let accepted = senders
+            .join()
+            .map_err(|_| anyhow!("the senders have panicked"))??;
         let outcome = taken?;
-        progress.accepted.store(accepted.iter().map(|&count| u64::from(count)).sum(), Ordering::Release);
+        progress.accepted.store(
+            accepted.iter().map(|&count| u64::from(count)).sum(),
+            Ordering::Release,
+        );
         progress.enter(OVER);
         Ok((outcome, accepted))
     }
@@ -192,9 +210,16 @@ impl Load {
     fn take_figures(self, server: &Server, progress: &Progress) -> anyhow::Result<Outcome> {
         std::thread::sleep(self.warm_up);
         let figures = || {
-            let counts =
-                (progress.accepted.load(Ordering::Relaxed), progress.delivered.load(Ordering::Relaxed));
-            anyhow::Ok((Instant::now(), counts, server.cpu_seconds()?, own_cpu_seconds()?))
+            let counts = (
+                progress.accepted.load(Ordering::Relaxed),
+                progress.delivered.load(Ordering::Relaxed),
+            );
+            anyhow::Ok((
+                Instant::now(),
+                counts,
+                server.cpu_seconds()?,
+                own_cpu_seconds()?,
+            ))
         };
         progress.enter(MEASURING);
         let (start, before, server_before, own_before) = figures()?;
@@ -241,7 +266,11 @@ impl Load {
                         tokio::time::sleep(SLOW_EVERY).await;
                     }
                     connection.turn().await?;
-                    received.borrow_mut().take(user, &mut connection.received.delivered, &progress)?;
+                    received.borrow_mut().take(
+                        user,
+                        &mut connection.received.delivered,
+                        &progress,
+                    )?;
                 }
             });
         }
@@ -260,7 +289,9 @@ impl Load {
             let is_complete = new >= progress.accepted.load(Ordering::Acquire);
             if progress.phase() == OVER && (is_complete || last_change.elapsed() > STALLED_AFTER) {
                 tasks.shutdown().await;
-                return Rc::into_inner(received).map(RefCell::into_inner).context("a receiver goes on");
+                return Rc::into_inner(received)
+                    .map(RefCell::into_inner)
+                    .context("a receiver goes on");
             }
         }
     }
@@ -297,14 +328,20 @@ struct Received {
 }
 
 impl Received {
-    fn take(&mut self, user: usize, stamps: &mut Vec<Stamp>, progress: &Progress) -> anyhow::Result<()> {
+    fn take(
+        &mut self,
+        user: usize,
+        stamps: &mut Vec<Stamp>,
+        progress: &Progress,
+    ) -> anyhow::Result<()> {
         let now_ns = progress.clock.now_ns();
         let is_measured = progress.phase() == MEASURING;
         let arrivals = self.arrivals.get_mut(user).context("no such receiver")?;
         let mut new = 0;
         for stamp in stamps.drain(..) {
             if is_measured {
-                self.latencies.saturating_record(now_ns.saturating_sub(stamp.due_ns));
+                self.latencies
+                    .saturating_record(now_ns.saturating_sub(stamp.due_ns));
             }
             new += u64::from(arrivals.take(stamp)?);
             self.compared += 1;
@@ -327,13 +364,26 @@ struct Sender {
 
 impl Sender {
     const fn new(connection: Connection, index: usize, receivers: usize, sends_max: u32) -> Self {
-        Self { connection, index, receivers, sends_max, sent: 0, accepted: 0 }
+        Self {
+            connection,
+            index,
+            receivers,
+            sends_max,
+            sent: 0,
+            accepted: 0,
+        }
     }
 
     fn say(&mut self, due_ns: u64) -> anyhow::Result<()> {
-        let stamp = Stamp { due_ns, sender: u16::try_from(self.index)?, number: self.sent };
+        let stamp = Stamp {
+            due_ns,
+            sender: u16::try_from(self.index)?,
+            number: self.sent,
+        };
         let to = receiver_of(self.index, self.sent, self.receivers);
-        self.connection.codec.send(to, &stamp.write(), &mut self.connection.output);
+        self.connection
+            .codec
+            .send(to, &stamp.write(), &mut self.connection.output);
         self.sent += 1;
         Ok(())
     }
@@ -345,8 +395,13 @@ impl Sender {
     fn count(&mut self, progress: &Progress) -> anyhow::Result<()> {
         let accepted = u32::try_from(std::mem::take(&mut self.connection.received.accepted))?;
         self.accepted += accepted;
-        ensure!(self.accepted <= self.sent, "more messages accepted than sent");
-        progress.accepted.fetch_add(u64::from(accepted), Ordering::Relaxed);
+        ensure!(
+            self.accepted <= self.sent,
+            "more messages accepted than sent"
+        );
+        progress
+            .accepted
+            .fetch_add(u64::from(accepted), Ordering::Relaxed);
         Ok(())
     }
 
@@ -356,7 +411,11 @@ impl Sender {
         progress: Arc<Progress>,
     ) -> anyhow::Result<(usize, u32)> {
         loop {
-            let sends_max = if progress.phase() < DRAINING { self.sends_max } else { self.sent };
+            let sends_max = if progress.phase() < DRAINING {
+                self.sends_max
+            } else {
+                self.sent
+            };
             let sends = (in_flight - (self.sent - self.accepted)).min(sends_max - self.sent);
             if sends > 0 {
                 let now_ns = progress.clock.now_ns();
@@ -412,11 +471,15 @@ async fn keep_schedule(
         if progress.phase() < DRAINING {
             let due = schedule.due_by(now_ns);
             for message in due.clone() {
-                let sender = senders.get_mut((message % count) as usize).context("no senders")?;
+                let sender = senders
+                    .get_mut((message % count) as usize)
+                    .context("no senders")?;
                 sender.say(schedule.due_ns(message))?;
             }
             for message in due.take(senders.len()) {
-                let sender = senders.get_mut((message % count) as usize).context("no senders")?;
+                let sender = senders
+                    .get_mut((message % count) as usize)
+                    .context("no senders")?;
                 sender.said();
             }
         } else if senders.iter().all(|sender| sender.sent == sender.accepted) {
@@ -432,11 +495,22 @@ async fn keep_schedule(
             }
             sender.count(progress)?;
         }
-        ensure!(last_change.elapsed() < STALLED_AFTER, "sends are not accepted");
+        ensure!(
+            last_change.elapsed() < STALLED_AFTER,
+            "sends are not accepted"
+        );
         let look_ns = now_ns + LOOK_EVERY_NS;
-        let until_ns =
-            if progress.phase() < DRAINING { schedule.next_due_ns().min(look_ns) } else { look_ns };
-        std::thread::sleep(progress.clock.at(until_ns).saturating_duration_since(Instant::now()));
+        let until_ns = if progress.phase() < DRAINING {
+            schedule.next_due_ns().min(look_ns)
+        } else {
+            look_ns
+        };
+        std::thread::sleep(
+            progress
+                .clock
+                .at(until_ns)
+                .saturating_duration_since(Instant::now()),
+        );
     }
 }
 
@@ -472,6 +546,8 @@ pub(crate) fn prepare(peer: &dyn Peer, address: SocketAddr, users: usize) -> any
 /// # Errors
 /// The error of the future, or of the runtime.
 pub(crate) fn on_a_runtime<T>(done: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     tokio::task::LocalSet::new().block_on(&runtime, done)
 }

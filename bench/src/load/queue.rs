@@ -62,7 +62,9 @@ impl Backlog {
     /// Returns the number of messages of each sender.
     fn parts(self) -> anyhow::Result<Vec<u32>> {
         let (each, rest) = (self.messages / self.senders, self.messages % self.senders);
-        (0..self.senders).map(|sender| Ok(u32::try_from(each + usize::from(sender < rest))?)).collect()
+        (0..self.senders)
+            .map(|sender| Ok(u32::try_from(each + usize::from(sender < rest))?))
+            .collect()
     }
 
     /// Sends the messages, or as many as there is time for, and waits until they are accepted.
@@ -91,7 +93,10 @@ impl Backlog {
                     sent.await?
                 }
             };
-            Ok(Filled { accepted: Arc::new(accepted), seconds: start.elapsed().as_secs_f64() })
+            Ok(Filled {
+                accepted: Arc::new(accepted),
+                seconds: start.elapsed().as_secs_f64(),
+            })
         })
     }
 
@@ -114,7 +119,8 @@ impl Backlog {
             let mut readers = JoinSet::new();
             let users = Rc::new(RefCell::new(0..self.users));
             for _ in 0..at_a_time.min(self.users) {
-                let (peer, parts, users) = (Arc::clone(peer), Arc::clone(&parts), Rc::clone(&users));
+                let (peer, parts, users) =
+                    (Arc::clone(peer), Arc::clone(&parts), Rc::clone(&users));
                 readers.spawn_local(async move {
                     let mut drained = Drained::default();
                     while start.elapsed() < within {
@@ -178,14 +184,22 @@ impl Backlog {
             // The connections stay open, as those of real users do.
             connections.push(connection);
         }
-        ensure!(!storm.seconds.is_empty(), "no user was back within {} s", BACK_WITHIN.as_secs());
+        ensure!(
+            !storm.seconds.is_empty(),
+            "no user was back within {} s",
+            BACK_WITHIN.as_secs()
+        );
         storm.left_behind = self.users - storm.seconds.len();
         storm.seconds.sort_unstable_by(f64::total_cmp);
         Ok(storm)
     }
 
     fn reader(self, user: usize) -> Reader {
-        Reader { user, arrivals: Arrivals::expect(user, self.users, self.senders), messages: 0 }
+        Reader {
+            user,
+            arrivals: Arrivals::expect(user, self.users, self.senders),
+            messages: 0,
+        }
     }
 }
 
@@ -217,7 +231,8 @@ impl Reader {
                 connection.flush().await?;
                 return Ok(connection);
             }
-            let turned = tokio::time::timeout(STALLED_AFTER + OPERATION_TIMEOUT, connection.turn()).await;
+            let turned =
+                tokio::time::timeout(STALLED_AFTER + OPERATION_TIMEOUT, connection.turn()).await;
             turned
                 .map_err(|_| anyhow!("{missing} messages of user {} did not arrive", self.user))?
                 .with_context(|| format!("{missing} messages of user {} are missing", self.user))?;
@@ -240,10 +255,22 @@ mod tests {
 
     #[test]
     fn messages_are_split_between_senders() {
-        let backlog = Backlog { users: 5, senders: 3, messages: 11, in_flight: 1 };
+        let backlog = Backlog {
+            users: 5,
+            senders: 3,
+            messages: 11,
+            in_flight: 1,
+        };
         assert_eq!(backlog.parts().unwrap(), [4, 4, 3]);
-        let expected: u64 =
-            (0..5).map(|user| backlog.reader(user).arrivals.faults(&backlog.parts().unwrap()).lost).sum();
+        let expected: u64 = (0..5)
+            .map(|user| {
+                backlog
+                    .reader(user)
+                    .arrivals
+                    .faults(&backlog.parts().unwrap())
+                    .lost
+            })
+            .sum();
         assert_eq!(expected, 11);
     }
 }

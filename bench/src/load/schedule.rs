@@ -18,7 +18,11 @@ pub(crate) struct Schedule {
 impl Schedule {
     /// Returns a schedule at this rate from a start time on.
     pub(crate) const fn new(start_ns: u64, per_second: f64) -> Self {
-        Self { start_ns, per_second, next: 0 }
+        Self {
+            start_ns,
+            per_second,
+            next: 0,
+        }
     }
 
     /// Returns the due time of a message.
@@ -74,10 +78,18 @@ mod tests {
             now = answered;
         }
         let ms = |ns| ns as f64 / MS as f64;
-        assert!(ms(waited_for.value_at_quantile(0.95)) < 1.1, "a closed look sees next to nothing");
+        assert!(
+            ms(waited_for.value_at_quantile(0.95)) < 1.1,
+            "a closed look sees next to nothing"
+        );
         let seen = ms(measured.value_at_quantile(0.95));
-        assert!((45.0..55.0).contains(&seen), "a tenth of all were due in a pause: {seen}");
-        let due = (0..).take_while(|&message| schedule.due_ns(message) < 10_000 * MS).count();
+        assert!(
+            (45.0..55.0).contains(&seen),
+            "a tenth of all were due in a pause: {seen}"
+        );
+        let due = (0..)
+            .take_while(|&message| schedule.due_ns(message) < 10_000 * MS)
+            .count();
         assert_eq!(measured.len(), due as u64, "and each was measured");
     }
 }

@@ -46,7 +46,11 @@ impl Stamp {
     /// # Errors
     /// If it is malformed.
     pub(crate) fn read(text: &[u8]) -> anyhow::Result<Self> {
-        ensure!(text.len() == TEXT_BYTES, "malformed text of {} bytes, expected {TEXT_BYTES}", text.len());
+        ensure!(
+            text.len() == TEXT_BYTES,
+            "malformed text of {} bytes, expected {TEXT_BYTES}",
+            text.len()
+        );
         let (due, rest) = text.split_at(DUE_DIGITS);
         let (sender, rest) = rest.split_at(SENDER_DIGITS);
         let (number, filling) = rest.split_at(NUMBER_DIGITS);
@@ -135,7 +139,9 @@ impl Arrivals {
     pub(crate) fn expect(receiver: usize, receivers: usize, senders: usize) -> Self {
         let first = |sender: usize| (receiver + receivers - sender % receivers) % receivers;
         Self {
-            expected: (0..senders).map(|sender| u32::try_from(first(sender)).unwrap_or(u32::MAX)).collect(),
+            expected: (0..senders)
+                .map(|sender| u32::try_from(first(sender)).unwrap_or(u32::MAX))
+                .collect(),
             receivers: u32::try_from(receivers).unwrap_or(u32::MAX),
             faults: Faults::default(),
         }
@@ -177,9 +183,21 @@ mod tests {
     #[test]
     fn text_round_trips() {
         for stamp in [
-            Stamp { due_ns: 0, sender: 0, number: 0 },
-            Stamp { due_ns: u64::MAX, sender: u16::MAX, number: u32::MAX },
-            Stamp { due_ns: 1_234_567_890, sender: 63, number: 77 },
+            Stamp {
+                due_ns: 0,
+                sender: 0,
+                number: 0,
+            },
+            Stamp {
+                due_ns: u64::MAX,
+                sender: u16::MAX,
+                number: u32::MAX,
+            },
+            Stamp {
+                due_ns: 1_234_567_890,
+                sender: 63,
+                number: 77,
+            },
         ] {
             assert_eq!(Stamp::read(&stamp.write()).unwrap(), stamp);
         }
@@ -190,27 +208,59 @@ mod tests {
     #[test]
     fn messages_are_spread_over_all_receivers() {
         let (senders, receivers) = (3, 4);
-        let mut arrivals: Vec<_> =
-            (0..receivers).map(|receiver| Arrivals::expect(receiver, receivers, senders)).collect();
+        let mut arrivals: Vec<_> = (0..receivers)
+            .map(|receiver| Arrivals::expect(receiver, receivers, senders))
+            .collect();
         for number in 0..10 {
             for sender in 0..senders {
-                let stamp = Stamp { due_ns: 0, sender: sender as u16, number };
-                assert!(arrivals[receiver_of(sender, number, receivers)].take(stamp).unwrap());
+                let stamp = Stamp {
+                    due_ns: 0,
+                    sender: sender as u16,
+                    number,
+                };
+                assert!(
+                    arrivals[receiver_of(sender, number, receivers)]
+                        .take(stamp)
+                        .unwrap()
+                );
             }
         }
         for arrivals in &arrivals {
             assert_eq!(arrivals.faults(&[10; 3]), Faults::default());
         }
-        let missing: u64 = arrivals.iter().map(|arrivals| arrivals.faults(&[14; 3]).lost).sum();
+        let missing: u64 = arrivals
+            .iter()
+            .map(|arrivals| arrivals.faults(&[14; 3]).lost)
+            .sum();
         assert_eq!(missing, 12, "four more of each of three");
     }
 
     #[test]
     fn lost_and_repeated_messages_are_counted() {
         let mut arrivals = Arrivals::expect(1, 2, 1);
-        let mut take = |number| arrivals.take(Stamp { due_ns: 0, sender: 0, number }).unwrap();
+        let mut take = |number| {
+            arrivals
+                .take(Stamp {
+                    due_ns: 0,
+                    sender: 0,
+                    number,
+                })
+                .unwrap()
+        };
         assert_eq!([1, 3, 3, 9].map(&mut take), [true, true, false, true]);
-        assert_eq!(arrivals.faults(&[10]), Faults { lost: 2, repeated: 1 });
-        arrivals.take(Stamp { due_ns: 0, sender: 1, number: 0 }).unwrap_err();
+        assert_eq!(
+            arrivals.faults(&[10]),
+            Faults {
+                lost: 2,
+                repeated: 1
+            }
+        );
+        arrivals
+            .take(Stamp {
+                due_ns: 0,
+                sender: 1,
+                number: 0,
+            })
+            .unwrap_err();
     }
 }

@@ -34,16 +34,25 @@ impl Peer for PythonServer {
 
     fn start(&self, port: u16, folder: &Path) -> anyhow::Result<Server> {
         let mut command = Command::new("python3");
-        command.arg(write_settings(folder, "classic_server.py", SERVER)?).arg(port.to_string());
+        command
+            .arg(write_settings(folder, "classic_server.py", SERVER)?)
+            .arg(port.to_string());
         Server::start(self.name(), command, port, folder)
     }
 
     fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>> {
-        Box::new(std::iter::once(Box::new(Maker { users, asked: 0, made: 0 }) as Box<dyn PeerCodec>))
+        Box::new(std::iter::once(Box::new(Maker {
+            users,
+            asked: 0,
+            made: 0,
+        }) as Box<dyn PeerCodec>))
     }
 
     fn codec(&self, role: Role) -> Box<dyn PeerCodec> {
-        Box::new(Classic { role, is_ready: false })
+        Box::new(Classic {
+            role,
+            is_ready: false,
+        })
     }
 }
 
@@ -77,11 +86,14 @@ impl PeerCodec for Classic {
         let done = blocks.len() * CLASSIC_BLOCK_BYTES;
         for block in blocks {
             let (command, payload) = block.split_at(COMMAND_BYTES);
-            let end = command.iter().position(|&byte| byte == 0).unwrap_or(COMMAND_BYTES);
+            let end = command
+                .iter()
+                .position(|&byte| byte == 0)
+                .unwrap_or(COMMAND_BYTES);
             match command.get(..end).unwrap_or_default() {
-                b"string" => {
-                    received.delivered.push(Stamp::read(payload.get(..TEXT_BYTES).unwrap_or_default())?)
-                }
+                b"string" => received
+                    .delivered
+                    .push(Stamp::read(payload.get(..TEXT_BYTES).unwrap_or_default())?),
                 b"ok" | b"list" if !self.is_ready => {
                     self.is_ready = true;
                     received.is_ready = true;
@@ -120,7 +132,12 @@ impl PeerCodec for Maker {
 
     fn send(&mut self, _to: usize, _text: &Text, _output: &mut Vec<u8>) {}
 
-    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, received: &mut Received) -> anyhow::Result<usize> {
+    fn take(
+        &mut self,
+        input: &[u8],
+        output: &mut Vec<u8>,
+        received: &mut Received,
+    ) -> anyhow::Result<usize> {
         let blocks = input.chunks_exact(CLASSIC_BLOCK_BYTES);
         let done = blocks.len() * CLASSIC_BLOCK_BYTES;
         for block in blocks {
@@ -138,7 +155,9 @@ fn put_block(output: &mut Vec<u8>, command: &str, payload: &[&[u8]]) {
     let start = output.len();
     output.extend_from_slice(command.as_bytes());
     output.resize(start + COMMAND_BYTES, 0);
-    payload.iter().for_each(|part| output.extend_from_slice(part));
+    payload
+        .iter()
+        .for_each(|part| output.extend_from_slice(part));
     output.resize(start + CLASSIC_BLOCK_BYTES, 0);
 }
 
@@ -148,7 +167,11 @@ mod tests {
 
     #[test]
     fn blocks_are_taken_once_they_are_whole() {
-        let stamp = Stamp { due_ns: 5, sender: 1, number: 2 };
+        let stamp = Stamp {
+            due_ns: 5,
+            sender: 1,
+            number: 2,
+        };
         let mut input = Vec::new();
         put_block(&mut input, "ok", &[]);
         put_block(&mut input, "string", &[&stamp.write()]);
@@ -156,10 +179,18 @@ mod tests {
         input.extend_from_slice(b"ok");
         let mut received = Received::default();
         let mut client = PythonServer.codec(Role::Receiver(1));
-        assert_eq!(client.take(&input, &mut Vec::new(), &mut received).unwrap(), 3 * CLASSIC_BLOCK_BYTES);
-        assert_eq!((received.is_ready, received.accepted, received.delivered), (true, 1, vec![stamp]));
+        assert_eq!(
+            client.take(&input, &mut Vec::new(), &mut received).unwrap(),
+            3 * CLASSIC_BLOCK_BYTES
+        );
+        assert_eq!(
+            (received.is_ready, received.accepted, received.delivered),
+            (true, 1, vec![stamp])
+        );
         let mut refusal = Vec::new();
         put_block(&mut refusal, "notok", &[]);
-        client.take(&refusal, &mut Vec::new(), &mut Received::default()).unwrap_err();
+        client
+            .take(&refusal, &mut Vec::new(), &mut Received::default())
+            .unwrap_err();
     }
 }

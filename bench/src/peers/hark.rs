@@ -38,19 +38,32 @@ enum Store {
 impl Hark {
     /// The default: accepted messages are on disk.
     pub(crate) fn durable(program: &Path) -> Self {
-        Self { name: "harkd, durable", program: program.to_owned(), store: Store::Folder }
+        Self {
+            name: "harkd, durable",
+            program: program.to_owned(),
+            store: Store::Folder,
+        }
     }
 
     /// With `--store memory:`.
     pub(crate) fn memory(program: &Path) -> Self {
-        Self { name: "harkd, memory", program: program.to_owned(), store: Store::Memory }
+        Self {
+            name: "harkd, memory",
+            program: program.to_owned(),
+            store: Store::Memory,
+        }
     }
 }
 
 /// Returns the build profile of a program, from its folder below `target`.
 fn profile(program: &Path) -> &str {
-    let folder = program.parent().and_then(Path::file_name).and_then(OsStr::to_str);
-    folder.filter(|folder| ["debug", "release", "dist"].contains(folder)).unwrap_or("unknown")
+    let folder = program
+        .parent()
+        .and_then(Path::file_name)
+        .and_then(OsStr::to_str);
+    folder
+        .filter(|folder| ["debug", "release", "dist"].contains(folder))
+        .unwrap_or("unknown")
 }
 
 impl Hark {
@@ -76,7 +89,14 @@ impl Hark {
                 frame.clear();
                 let user = name(usize::try_from(sent)? % users);
                 let id = RequestId::new(u32::try_from(sent + 1)?);
-                encode(id, &Request::Send { user, text: text.as_str().into() }, &mut frame)?;
+                encode(
+                    id,
+                    &Request::Send {
+                        user,
+                        text: text.as_str().into(),
+                    },
+                    &mut frame,
+                )?;
                 stream.write_all(&frame)?;
                 sent += 1;
             }
@@ -85,7 +105,9 @@ impl Hark {
             input.extend_from_slice(buffer.get(..read).unwrap_or_default());
             let mut done = 0;
             while let Some(frame) = whole_frame(input.get(done..).unwrap_or_default())? {
-                let command = frame.get(LENGTH_BYTES + ID_BYTES..).and_then(<[u8]>::first_chunk);
+                let command = frame
+                    .get(LENGTH_BYTES + ID_BYTES..)
+                    .and_then(<[u8]>::first_chunk);
                 ensure!(command == Some(OK), "the server says {:?}", reply(frame)?);
                 accepted += 1;
                 done += frame.len();
@@ -143,13 +165,24 @@ impl Peer for Hark {
             Store::Memory => command.arg("--store=memory:"),
             Store::Folder => command.arg("--store").arg(folder.join("store")),
         };
-        command.args(["--max-queued-messages=1000000000", "--max-queued-bytes=1000000000000"]);
-        command.args(["--max-accounts=20000000", "--max-list=1000000", "--log=warn"]);
+        command.args([
+            "--max-queued-messages=1000000000",
+            "--max-queued-bytes=1000000000000",
+        ]);
+        command.args([
+            "--max-accounts=20000000",
+            "--max-list=1000000",
+            "--log=warn",
+        ]);
         Server::start(self.name, command, port, folder)
     }
 
     fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>> {
-        Box::new(std::iter::once(Box::new(Maker { users, asked: 0, made: 0 }) as Box<dyn PeerCodec>))
+        Box::new(std::iter::once(Box::new(Maker {
+            users,
+            asked: 0,
+            made: 0,
+        }) as Box<dyn PeerCodec>))
     }
 
     fn codec(&self, role: Role) -> Box<dyn PeerCodec> {
@@ -170,7 +203,13 @@ pub(super) struct Native {
 
 impl Native {
     pub(super) fn new(role: Role) -> Self {
-        Self { role, is_ready: false, next_id: 1, frame: BytesMut::new(), heads: Vec::new() }
+        Self {
+            role,
+            is_ready: false,
+            next_id: 1,
+            frame: BytesMut::new(),
+            heads: Vec::new(),
+        }
     }
 
     fn say(&mut self, id: u32, request: &Request, output: &mut Vec<u8>) {
@@ -186,7 +225,14 @@ impl Native {
     fn head(&mut self, to: usize) -> Vec<u8> {
         let text = String::from_utf8_lossy(&[b'x'; TEXT_BYTES]).into_owned();
         let mut frame = Vec::new();
-        self.say(1, &Request::Send { user: name(to), text: text.into() }, &mut frame);
+        self.say(
+            1,
+            &Request::Send {
+                user: name(to),
+                text: text.into(),
+            },
+            &mut frame,
+        );
         frame.truncate(frame.len() - TEXT_BYTES);
         frame
     }
@@ -213,12 +259,26 @@ impl PeerCodec for Native {
                 let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
                 let session = format!("bench-{}-{sender}-{session}", std::process::id());
                 match session.parse() {
-                    Ok(session) => self.say(u32::MAX, &Request::Hello { version: VERSION, session }, output),
+                    Ok(session) => self.say(
+                        u32::MAX,
+                        &Request::Hello {
+                            version: VERSION,
+                            session,
+                        },
+                        output,
+                    ),
                     Err(error) => unreachable!("{session}: {error}"),
                 }
             }
             Role::Receiver(user) => {
-                self.say(u32::MAX, &Request::Connect { user: name(user), password: None }, output);
+                self.say(
+                    u32::MAX,
+                    &Request::Connect {
+                        user: name(user),
+                        password: None,
+                    },
+                    output,
+                );
             }
         }
     }
@@ -242,15 +302,25 @@ impl PeerCodec for Native {
         output.extend_from_slice(text);
     }
 
-    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, received: &mut Received) -> anyhow::Result<usize> {
+    fn take(
+        &mut self,
+        input: &[u8],
+        output: &mut Vec<u8>,
+        received: &mut Received,
+    ) -> anyhow::Result<usize> {
         let (mut done, mut last) = (0, None);
         while let Some(rest) = input.get(done..)
             && let Some(frame) = whole_frame(rest)?
         {
-            match frame.get(LENGTH_BYTES + ID_BYTES..).and_then(<[u8]>::first_chunk) {
+            match frame
+                .get(LENGTH_BYTES + ID_BYTES..)
+                .and_then(<[u8]>::first_chunk)
+            {
                 Some(OK) if self.is_ready => received.accepted += 1,
                 Some(STRING) => {
-                    let payload = frame.get(LENGTH_BYTES + FRAME_BYTES_MIN..).unwrap_or_default();
+                    let payload = frame
+                        .get(LENGTH_BYTES + FRAME_BYTES_MIN..)
+                        .unwrap_or_default();
                     let (sequence, stamp) = delivery(payload)?;
                     received.delivered.push(stamp);
                     last = Some(sequence);
@@ -274,19 +344,31 @@ const STRING: &[u8; COMMAND_BYTES] = b"string\0\0\0\0\0\0\0\0\0";
 
 /// Returns the first complete frame of the input, with its length.
 pub(super) fn whole_frame(input: &[u8]) -> anyhow::Result<Option<&[u8]>> {
-    let Some(length) = input.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
+    let Some(length) = input.first_chunk::<LENGTH_BYTES>() else {
+        return Ok(None);
+    };
     let length = u32::from_be_bytes(*length) as usize;
-    ensure!((FRAME_BYTES_MIN..=2 * FRAME_BYTES_DEFAULT).contains(&length), "a frame of {length} bytes");
+    ensure!(
+        (FRAME_BYTES_MIN..=2 * FRAME_BYTES_DEFAULT).contains(&length),
+        "a frame of {length} bytes"
+    );
     Ok(input.get(..LENGTH_BYTES + length))
 }
 
 /// Decodes the number and the stamp of a `string`.
 fn delivery(payload: &[u8]) -> anyhow::Result<(Sequence, Stamp)> {
-    let (fields, text) =
-        payload.split_at_checked(payload.len().saturating_sub(TEXT_BYTES)).context("no text")?;
-    let digits = fields.split(|&byte| byte == b',').next().unwrap_or_default();
+    let (fields, text) = payload
+        .split_at_checked(payload.len().saturating_sub(TEXT_BYTES))
+        .context("no text")?;
+    let digits = fields
+        .split(|&byte| byte == b',')
+        .next()
+        .unwrap_or_default();
     let sequence = digits.iter().try_fold(0u64, |number, digit| {
-        ensure!(digit.is_ascii_digit(), "a sequence number that is no number");
+        ensure!(
+            digit.is_ascii_digit(),
+            "a sequence number that is no number"
+        );
         Ok(number * 10 + u64::from(digit - b'0'))
     })?;
     Ok((Sequence(sequence), Stamp::read(text)?))
@@ -309,7 +391,10 @@ struct Maker {
 impl Maker {
     fn ask(&mut self, output: &mut Vec<u8>) {
         while self.asked < self.users && self.asked - self.made < SENDS_UNANSWERED_MAX {
-            let request = Request::Create { user: name(self.asked), password: None };
+            let request = Request::Create {
+                user: name(self.asked),
+                password: None,
+            };
             output.extend_from_slice(&frame(&request));
             self.asked += 1;
         }
@@ -323,10 +408,18 @@ impl PeerCodec for Maker {
 
     fn send(&mut self, _to: usize, _text: &Text, _output: &mut Vec<u8>) {}
 
-    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, received: &mut Received) -> anyhow::Result<usize> {
+    fn take(
+        &mut self,
+        input: &[u8],
+        output: &mut Vec<u8>,
+        received: &mut Received,
+    ) -> anyhow::Result<usize> {
         let mut done = 0;
         while let Some((reply, bytes)) = reply(input.get(done..).unwrap_or_default())? {
-            ensure!(matches!(reply, Reply::Ok(_)), "no account was made: {reply:?}");
+            ensure!(
+                matches!(reply, Reply::Ok(_)),
+                "no account was made: {reply:?}"
+            );
             self.made += 1;
             done += bytes;
         }
@@ -388,8 +481,13 @@ fn frame(request: &Request) -> BytesMut {
 
 /// Returns the first complete reply of the input, with its length.
 fn reply(input: &[u8]) -> anyhow::Result<Option<(Reply, usize)>> {
-    let Some(frame) = whole_frame(input)? else { return Ok(None) };
+    let Some(frame) = whole_frame(input)? else {
+        return Ok(None);
+    };
     let decoded = ClientCodec::new(FRAME_BYTES_MAX).decode(&mut BytesMut::from(frame))?;
-    let reply = decoded.context("half a frame")?.message.map_err(|refusal| anyhow!("{refusal:?}"))?;
+    let reply = decoded
+        .context("half a frame")?
+        .message
+        .map_err(|refusal| anyhow!("{refusal:?}"))?;
     Ok(Some((reply, frame.len())))
 }

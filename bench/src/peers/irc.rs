@@ -42,10 +42,17 @@ impl Peer for Ngircd {
              [Limits]\nMaxConnections = 0\nMaxConnectionsIP = 0\nMaxNickLength = 16\nMaxPenaltyTime = 0\n\
              PingTimeout = 3600\nPongTimeout = 3600\nConnectRetry = 3600\n\
              [Options]\nDNS = no\nIdent = no\nPAM = no\nOperCanUseMode = no\n",
-            user = if crate::server::is_root() { "root" } else { "nobody" },
+            user = if crate::server::is_root() {
+                "root"
+            } else {
+                "nobody"
+            },
         );
         let mut command = Command::new(PROGRAM);
-        command.arg("--nodaemon").arg("--config").arg(write_settings(folder, "ngircd.conf", &settings)?);
+        command
+            .arg("--nodaemon")
+            .arg("--config")
+            .arg(write_settings(folder, "ngircd.conf", &settings)?);
         Server::start(self.name(), command, port, folder)
     }
 
@@ -54,7 +61,11 @@ impl Peer for Ngircd {
     }
 
     fn codec(&self, role: Role) -> Box<dyn PeerCodec> {
-        Box::new(Irc { role, sent: 0, accepted: 0 })
+        Box::new(Irc {
+            role,
+            sent: 0,
+            accepted: 0,
+        })
     }
 }
 
@@ -87,7 +98,12 @@ impl PeerCodec for Irc {
         output.extend_from_slice(format!("PING :{}\r\n", self.sent).as_bytes());
     }
 
-    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, received: &mut Received) -> anyhow::Result<usize> {
+    fn take(
+        &mut self,
+        input: &[u8],
+        output: &mut Vec<u8>,
+        received: &mut Received,
+    ) -> anyhow::Result<usize> {
         let mut done = 0;
         while let Some(rest) = input.get(done..)
             && let Some(end) = rest.iter().position(|&byte| byte == b'\n')
@@ -123,8 +139,14 @@ impl Irc {
         let command = words.next().unwrap_or_default();
         match command {
             b"PRIVMSG" => {
-                let at = line.iter().skip(1).position(|&byte| byte == b':').context("no text")?;
-                received.delivered.push(Stamp::read(line.get(at + 2..).unwrap_or_default())?);
+                let at = line
+                    .iter()
+                    .skip(1)
+                    .position(|&byte| byte == b':')
+                    .context("no text")?;
+                received
+                    .delivered
+                    .push(Stamp::read(line.get(at + 2..).unwrap_or_default())?);
             }
             b"PONG" => {
                 let number = line.rsplit(|&byte| byte == b':').next().unwrap_or_default();
@@ -148,7 +170,11 @@ mod tests {
 
     #[test]
     fn lines_are_taken_once_they_are_whole() {
-        let stamp = Stamp { due_ns: 5, sender: 1, number: 2 };
+        let stamp = Stamp {
+            due_ns: 5,
+            sender: 1,
+            number: 2,
+        };
         let text = String::from_utf8(stamp.write().to_vec()).unwrap();
         let input = format!(
             ":irc 001 u1 :Welcome\r\n:irc 422 u1 :No MOTD\r\n:s1!~s1@127.0.1.1 PRIVMSG u1 :{text}\r\n\
@@ -156,12 +182,23 @@ mod tests {
         );
         let (mut answer, mut received) = (Vec::new(), Received::default());
         let mut client = Ngircd.codec(Role::Receiver(1));
-        assert_eq!(client.take(input.as_bytes(), &mut answer, &mut received).unwrap(), input.len() - 4);
+        assert_eq!(
+            client
+                .take(input.as_bytes(), &mut answer, &mut received)
+                .unwrap(),
+            input.len() - 4
+        );
         assert!(received.is_ready);
         assert_eq!(
             (received.delivered, received.accepted, &*answer),
             (vec![stamp], 9, &b"PONG :irc\r\n"[..])
         );
-        client.take(b":irc 401 s1 u9 :No such nick\r\n", &mut answer, &mut Received::default()).unwrap_err();
+        client
+            .take(
+                b":irc 401 s1 u9 :No such nick\r\n",
+                &mut answer,
+                &mut Received::default(),
+            )
+            .unwrap_err();
     }
 }

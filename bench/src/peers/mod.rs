@@ -93,7 +93,12 @@ pub(crate) trait PeerCodec: Send {
     ///
     /// # Errors
     /// If the server refuses a request or breaks the protocol.
-    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, received: &mut Received) -> anyhow::Result<usize>;
+    fn take(
+        &mut self,
+        input: &[u8],
+        output: &mut Vec<u8>,
+        received: &mut Received,
+    ) -> anyhow::Result<usize>;
 }
 
 /// The events of a connection.

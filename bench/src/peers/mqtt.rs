@@ -42,7 +42,9 @@ impl Peer for Mosquitto {
             folder.display()
         );
         let mut command = Command::new(PROGRAM);
-        command.arg("-c").arg(write_settings(folder, "mosquitto.conf", &settings)?);
+        command
+            .arg("-c")
+            .arg(write_settings(folder, "mosquitto.conf", &settings)?);
         Server::start(self.name(), command, port, folder)
     }
 
@@ -52,7 +54,12 @@ impl Peer for Mosquitto {
     }
 
     fn codec(&self, role: Role) -> Box<dyn PeerCodec> {
-        Box::new(Mqtt { role, last_packet: 0, last_user: usize::MAX, topic: Vec::new() })
+        Box::new(Mqtt {
+            role,
+            last_packet: 0,
+            last_user: usize::MAX,
+            topic: Vec::new(),
+        })
     }
 }
 
@@ -98,20 +105,28 @@ impl Mqtt {
                 let (_, rest) = rest
                     .split_at_checked(usize::from(u16::from_be_bytes(*topic_bytes)))
                     .context("no topic")?;
-                let (packet, text) = rest.split_first_chunk::<2>().context("no packet identifier")?;
+                let (packet, text) = rest
+                    .split_first_chunk::<2>()
+                    .context("no packet identifier")?;
                 received.delivered.push(Stamp::read(text)?);
                 output.extend_from_slice(&[PUBACK, 2]);
                 output.extend_from_slice(packet);
             }
             (CONNACK, role) => {
-                ensure!(body.get(1) == Some(&0), "the connection is refused: {body:?}");
+                ensure!(
+                    body.get(1) == Some(&0),
+                    "the connection is refused: {body:?}"
+                );
                 match role {
                     Role::Receiver(user) => self.subscribe(user, output),
                     Role::Sender(_) => received.is_ready = true,
                 }
             }
             (SUBACK, Role::Receiver(_)) => {
-                ensure!(body.get(2) == Some(&1), "the subscription is refused: {body:?}");
+                ensure!(
+                    body.get(2) == Some(&1),
+                    "the subscription is refused: {body:?}"
+                );
                 received.is_ready = true;
             }
             (other, _) => bail!("the server says {other:#04x} {body:?}"),
@@ -146,7 +161,12 @@ impl PeerCodec for Mqtt {
         output.extend_from_slice(text);
     }
 
-    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, received: &mut Received) -> anyhow::Result<usize> {
+    fn take(
+        &mut self,
+        input: &[u8],
+        output: &mut Vec<u8>,
+        received: &mut Received,
+    ) -> anyhow::Result<usize> {
         let mut done = 0;
         while let Some((kind, body, bytes)) = packet(input.get(done..).unwrap_or_default())? {
             self.take_packet(kind, body, output, received)?;
@@ -160,13 +180,17 @@ impl PeerCodec for Mqtt {
 fn packet(input: &[u8]) -> anyhow::Result<Option<(u8, &[u8], usize)>> {
     /// The most bytes of the length field.
     const LENGTH_BYTES_MAX: usize = 4;
-    let Some((&kind, rest)) = input.split_first() else { return Ok(None) };
+    let Some((&kind, rest)) = input.split_first() else {
+        return Ok(None);
+    };
     let mut length = 0;
     for (index, &byte) in rest.iter().take(LENGTH_BYTES_MAX).enumerate() {
         length |= usize::from(byte & 0x7f) << (7 * index);
         if byte & 0x80 == 0 {
             let head = 2 + index;
-            return Ok(input.get(head..head + length).map(|body| (kind, body, head + length)));
+            return Ok(input
+                .get(head..head + length)
+                .map(|body| (kind, body, head + length)));
         }
     }
     ensure!(rest.len() < LENGTH_BYTES_MAX, "a length without an end");
@@ -202,7 +226,11 @@ mod tests {
             let body = vec![7; length];
             let mut bytes = Vec::new();
             put_packet(&mut bytes, PUBACK, &body);
-            assert_eq!(packet(&bytes).unwrap(), Some((PUBACK, &*body, bytes.len())), "{length}");
+            assert_eq!(
+                packet(&bytes).unwrap(),
+                Some((PUBACK, &*body, bytes.len())),
+                "{length}"
+            );
             bytes.pop();
             assert_eq!(packet(&bytes).unwrap(), None, "{length}");
         }
@@ -211,11 +239,23 @@ mod tests {
 
     #[test]
     fn a_message_is_taken_and_acknowledged() {
-        let stamp = Stamp { due_ns: 5, sender: 1, number: 2 };
+        let stamp = Stamp {
+            due_ns: 5,
+            sender: 1,
+            number: 2,
+        };
         let (mut sent, mut answer, mut received) = (Vec::new(), Vec::new(), Received::default());
-        Mosquitto.codec(Role::Sender(1)).send(3, &stamp.write(), &mut sent);
+        Mosquitto
+            .codec(Role::Sender(1))
+            .send(3, &stamp.write(), &mut sent);
         let mut receiver = Mosquitto.codec(Role::Receiver(3));
-        assert_eq!(receiver.take(&sent, &mut answer, &mut received).unwrap(), sent.len());
-        assert_eq!((received.delivered, answer), (vec![stamp], vec![PUBACK, 2, 0, 1]));
+        assert_eq!(
+            receiver.take(&sent, &mut answer, &mut received).unwrap(),
+            sent.len()
+        );
+        assert_eq!(
+            (received.delivered, answer),
+            (vec![stamp], vec![PUBACK, 2, 0, 1])
+        );
     }
 }

@@ -38,7 +38,11 @@ const ACKS_PENDING_MAX: usize = 1_000;
 
 impl Peer for Nats {
     fn name(&self) -> &'static str {
-        if self.is_synced { "NATS JetStream, synced" } else { "NATS JetStream" }
+        if self.is_synced {
+            "NATS JetStream, synced"
+        } else {
+            "NATS JetStream"
+        }
     }
 
     /// Ten thousand consumers take minutes to create and to recover.
@@ -54,7 +58,11 @@ impl Peer for Nats {
     }
 
     fn start(&self, port: u16, folder: &Path) -> anyhow::Result<Server> {
-        let sync = if self.is_synced { "  sync_interval: always\n" } else { "" };
+        let sync = if self.is_synced {
+            "  sync_interval: always\n"
+        } else {
+            ""
+        };
         let settings = format!(
             "listen: 127.0.0.1:{port}\n\
              max_connections: 1000000\n\
@@ -62,27 +70,40 @@ impl Peer for Nats {
             folder.display()
         );
         let mut command = Command::new(program());
-        command.arg("-c").arg(write_settings(folder, "nats.conf", &settings)?);
+        command
+            .arg("-c")
+            .arg(write_settings(folder, "nats.conf", &settings)?);
         Server::start(self.name(), command, port, folder)
     }
 
     fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>> {
         let makers = (0..users).step_by(USERS_PER_STREAM).map(move |first| {
             let users = first..users.min(first + USERS_PER_STREAM);
-            Box::new(Maker { left: users.len() + 1, users }) as Box<dyn PeerCodec>
+            Box::new(Maker {
+                left: users.len() + 1,
+                users,
+            }) as Box<dyn PeerCodec>
         });
         Box::new(makers)
     }
 
     fn codec(&self, role: Role) -> Box<dyn PeerCodec> {
-        Box::new(Client { role, last_reply: 0, inbox: Vec::new() })
+        Box::new(Client {
+            role,
+            last_reply: 0,
+            inbox: Vec::new(),
+        })
     }
 }
 
 /// Returns the binary of the Python package, or that of the system.
 fn program() -> PathBuf {
     let ours = PathBuf::from(".venv/bin/nats-server");
-    if ours.exists() { ours } else { PathBuf::from("nats-server") }
+    if ours.exists() {
+        ours
+    } else {
+        PathBuf::from("nats-server")
+    }
 }
 
 /// A connection.
@@ -101,7 +122,9 @@ impl PeerCodec for Client {
                 self.inbox = format!("_INBOX.s{sender}.").into_bytes();
                 output.extend_from_slice(format!("SUB _INBOX.s{sender}.* 1\r\n").as_bytes());
             }
-            Role::Receiver(user) => output.extend_from_slice(format!("SUB d.{user} 1\r\n").as_bytes()),
+            Role::Receiver(user) => {
+                output.extend_from_slice(format!("SUB d.{user} 1\r\n").as_bytes())
+            }
         }
         // The answer to the second PING confirms the subscription.
         output.extend_from_slice(b"PING\r\n");
@@ -116,7 +139,12 @@ impl PeerCodec for Client {
         output.extend_from_slice(b"\r\n");
     }
 
-    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, received: &mut Received) -> anyhow::Result<usize> {
+    fn take(
+        &mut self,
+        input: &[u8],
+        output: &mut Vec<u8>,
+        received: &mut Received,
+    ) -> anyhow::Result<usize> {
         let mut done = 0;
         while let Some((operation, bytes)) = operation(input.get(done..).unwrap_or_default())? {
             match (operation, self.role) {
@@ -167,7 +195,11 @@ impl Maker {
                  \"deliver_policy\":\"all\",\"max_ack_pending\":{ACKS_PENDING_MAX}}}}}",
                 subject(user)
             );
-            self.ask(&format!("CONSUMER.DURABLE.CREATE.BENCH{stream}.c{user}"), &settings, output);
+            self.ask(
+                &format!("CONSUMER.DURABLE.CREATE.BENCH{stream}.c{user}"),
+                &settings,
+                output,
+            );
         }
     }
 }
@@ -186,7 +218,12 @@ impl PeerCodec for Maker {
 
     fn send(&mut self, _to: usize, _text: &Text, _output: &mut Vec<u8>) {}
 
-    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, received: &mut Received) -> anyhow::Result<usize> {
+    fn take(
+        &mut self,
+        input: &[u8],
+        output: &mut Vec<u8>,
+        received: &mut Received,
+    ) -> anyhow::Result<usize> {
         let mut done = 0;
         while let Some((operation, bytes)) = operation(input.get(done..).unwrap_or_default())? {
             match operation {
@@ -228,7 +265,9 @@ enum Operation<'a> {
 
 /// Returns the first complete operation of the input, with its length.
 fn operation(input: &[u8]) -> anyhow::Result<Option<(Operation<'_>, usize)>> {
-    let Some(end) = input.windows(2).position(|two| two == b"\r\n") else { return Ok(None) };
+    let Some(end) = input.windows(2).position(|two| two == b"\r\n") else {
+        return Ok(None);
+    };
     let (line, bytes) = (input.get(..end).unwrap_or_default(), end + 2);
     let is = |name: &[u8]| line.starts_with(name);
     let operation = if is(b"MSG ") || is(b"HMSG ") {
@@ -269,15 +308,26 @@ fn message<'a>(
     };
     let headers = if has_headers { number()? } else { 0 };
     let all = number()?;
-    let Some(_) = rest.get(..all + 2) else { return Ok(None) };
-    let payload = rest.get(headers..all).context("headers longer than the message")?;
-    Ok(Some((Operation::Message { reply, payload }, head + all + 2)))
+    let Some(_) = rest.get(..all + 2) else {
+        return Ok(None);
+    };
+    let payload = rest
+        .get(headers..all)
+        .context("headers longer than the message")?;
+    Ok(Some((
+        Operation::Message { reply, payload },
+        head + all + 2,
+    )))
 }
 
 /// Checks an answer of the stream for an error, without a JSON parser.
 fn check_answer(payload: &[u8]) -> anyhow::Result<()> {
     let is_refused = payload.is_empty() || payload.windows(8).any(|word| word == b"\"error\":");
-    ensure!(!is_refused, "the stream refuses: {}", String::from_utf8_lossy(payload));
+    ensure!(
+        !is_refused,
+        "the stream refuses: {}",
+        String::from_utf8_lossy(payload)
+    );
     Ok(())
 }
 
@@ -287,16 +337,31 @@ mod tests {
 
     #[test]
     fn operations_are_read_once_they_are_whole() {
-        let message = |reply: &'static [u8], payload: &'static [u8]| Operation::Message { reply, payload };
+        let message =
+            |reply: &'static [u8], payload: &'static [u8]| Operation::Message { reply, payload };
         for (text, expected) in [
             ("INFO {\"a\":1}\r\n", Operation::Other),
             ("PING\r\n", Operation::Ping),
             ("MSG d.1 1 5\r\nhello\r\n", message(b"", b"hello")),
-            ("MSG d.1 1 $JS.ACK.x.1 2\r\n\r\n\r\n", message(b"$JS.ACK.x.1", b"\r\n")),
-            ("HMSG d.1 1 re 12 14\r\nNATS/1.0\r\n\r\nhi\r\n", message(b"re", b"hi")),
+            (
+                "MSG d.1 1 $JS.ACK.x.1 2\r\n\r\n\r\n",
+                message(b"$JS.ACK.x.1", b"\r\n"),
+            ),
+            (
+                "HMSG d.1 1 re 12 14\r\nNATS/1.0\r\n\r\nhi\r\n",
+                message(b"re", b"hi"),
+            ),
         ] {
-            assert_eq!(operation(text.as_bytes()).unwrap(), Some((expected, text.len())), "{text}");
-            assert_eq!(operation(&text.as_bytes()[..text.len() - 1]).unwrap(), None, "{text}");
+            assert_eq!(
+                operation(text.as_bytes()).unwrap(),
+                Some((expected, text.len())),
+                "{text}"
+            );
+            assert_eq!(
+                operation(&text.as_bytes()[..text.len() - 1]).unwrap(),
+                None,
+                "{text}"
+            );
         }
         operation(b"-ERR 'no'\r\n").unwrap_err();
     }
@@ -310,12 +375,24 @@ mod tests {
 
     #[test]
     fn a_message_is_taken_and_acknowledged() {
-        let stamp = Stamp { due_ns: 5, sender: 1, number: 2 };
+        let stamp = Stamp {
+            due_ns: 5,
+            sender: 1,
+            number: 2,
+        };
         let text = String::from_utf8(stamp.write().to_vec()).unwrap();
         let (mut answer, mut received) = (Vec::new(), Received::default());
         let input = format!("MSG d.3 1 $JS.ACK.1 {TEXT_BYTES}\r\n{text}\r\n");
         let mut receiver = Nats::SYNCED.codec(Role::Receiver(3));
-        assert_eq!(receiver.take(input.as_bytes(), &mut answer, &mut received).unwrap(), input.len());
-        assert_eq!((received.delivered, answer), (vec![stamp], b"PUB $JS.ACK.1 0\r\n\r\n".to_vec()));
+        assert_eq!(
+            receiver
+                .take(input.as_bytes(), &mut answer, &mut received)
+                .unwrap(),
+            input.len()
+        );
+        assert_eq!(
+            (received.delivered, answer),
+            (vec![stamp], b"PUB $JS.ACK.1 0\r\n\r\n".to_vec())
+        );
     }
 }

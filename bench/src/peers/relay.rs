@@ -46,7 +46,11 @@ impl Relay {
 
 impl Peer for Relay {
     fn name(&self) -> &'static str {
-        if self.has_log { "limit: relay, synced file" } else { "limit: relay" }
+        if self.has_log {
+            "limit: relay, synced file"
+        } else {
+            "limit: relay"
+        }
     }
 
     fn durability(&self) -> Durability {
@@ -95,12 +99,18 @@ pub(crate) struct RelayArgs {
 /// # Errors
 /// If it cannot listen, or cannot write its file.
 pub(crate) fn serve(arguments: &RelayArgs) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     LocalSet::new().block_on(&runtime, async {
         let state = Rc::new(State::default());
         spawn_local(Rc::clone(&state).keep_flushing());
         if let Some(log) = &arguments.log {
-            let file = File::options().create(true).append(true).open(log).context("no log")?;
+            let file = File::options()
+                .create(true)
+                .append(true)
+                .open(log)
+                .context("no log")?;
             state.has_log.set(true);
             let committed = Rc::clone(&state).commit(file);
             spawn_local(async move {
@@ -110,7 +120,8 @@ pub(crate) fn serve(arguments: &RelayArgs) -> anyhow::Result<()> {
                 }
             });
         }
-        let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], arguments.port))).await?;
+        let listener =
+            TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], arguments.port))).await?;
         loop {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
@@ -212,12 +223,22 @@ impl State {
     ) {
         let (head, payload) = frame.split_at(LENGTH_BYTES + FRAME_BYTES_MIN);
         let (_, head) = head.split_at(LENGTH_BYTES);
-        let Some((id, command)) = head.split_first_chunk::<ID_BYTES>() else { return };
+        let Some((id, command)) = head.split_first_chunk::<ID_BYTES>() else {
+            return;
+        };
         match command {
             b"send\0\0\0\0\0\0\0\0\0\0\0" => {
-                let comma = payload.iter().position(|&byte| byte == b',').unwrap_or(payload.len());
+                let comma = payload
+                    .iter()
+                    .position(|&byte| byte == b',')
+                    .unwrap_or(payload.len());
                 let (user, text) = payload.split_at(comma);
-                self.send(text.get(1..).unwrap_or_default(), *id, own, &self.user(user));
+                self.send(
+                    text.get(1..).unwrap_or_default(),
+                    *id,
+                    own,
+                    &self.user(user),
+                );
             }
             b"ack\0\0\0\0\0\0\0\0\0\0\0\0" => {}
             b"connect\0\0\0\0\0\0\0\0" => {
@@ -249,7 +270,11 @@ impl State {
         if let Some(user) = users.get(name) {
             return Rc::clone(user);
         }
-        Rc::clone(users.entry(name.to_owned()).or_insert_with(|| self.output()))
+        Rc::clone(
+            users
+                .entry(name.to_owned())
+                .or_insert_with(|| self.output()),
+        )
     }
 
     fn send(&self, text: &[u8], id: [u8; ID_BYTES], own: &Rc<Output>, to: &Rc<Output>) {
@@ -259,7 +284,12 @@ impl State {
             let mut group = self.group.borrow_mut();
             push_string(&mut group.frames, sequence, text);
             let end = group.frames.len();
-            group.sends.push(Sent { end, to: Rc::clone(to), from: Rc::clone(own), id });
+            group.sends.push(Sent {
+                end,
+                to: Rc::clone(to),
+                from: Rc::clone(own),
+                id,
+            });
             self.grown.notify_one();
         } else {
             push_string(&mut to.bytes.borrow_mut(), sequence, text);
@@ -306,7 +336,10 @@ impl State {
             file = file_again;
             let mut start = 0;
             for sent in group.sends {
-                sent.to.bytes.borrow_mut().extend_from_slice(frames.get(start..sent.end).unwrap_or_default());
+                sent.to
+                    .bytes
+                    .borrow_mut()
+                    .extend_from_slice(frames.get(start..sent.end).unwrap_or_default());
                 self.touch(&sent.to);
                 sent.from.push_ok(sent.id);
                 self.touch(&sent.from);
@@ -326,7 +359,10 @@ impl Output {
         spawn_local(async move {
             while output.is_over(&stream) {
                 output.blocked.notified().await;
-                while output.is_blocked.get() && output.is_over(&stream) && stream.writable().await.is_ok() {
+                while output.is_blocked.get()
+                    && output.is_over(&stream)
+                    && stream.writable().await.is_ok()
+                {
                     output.is_blocked.set(false);
                     output.flush();
                 }
@@ -335,7 +371,10 @@ impl Output {
     }
 
     fn is_over(&self, stream: &Rc<TcpStream>) -> bool {
-        self.stream.borrow().as_ref().is_some_and(|other| Rc::ptr_eq(other, stream))
+        self.stream
+            .borrow()
+            .as_ref()
+            .is_some_and(|other| Rc::ptr_eq(other, stream))
     }
 
     fn close(&self) {
@@ -358,7 +397,9 @@ impl Output {
         }
         let mut bytes = self.bytes.borrow_mut();
         let stream = self.stream.borrow();
-        let Some(stream) = stream.as_ref() else { return };
+        let Some(stream) = stream.as_ref() else {
+            return;
+        };
         let mut done = 0;
         while done < bytes.len() {
             match stream.try_write(bytes.get(done..).unwrap_or_default()) {
@@ -378,7 +419,8 @@ impl Output {
 
     fn set_congested(&self, is_congested: bool) {
         let was_congested = self.is_congested.replace(is_congested);
-        self.congested.set(self.congested.get() + usize::from(is_congested) - usize::from(was_congested));
+        self.congested
+            .set(self.congested.get() + usize::from(is_congested) - usize::from(was_congested));
         if self.congested.get() == 0 {
             self.relieved.notify_waiters();
         }
@@ -393,7 +435,9 @@ fn push_string(to: &mut Vec<u8>, sequence: u64, text: &[u8]) {
     let start = to.len();
     to.extend_from_slice(&[0; LENGTH_BYTES + ID_BYTES]);
     to.extend_from_slice(b"string\0\0\0\0\0\0\0\0\0");
-    let time_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis());
+    let time_ms = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_millis());
     // A write to memory cannot fail.
     if write!(to, "{sequence},,{time_ms},").is_err() {
         unreachable!("memory takes what is written to it");

@@ -9,7 +9,11 @@ pub(crate) fn description(folder: &Path) -> String {
     let model = first("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".to_owned());
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let memory_kib = first("/proc/meminfo", "MemTotal")
-        .and_then(|text| text.split_whitespace().next().and_then(|number| number.parse::<u64>().ok()))
+        .and_then(|text| {
+            text.split_whitespace()
+                .next()
+                .and_then(|number| number.parse::<u64>().ok())
+        })
         .unwrap_or_default();
     let files = rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(0, |(_, hard)| hard);
     format!(
@@ -37,5 +41,7 @@ fn file_system(folder: &Path) -> Option<String> {
         let (point, kind) = (words.next()?, words.next()?);
         folder.starts_with(point).then_some((point.len(), kind))
     });
-    above.max_by_key(|(length, _)| *length).map(|(_, kind)| kind.to_owned())
+    above
+        .max_by_key(|(length, _)| *length)
+        .map(|(_, kind)| kind.to_owned())
 }

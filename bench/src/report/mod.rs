@@ -50,7 +50,12 @@ impl Report {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let figures = File::create(folder.join(FIGURES))
             .with_context(|| format!("cannot write into {}", folder.display()))?;
-        Ok(Self { folder: folder.to_owned(), figures, records: Vec::new(), sections: Vec::new() })
+        Ok(Self {
+            folder: folder.to_owned(),
+            figures,
+            records: Vec::new(),
+            sections: Vec::new(),
+        })
     }
 
     /// Appends a measurement to the file of figures.
@@ -65,7 +70,11 @@ impl Report {
 
     /// Returns the records of one round.
     pub(crate) fn records(&self, round: &str) -> Vec<Record> {
-        self.records.iter().filter(|record| record.round == round).cloned().collect()
+        self.records
+            .iter()
+            .filter(|record| record.round == round)
+            .cloned()
+            .collect()
     }
 
     /// Adds the section of a round.

@@ -44,10 +44,13 @@ impl Plot {
     pub(crate) fn draw(&self, folder: &Path) -> anyhow::Result<Option<String>> {
         let mut lines = self.lines.clone();
         for line in &mut lines {
-            line.points.retain(|(x, y)| has_place(*x, self.x.1) && has_place(*y, self.y.1));
+            line.points
+                .retain(|(x, y)| has_place(*x, self.x.1) && has_place(*y, self.y.1));
         }
         lines.retain(|line| !line.points.is_empty());
-        let Some((x, y)) = bounds(&lines) else { return Ok(None) };
+        let Some((x, y)) = bounds(&lines) else {
+            return Ok(None);
+        };
         let file = format!("{}.svg", self.name);
         let path = folder.join(&file);
         let (x, y) = (around(x, self.x.1), around(y, self.y.1));
@@ -55,8 +58,12 @@ impl Plot {
         let linear = |(low, high): (f64, f64)| low..high;
         let drawn = match (self.x.1, self.y.1) {
             (Axis::Linear, Axis::Linear) => self.draw_over(&root, linear(x), linear(y), &lines),
-            (Axis::Linear, Axis::Log) => self.draw_over(&root, linear(x), linear(y).log_scale(), &lines),
-            (Axis::Log, Axis::Linear) => self.draw_over(&root, linear(x).log_scale(), linear(y), &lines),
+            (Axis::Linear, Axis::Log) => {
+                self.draw_over(&root, linear(x), linear(y).log_scale(), &lines)
+            }
+            (Axis::Log, Axis::Linear) => {
+                self.draw_over(&root, linear(x).log_scale(), linear(y), &lines)
+            }
             (Axis::Log, Axis::Log) => {
                 self.draw_over(&root, linear(x).log_scale(), linear(y).log_scale(), &lines)
             }
@@ -148,8 +155,16 @@ fn short(value: f64) -> String {
         magnitude if magnitude >= 999.5 => (value / 1e3, "k"),
         _ => (value, ""),
     };
-    let text = if scaled.abs() >= 10.0 { format!("{scaled:.0}") } else { format!("{scaled:.3}") };
-    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+    let text = if scaled.abs() >= 10.0 {
+        format!("{scaled:.0}")
+    } else {
+        format!("{scaled:.3}")
+    };
+    let text = if text.contains('.') {
+        text.trim_end_matches('0').trim_end_matches('.')
+    } else {
+        &text
+    };
     format!("{text}{unit}")
 }
 
@@ -158,7 +173,10 @@ mod tests {
     use super::*;
 
     fn plot(points: Vec<(f64, f64)>) -> Plot {
-        let lines = vec![Line { name: "harkd".to_owned(), points }];
+        let lines = vec![Line {
+            name: "harkd".to_owned(),
+            points,
+        }];
         Plot {
             name: "p",
             title: "Memory".to_owned(),
@@ -171,7 +189,10 @@ mod tests {
     #[test]
     fn plot_is_an_svg_with_its_labels() {
         let folder = tempfile::tempdir().unwrap();
-        let file = plot(vec![(10.0, 2.0), (1000.0, 30.0)]).draw(folder.path()).unwrap().unwrap();
+        let file = plot(vec![(10.0, 2.0), (1000.0, 30.0)])
+            .draw(folder.path())
+            .unwrap()
+            .unwrap();
         let svg = std::fs::read_to_string(folder.path().join(file)).unwrap();
         for word in ["<svg", "Memory", "connections", "MiB", "harkd", "<polyline"] {
             assert!(svg.contains(word), "{word}: {svg}");
@@ -181,12 +202,19 @@ mod tests {
     #[test]
     fn empty_plot_is_not_drawn() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(plot(vec![(0.0, 2.0), (f64::NAN, 1.0)]).draw(folder.path()).unwrap(), None);
+        assert_eq!(
+            plot(vec![(0.0, 2.0), (f64::NAN, 1.0)])
+                .draw(folder.path())
+                .unwrap(),
+            None
+        );
     }
 
     #[test]
     fn numbers_of_an_axis_are_short() {
-        let short: Vec<_> = [0.0, 0.25, 5.0, 250.0, 1500.0, 20_000.0, 2e6].map(short).into();
+        let short: Vec<_> = [0.0, 0.25, 5.0, 250.0, 1500.0, 20_000.0, 2e6]
+            .map(short)
+            .into();
         assert_eq!(short, ["0", "0.25", "5", "250", "1.5k", "20k", "2M"]);
     }
 }

@@ -21,7 +21,12 @@ pub(crate) struct Record {
 impl Record {
     /// Returns a measurement without figures.
     pub(crate) fn new(round: &'static str, subject: &str, setting: &[(&'static str, f64)]) -> Self {
-        Self { round, subject: subject.to_owned(), setting: setting.to_vec(), figures: BTreeMap::new() }
+        Self {
+            round,
+            subject: subject.to_owned(),
+            setting: setting.to_vec(),
+            figures: BTreeMap::new(),
+        }
     }
 
     /// Adds a figure.
@@ -38,15 +43,24 @@ impl Record {
 
     /// Returns a parameter.
     pub(crate) fn with_what(&self, name: &str) -> Option<f64> {
-        self.setting.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
+        self.setting
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, value)| *value)
     }
 
     /// Formats it as a JSON object.
     pub(crate) fn json(&self) -> Value {
-        let figures: Map<_, _> =
-            self.figures.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
-        let setting: Map<_, _> =
-            self.setting.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+        let figures: Map<_, _> = self
+            .figures
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), json!(value)))
+            .collect();
+        let setting: Map<_, _> = self
+            .setting
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), json!(value)))
+            .collect();
         json!({ "round": self.round, "subject": self.subject, "setting": setting, "figures": figures })
     }
 
@@ -60,7 +74,10 @@ impl Record {
 pub(crate) fn medians(records: &[Record]) -> Vec<Record> {
     let mut all: Vec<(Record, BTreeMap<&'static str, Vec<f64>>)> = Vec::new();
     for record in records {
-        let at = all.iter().position(|(known, _)| known.is_of_the_same(record)).unwrap_or(all.len());
+        let at = all
+            .iter()
+            .position(|(known, _)| known.is_of_the_same(record))
+            .unwrap_or(all.len());
         if at == all.len() {
             all.push((record.clone(), BTreeMap::new()));
         }
@@ -71,8 +88,10 @@ pub(crate) fn medians(records: &[Record]) -> Vec<Record> {
         }
     }
     let record = |(mut record, values): (Record, BTreeMap<_, Vec<f64>>)| {
-        record.figures =
-            values.into_iter().filter_map(|(name, values)| Some((name, median(values)?))).collect();
+        record.figures = values
+            .into_iter()
+            .filter_map(|(name, values)| Some((name, median(values)?)))
+            .collect();
         record
     };
     all.into_iter().map(record).collect()
@@ -103,15 +122,27 @@ mod tests {
         let record = |subject, senders, rate| {
             Record::new("online", subject, &[("senders", senders)]).with("rate", rate)
         };
-        let all =
-            [record("a", 1.0, 5.0), record("b", 1.0, 1.0), record("a", 1.0, 9.0), record("a", 8.0, 2.0)];
+        let all = [
+            record("a", 1.0, 5.0),
+            record("b", 1.0, 1.0),
+            record("a", 1.0, 9.0),
+            record("a", 8.0, 2.0),
+        ];
         let medians = medians(&[all.as_slice(), &[record("a", 1.0, 6.0)]].concat());
-        assert_eq!(medians, [record("a", 1.0, 6.0), record("b", 1.0, 1.0), record("a", 8.0, 2.0)]);
+        assert_eq!(
+            medians,
+            [
+                record("a", 1.0, 6.0),
+                record("b", 1.0, 1.0),
+                record("a", 8.0, 2.0)
+            ]
+        );
     }
 
     #[test]
     fn a_record_is_a_line_of_json() {
-        let record = Record::new("online", "harkd", &[("senders", 8.0)]).with("accepted_per_second", 1.5);
+        let record =
+            Record::new("online", "harkd", &[("senders", 8.0)]).with("accepted_per_second", 1.5);
         let line = r#"{"figures":{"accepted_per_second":1.5},"round":"online","setting":{"senders":8.0},"subject":"harkd"}"#;
         assert_eq!(record.json().to_string(), line);
     }

@@ -17,7 +17,11 @@ impl Table {
     /// Returns a table without rows.
     pub(crate) fn new(title: impl Into<String>, columns: &[&str]) -> Self {
         let columns = columns.iter().map(|&column| column.to_owned()).collect();
-        Self { title: title.into(), columns, rows: Vec::new() }
+        Self {
+            title: title.into(),
+            columns,
+            rows: Vec::new(),
+        }
     }
 
     /// Adds a row.
@@ -45,7 +49,9 @@ impl Table {
 
 /// Formats a number with three significant digits and separated thousands.
 pub(crate) fn number(value: Option<f64>) -> String {
-    let Some(value) = value.filter(|value| value.is_finite()) else { return "–".to_owned() };
+    let Some(value) = value.filter(|value| value.is_finite()) else {
+        return "–".to_owned();
+    };
     let magnitude = value.abs();
     match magnitude {
         0.0 => "0".to_owned(),
@@ -73,7 +79,11 @@ fn thousands(value: f64) -> String {
     let digits = format!("{:.0}", value.abs());
     let mut parts: Vec<&str> = Vec::new();
     let mut rest = digits.as_str();
-    while let Some((head, tail)) = rest.len().checked_sub(3).and_then(|at| rest.split_at_checked(at)) {
+    while let Some((head, tail)) = rest
+        .len()
+        .checked_sub(3)
+        .and_then(|at| rest.split_at_checked(at))
+    {
         parts.push(tail);
         rest = head;
     }
@@ -104,14 +114,21 @@ mod tests {
             assert_eq!(number(Some(value)), expected);
         }
         assert_eq!([number(None), number(Some(f64::NAN))], ["–", "–"]);
-        assert_eq!([count(Some(8.0)), count(Some(18_000.0)), count(None)], ["8", "18 000", "–"]);
+        assert_eq!(
+            [count(Some(8.0)), count(Some(18_000.0)), count(None)],
+            ["8", "18 000", "–"]
+        );
     }
 
     #[test]
     fn ratio_to_zero_is_none() {
         assert_eq!(ratio(Some(1.0), Some(4.0)), "0.25");
         assert_eq!(
-            [ratio(Some(1.0), Some(0.0)), ratio(None, Some(1.0)), ratio(Some(1.0), None)],
+            [
+                ratio(Some(1.0), Some(0.0)),
+                ratio(None, Some(1.0)),
+                ratio(Some(1.0), None)
+            ],
             ["–", "–", "–"]
         );
     }

@@ -56,7 +56,10 @@ impl IdleArgs {
         for peer in &subjects {
             bench.step(peer.name().to_owned());
             if let Err(error) = self.measure(bench, peer, &counts) {
-                bench.say(&format!("{} was measured incompletely: {error:#}", peer.name()));
+                bench.say(&format!(
+                    "{} was measured incompletely: {error:#}",
+                    peer.name()
+                ));
             }
         }
         let idle = medians(&bench.report.records(IDLE));
@@ -69,16 +72,28 @@ impl IdleArgs {
     fn counts(&self) -> anyhow::Result<Vec<usize>> {
         let files = usize::try_from(rlimit::getrlimit(rlimit::Resource::NOFILE)?.0)?;
         let most = files.saturating_sub(OTHER_FILES);
-        let mut counts: Vec<usize> = self.connections.iter().map(|&count| count.min(most)).collect();
+        let mut counts: Vec<usize> = self
+            .connections
+            .iter()
+            .map(|&count| count.min(most))
+            .collect();
         counts.sort_unstable();
         counts.dedup();
         counts.retain(|&count| count > 0);
-        ensure!(!counts.is_empty(), "too few open files for any number of connections; raise `ulimit -n`");
+        ensure!(
+            !counts.is_empty(),
+            "too few open files for any number of connections; raise `ulimit -n`"
+        );
         Ok(counts)
     }
 
     /// Measures a new server for each number of users, and subtracts its memory without users.
-    fn measure(&self, bench: &mut Bench, peer: &Arc<dyn Peer>, counts: &[usize]) -> anyhow::Result<()> {
+    fn measure(
+        &self,
+        bench: &mut Bench,
+        peer: &Arc<dyn Peer>,
+        counts: &[usize],
+    ) -> anyhow::Result<()> {
         for &users in counts.iter().filter(|&&users| users <= peer.users_max()) {
             let mut running = bench.start(peer, 0)?;
             std::thread::sleep(SETTLED_AFTER);
@@ -86,15 +101,25 @@ impl IdleArgs {
             prepare(&**peer, running.server.address(), users)?;
             std::thread::sleep(SETTLED_AFTER);
             let prepared_bytes = running.server.resident_bytes()? as f64;
-            let (seconds, resident_bytes) = on_a_runtime(self.connect(peer, &running.server, users))?;
+            let (seconds, resident_bytes) =
+                on_a_runtime(self.connect(peer, &running.server, users))?;
             let record = Record::new(IDLE, peer.name(), &[("connections", users as f64)])
                 .with("resident_bytes", resident_bytes)
-                .with("bytes_per_user", (resident_bytes - empty_bytes) / users as f64)
-                .with("bytes_per_connection", (resident_bytes - prepared_bytes) / users as f64)
+                .with(
+                    "bytes_per_user",
+                    (resident_bytes - empty_bytes) / users as f64,
+                )
+                .with(
+                    "bytes_per_connection",
+                    (resident_bytes - prepared_bytes) / users as f64,
+                )
                 .with("connected_seconds", seconds)
                 .with("connected_per_second", users as f64 / seconds);
             bench.report.add(record)?;
-            if counts.iter().all(|&more| more <= users || more > peer.users_max()) {
+            if counts
+                .iter()
+                .all(|&more| more <= users || more > peer.users_max())
+            {
                 let record = self.storm(peer, &mut running, users);
                 bench.take(peer.name(), record)?;
             }
@@ -129,9 +154,23 @@ impl IdleArgs {
     }
 
     /// Restarts the server, and lets all users return at once.
-    fn storm(&self, peer: &Arc<dyn Peer>, running: &mut Running, users: usize) -> anyhow::Result<Record> {
-        let each = if peer.durability() == Durability::OnDisk { self.backlog } else { 0 };
-        let backlog = Backlog { users, senders: 8, messages: each * users, in_flight: 64 };
+    fn storm(
+        &self,
+        peer: &Arc<dyn Peer>,
+        running: &mut Running,
+        users: usize,
+    ) -> anyhow::Result<Record> {
+        let each = if peer.durability() == Durability::OnDisk {
+            self.backlog
+        } else {
+            0
+        };
+        let backlog = Backlog {
+            users,
+            senders: 8,
+            messages: each * users,
+            in_flight: 64,
+        };
         let filled = backlog.send(&**peer, running.server.address(), Duration::MAX)?;
         running.restart(Server::stop)?;
         running.server.wait_until_it_listens()?;
@@ -140,8 +179,12 @@ impl IdleArgs {
         }
         let storm = on_a_runtime(backlog.storm(&filled, peer, running.server.address()))?;
         let times = &storm.seconds;
-        let at =
-            |share: f64| times.get(((times.len() - 1) as f64 * share) as usize).copied().unwrap_or(f64::NAN);
+        let at = |share: f64| {
+            times
+                .get(((times.len() - 1) as f64 * share) as usize)
+                .copied()
+                .unwrap_or(f64::NAN)
+        };
         let setting = [("connections", users as f64), ("backlog", each as f64)];
         Ok(Record::new(STORM, peer.name(), &setting)
             .with("p50_seconds", at(0.5))
@@ -155,7 +198,10 @@ impl IdleArgs {
 
     fn section(&self, idle: &[Record], storm: &[Record]) -> anyhow::Result<Section> {
         let files = rlimit::getrlimit(rlimit::Resource::NOFILE)?.0;
-        let mut tables: Vec<Table> = by_setting(idle).iter().map(|records| idle_table(records)).collect();
+        let mut tables: Vec<Table> = by_setting(idle)
+            .iter()
+            .map(|records| idle_table(records))
+            .collect();
         tables.extend((!storm.is_empty()).then(|| storm_table(storm)));
         let memory = |record: &Record| Some(record.figure("resident_bytes")? / f64::from(1 << 20));
         let time = |record: &Record| record.figure("connected_seconds");
@@ -171,8 +217,20 @@ impl IdleArgs {
             ),
             tables,
             plots: vec![
-                plot("idle-memory", "Memory over connections", "MiB", idle, memory),
-                plot("idle-connect", "Time to connect all users", "seconds", idle, time),
+                plot(
+                    "idle-memory",
+                    "Memory over connections",
+                    "MiB",
+                    idle,
+                    memory,
+                ),
+                plot(
+                    "idle-connect",
+                    "Time to connect all users",
+                    "seconds",
+                    idle,
+                    time,
+                ),
             ],
         })
     }
@@ -180,16 +238,28 @@ impl IdleArgs {
 
 /// Jain's index of fairness.
 fn fairness(times: &[f64]) -> f64 {
-    let (sum, squares) =
-        times.iter().fold((0.0, 0.0), |(sum, squares), time| (sum + time, squares + time * time));
+    let (sum, squares) = times.iter().fold((0.0, 0.0), |(sum, squares), time| {
+        (sum + time, squares + time * time)
+    });
     sum * sum / (times.len() as f64 * squares)
 }
 
 fn idle_table(records: &[&Record]) -> Table {
-    let connections = count(records.first().and_then(|record| record.with_what("connections")));
+    let connections = count(
+        records
+            .first()
+            .and_then(|record| record.with_what("connections")),
+    );
     let mut table = Table::new(
         format!("{connections} connected users"),
-        &["server", "resident MiB", "KiB/user", "of which connection", "seconds to connect", "connected/s"],
+        &[
+            "server",
+            "resident MiB",
+            "KiB/user",
+            "of which connection",
+            "seconds to connect",
+            "connected/s",
+        ],
     );
     for record in records {
         let scaled = |name, by: u32| number(record.figure(name).map(|bytes| bytes / f64::from(by)));
@@ -247,8 +317,12 @@ fn plot(
 ) -> Plot {
     let line = |subject: String| {
         let of_subject = records.iter().filter(|record| record.subject == subject);
-        let points = of_subject.filter_map(|record| Some((record.with_what("connections")?, value(record)?)));
-        Line { points: points.collect(), name: subject }
+        let points = of_subject
+            .filter_map(|record| Some((record.with_what("connections")?, value(record)?)));
+        Line {
+            points: points.collect(),
+            name: subject,
+        }
     };
     Plot {
         name,
@@ -266,6 +340,9 @@ mod tests {
     #[test]
     fn equal_waits_are_fair() {
         assert!((fairness(&[2.0; 10]) - 1.0).abs() < 1e-9);
-        assert!((fairness(&[0.0, 0.0, 0.0, 4.0]) - 0.25).abs() < 1e-9, "one waited for all");
+        assert!(
+            (fairness(&[0.0, 0.0, 0.0, 4.0]) - 0.25).abs() < 1e-9,
+            "one waited for all"
+        );
     }
 }

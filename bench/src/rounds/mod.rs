@@ -19,9 +19,15 @@ impl Limits {
     pub(crate) fn among(records: &[&Record]) -> Self {
         use crate::peers::{Peer as _, Relay};
         let of = |relay: Relay| {
-            records.iter().find(|record| record.subject == relay.name()).map(|&record| record.clone())
+            records
+                .iter()
+                .find(|record| record.subject == relay.name())
+                .map(|&record| record.clone())
         };
-        Self { bare: of(Relay::BARE), logged: of(Relay::LOGGED) }
+        Self {
+            bare: of(Relay::BARE),
+            logged: of(Relay::LOGGED),
+        }
     }
 
     /// Returns a figure of the relay without a store.
@@ -31,7 +37,9 @@ impl Limits {
 
     /// Returns a figure of the relay with a synced file.
     pub(crate) fn logged(&self, figure: &str) -> Option<f64> {
-        self.logged.as_ref().and_then(|record| record.figure(figure))
+        self.logged
+            .as_ref()
+            .and_then(|record| record.figure(figure))
     }
 }
 
@@ -39,8 +47,11 @@ impl Limits {
 pub(crate) fn by_setting(records: &[Record]) -> Vec<Vec<&Record>> {
     let mut groups: Vec<Vec<&Record>> = Vec::new();
     for record in records {
-        let same =
-            |group: &&mut Vec<&Record>| group.first().is_some_and(|first| first.setting == record.setting);
+        let same = |group: &&mut Vec<&Record>| {
+            group
+                .first()
+                .is_some_and(|first| first.setting == record.setting)
+        };
         match groups.iter_mut().find(same) {
             Some(group) => group.push(record),
             None => groups.push(vec![record]),

@@ -61,7 +61,10 @@ impl OfflineArgs {
     /// If the report cannot be written.
     pub(crate) fn run(&self, bench: &mut Bench) -> anyhow::Result<()> {
         let subjects = bench.subjects.clone();
-        bench.begin(ROUND, self.offline_rounds * self.users.len() * subjects.len());
+        bench.begin(
+            ROUND,
+            self.offline_rounds * self.users.len() * subjects.len(),
+        );
         for _ in 0..self.offline_rounds {
             for &users in &self.users {
                 for peer in &subjects {
@@ -89,11 +92,20 @@ impl OfflineArgs {
         ]
     }
 
-    fn measure(&self, bench: &mut Bench, peer: &Arc<dyn Peer>, users: usize) -> anyhow::Result<Record> {
+    fn measure(
+        &self,
+        bench: &mut Bench,
+        peer: &Arc<dyn Peer>,
+        users: usize,
+    ) -> anyhow::Result<Record> {
         let running = bench.start(peer, users)?;
         let server = &running.server;
-        let backlog =
-            Backlog { users, senders: self.senders, messages: self.messages, in_flight: self.in_flight };
+        let backlog = Backlog {
+            users,
+            senders: self.senders,
+            messages: self.messages,
+            in_flight: self.in_flight,
+        };
         let (cpu, written) = (server.cpu_seconds()?, server.written_bytes()?);
         let within = Duration::from_secs_f64(self.fill_seconds);
         let filled = backlog.send(&**peer, server.address(), within)?;
@@ -104,13 +116,23 @@ impl OfflineArgs {
         let cpu_drained = server.cpu_seconds()?;
         let messages = filled.messages() as f64;
         ensure!(messages > 0.0, "{} has accepted nothing", peer.name());
-        ensure!(drained.messages > 0, "{} has delivered nothing", peer.name());
+        ensure!(
+            drained.messages > 0,
+            "{} has delivered nothing",
+            peer.name()
+        );
         Ok(Record::new(ROUND, peer.name(), &self.setting(users))
             .with("accepted", messages)
             .with("accepted_per_second", messages / filled.seconds)
-            .with("drained_per_second", drained.messages as f64 / drained.seconds)
+            .with(
+                "drained_per_second",
+                drained.messages as f64 / drained.seconds,
+            )
             .with("users_per_second", drained.users as f64 / drained.seconds)
-            .with("fill_cpu_seconds_per_100k", (cpu_filled - cpu) * 100_000.0 / messages)
+            .with(
+                "fill_cpu_seconds_per_100k",
+                (cpu_filled - cpu) * 100_000.0 / messages,
+            )
             .with(
                 "drain_cpu_seconds_per_100k",
                 (cpu_drained - cpu_filled) * 100_000.0 / drained.messages as f64,
@@ -154,10 +176,23 @@ impl OfflineArgs {
                  texts as all senders have in flight.",
                 self.senders, self.in_flight, self.at_a_time, self.drain_seconds
             ),
-            tables: by_setting(records).iter().map(|records| table(records)).collect(),
+            tables: by_setting(records)
+                .iter()
+                .map(|records| table(records))
+                .collect(),
             plots: vec![
-                plot("offline-fill", "Accepted for offline users", records, "accepted_per_second"),
-                plot("offline-drain", "Received at their return", records, "drained_per_second"),
+                plot(
+                    "offline-fill",
+                    "Accepted for offline users",
+                    records,
+                    "accepted_per_second",
+                ),
+                plot(
+                    "offline-drain",
+                    "Received at their return",
+                    records,
+                    "drained_per_second",
+                ),
             ],
         }
     }
@@ -166,7 +201,11 @@ impl OfflineArgs {
 fn table(records: &[&Record]) -> Table {
     let setting = |name| count(records.first().and_then(|record| record.with_what(name)));
     let mut table = Table::new(
-        format!("Up to {} messages for {} users", setting("messages"), setting("users")),
+        format!(
+            "Up to {} messages for {} users",
+            setting("messages"),
+            setting("users")
+        ),
         &[
             "server",
             "accepted",
@@ -191,9 +230,15 @@ fn table(records: &[&Record]) -> Table {
             record.subject.clone(),
             count(record.figure("accepted")),
             figure("accepted_per_second"),
-            ratio(record.figure("accepted_per_second"), limits.logged("accepted_per_second")),
+            ratio(
+                record.figure("accepted_per_second"),
+                limits.logged("accepted_per_second"),
+            ),
             figure("drained_per_second"),
-            ratio(record.figure("drained_per_second"), limits.bare("drained_per_second")),
+            ratio(
+                record.figure("drained_per_second"),
+                limits.bare("drained_per_second"),
+            ),
             figure("fill_cpu_seconds_per_100k"),
             figure("drain_cpu_seconds_per_100k"),
             figure("written_bytes_per_text_byte"),
@@ -209,9 +254,12 @@ fn table(records: &[&Record]) -> Table {
 fn plot(name: &'static str, title: &str, records: &[Record], figure: &'static str) -> Plot {
     let line = |subject: String| {
         let of_subject = records.iter().filter(|record| record.subject == subject);
-        let points =
-            of_subject.filter_map(|record| Some((record.with_what("users")?, record.figure(figure)?)));
-        Line { points: points.collect(), name: subject }
+        let points = of_subject
+            .filter_map(|record| Some((record.with_what("users")?, record.figure(figure)?)));
+        Line {
+            points: points.collect(),
+            name: subject,
+        }
     };
     Plot {
         name,

@@ -64,10 +64,20 @@ impl std::str::FromStr for Shape {
         const IN_FLIGHT_MAX: usize = hark_protocol::limits::SENDS_UNANSWERED_MAX;
         let parts: Option<Vec<usize>> = text.split('x').map(|part| part.parse().ok()).collect();
         match parts.as_deref() {
-            Some(&[senders @ 1..10_000, receivers @ 1..10_000, in_flight @ 1..=IN_FLIGHT_MAX]) => {
-                Ok(Self { senders, receivers, in_flight })
+            Some(
+                &[
+                    senders @ 1..10_000,
+                    receivers @ 1..10_000,
+                    in_flight @ 1..=IN_FLIGHT_MAX,
+                ],
+            ) => Ok(Self {
+                senders,
+                receivers,
+                in_flight,
+            }),
+            _ => {
+                Err("a shape is senders, receivers and sends in flight, such as 8x8x64".to_owned())
             }
-            _ => Err("a shape is senders, receivers and sends in flight, such as 8x8x64".to_owned()),
         }
     }
 }
@@ -96,7 +106,11 @@ impl OnlineArgs {
                 bench.step(format!("{}, {rate} a second", peer.name()));
                 if is_borne(&closed, peer.name(), *rate) {
                     // The rate of the comparison is repeated like the closed loop.
-                    let rounds = if *rate <= COMPARED_PER_SECOND { self.rounds } else { 1 };
+                    let rounds = if *rate <= COMPARED_PER_SECOND {
+                        self.rounds
+                    } else {
+                        1
+                    };
                     for _ in 0..rounds {
                         let taken = self.open(bench, peer, *rate);
                         bench.take(peer.name(), taken)?;
@@ -109,18 +123,45 @@ impl OnlineArgs {
         Ok(())
     }
 
-    fn closed(&self, bench: &mut Bench, peer: &Arc<dyn Peer>, shape: Shape) -> anyhow::Result<Record> {
-        let Shape { senders, receivers, in_flight } = shape;
-        let outcome = self.load(bench, peer, senders, receivers, LoadModel::Closed { in_flight })?;
-        let setting =
-            [("senders", senders as f64), ("receivers", receivers as f64), ("in flight", in_flight as f64)];
+    fn closed(
+        &self,
+        bench: &mut Bench,
+        peer: &Arc<dyn Peer>,
+        shape: Shape,
+    ) -> anyhow::Result<Record> {
+        let Shape {
+            senders,
+            receivers,
+            in_flight,
+        } = shape;
+        let outcome = self.load(
+            bench,
+            peer,
+            senders,
+            receivers,
+            LoadModel::Closed { in_flight },
+        )?;
+        let setting = [
+            ("senders", senders as f64),
+            ("receivers", receivers as f64),
+            ("in flight", in_flight as f64),
+        ];
         Ok(record(Record::new(CLOSED, peer.name(), &setting), &outcome))
     }
 
-    fn open(&self, bench: &mut Bench, peer: &Arc<dyn Peer>, per_second: f64) -> anyhow::Result<Record> {
+    fn open(
+        &self,
+        bench: &mut Bench,
+        peer: &Arc<dyn Peer>,
+        per_second: f64,
+    ) -> anyhow::Result<Record> {
         let count = self.paced_senders;
         let outcome = self.load(bench, peer, count, count, LoadModel::Open { per_second })?;
-        let setting = [("senders", count as f64), ("receivers", count as f64), ("rate", per_second)];
+        let setting = [
+            ("senders", count as f64),
+            ("receivers", count as f64),
+            ("rate", per_second),
+        ];
         Ok(record(Record::new(OPEN, peer.name(), &setting), &outcome))
     }
 
@@ -154,14 +195,22 @@ impl std::fmt::Display for Shape {
 /// Returns whether a subject sustains this rate, according to its throughput.
 fn is_borne(closed: &[Record], subject: &str, per_second: f64) -> bool {
     let of_subject = closed.iter().filter(|record| record.subject == subject);
-    let most = of_subject.filter_map(|record| record.figure("delivered_per_second")).reduce(f64::max);
+    let most = of_subject
+        .filter_map(|record| record.figure("delivered_per_second"))
+        .reduce(f64::max);
     most.is_none_or(|most| per_second <= LOAD_MAX * most)
 }
 
 fn record(record: Record, outcome: &Outcome) -> Record {
     let record = record
-        .with("accepted_per_second", outcome.accepted as f64 / outcome.seconds)
-        .with("delivered_per_second", outcome.delivered as f64 / outcome.seconds)
+        .with(
+            "accepted_per_second",
+            outcome.accepted as f64 / outcome.seconds,
+        )
+        .with(
+            "delivered_per_second",
+            outcome.delivered as f64 / outcome.seconds,
+        )
         .with("resident_bytes", outcome.resident_bytes as f64)
         .with("compared", outcome.compared as f64)
         .with("lost", outcome.faults.lost as f64)
@@ -175,16 +224,27 @@ fn record(record: Record, outcome: &Outcome) -> Record {
         .with("p50_ms", ms(0.5))
         .with("p99_ms", ms(0.99))
         .with("p999_ms", ms(0.999))
-        .with("server_cpu_seconds_per_100k", outcome.server_cpu_seconds * per_100k)
-        .with("load_cpu_seconds_per_100k", outcome.load_cpu_seconds * per_100k)
+        .with(
+            "server_cpu_seconds_per_100k",
+            outcome.server_cpu_seconds * per_100k,
+        )
+        .with(
+            "load_cpu_seconds_per_100k",
+            outcome.load_cpu_seconds * per_100k,
+        )
 }
 
 fn section(closed: &[Record], open: &[Record]) -> Section {
-    let mut tables: Vec<Table> = by_setting(closed).iter().map(|records| closed_table(records)).collect();
-    let compared = by_setting(open);
-    let compared = compared
+    let mut tables: Vec<Table> = by_setting(closed)
         .iter()
-        .filter(|records| records.iter().any(|record| record.with_what("rate") == Some(COMPARED_PER_SECOND)));
+        .map(|records| closed_table(records))
+        .collect();
+    let compared = by_setting(open);
+    let compared = compared.iter().filter(|records| {
+        records
+            .iter()
+            .any(|record| record.with_what("rate") == Some(COMPARED_PER_SECOND))
+    });
     tables.extend(compared.map(|records| open_table(records)));
     Section {
         title: "Online",
@@ -246,7 +306,10 @@ fn closed_table(records: &[&Record]) -> Table {
 
 fn open_table(records: &[&Record]) -> Table {
     let mut table = Table::new(
-        format!("Paced: {} messages a second of all senders together", count(Some(COMPARED_PER_SECOND))),
+        format!(
+            "Paced: {} messages a second of all senders together",
+            count(Some(COMPARED_PER_SECOND))
+        ),
         &[
             "server",
             "delivered/s",
@@ -282,9 +345,12 @@ fn open_table(records: &[&Record]) -> Table {
 fn plot(name: &'static str, title: &str, records: &[Record], figure: &'static str) -> Plot {
     let line = |subject: String| {
         let of_subject = records.iter().filter(|record| record.subject == subject);
-        let points =
-            of_subject.filter_map(|record| Some((record.with_what("rate")?, record.figure(figure)?)));
-        Line { points: points.collect(), name: subject }
+        let points = of_subject
+            .filter_map(|record| Some((record.with_what("rate")?, record.figure(figure)?)));
+        Line {
+            points: points.collect(),
+            name: subject,
+        }
     };
     Plot {
         name,
@@ -301,7 +367,14 @@ mod tests {
 
     #[test]
     fn a_shape_is_three_numbers() {
-        assert_eq!("8x4x64".parse(), Ok(Shape { senders: 8, receivers: 4, in_flight: 64 }));
+        assert_eq!(
+            "8x4x64".parse(),
+            Ok(Shape {
+                senders: 8,
+                receivers: 4,
+                in_flight: 64
+            })
+        );
         for wrong in ["", "8", "8x8", "8x8x0", "8x8x1025", "8x8x8x8", "ax8x8"] {
             wrong.parse::<Shape>().unwrap_err();
         }
@@ -312,8 +385,11 @@ mod tests {
         let of = |subject, rate| {
             Record::new(CLOSED, subject, &[("senders", 8.0)]).with("delivered_per_second", rate)
         };
-        let records =
-            [of("harkd", 150.0), of("limit: relay", 1000.0), of("limit: relay, synced file", 300.0)];
+        let records = [
+            of("harkd", 150.0),
+            of("limit: relay", 1000.0),
+            of("limit: relay, synced file", 300.0),
+        ];
         let table = closed_table(&records.iter().collect::<Vec<_>>());
         assert_eq!(table.rows[0][2..5], ["150", "0.15", "0.50"]);
     }
@@ -322,6 +398,9 @@ mod tests {
     fn unsustainable_rate_is_skipped() {
         let closed = [Record::new(CLOSED, "harkd", &[]).with("delivered_per_second", 10_000.0)];
         assert!(is_borne(&closed, "harkd", 8_000.0) && !is_borne(&closed, "harkd", 9_000.0));
-        assert!(is_borne(&closed, "another", 9_000.0), "an unmeasured subject is tried");
+        assert!(
+            is_borne(&closed, "another", 9_000.0),
+            "an unmeasured subject is tried"
+        );
     }
 }

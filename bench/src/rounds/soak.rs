@@ -70,17 +70,25 @@ impl SoakArgs {
     /// # Errors
     /// If the report cannot be written.
     pub(crate) fn run(&self, bench: &mut Bench) -> anyhow::Result<()> {
-        let subjects: Vec<_> =
-            bench.subjects.iter().filter(|peer| peer.name().starts_with("harkd")).cloned().collect();
+        let subjects: Vec<_> = bench
+            .subjects
+            .iter()
+            .filter(|peer| peer.name().starts_with("harkd"))
+            .cloned()
+            .collect();
         bench.begin(SOAK, subjects.len());
         for peer in &subjects {
             bench.step(format!("{}, {} s", peer.name(), self.soak_seconds));
             match self.measure(bench, peer) {
-                Ok(records) => records.into_iter().try_for_each(|record| bench.report.add(record))?,
+                Ok(records) => records
+                    .into_iter()
+                    .try_for_each(|record| bench.report.add(record))?,
                 Err(error) => bench.say(&format!("{} was not measured: {error:#}", peer.name())),
             }
         }
-        bench.report.conclude(self.section(&bench.report.records(SOAK), &bench.report.records(SAMPLES)));
+        bench
+            .report
+            .conclude(self.section(&bench.report.records(SOAK), &bench.report.records(SAMPLES)));
         Ok(())
     }
 
@@ -91,7 +99,9 @@ impl SoakArgs {
             senders: SENDERS,
             receivers: SENDERS,
             slow_receivers: SLOW,
-            pace: LoadModel::Open { per_second: self.soak_rate },
+            pace: LoadModel::Open {
+                per_second: self.soak_rate,
+            },
             warm_up: Duration::from_secs(1),
             measured: Duration::from_secs_f64(self.soak_seconds),
         };
@@ -101,8 +111,13 @@ impl SoakArgs {
             let others = scope.spawn(|| on_a_runtime(others(peer, server, &beside)));
             let outcome = load.run(peer, server);
             beside.is_over.store(true, Ordering::Release);
-            let samples = samples.join().map_err(|_| anyhow!("the memory sampler has panicked"))?;
-            others.join().map_err(|_| anyhow!("the connecting users have panicked"))?.context("beside")?;
+            let samples = samples
+                .join()
+                .map_err(|_| anyhow!("the memory sampler has panicked"))?;
+            others
+                .join()
+                .map_err(|_| anyhow!("the connecting users have panicked"))?
+                .context("beside")?;
             anyhow::Ok((outcome?, samples?))
         })?;
         let mut records = samples;
@@ -114,9 +129,15 @@ impl SoakArgs {
         let line = |subject: String| {
             let of_subject = samples.iter().filter(|record| record.subject == subject);
             let point = |record: &Record| {
-                Some((record.with_what("second")?, record.figure("resident_bytes")? / f64::from(1 << 20)))
+                Some((
+                    record.with_what("second")?,
+                    record.figure("resident_bytes")? / f64::from(1 << 20),
+                ))
             };
-            Line { points: of_subject.filter_map(point).collect(), name: subject }
+            Line {
+                points: of_subject.filter_map(point).collect(),
+                name: subject,
+            }
         };
         Section {
             title: "Soak",
@@ -140,7 +161,11 @@ impl SoakArgs {
     }
 }
 
-fn look_at_memory(peer: &Arc<dyn Peer>, server: &Server, beside: &Beside) -> anyhow::Result<Vec<Record>> {
+fn look_at_memory(
+    peer: &Arc<dyn Peer>,
+    server: &Server,
+    beside: &Beside,
+) -> anyhow::Result<Vec<Record>> {
     let (start, mut samples) = (Instant::now(), Vec::new());
     while !beside.is_over.load(Ordering::Acquire) {
         let setting = [("second", start.elapsed().as_secs_f64())];
@@ -188,11 +213,17 @@ fn summary(peer: &Arc<dyn Peer>, outcome: &Outcome, samples: &[Record], beside: 
     let quarter = |number: usize| {
         let each = samples.len() / 4;
         let part = samples.iter().skip(number * each).take(each);
-        median(part.filter_map(|sample| sample.figure("resident_bytes")).collect())
+        median(
+            part.filter_map(|sample| sample.figure("resident_bytes"))
+                .collect(),
+        )
     };
     let ms = |quantile| outcome.latencies.value_at_quantile(quantile) as f64 / 1e6;
     let mut record = Record::new(SOAK, peer.name(), &[])
-        .with("delivered_per_second", outcome.delivered as f64 / outcome.seconds)
+        .with(
+            "delivered_per_second",
+            outcome.delivered as f64 / outcome.seconds,
+        )
         .with("p50_ms", ms(0.5))
         .with("passed", beside.passed.load(Ordering::Relaxed) as f64)
         .with("lists", beside.lists.load(Ordering::Relaxed) as f64)

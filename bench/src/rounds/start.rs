@@ -74,7 +74,9 @@ impl StartArgs {
     /// # Errors
     /// If the report cannot be written.
     pub(crate) fn run(&self, bench: &mut Bench) -> anyhow::Result<()> {
-        let Some(peer) = durable(bench) else { return Ok(()) };
+        let Some(peer) = durable(bench) else {
+            return Ok(());
+        };
         let settings: Vec<(usize, usize)> = (self.queued.iter().map(|&messages| (messages, USERS)))
             .chain(self.accounts.iter().map(|&accounts| (0, accounts)))
             .collect();
@@ -98,15 +100,24 @@ impl StartArgs {
         }
         let starts = medians(&bench.report.records(START));
         let texts = medians(&bench.report.records(START_TEXTS));
-        bench.report.conclude(section(&starts, &texts, &bench.report.records(RECYCLING)));
+        bench
+            .report
+            .conclude(section(&starts, &texts, &bench.report.records(RECYCLING)));
         Ok(())
     }
 
-    fn starts_over_texts(&self, bench: &mut Bench, peer: &Arc<dyn Peer>, mib: u64) -> anyhow::Result<()> {
+    fn starts_over_texts(
+        &self,
+        bench: &mut Bench,
+        peer: &Arc<dyn Peer>,
+        mib: u64,
+    ) -> anyhow::Result<()> {
         let mut running = bench.start(peer, USERS)?;
         Hark::send_large(running.server.address(), USERS, mib << 20)?;
         let setting = [("text_mib", mib as f64)];
-        self.measure_starts(bench, peer, &mut running, &|| Record::new(START_TEXTS, peer.name(), &setting))
+        self.measure_starts(bench, peer, &mut running, &|| {
+            Record::new(START_TEXTS, peer.name(), &setting)
+        })
     }
 
     fn starts(
@@ -119,7 +130,9 @@ impl StartArgs {
         let mut running = bench.start(peer, accounts)?;
         fill(&running, peer, messages, accounts)?;
         let setting = [("messages", messages as f64), ("accounts", accounts as f64)];
-        self.measure_starts(bench, peer, &mut running, &|| Record::new(START, peer.name(), &setting))
+        self.measure_starts(bench, peer, &mut running, &|| {
+            Record::new(START, peer.name(), &setting)
+        })
     }
 
     /// Kills the server and starts it again, some times.
@@ -169,17 +182,22 @@ impl StartArgs {
             (Some(start), Some(end)) => (end - start) as f64 / texts / (to - from) as f64,
             _ => f64::NAN,
         };
-        Ok(Record::new(RECYCLING, peer.name(), &[("messages", self.recycled as f64)])
-            .with("first_written_per_text", of_texts(0, 1))
-            .with("recycled_written_per_text", of_texts(1, RECYCLED_TIMES + 1))
-            .with("store_bytes", folder_bytes(running.folder())? as f64))
+        Ok(Record::new(
+            RECYCLING,
+            peer.name(),
+            &[("messages", self.recycled as f64)],
+        )
+        .with("first_written_per_text", of_texts(0, 1))
+        .with("recycled_written_per_text", of_texts(1, RECYCLED_TIMES + 1))
+        .with("store_bytes", folder_bytes(running.folder())? as f64))
     }
 }
 
 /// The server whose starts are measured: the one that keeps what it has.
 fn durable(bench: &Bench) -> Option<Arc<dyn Peer>> {
-    let is_ours =
-        |peer: &&Arc<dyn Peer>| peer.name().starts_with("harkd") && peer.durability() == Durability::OnDisk;
+    let is_ours = |peer: &&Arc<dyn Peer>| {
+        peer.name().starts_with("harkd") && peer.durability() == Durability::OnDisk
+    };
     bench.subjects.iter().find(is_ours).cloned()
 }
 
@@ -189,7 +207,12 @@ fn fill(
     messages: usize,
     users: usize,
 ) -> anyhow::Result<(Backlog, crate::load::queue::Filled)> {
-    let backlog = Backlog { users, senders: 8, messages, in_flight: 512 };
+    let backlog = Backlog {
+        users,
+        senders: 8,
+        messages,
+        in_flight: 512,
+    };
     let filled = backlog.send(&**peer, running.server.address(), Duration::MAX)?;
     ensure!(filled.messages() == messages as u64, "not all was accepted");
     Ok((backlog, filled))
@@ -202,7 +225,10 @@ fn wait_until_quiet(server: &Server) -> anyhow::Result<()> {
     let mut last_change = start;
     let mut last = (server.written_bytes()?, server.cpu_seconds()?);
     while last_change.elapsed() < QUIET_AFTER {
-        ensure!(start.elapsed() < QUIET_WITHIN, "the server does not get quiet");
+        ensure!(
+            start.elapsed() < QUIET_WITHIN,
+            "the server does not get quiet"
+        );
         std::thread::sleep(LOOK_EVERY);
         let now = (server.written_bytes()?, server.cpu_seconds()?);
         // A timer or two is not work.
@@ -262,7 +288,13 @@ fn section(starts: &[Record], texts: &[Record], recycled: &[Record]) -> Section 
 fn start_table(records: &[Record]) -> Table {
     let mut table = Table::new(
         "Serving again after kill -9",
-        &["messages", "accounts", "seconds", "store MiB", "resident MiB"],
+        &[
+            "messages",
+            "accounts",
+            "seconds",
+            "store MiB",
+            "resident MiB",
+        ],
     );
     for record in records {
         let mib = |name| number(record.figure(name).map(|bytes| bytes / MIB));
@@ -297,7 +329,12 @@ fn texts_table(records: &[Record]) -> Table {
 fn recycling_table(records: &[Record]) -> Table {
     let mut table = Table::new(
         "Bytes written for each byte of text",
-        &["messages", "with zeros, in new files", "in files used again", "store MiB"],
+        &[
+            "messages",
+            "with zeros, in new files",
+            "in files used again",
+            "store MiB",
+        ],
     );
     for record in records {
         table.push(vec![

@@ -7,7 +7,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::ioctl_fionread;
 use rustix::process::{Signal, getpgrp, getpid, kill_process};
 use rustix::termios::{
-    LocalModes, OptionalActions, SpecialCodeIndex, SpecialCodes, Termios, tcgetattr, tcgetpgrp, tcsetattr,
+    LocalModes, OptionalActions, SpecialCodeIndex, SpecialCodes, Termios, tcgetattr, tcgetpgrp,
+    tcsetattr,
 };
 use zeroize::Zeroizing;
 
@@ -37,7 +38,8 @@ impl Quiet {
         let terminal = File::options().read(true).write(true).open("/dev/tty")?;
         let before = tcgetattr(&terminal)?;
         let mut quiet = before.clone();
-        quiet.local_modes -= LocalModes::ECHO | LocalModes::ECHONL | LocalModes::ICANON | LocalModes::ISIG;
+        quiet.local_modes -=
+            LocalModes::ECHO | LocalModes::ECHONL | LocalModes::ICANON | LocalModes::ISIG;
         byte_by_byte(&mut quiet.special_codes);
         tcsetattr(&terminal, OptionalActions::Now, &quiet)?;
         Ok(Self { terminal, before })
@@ -55,7 +57,10 @@ impl Quiet {
         self.terminal.write_all(prompt.as_bytes())?;
         let line = read_line(&mut self.terminal);
         self.terminal.write_all(b"\n")?;
-        if line.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted) {
+        if line
+            .as_ref()
+            .is_err_and(|error| error.kind() == io::ErrorKind::Interrupted)
+        {
             self.restore()?;
             kill_process(getpid(), Signal::INT)?;
         }
@@ -63,7 +68,11 @@ impl Quiet {
     }
 
     fn restore(&self) -> io::Result<()> {
-        Ok(tcsetattr(&self.terminal, OptionalActions::Now, &self.before)?)
+        Ok(tcsetattr(
+            &self.terminal,
+            OptionalActions::Now,
+            &self.before,
+        )?)
     }
 }
 
@@ -109,7 +118,13 @@ impl Modes {
 pub fn is_ended() -> io::Result<bool> {
     let stdin = io::stdin();
     let mut waiting = [PollFd::new(&stdin, PollFlags::IN)];
-    let is_there = poll(&mut waiting, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0;
+    let is_there = poll(
+        &mut waiting,
+        Some(&Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        }),
+    )? > 0;
     // The end is readable, but has no bytes.
     Ok(is_there && ioctl_fionread(&stdin)? == 0)
 }
@@ -127,7 +142,11 @@ fn read_line(from: &mut impl Read) -> io::Result<Zeroizing<String>> {
     loop {
         let mut byte = Zeroizing::new([0]);
         if from.read(&mut *byte)? == 0 {
-            return if line.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(line) };
+            return if line.is_empty() {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            } else {
+                Ok(line)
+            };
         }
         let [byte] = *byte;
         match byte {
@@ -140,12 +159,20 @@ fn read_line(from: &mut impl Read) -> io::Result<Zeroizing<String>> {
             byte => part.push(byte),
         }
         if line.len() + part.len() > LINE_BYTES_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the password is too long"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the password is too long",
+            ));
         }
         match std::str::from_utf8(&part) {
             Ok(text) => line.push_str(text),
             Err(error) if error.error_len().is_none() => continue,
-            Err(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "the password is not UTF-8")),
+            Err(_) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the password is not UTF-8",
+                ));
+            }
         }
         part.clear();
     }
@@ -158,7 +185,10 @@ mod tests {
     #[track_caller]
     fn check(typed: &[u8], expected: Result<&str, io::ErrorKind>) {
         let line = read_line(&mut &*typed);
-        let line = line.as_ref().map(|line| line.as_str()).map_err(io::Error::kind);
+        let line = line
+            .as_ref()
+            .map(|line| line.as_str())
+            .map_err(io::Error::kind);
         assert_eq!(line, expected, "{typed:?}");
     }
 

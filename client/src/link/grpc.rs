@@ -51,7 +51,10 @@ pub(super) async fn link(stream: Box<dyn Stream>, origin: &str) -> Result<Link, 
         batch_bytes: 0,
         frame_bytes_max: FRAME_BYTES_DEFAULT,
     };
-    Ok(Link { reader: Box::new(reader), writer: Box::new(writer) })
+    Ok(Link {
+        reader: Box::new(reader),
+        writer: Box::new(writer),
+    })
 }
 
 /// The receiving half.

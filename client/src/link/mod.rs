@@ -16,7 +16,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hark_protocol::limits::{VERSION, text_bytes_max};
-use hark_protocol::{Code, Failure, Incoming, OkFields, Refusal, Reply, Request, RequestId, SessionToken};
+use hark_protocol::{
+    Code, Failure, Incoming, OkFields, Refusal, Reply, Request, RequestId, SessionToken,
+};
 use tokio::time::Instant;
 
 use crate::config::{Server, Transport};
@@ -129,7 +131,11 @@ pub(crate) enum LinkError {
 impl LinkError {
     /// Returns the error for a refused connection.
     pub(crate) fn refused(refusal: Refusal) -> Self {
-        if refusal.code == Code::Denied { Self::Denied(refusal) } else { Self::Refused(refusal) }
+        if refusal.code == Code::Denied {
+            Self::Denied(refusal)
+        } else {
+            Self::Refused(refusal)
+        }
     }
 
     /// Returns whether the error persists until a configuration changes.
@@ -172,10 +178,14 @@ pub(crate) async fn open(server: &Server, handshake: &Handshake) -> Result<Opene
         #[cfg(feature = "grpc")]
         Transport::Grpc { origin } => grpc::link(stream, origin).await?,
     };
-    let hello = Request::Hello { version: VERSION, session: handshake.session.clone() };
+    let hello = Request::Hello {
+        version: VERSION,
+        session: handshake.session.clone(),
+    };
     let fields = link.ask(&hello).await?.map_err(LinkError::refused)?;
-    let (_, frame_bytes_max) =
-        fields.as_hello().ok_or_else(|| LinkError::Protocol("unexpected answer to hello".into()))?;
+    let (_, frame_bytes_max) = fields
+        .as_hello()
+        .ok_or_else(|| LinkError::Protocol("unexpected answer to hello".into()))?;
     link.reader.limit(frame_bytes_max);
     link.writer.limit(frame_bytes_max);
     let identity = match &handshake.identity {
@@ -197,16 +207,25 @@ impl Link {
     /// Sends one request and waits for its answer.
     async fn ask(&mut self, request: &Request) -> Result<Result<OkFields, Refusal>, LinkError> {
         const ID: Option<RequestId> = RequestId::new(u32::MAX);
-        self.writer.queue(ID, request).map_err(LinkError::Protocol)?;
+        self.writer
+            .queue(ID, request)
+            .map_err(LinkError::Protocol)?;
         self.writer.flush_all().await?;
         loop {
             let incoming = self.reader.next().await?;
-            let reply = incoming.message.map_err(|bad| LinkError::Protocol(bad.refusal.to_string()))?;
+            let reply = incoming
+                .message
+                .map_err(|bad| LinkError::Protocol(bad.refusal.to_string()))?;
             match reply {
-                Reply::Error { failure, explanation } => return Err(failed(failure, &explanation)),
+                Reply::Error {
+                    failure,
+                    explanation,
+                } => return Err(failed(failure, &explanation)),
                 Reply::Ok(fields) if incoming.id == ID => return Ok(Ok(fields)),
                 Reply::NotOk(refusal) if incoming.id == ID => return Ok(Err(refusal)),
-                Reply::NotOk(refusal) if incoming.id.is_none() => return Err(LinkError::refused(refusal)),
+                Reply::NotOk(refusal) if incoming.id.is_none() => {
+                    return Err(LinkError::refused(refusal));
+                }
                 // Other messages cannot concern a new connection.
                 _ => {}
             }
@@ -240,7 +259,10 @@ fn too_large(request: &Request, frame_bytes_max: usize) -> String {
     match request {
         Request::Send { text, .. } => {
             let most = text_bytes_max(frame_bytes_max);
-            format!("the text has {} bytes; this server accepts at most {most}", text.len())
+            format!(
+                "the text has {} bytes; this server accepts at most {most}",
+                text.len()
+            )
         }
         _ => format!("the request exceeds this server's largest frame of {frame_bytes_max} bytes"),
     }

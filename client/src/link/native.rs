@@ -39,7 +39,10 @@ pub(super) fn link(stream: Box<dyn Stream>) -> Link {
         has_unflushed: false,
         frame_bytes_max: FRAME_BYTES_DEFAULT,
     };
-    Link { reader: Box::new(reader), writer: Box::new(writer) }
+    Link {
+        reader: Box::new(reader),
+        writer: Box::new(writer),
+    }
 }
 
 /// The receiving half.
@@ -62,7 +65,11 @@ impl Reader for NativeReader {
                 Err(error) => return Poll::Ready(Err(LinkError::Protocol(error.to_string()))),
             }
             self.buffer.reserve(READ_BYTES);
-            match ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.buffer)) {
+            match ready!(poll_read_buf(
+                Pin::new(&mut self.stream),
+                cx,
+                &mut self.buffer
+            )) {
                 Ok(0) => return Poll::Ready(Err(LinkError::Ended)),
                 // A TLS stream that ended without `close_notify`.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -79,7 +86,8 @@ impl Reader for NativeReader {
     }
 
     fn limit(&mut self, frame_bytes_max: usize) {
-        self.codec = ClientCodec::new(frame_bytes_max.saturating_add(native::PUSH_BYTES_BESIDE_TEXT));
+        self.codec =
+            ClientCodec::new(frame_bytes_max.saturating_add(native::PUSH_BYTES_BESIDE_TEXT));
     }
 }
 
@@ -113,7 +121,12 @@ impl Writer for NativeWriter {
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
         if !self.buffer.is_empty() {
-            if ready!(poll_write_buf(Pin::new(&mut self.stream), cx, &mut self.buffer))? == 0 {
+            if ready!(poll_write_buf(
+                Pin::new(&mut self.stream),
+                cx,
+                &mut self.buffer
+            ))? == 0
+            {
                 return Poll::Ready(Err(LinkError::Ended));
             }
             self.has_unflushed = true;

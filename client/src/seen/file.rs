@@ -41,8 +41,13 @@ impl FileSeenStore {
         // No user's file has the name of a second or later server: a plus sign
         // is always escaped.
         let prefixes = std::iter::once("").chain(std::iter::repeat("+"));
-        let below = names.iter().zip(prefixes).map(|(name, prefix)| format!("{prefix}{name}"));
-        Self { directory: below.fold(directory.to_owned(), |path, name| path.join(name)) }
+        let below = names
+            .iter()
+            .zip(prefixes)
+            .map(|(name, prefix)| format!("{prefix}{name}"));
+        Self {
+            directory: below.fold(directory.to_owned(), |path, name| path.join(name)),
+        }
     }
 
     fn path(&self, user: &UserName) -> PathBuf {
@@ -53,7 +58,10 @@ impl FileSeenStore {
     fn lock(&self) -> io::Result<File> {
         fs::create_dir_all(&self.directory)?;
         // No user's file has this name: a dot is always escaped.
-        let lock = OpenOptions::new().create(true).append(true).open(self.directory.join(".lock"))?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.directory.join(".lock"))?;
         lock.lock()?;
         Ok(lock)
     }
@@ -69,7 +77,11 @@ impl SeenStore for FileSeenStore {
         let path = self.path(user);
         let record = || {
             let _turn = self.lock()?;
-            if append(&path, message)? > FILE_BYTES_MAX { cut(&path) } else { Ok(()) }
+            if append(&path, message)? > FILE_BYTES_MAX {
+                cut(&path)
+            } else {
+                Ok(())
+            }
         };
         record().map_err(|error| naming(&path, "write", &error))
     }
@@ -78,7 +90,10 @@ impl SeenStore for FileSeenStore {
 fn naming(path: &Path, verb: &str, error: &io::Error) -> io::Error {
     io::Error::new(
         error.kind(),
-        format!("cannot {verb} the record of seen messages {}: {error}", path.display()),
+        format!(
+            "cannot {verb} the record of seen messages {}: {error}",
+            path.display()
+        ),
     )
 }
 
@@ -88,7 +103,10 @@ fn read(path: &Path) -> io::Result<Vec<MessageId>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
-    Ok(String::from_utf8_lossy(&text).lines().filter_map(parse).collect())
+    Ok(String::from_utf8_lossy(&text)
+        .lines()
+        .filter_map(parse)
+        .collect())
 }
 
 /// Formats a line. The line break comes first, so that a torn line before it
@@ -100,7 +118,10 @@ fn line(message: MessageId) -> String {
 /// Parses a line; `None` if it is empty or torn.
 fn parse(line: &str) -> Option<MessageId> {
     let (sequence, time_ms) = line.strip_suffix('.')?.split_once(' ')?;
-    Some(MessageId { sequence: Sequence(sequence.parse().ok()?), time_ms: time_ms.parse().ok()? })
+    Some(MessageId {
+        sequence: Sequence(sequence.parse().ok()?),
+        time_ms: time_ms.parse().ok()?,
+    })
 }
 
 /// Appends a line, and returns the length of the file in bytes.
@@ -139,7 +160,10 @@ mod tests {
     use super::*;
 
     fn message(n: u64) -> MessageId {
-        MessageId { sequence: Sequence(n), time_ms: 1_700_000_000_000 + n }
+        MessageId {
+            sequence: Sequence(n),
+            time_ms: 1_700_000_000_000 + n,
+        }
     }
 
     fn user() -> UserName {
@@ -168,12 +192,21 @@ mod tests {
         for same in ["a:1,b:1,c:1", "c:1,a:1,b:1", "b:1,b:1,c:1,a:1"] {
             assert_eq!(of(same).load(&user()).unwrap(), vec![message(1)], "{same}");
         }
-        for other in ["a:1", "b:1", "a:1,b:1", "a:1,c:1", "a:1,b:1,c:1,d:1", "a:1,b:1,c:2"] {
+        for other in [
+            "a:1",
+            "b:1",
+            "a:1,b:1",
+            "a:1,c:1",
+            "a:1,b:1,c:1,d:1",
+            "a:1,b:1,c:2",
+        ] {
             assert_eq!(of(other).load(&user()).unwrap(), vec![], "{other}");
         }
         // Names of users that resemble the directory of a server.
         for name in ["b:1", "+b:1"] {
-            of("a:1").record(&name.parse().unwrap(), message(2)).unwrap();
+            of("a:1")
+                .record(&name.parse().unwrap(), message(2))
+                .unwrap();
         }
         of("a:1,b:1").record(&user(), message(3)).unwrap();
         assert_eq!(of("a:1").load(&user()).unwrap(), vec![]);
@@ -197,7 +230,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = FileSeenStore::new(directory.path(), "here");
         store.record(&user(), message(1)).unwrap();
-        let mut file = OpenOptions::new().append(true).open(store.path(&user())).unwrap();
+        let mut file = OpenOptions::new()
+            .append(true)
+            .open(store.path(&user()))
+            .unwrap();
         file.write_all(b"\n2 17000").unwrap();
         assert_eq!(store.load(&user()).unwrap(), vec![message(1)]);
         store.record(&user(), message(3)).unwrap();
@@ -215,7 +251,9 @@ mod tests {
             scope.spawn(|| write(1));
             scope.spawn(|| write(501));
         });
-        let mut all = FileSeenStore::new(directory.path(), "here").load(&user()).unwrap();
+        let mut all = FileSeenStore::new(directory.path(), "here")
+            .load(&user())
+            .unwrap();
         all.sort_unstable();
         assert_eq!(all, (1..=1000).map(message).collect::<Vec<_>>());
     }

@@ -41,7 +41,10 @@ pub struct MessageId {
 
 impl From<&Delivery> for MessageId {
     fn from(delivery: &Delivery) -> Self {
-        Self { sequence: delivery.sequence, time_ms: delivery.time_ms }
+        Self {
+            sequence: delivery.sequence,
+            time_ms: delivery.time_ms,
+        }
     }
 }
 
@@ -74,7 +77,10 @@ pub struct MemorySeenStore {
 impl SeenStore for MemorySeenStore {
     fn load(&self, user: &UserName) -> io::Result<Vec<MessageId>> {
         let users = lock(&self.users);
-        Ok(users.get(user).map(|all| all.iter().copied().collect()).unwrap_or_default())
+        Ok(users
+            .get(user)
+            .map(|all| all.iter().copied().collect())
+            .unwrap_or_default())
     }
 
     fn record(&self, user: &UserName, message: MessageId) -> io::Result<()> {
@@ -130,7 +136,10 @@ mod tests {
     use super::*;
 
     fn message(sequence: u64, time_ms: u64) -> MessageId {
-        MessageId { sequence: Sequence(sequence), time_ms }
+        MessageId {
+            sequence: Sequence(sequence),
+            time_ms,
+        }
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use hark_protocol::{
-    ByeReason, Code, Delivery, Failure, Frame, OkFields, Password, Refusal, Reply, Request, RequestId,
-    Sequence, SessionToken, UserName,
+    ByeReason, Code, Delivery, Failure, Frame, OkFields, Password, Refusal, Reply, Request,
+    RequestId, Sequence, SessionToken, UserName,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -92,7 +92,10 @@ impl Chat {
             next_connection: 1,
             stored: Vec::new(),
         };
-        Self { state: Arc::new(Mutex::new(state)), changed: watch::Sender::new(()) }
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            changed: watch::Sender::new(()),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -105,20 +108,33 @@ impl Chat {
 
     pub(crate) fn add(&self, name: &str, password: Option<&str>) {
         let password = password.map(|text| text.parse().unwrap());
-        self.state().accounts.insert(name.parse().unwrap(), Account { password, ..Account::default() });
+        self.state().accounts.insert(
+            name.parse().unwrap(),
+            Account {
+                password,
+                ..Account::default()
+            },
+        );
     }
 
     /// Stores a message as if sent by `sender`.
     pub(crate) fn leave(&self, sender: Option<&str>, user: &str, text: &str) {
         let sender = sender.map(|name| name.parse().unwrap());
-        let _ = self.state().store(sender, &user.parse().unwrap(), text.into());
+        let _ = self
+            .state()
+            .store(sender, &user.parse().unwrap(), text.into());
         self.changed.send_replace(());
     }
 
     /// Returns the texts stored for `user`, in order.
     pub(crate) fn stored(&self, user: &str) -> Vec<String> {
         let state = self.state();
-        state.stored.iter().filter(|(to, _)| to.as_str() == user).map(|(_, text)| text.clone()).collect()
+        state
+            .stored
+            .iter()
+            .filter(|(to, _)| to.as_str() == user)
+            .map(|(_, text)| text.clone())
+            .collect()
     }
 
     /// Returns the number of messages queued for `user`.
@@ -161,7 +177,8 @@ impl Chat {
             let pushes = connection.pushes();
             has_more = pushes.len() == PUSHES_AT_ONCE;
             for frame in replies.into_iter().chain(pushes) {
-                if connection.chat.state().is_dropping() || conversation.send(frame).await.is_err() {
+                if connection.chat.state().is_dropping() || conversation.send(frame).await.is_err()
+                {
                     return;
                 }
             }
@@ -181,22 +198,46 @@ impl State {
         self.one_in(self.faults.drop_one_in)
     }
 
-    fn store(&mut self, sender: Option<UserName>, user: &UserName, text: bytestring::ByteString) -> Sequence {
+    fn store(
+        &mut self,
+        sender: Option<UserName>,
+        user: &UserName,
+        text: bytestring::ByteString,
+    ) -> Sequence {
         let sequence = Sequence(self.next_sequence);
         self.next_sequence += 3;
-        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let since_1970 = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap();
         let time_ms = u64::try_from(since_1970.as_millis()).unwrap();
         self.stored.push((user.clone(), text.to_string()));
-        let delivery = Delivery { sequence, sender, time_ms, text };
-        self.accounts.get_mut(user).expect("looked up before").queue.push_back(delivery);
+        let delivery = Delivery {
+            sequence,
+            sender,
+            time_ms,
+            text,
+        };
+        self.accounts
+            .get_mut(user)
+            .expect("looked up before")
+            .queue
+            .push_back(delivery);
         sequence
     }
 
     fn check(&self, user: &UserName, password: Option<&Password>) -> Result<(), Reply> {
         match self.accounts.get(user) {
-            None => Err(refusal(Code::NoSuchUser, format!("there is no user {user}"))),
-            Some(account) if account.password.is_some() && account.password.as_ref() != password => {
-                Err(refusal(Code::Denied, "wrong or missing password".to_owned()))
+            None => Err(refusal(
+                Code::NoSuchUser,
+                format!("there is no user {user}"),
+            )),
+            Some(account)
+                if account.password.is_some() && account.password.as_ref() != password =>
+            {
+                Err(refusal(
+                    Code::Denied,
+                    "wrong or missing password".to_owned(),
+                ))
             }
             Some(_) => Ok(()),
         }
@@ -208,7 +249,10 @@ fn refusal(code: Code, explanation: String) -> Reply {
 }
 
 fn unavailable() -> Reply {
-    Reply::Error { failure: Failure::Unavailable, explanation: "a fault was injected".into() }
+    Reply::Error {
+        failure: Failure::Unavailable,
+        explanation: "a fault was injected".into(),
+    }
 }
 
 impl Connection {
@@ -223,18 +267,27 @@ impl Connection {
         let mut replies = Vec::new();
         let reply = match request {
             Request::List { pattern } => self.list(state, pattern.as_deref(), &mut replies),
-            Request::Send { user, text } => self.send(state, id.map_or(0, RequestId::value), &user, text),
+            Request::Send { user, text } => {
+                self.send(state, id.map_or(0, RequestId::value), &user, text)
+            }
             other => self.change(state, other),
         };
         replies.push(reply);
         chat.changed.send_replace(());
-        replies.into_iter().map(|reply| Frame::new(id, reply)).collect()
+        replies
+            .into_iter()
+            .map(|reply| Frame::new(id, reply))
+            .collect()
     }
 
     fn change(&mut self, state: &mut State, request: Request) -> Reply {
         match request {
             Request::Hello { session, .. } => {
-                state.sessions.entry(session.clone()).or_default().connection = self.number;
+                state
+                    .sessions
+                    .entry(session.clone())
+                    .or_default()
+                    .connection = self.number;
                 self.session = Some(session);
                 Reply::Ok(OkFields::hello(1, 65_536))
             }
@@ -242,7 +295,13 @@ impl Connection {
                 refusal(Code::Exists, format!("there is a user {user} already"))
             }
             Request::Create { user, password } => {
-                state.accounts.insert(user, Account { password, ..Account::default() });
+                state.accounts.insert(
+                    user,
+                    Account {
+                        password,
+                        ..Account::default()
+                    },
+                );
                 Reply::Ok(OkFields::none())
             }
             Request::Login { user, password } => self.enter(state, user, password.as_ref(), false),
@@ -307,7 +366,13 @@ impl Connection {
         Reply::Ok(OkFields::listed(count, false))
     }
 
-    fn send(&mut self, state: &mut State, id: u32, user: &UserName, text: bytestring::ByteString) -> Reply {
+    fn send(
+        &mut self,
+        state: &mut State,
+        id: u32,
+        user: &UserName,
+        text: bytestring::ByteString,
+    ) -> Reply {
         let token = self.session.clone().expect("hello comes first");
         let is_latest = state.sessions[&token].connection == self.number;
         if self.is_fenced || !is_latest {
@@ -317,7 +382,10 @@ impl Connection {
         if let Some(outcome) = state.sessions[&token].outcomes.get(&id) {
             return outcome.clone();
         }
-        let (fails, is_stored) = (state.one_in(state.faults.unavailable_one_in), state.one_in(Some(2)));
+        let (fails, is_stored) = (
+            state.one_in(state.faults.unavailable_one_in),
+            state.one_in(Some(2)),
+        );
         if fails && !is_stored {
             self.is_fenced = true;
             return unavailable();
@@ -329,7 +397,11 @@ impl Connection {
         } else {
             refusal(Code::NoSuchUser, format!("there is no user {user}"))
         };
-        let outcomes = &mut state.sessions.get_mut(&token).expect("looked up before").outcomes;
+        let outcomes = &mut state
+            .sessions
+            .get_mut(&token)
+            .expect("looked up before")
+            .outcomes;
         outcomes.insert(id, outcome.clone());
         // The server remembers exactly as many outcomes as the protocol
         // requires.
@@ -344,10 +416,15 @@ impl Connection {
         let Some((user, pushed)) = &self.receives else {
             return;
         };
-        assert!(sequence <= *pushed, "{sequence} was acknowledged and only {pushed} pushed");
+        assert!(
+            sequence <= *pushed,
+            "{sequence} was acknowledged and only {pushed} pushed"
+        );
         self.unacknowledged.retain(|&number| number > sequence);
         if let Some(account) = state.accounts.get_mut(user) {
-            account.queue.retain(|delivery| delivery.sequence.0 > sequence);
+            account
+                .queue
+                .retain(|delivery| delivery.sequence.0 > sequence);
         }
     }
 
@@ -367,10 +444,15 @@ impl Connection {
             self.receives = None;
             return vec![Frame::new(None, Reply::Bye(reason))];
         }
-        let new = state.accounts[user].queue.iter().filter(|delivery| delivery.sequence.0 > *pushed);
+        let new = state.accounts[user]
+            .queue
+            .iter()
+            .filter(|delivery| delivery.sequence.0 > *pushed);
         let room = PUSHES_AT_ONCE.min(WINDOW - self.unacknowledged.len());
-        let pushes: Vec<_> =
-            new.take(room).map(|delivery| Frame::new(None, Reply::String(delivery.clone()))).collect();
+        let pushes: Vec<_> = new
+            .take(room)
+            .map(|delivery| Frame::new(None, Reply::String(delivery.clone())))
+            .collect();
         for push in &pushes {
             if let Reply::String(delivery) = &push.message {
                 *pushed = delivery.sequence.0;
@@ -408,9 +490,18 @@ impl ChatServer {
         let (stopped, is_stopped) = watch::channel(true);
         let serving = serve_while(running, stopped, address, chat.clone());
         std::thread::spawn(move || {
-            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(serving);
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap()
+                .block_on(serving);
         });
-        let server = Self { chat, address, is_running, is_stopped };
+        let server = Self {
+            chat,
+            address,
+            is_running,
+            is_stopped,
+        };
         server.wait_until_stopped(false);
         server
     }
@@ -439,7 +530,9 @@ async fn serve_while(
     chat: Chat,
 ) {
     while running.wait_for(|&is_running| is_running).await.is_ok() {
-        let listener = TcpListener::bind(address).await.expect("the port is still free");
+        let listener = TcpListener::bind(address)
+            .await
+            .expect("the port is still free");
         let mut connections = tokio::task::JoinSet::new();
         stopped.send_replace(false);
         loop {

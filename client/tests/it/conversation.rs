@@ -51,7 +51,10 @@ impl Conversation {
     pub(crate) fn native(stream: impl Stream + 'static) -> Self {
         let (replies, requests) = Framed::new(stream, ServerCodec::new(FRAME_BYTES_MAX)).split();
         let requests = requests.scan((), |(), frame| ready(frame.ok()));
-        Self { requests: requests.boxed(), replies: Box::pin(replies.sink_map_err(io::Error::other)) }
+        Self {
+            requests: requests.boxed(),
+            replies: Box::pin(replies.sink_map_err(io::Error::other)),
+        }
     }
 
     /// Starts a conversation over gRPC, after the client has opened its chat.
@@ -59,7 +62,9 @@ impl Conversation {
         let (chats, mut begun) = mpsc::channel(1);
         let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
             assert_eq!(request.uri().path(), "/hark.v1.Chat/BiDiChat");
-            let chat = BiDiChat { chats: chats.clone() };
+            let chat = BiDiChat {
+                chats: chats.clone(),
+            };
             async move {
                 let mut grpc = tonic::server::Grpc::new(ProstCodec::default());
                 Ok::<_, std::convert::Infallible>(grpc.streaming(chat, request).await)
@@ -96,15 +101,22 @@ impl StreamingService<ChatRequest> for BiDiChat {
 
     fn call(&mut self, call: tonic::Request<Streaming<ChatRequest>>) -> Self::Future {
         let (replies, mut replies_in) = mpsc::channel(REPLIES_MAX);
-        let requests = call.into_inner().scan((), |(), request| ready(request.ok().map(request::incoming)));
+        let requests = call
+            .into_inner()
+            .scan((), |(), request| ready(request.ok().map(request::incoming)));
         let conversation = Conversation {
             requests: requests.boxed(),
             replies: Box::pin(sink::unfold((replies, Replies::default()), reply)),
         };
         let chats = self.chats.clone();
         async move {
-            chats.send(conversation).await.map_err(|_| Status::aborted("the test has gone"))?;
-            let replies = futures::stream::poll_fn(move |cx| replies_in.poll_recv(cx)).map(Ok).boxed();
+            chats
+                .send(conversation)
+                .await
+                .map_err(|_| Status::aborted("the test has gone"))?;
+            let replies = futures::stream::poll_fn(move |cx| replies_in.poll_recv(cx))
+                .map(Ok)
+                .boxed();
             Ok(Response::new(replies))
         }
         .boxed()
@@ -116,7 +128,10 @@ async fn reply(
     frame: Frame<Reply>,
 ) -> io::Result<(mpsc::Sender<ChatReply>, Replies)> {
     if let Some(reply) = replies.outgoing(frame.id, frame.message) {
-        sender.send(reply).await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        sender
+            .send(reply)
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
     }
     Ok((sender, replies))
 }

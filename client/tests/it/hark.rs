@@ -22,7 +22,10 @@ pub(crate) struct Ran {
 
 impl Terminal {
     pub(crate) fn at(server: &ChatServer) -> Self {
-        Self { state: tempfile::tempdir().unwrap(), server: server.address.to_string() }
+        Self {
+            state: tempfile::tempdir().unwrap(),
+            server: server.address.to_string(),
+        }
     }
 
     /// Returns a command for hark, isolated from the settings of this machine.
@@ -73,5 +76,9 @@ pub(crate) fn ran(output: Output) -> Ran {
 
 /// Returns a successful run with this output.
 pub(crate) fn fine(out: &str) -> Ran {
-    Ran { code: Some(0), out: out.to_owned(), err: String::new() }
+    Ran {
+        code: Some(0),
+        out: out.to_owned(),
+        err: String::new(),
+    }
 }

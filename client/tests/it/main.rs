@@ -46,7 +46,12 @@ macro_rules! over {
             crate::peer::config(transport())
         }
 
-        async fn up() -> (hark_client::Handle, hark_client::Events, crate::peer::Peers, crate::peer::Peer) {
+        async fn up() -> (
+            hark_client::Handle,
+            hark_client::Events,
+            crate::peer::Peers,
+            crate::peer::Peer,
+        ) {
             crate::peer::up(transport()).await
         }
     };
@@ -59,5 +64,7 @@ mod over_native {
 
 #[path = "."]
 mod over_grpc {
-    over!(hark_client::Transport::Grpc { origin: "http://hark.test:1".to_owned() });
+    over!(hark_client::Transport::Grpc {
+        origin: "http://hark.test:1".to_owned()
+    });
 }

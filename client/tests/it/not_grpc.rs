@@ -24,20 +24,35 @@ async fn server(answer: &'static [u8]) -> String {
 
 #[tokio::test]
 async fn server_without_grpc_is_reported_and_retried() {
-    for answer in [&b""[..], b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"] {
+    for answer in [
+        &b""[..],
+        b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n",
+    ] {
         let config = Config::grpc(server(answer).await);
         let watched = Logs::watch(&config, Query::default()).await.unwrap_err();
-        let WatchError::Link(why) = watched else { panic!("{watched:?}") };
+        let WatchError::Link(why) = watched else {
+            panic!("{watched:?}")
+        };
         assert!(why.contains("does not support this gRPC service"), "{why}");
         let (handle, _events) = Client::connect(config);
         let down = link(&handle, |state| matches!(state, LinkState::Down { .. })).await;
-        let LinkState::Down { reason, .. } = down else { panic!("{down:?}") };
-        assert!(reason.contains("does not support this gRPC service"), "{reason}");
+        let LinkState::Down { reason, .. } = down else {
+            panic!("{down:?}")
+        };
+        assert!(
+            reason.contains("does not support this gRPC service"),
+            "{reason}"
+        );
     }
 }
 
 #[tokio::test]
 async fn log_requires_grpc() {
-    let watched = Logs::watch(&Config::tcp(server(b"").await), Query::default()).await.unwrap_err();
-    assert!(matches!(&watched, WatchError::Link(why) if why.contains("requires gRPC")), "{watched}");
+    let watched = Logs::watch(&Config::tcp(server(b"").await), Query::default())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&watched, WatchError::Link(why) if why.contains("requires gRPC")),
+        "{watched}"
+    );
 }

@@ -15,7 +15,10 @@ fn each_command_runs_once() {
     }
     assert_eq!(terminal.run(&["list"]), fine("amy\nbob\n"));
     assert_eq!(terminal.run(&["list", "b$|^b"]), fine(""));
-    assert_eq!(terminal.run(&["send", "bob", "hello", "--there,", "you"]), fine("ok\n"));
+    assert_eq!(
+        terminal.run(&["send", "bob", "hello", "--there,", "you"]),
+        fine("ok\n")
+    );
     assert_eq!(terminal.run(&["ping"]), fine("ok\n"));
     assert_eq!(terminal.run(&["delete", "amy"]), fine("ok deleted\n"));
     assert_eq!(server.chat.stored("bob"), ["hello --there, you"]);
@@ -27,17 +30,34 @@ fn refusal_is_one_line_and_exit_code_1() {
     let terminal = Terminal::at(&server);
     let refused = terminal.run(&["send", "bob", "x"]);
     let err = "hark: there is no user bob\n".to_owned();
-    assert_eq!(refused, Ran { code: Some(1), out: String::new(), err });
+    assert_eq!(
+        refused,
+        Ran {
+            code: Some(1),
+            out: String::new(),
+            err
+        }
+    );
 }
 
 #[test]
 fn unknown_refusal_code_is_a_refusal() {
     let server = ChatServer::start();
     server.chat.add("bob", None);
-    server.chat.inject(Faults { has_unknown_code: true, ..Faults::default() });
+    server.chat.inject(Faults {
+        has_unknown_code: true,
+        ..Faults::default()
+    });
     let err = "hark: come back at five (out-of-tea)\n".to_owned();
     let refused = Terminal::at(&server).run(&["send", "bob", "x"]);
-    assert_eq!(refused, Ran { code: Some(1), out: String::new(), err });
+    assert_eq!(
+        refused,
+        Ran {
+            code: Some(1),
+            out: String::new(),
+            err
+        }
+    );
 }
 
 #[test]
@@ -47,7 +67,10 @@ fn denial_of_anonymous_user_suggests_as() {
     let terminal = Terminal::at(&server);
     let denied = terminal.run(&["delete", "amy"]);
     assert_eq!(denied.code, Some(1));
-    assert!(denied.err.ends_with("; log in with --as USER\n"), "{denied:?}");
+    assert!(
+        denied.err.ends_with("; log in with --as USER\n"),
+        "{denied:?}"
+    );
     let denied = terminal.run(&["delete", "--as", "amy", "amy"]);
     assert!(
         denied.err.starts_with("hark: wrong or missing password") && !denied.err.contains("--as"),
@@ -59,8 +82,12 @@ fn denial_of_anonymous_user_suggests_as() {
 fn invalid_command_line_is_exit_code_2() {
     let server = ChatServer::start();
     let terminal = Terminal::at(&server);
-    for wrong in [&["frobnicate"][..], &["send", "bob"], &["create", "a,b"], &["--server", "nowhere", "ping"]]
-    {
+    for wrong in [
+        &["frobnicate"][..],
+        &["send", "bob"],
+        &["create", "a,b"],
+        &["--server", "nowhere", "ping"],
+    ] {
         assert_eq!(terminal.run(wrong).code, Some(2), "{wrong:?}");
     }
 }
@@ -73,7 +100,10 @@ fn send_as_user_does_not_take_over() {
     }
     let terminal = Terminal::at(&server);
     let (mut listening, mut lines) = listen(terminal.hark(["listen", "amy", "--count", "2"]));
-    assert_eq!(terminal.run(&["send", "--as", "amy", "bob", "from amy"]), fine("ok\n"));
+    assert_eq!(
+        terminal.run(&["send", "--as", "amy", "bob", "from amy"]),
+        fine("ok\n")
+    );
     for text in ["1", "2"] {
         assert_eq!(terminal.run(&["send", "amy", text]), fine("ok\n"));
         let mut line = String::new();
@@ -83,7 +113,10 @@ fn send_as_user_does_not_take_over() {
     assert_eq!(listening.wait().unwrap().code(), Some(0));
     let bobs = terminal.run(&["listen", "bob", "--count", "1", "--json"]);
     let message: serde_json::Value = serde_json::from_str(&bobs.out).unwrap();
-    assert_eq!((&message["sender"], &message["user"]), (&"amy".into(), &"bob".into()));
+    assert_eq!(
+        (&message["sender"], &message["user"]),
+        (&"amy".into(), &"bob".into())
+    );
     assert_eq!((&message["text"], bobs.code), (&"from amy".into(), Some(0)));
     assert!(message["sequence"].is_u64() && message["time_ms"].is_u64());
 }
@@ -107,7 +140,10 @@ fn signaled_listener_acknowledges_printed_messages() {
             server.chat.leave(None, "amy", &n.to_string());
             lines.read_line(&mut line).unwrap();
         }
-        let killed = Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap();
+        let killed = Command::new("kill")
+            .args(["-s", signal, &child.id().to_string()])
+            .status()
+            .unwrap();
         assert!(killed.success());
         assert_eq!(child.wait().unwrap().code(), Some(0));
         let mut rest = String::new();
@@ -126,7 +162,10 @@ fn killed_listener_repeats_at_most_one_message() {
     let terminal = Terminal::at(&server);
     // A line that is printed twice counts as two, so only the last line ends
     // the loop.
-    let is_over = |read: &[String]| read.last().is_some_and(|line| line.ends_with(" text 499\n"));
+    let is_over = |read: &[String]| {
+        read.last()
+            .is_some_and(|line| line.ends_with(" text 499\n"))
+    };
     let (mut read, mut kills) = (Vec::new(), 0);
     while !is_over(&read) {
         let (mut child, mut lines) = listen(terminal.hark(["listen", "amy"]));
@@ -147,14 +186,20 @@ fn killed_listener_repeats_at_most_one_message() {
         read.extend(rest.split_inclusive('\n').map(str::to_owned));
     }
     assert!(kills > 1, "it was killed at least once in the middle");
-    let texts: Vec<&str> = read.iter().map(|line| line.trim_end().splitn(5, ' ').nth(4).unwrap()).collect();
+    let texts: Vec<&str> = read
+        .iter()
+        .map(|line| line.trim_end().splitn(5, ' ').nth(4).unwrap())
+        .collect();
     let twice = texts.windows(2).filter(|pair| pair[0] == pair[1]).count();
     let mut once = texts.clone();
     once.dedup();
     let expected: Vec<String> = (0..500).map(|n| format!("text {n}")).collect();
     assert_eq!(once, expected);
     // A kill between printing and recording repeats at most one message.
-    assert!(twice <= kills, "{twice} lines were printed twice by {kills} kills");
+    assert!(
+        twice <= kills,
+        "{twice} lines were printed twice by {kills} kills"
+    );
 }
 
 #[test]
@@ -170,7 +215,10 @@ fn listener_reports_takeover_and_ends() {
     let first = ran(first.wait_with_output().unwrap());
     assert_eq!(
         (first.err.as_str(), first.code),
-        ("hark: another connection now receives the messages of amy\n", Some(1))
+        (
+            "hark: another connection now receives the messages of amy\n",
+            Some(1)
+        )
     );
     server.chat.leave(None, "amy", "2");
     line.clear();
@@ -194,8 +242,17 @@ fn unreachable_server_is_reported_in_time() {
     assert!(start.elapsed().as_secs() < 5);
     assert_eq!((ran.code, ran.out.as_str()), (Some(3), ""));
     let lines: Vec<&str> = ran.err.lines().collect();
-    assert!(lines[0].starts_with(&format!("hark: no connection to {}: ", terminal.server)), "{ran:?}");
-    assert_eq!(lines[1], format!("hark: not sent: cannot reach {} within 1 s", terminal.server));
+    assert!(
+        lines[0].starts_with(&format!("hark: no connection to {}: ", terminal.server)),
+        "{ran:?}"
+    );
+    assert_eq!(
+        lines[1],
+        format!(
+            "hark: not sent: cannot reach {} within 1 s",
+            terminal.server
+        )
+    );
 }
 
 #[test]
@@ -209,17 +266,30 @@ fn user_command_runs_harkd() {
         assert_eq!(without.code, Some(4));
         assert!(without.err.contains("cannot find harkd"), "{without:?}");
         let harkd = directory.path().join("harkd");
-        std::fs::write(&harkd, "#!/bin/sh\necho \"harkd $* $HARKD_PASSWORD\"\nexit 7\n").unwrap();
+        std::fs::write(
+            &harkd,
+            "#!/bin/sh\necho \"harkd $* $HARKD_PASSWORD\"\nexit 7\n",
+        )
+        .unwrap();
         make_executable(&harkd);
         let mut with = terminal.hark(["user", "add", "--store", "x", "amy", "--help"]);
-        let with = ran(with.env("PATH", directory.path()).env("HARK_PASSWORD", "secret").output().unwrap());
-        assert_eq!((with.out.as_str(), with.code), ("harkd user add --store x amy --help secret\n", Some(7)));
+        let with = ran(with
+            .env("PATH", directory.path())
+            .env("HARK_PASSWORD", "secret")
+            .output()
+            .unwrap());
+        assert_eq!(
+            (with.out.as_str(), with.code),
+            ("harkd user add --store x amy --help secret\n", Some(7))
+        );
     }
 }
 
 /// Cargo puts the binaries of the workspace into one directory.
 fn harkd_is_beside_hark() -> bool {
-    std::path::Path::new(env!("CARGO_BIN_EXE_hark")).with_file_name("harkd").exists()
+    std::path::Path::new(env!("CARGO_BIN_EXE_hark"))
+        .with_file_name("harkd")
+        .exists()
 }
 
 fn make_executable(path: &std::path::Path) {

@@ -10,8 +10,8 @@ use futures::future::BoxFuture;
 use hark_client::dial::{Dial, Stream};
 use hark_client::{Client, Config, Event, Events, Handle, LinkState, Message, Server, Transport};
 use hark_protocol::{
-    ByeReason, Code, Delivery, Failure, Frame, OkFields, Refusal, Reply, Request, RequestId, Sequence,
-    SessionToken, UserName,
+    ByeReason, Code, Delivery, Failure, Frame, OkFields, Refusal, Reply, Request, RequestId,
+    Sequence, SessionToken, UserName,
 };
 use tokio::io::{BufWriter, DuplexStream};
 use tokio::sync::mpsc;
@@ -40,7 +40,9 @@ impl Dial for FakeDial {
     fn dial(&self) -> BoxFuture<'_, io::Result<Box<dyn Stream>>> {
         Box::pin(async {
             let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
-            self.connections.send(theirs).map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
+            self.connections
+                .send(theirs)
+                .map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
             // Buffered until a flush, as a TLS stream may be.
             Ok(Box::new(BufWriter::new(ours)) as Box<dyn Stream>)
         })
@@ -57,7 +59,13 @@ pub(crate) struct Peers {
 /// client with it opens.
 pub(crate) fn config(transport: Transport) -> (Config, Peers) {
     let (server, peers) = server("a:1", transport);
-    (Config { servers: vec![server], ..Config::tcp("") }, peers)
+    (
+        Config {
+            servers: vec![server],
+            ..Config::tcp("")
+        },
+        peers,
+    )
 }
 
 /// Returns a server with this address, and the connections that clients open to
@@ -65,8 +73,18 @@ pub(crate) fn config(transport: Transport) -> (Config, Peers) {
 pub(crate) fn server(address: &str, transport: Transport) -> (Server, Peers) {
     let (connections, incoming) = mpsc::unbounded_channel();
     let dial = Arc::new(FakeDial { connections });
-    let server = Server { address: address.into(), dial, transport: transport.clone() };
-    (server, Peers { connections: incoming, transport })
+    let server = Server {
+        address: address.into(),
+        dial,
+        transport: transport.clone(),
+    };
+    (
+        server,
+        Peers {
+            connections: incoming,
+            transport,
+        },
+    )
 }
 
 /// Returns a connected client, and the peer of its link.
@@ -81,10 +99,14 @@ impl Peers {
     /// Accepts the next connection.
     pub(crate) async fn accept(&mut self) -> Peer {
         let stream = tokio::time::timeout(TIMEOUT, self.connections.recv()).await;
-        let stream = stream.expect("the client connects").expect("the client is there");
+        let stream = stream
+            .expect("the client connects")
+            .expect("the client is there");
         let conversation = match self.transport {
             Transport::Native => Conversation::native(stream),
-            _ => Conversation::grpc(stream).await.expect("the client begins a chat"),
+            _ => Conversation::grpc(stream)
+                .await
+                .expect("the client begins a chat"),
         };
         Peer { conversation }
     }
@@ -105,8 +127,13 @@ pub(crate) struct Peer {
 impl Peer {
     /// Returns the next frame; `None` at the end.
     pub(crate) async fn frame(&mut self) -> Option<(u32, Request)> {
-        let frame = tokio::time::timeout(TIMEOUT, self.conversation.next()).await.expect("a frame comes")?;
-        Some((frame.id.map_or(0, RequestId::value), frame.message.expect("a request")))
+        let frame = tokio::time::timeout(TIMEOUT, self.conversation.next())
+            .await
+            .expect("a frame comes")?;
+        Some((
+            frame.id.map_or(0, RequestId::value),
+            frame.message.expect("a request"),
+        ))
     }
 
     /// Returns the next request.
@@ -122,7 +149,11 @@ impl Peer {
 
     pub(crate) async fn hello(&mut self) -> SessionToken {
         let (id, request) = self.next().await;
-        let Request::Hello { version: 1, session } = request else {
+        let Request::Hello {
+            version: 1,
+            session,
+        } = request
+        else {
             panic!("{request:?} is not hello");
         };
         self.reply(id, Reply::Ok(OkFields::hello(1, 65_536))).await;
@@ -152,7 +183,11 @@ impl Peer {
     /// `queued` messages. Returns the user, and whether it is a connect.
     pub(crate) async fn grant(&mut self, queued: u64) -> (UserName, bool) {
         let (id, user, receives) = self.entered().await;
-        let fields = if receives { OkFields::queued(queued) } else { OkFields::none() };
+        let fields = if receives {
+            OkFields::queued(queued)
+        } else {
+            OkFields::none()
+        };
         self.reply(id, Reply::Ok(fields)).await;
         (user, receives)
     }
@@ -168,7 +203,11 @@ impl Peer {
 
     /// Sends a reply. The client may have disconnected.
     pub(crate) async fn reply(&mut self, id: u32, reply: Reply) {
-        drop(self.conversation.send(Frame::new(RequestId::new(id), reply)).await);
+        drop(
+            self.conversation
+                .send(Frame::new(RequestId::new(id), reply))
+                .await,
+        );
     }
 
     pub(crate) async fn ok(&mut self, id: u32) {
@@ -176,12 +215,20 @@ impl Peer {
     }
 
     pub(crate) async fn refuse(&mut self, id: u32, code: Code) {
-        self.reply(id, Reply::NotOk(Refusal::new(code, "as the test wants it"))).await;
+        self.reply(id, Reply::NotOk(Refusal::new(code, "as the test wants it")))
+            .await;
     }
 
     pub(crate) async fn unavailable(&mut self, id: u32) {
         let explanation = "the disk is full".into();
-        self.reply(id, Reply::Error { failure: Failure::Unavailable, explanation }).await;
+        self.reply(
+            id,
+            Reply::Error {
+                failure: Failure::Unavailable,
+                explanation,
+            },
+        )
+        .await;
     }
 
     pub(crate) async fn push(&mut self, sequence: u64) {
@@ -190,7 +237,12 @@ impl Peer {
 
     pub(crate) async fn push_at(&mut self, sequence: u64, time_ms: u64) {
         let text = format!("text {sequence} of {time_ms}").into();
-        let delivery = Delivery { sequence: Sequence(sequence), sender: None, time_ms, text };
+        let delivery = Delivery {
+            sequence: Sequence(sequence),
+            sender: None,
+            time_ms,
+            text,
+        };
         self.reply(0, Reply::String(delivery)).await;
     }
 
@@ -201,7 +253,10 @@ impl Peer {
     /// Checks that the client closes the connection.
     pub(crate) async fn closed(mut self) {
         let frame = self.frame().await;
-        assert!(frame.is_none(), "the connection was to be closed, but {frame:?}");
+        assert!(
+            frame.is_none(),
+            "the connection was to be closed, but {frame:?}"
+        );
     }
 }
 
@@ -212,7 +267,9 @@ pub(crate) fn user(name: &str) -> UserName {
 /// Returns the next event, except link states.
 pub(crate) async fn event(events: &mut Events) -> Event {
     loop {
-        let event = tokio::time::timeout(TIMEOUT, events.next()).await.expect("an event comes");
+        let event = tokio::time::timeout(TIMEOUT, events.next())
+            .await
+            .expect("an event comes");
         match event.expect("the client is there") {
             Event::Link(_) => {}
             event => return event,
@@ -233,7 +290,10 @@ pub(crate) async fn message(events: &mut Events) -> Message {
 pub(crate) async fn link(handle: &Handle, is_wanted: impl Fn(&LinkState) -> bool) -> LinkState {
     let mut link = handle.link();
     let state = tokio::time::timeout(TIMEOUT, link.wait_for(|state| is_wanted(state))).await;
-    state.expect("the link gets there").expect("the client is there").clone()
+    state
+        .expect("the link gets there")
+        .expect("the client is there")
+        .clone()
 }
 
 /// Waits until every request is answered.
@@ -243,5 +303,7 @@ pub(crate) async fn quiet(handle: &Handle) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(TIMEOUT, is_quiet).await.expect("everything is answered");
+    tokio::time::timeout(TIMEOUT, is_quiet)
+        .await
+        .expect("everything is answered");
 }

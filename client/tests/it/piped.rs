@@ -14,7 +14,10 @@ fn every_command_prints_one_line_in_order() {
         "create amy\n\n# a comment\ncreate bob\nlogin amy\nsend bob hello, bob\nlist\nlist bo\nping\n\
          disconnect\ndelete nobody\ndelete bob\nhelp\n",
     );
-    assert_eq!(ran, fine("ok\nok\nok\nok\nok 2 amy,bob\nok 1 bob\nok\nok\nok absent\nok deleted\nok\n"));
+    assert_eq!(
+        ran,
+        fine("ok\nok\nok\nok\nok 2 amy,bob\nok 1 bob\nok\nok\nok absent\nok deleted\nok\n")
+    );
     assert_eq!(server.chat.stored("bob"), ["hello, bob"]);
 }
 
@@ -42,7 +45,11 @@ fn messages_are_acknowledged_once_printed() {
     server.chat.add("amy", None);
     server.chat.add("bob", None);
     for n in 0..600 {
-        server.chat.leave((n % 2 == 0).then_some("bob"), "amy", &format!("text {n}\n\x1b[31m\\"));
+        server.chat.leave(
+            (n % 2 == 0).then_some("bob"),
+            "amy",
+            &format!("text {n}\n\x1b[31m\\"),
+        );
     }
     let terminal = Terminal::at(&server);
     let ran = terminal.pipe("connect amy\n");
@@ -55,7 +62,10 @@ fn messages_are_acknowledged_once_printed() {
         let sequence = (1 + 3 * n).to_string();
         let sender = if n % 2 == 0 { "bob" } else { "," };
         assert_eq!(fields[..3], ["message", &sequence, sender]);
-        assert!(fields[3].ends_with('Z') && fields[3].contains('T'), "{line}");
+        assert!(
+            fields[3].ends_with('Z') && fields[3].contains('T'),
+            "{line}"
+        );
         assert_eq!(fields[4], format!(r"text {n}\n\u{{1b}}[31m\\"));
     }
     assert_eq!(server.chat.queued("amy"), 0);
@@ -65,7 +75,11 @@ fn messages_are_acknowledged_once_printed() {
 fn pipelined_sends_survive_server_faults() {
     let server = ChatServer::start();
     server.chat.add("bob", None);
-    server.chat.inject(Faults { drop_one_in: Some(400), unavailable_one_in: Some(400), ..Faults::default() });
+    server.chat.inject(Faults {
+        drop_one_in: Some(400),
+        unavailable_one_in: Some(400),
+        ..Faults::default()
+    });
     let terminal = Terminal::at(&server);
     let lines: String = (0..3000).map(|n| format!("send bob {n}\n")).collect();
     let ran = terminal.pipe(&lines);
@@ -82,9 +96,17 @@ fn long_outage_ends_the_run() {
     let mut command = terminal.hark(["--timeout", "1"]);
     command.stdin(Stdio::piped());
     let ran = pipe(command, "send bob x\nping\n");
-    assert_eq!(ran.out, "notsent the client is closed\nnotsent the client is closed\n");
+    assert_eq!(
+        ran.out,
+        "notsent the client is closed\nnotsent the client is closed\n"
+    );
     assert_eq!(ran.code, Some(3));
-    assert!(ran.err.starts_with(&format!("hark: cannot reach {}: ", terminal.server)), "{}", ran.err);
+    assert!(
+        ran.err
+            .starts_with(&format!("hark: cannot reach {}: ", terminal.server)),
+        "{}",
+        ran.err
+    );
 }
 
 #[test]
@@ -92,7 +114,11 @@ fn short_outage_is_bridged() {
     let server = ChatServer::start();
     server.chat.add("bob", None);
     let terminal = Terminal::at(&server);
-    let mut child = terminal.hark([""; 0]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut child = terminal
+        .hark([""; 0])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
@@ -105,7 +131,10 @@ fn short_outage_is_bridged() {
         stdout.read_line(&mut line).unwrap();
     }
     drop(stdin);
-    assert_eq!((line.as_str(), child.wait().unwrap().code()), ("ok\nok\nok\n", Some(0)));
+    assert_eq!(
+        (line.as_str(), child.wait().unwrap().code()),
+        ("ok\nok\nok\n", Some(0))
+    );
     assert_eq!(server.chat.stored("bob"), ["1", "2", "3"]);
 }
 
@@ -124,7 +153,10 @@ fn password_comes_from_environment_or_file() {
     std::fs::write(&file, "new secret\n").unwrap();
     let mut command = terminal.hark(["--new-password-file", file.to_str().unwrap()]);
     command.env("HARK_PASSWORD", "old secret");
-    assert_eq!(pipe(command, "create amy\nlogin amy\npassword amy\n"), fine("ok\nok\nok\n"));
+    assert_eq!(
+        pipe(command, "create amy\nlogin amy\npassword amy\n"),
+        fine("ok\nok\nok\n")
+    );
     let command = terminal.hark(["--password-file", file.to_str().unwrap()]);
     assert_eq!(pipe(command, "login amy\n"), fine("ok\n"));
 }
@@ -133,7 +165,11 @@ fn password_comes_from_environment_or_file() {
 fn closed_output_ends_the_run_quietly() {
     let server = ChatServer::start();
     let terminal = Terminal::at(&server);
-    let mut child = terminal.hark([""; 0]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut child = terminal
+        .hark([""; 0])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut stdin = child.stdin.take().unwrap();
     drop(child.stdout.take());
     // hark may have ended before both are read.

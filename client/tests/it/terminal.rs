@@ -32,7 +32,12 @@ struct Shared {
 
 impl Screen {
     fn open(terminal: &Terminal, variables: &[(&str, &str)]) -> Self {
-        let size = PtySize { rows: ROWS, cols: COLUMNS, pixel_width: 0, pixel_height: 0 };
+        let size = PtySize {
+            rows: ROWS,
+            cols: COLUMNS,
+            pixel_width: 0,
+            pixel_height: 0,
+        };
         let pair = native_pty_system().openpty(size).unwrap();
         let mut command = CommandBuilder::new(env!("CARGO_BIN_EXE_hark"));
         command.env_clear();
@@ -48,14 +53,23 @@ impl Screen {
         let child = pair.slave.spawn_command(command).unwrap();
         drop(pair.slave);
         let parser = Mutex::new((vt100::Parser::new(ROWS, COLUMNS, 1000), Vec::new()));
-        let shared = Arc::new(Shared { parser, changed: Condvar::new() });
+        let shared = Arc::new(Shared {
+            parser,
+            changed: Condvar::new(),
+        });
         let reader = pair.master.try_clone_reader().unwrap();
         std::thread::spawn({
             let shared = Arc::clone(&shared);
             move || shared.feed(reader)
         });
         let keys = pair.master.take_writer().unwrap();
-        Self { shared, keys, child, _master: pair.master, server: terminal.server.clone() }
+        Self {
+            shared,
+            keys,
+            child,
+            _master: pair.master,
+            server: terminal.server.clone(),
+        }
     }
 
     fn keys(&mut self, keys: &str) {
@@ -87,9 +101,16 @@ impl Screen {
     fn wait_until(&self, what: &str, is_so: impl Fn(&str) -> bool) {
         let parser = self.shared.parser.lock().unwrap();
         let waiting = |parser: &mut (vt100::Parser, Vec<u8>)| !is_so(&parser.0.screen().contents());
-        let (parser, timeout) = self.shared.changed.wait_timeout_while(parser, TIMEOUT, waiting).unwrap();
+        let (parser, timeout) = self
+            .shared
+            .changed
+            .wait_timeout_while(parser, TIMEOUT, waiting)
+            .unwrap();
         let contents = parser.0.screen().contents();
-        assert!(!timeout.timed_out(), "{what:?} did not come on the screen:\n{contents}");
+        assert!(
+            !timeout.timed_out(),
+            "{what:?} did not come on the screen:\n{contents}"
+        );
     }
 
     fn contents(&self) -> String {
@@ -103,7 +124,11 @@ impl Screen {
 
     /// Returns the prompt of `user` while the link is up.
     fn prompt(&self, user: &str) -> String {
-        format!("{user}{}{}> ", if user.is_empty() { "" } else { "@" }, self.server)
+        format!(
+            "{user}{}{}> ",
+            if user.is_empty() { "" } else { "@" },
+            self.server
+        )
     }
 
     /// Leaves with Ctrl-D at the next prompt, since the editor handles that key
@@ -151,13 +176,19 @@ fn prompt_and_outcomes_are_shown() {
     let mut screen = Screen::open(&terminal, &[]);
     screen.wait_for(&screen.prompt(""));
     screen.enter("create user2", "user2 was created");
-    screen.enter("create user2", "refused (exists): there is a user user2 already");
+    screen.enter(
+        "create user2",
+        "refused (exists): there is a user user2 already",
+    );
     screen.enter("login user2", "you are logged in as user2");
     screen.wait_for(&screen.prompt("user2"));
     screen.enter("list", "1 user: user2");
     screen.enter("list (", "error: unclosed group");
     screen.enter("send user2 hello, again", "→ user2: hello, again … stored");
-    screen.enter("send user9 x", "→ user9: x … refused (no-such-user): there is no user user9");
+    screen.enter(
+        "send user9 x",
+        "→ user9: x … refused (no-such-user): there is no user user9",
+    );
     screen.enter("ping", "the server responds");
     screen.enter("sned", "unknown command \"sned\"; try help");
     screen.enter("disconnect", "you are logged out");
@@ -173,7 +204,10 @@ fn message_appears_above_the_typed_line() {
     server.chat.add("amy", None);
     let mut screen = Screen::open(&terminal, &[]);
     screen.wait_for(&screen.prompt(""));
-    screen.enter("connect amy", "you are connected as amy; no messages are waiting");
+    screen.enter(
+        "connect amy",
+        "you are connected as amy; no messages are waiting",
+    );
     screen.wait_for(&screen.prompt("amy"));
     screen.at_prompt("send bob half ty");
     screen.wait_for("half ty");
@@ -182,7 +216,8 @@ fn message_appears_above_the_typed_line() {
     screen.wait_until("the message above the line", |screen| {
         let rows: Vec<&str> = screen.trim_end().lines().collect();
         let above = rows.len().checked_sub(2).map(|row| rows[row]);
-        above.is_some_and(|row| row.ends_with(" bob: hello, amy")) && rows.last() == Some(&line.as_str())
+        above.is_some_and(|row| row.ends_with(" bob: hello, amy"))
+            && rows.last() == Some(&line.as_str())
     });
     // Editing continues in the same line.
     screen.keys("ped\r");
@@ -195,13 +230,23 @@ fn message_appears_above_the_typed_line() {
 fn received_text_is_escaped() {
     let (server, terminal) = chat();
     server.chat.add("amy", None);
-    server.chat.leave(Some("bob"), "amy", "\x1b[2J\x07\u{202e}evil\u{9b}31m\n10:00 ann: not ann");
+    server.chat.leave(
+        Some("bob"),
+        "amy",
+        "\x1b[2J\x07\u{202e}evil\u{9b}31m\n10:00 ann: not ann",
+    );
     let mut screen = Screen::open(&terminal, &[]);
     screen.wait_for(&screen.prompt(""));
     screen.enter("connect amy", "not ann");
     let contents = screen.contents();
-    assert!(contents.contains(r"bob: \u{1b}[2J\u{7}\u{202e}evil\u{9b}31m"), "{contents}");
-    assert!(contents.contains("           10:00 ann: not ann"), "the second line is indented:\n{contents}");
+    assert!(
+        contents.contains(r"bob: \u{1b}[2J\u{7}\u{202e}evil\u{9b}31m"),
+        "{contents}"
+    );
+    assert!(
+        contents.contains("           10:00 ann: not ann"),
+        "the second line is indented:\n{contents}"
+    );
     assert_eq!(screen.leave(), 0);
 }
 
@@ -235,7 +280,10 @@ fn commands_wait_while_server_is_down() {
     server.stop();
     screen.wait_for("* no connection to ");
     screen.wait_for("(offline)");
-    screen.enter("send bob later", "→ bob: later … pending (waiting for the server)");
+    screen.enter(
+        "send bob later",
+        "→ bob: later … pending (waiting for the server)",
+    );
     screen.enter("list", "* waiting for the server");
     server.restart();
     screen.wait_for("→ bob: later … stored");
@@ -251,11 +299,17 @@ fn leaving_reports_unstored_sends() {
     server.chat.add("bob", None);
     let mut screen = Screen::open(&terminal, &[]);
     screen.wait_for(&screen.prompt(""));
-    server.chat.inject(Faults { is_silent: true, ..Faults::default() });
+    server.chat.inject(Faults {
+        is_silent: true,
+        ..Faults::default()
+    });
     screen.enter("send bob written", "→ bob: written … pending");
     server.stop();
     screen.wait_for("(offline)");
-    screen.enter("send bob unwritten", "→ bob: unwritten … pending (waiting for the server)");
+    screen.enter(
+        "send bob unwritten",
+        "→ bob: unwritten … pending (waiting for the server)",
+    );
     screen.at_prompt("quit\r");
     screen.wait_for("* waiting up to 2 s for 2 answers; press Ctrl-C to leave now");
     screen.wait_for("→ bob: written … unknown: it is unknown whether the message was stored");
@@ -279,7 +333,9 @@ fn password_is_neither_echoed_nor_saved() {
     screen.wait_for("you are connected as amy; no messages are waiting");
     screen.enter("disconnect", "you are logged out");
     screen.at_prompt("login amy\r");
-    screen.wait_until("it asks again", |screen| screen.matches("Password for amy:").count() == 2);
+    screen.wait_until("it asks again", |screen| {
+        screen.matches("Password for amy:").count() == 2
+    });
     screen.keys("wrong\r");
     screen.wait_for("refused (denied)");
     assert!(!screen.raw().contains("hunter2"));
@@ -287,7 +343,10 @@ fn password_is_neither_echoed_nor_saved() {
     screen.enter("login amy hunter2", "usage: login USER");
     assert_eq!(screen.leave(), 0);
     let history = std::fs::read_to_string(terminal.state.path().join("hark/history")).unwrap();
-    assert!(history.contains("connect amy") && !history.contains("hunter2"), "{history}");
+    assert!(
+        history.contains("connect amy") && !history.contains("hunter2"),
+        "{history}"
+    );
 }
 
 /// Output of a program in a terminal.
@@ -304,7 +363,8 @@ impl Output {
         while !self.output.contains(text) {
             let count = self.bytes.read(&mut bytes).unwrap_or_default();
             assert!(count > 0, "{text:?} is not in {:?}", self.output);
-            self.output.push_str(&String::from_utf8_lossy(&bytes[..count]));
+            self.output
+                .push_str(&String::from_utf8_lossy(&bytes[..count]));
         }
     }
 }
@@ -319,7 +379,14 @@ fn in_terminal(terminal: &Terminal, arguments: &[&str]) -> (PtyPair, Box<dyn Chi
     command.env("XDG_STATE_HOME", terminal.state.path());
     let child = pair.slave.spawn_command(command).unwrap();
     let bytes = pair.master.try_clone_reader().unwrap();
-    (pair, child, Output { bytes, output: String::new() })
+    (
+        pair,
+        child,
+        Output {
+            bytes,
+            output: String::new(),
+        },
+    )
 }
 
 #[test]
@@ -375,18 +442,30 @@ fn check_end_by(signal: &str, typed: &str, asked: &str) {
     command.env("HARK_SERVER", &terminal.server);
     command.env("XDG_STATE_HOME", terminal.state.path());
     let mut shell = pair.slave.spawn_command(command).unwrap();
-    let mut written = Output { bytes: pair.master.try_clone_reader().unwrap(), output: String::new() };
+    let mut written = Output {
+        bytes: pair.master.try_clone_reader().unwrap(),
+        output: String::new(),
+    };
     written.until(&format!("{}> ", terminal.server));
     // The editor ends the line when it is dropped.
     let mut keys = pair.master.take_writer().unwrap();
     keys.write_all(typed.as_bytes()).unwrap();
     written.until(asked);
     let pid = written.output.split_whitespace().nth(1).unwrap();
-    assert!(std::process::Command::new("kill").args([signal, pid]).status().unwrap().success());
+    assert!(
+        std::process::Command::new("kill")
+            .args([signal, pid])
+            .status()
+            .unwrap()
+            .success()
+    );
     written.until("iexten");
     shell.wait().unwrap();
     let (chat, after) = written.output.split_once("ended 0 ").unwrap();
-    assert!(chat.contains("\x1b[?2004l"), "{signal} after {typed:?}: {chat:?}");
+    assert!(
+        chat.contains("\x1b[?2004l"),
+        "{signal} after {typed:?}: {chat:?}"
+    );
     for mode in ["echo", "icanon", "isig", "icrnl"] {
         let is_so = after.split_whitespace().any(|after| after == mode);
         assert!(is_so, "{mode}, {signal} after {typed:?}: {after}");
@@ -407,7 +486,10 @@ fn ctrl_d_between_prompts_leaves() {
     let (pair, mut hark, mut written) = in_terminal(&terminal, &[]);
     written.until("> ");
     until_mode(&pair, "-icanon");
-    server.chat.inject(Faults { is_silent: true, ..Faults::default() });
+    server.chat.inject(Faults {
+        is_silent: true,
+        ..Faults::default()
+    });
     let mut keys = pair.master.take_writer().unwrap();
     keys.write_all(b"list\r").unwrap();
     until_mode(&pair, "icanon");
@@ -428,11 +510,19 @@ fn ctrl_c_at_password_prompt_restores_the_terminal() {
         command.set_controlling_tty(false);
         pair.slave.spawn_command(command).unwrap().wait().unwrap();
         written.until("iexten");
-        written.output.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        written
+            .output
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
     };
     let asking = modes(&mut written);
     assert!(asking.iter().any(|mode| mode == "-echo"), "{asking:?}");
-    pair.master.take_writer().unwrap().write_all(b"hunt\x03").unwrap();
+    pair.master
+        .take_writer()
+        .unwrap()
+        .write_all(b"hunt\x03")
+        .unwrap();
     hark.wait().unwrap();
     let after = modes(&mut written);
     for mode in ["echo", "icanon", "isig"] {
@@ -451,7 +541,9 @@ fn tab_completes_commands_and_known_names() {
     screen.wait_for("→ somebody: hello … stored");
     // The history contains the line.
     screen.at_prompt("\x1b[A\r");
-    screen.wait_until("it twice", |screen| screen.matches("→ somebody: hello … stored").count() == 2);
+    screen.wait_until("it twice", |screen| {
+        screen.matches("→ somebody: hello … stored").count() == 2
+    });
     screen.at_prompt("\x03");
     screen.wait_for("* press Ctrl-C again");
     screen.at_prompt("\x03");
@@ -470,12 +562,17 @@ fn chat_does_not_reconnect_after_takeover() {
     screen.wait_for("(anonymous): 1");
     // The message comes again at the takeover unless it is acknowledged.
     screen.wait_until("the acknowledgement", |_| server.chat.queued("amy") == 0);
-    let listening = other.hark(["listen", "amy", "--count", "1"]).spawn().unwrap();
+    let listening = other
+        .hark(["listen", "amy", "--count", "1"])
+        .spawn()
+        .unwrap();
     screen.wait_for("* another connection now receives the messages of amy");
     server.chat.leave(None, "amy", "2");
     let listened = ran(listening.wait_with_output().unwrap());
     assert!(listened.out.ends_with(" 2\n"), "{listened:?}");
     screen.at_prompt("connect amy\r");
-    screen.wait_until("it is amy again", |screen| screen.matches("you are connected as amy").count() == 2);
+    screen.wait_until("it is amy again", |screen| {
+        screen.matches("you are connected as amy").count() == 2
+    });
     assert_eq!(screen.leave(), 0);
 }

@@ -30,9 +30,14 @@ const SHRINK_MS_MAX: u32 = 20_000;
 /// If `body` panics, or if the seeds cannot be loaded.
 #[track_caller]
 pub fn check(target: &str, body: impl Fn(&[u8])) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("seeds").join(target);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .with_file_name("seeds")
+        .join(target);
     let seeds = load(&folder).unwrap_or_else(|error| {
-        panic!("cannot load the seeds in {0} and {0}.tar: {error}", folder.display())
+        panic!(
+            "cannot load the seeds in {0} and {0}.tar: {error}",
+            folder.display()
+        )
     });
     for seed in &seeds {
         let _reporter = Reporter(seed);
@@ -53,7 +58,10 @@ pub fn check(target: &str, body: impl Fn(&[u8])) {
         Err(TestError::Fail(why, input)) => {
             let path = folder.join(format!("failed-{:016x}", hash(&input)));
             let written = fs::write(&path, input);
-            panic!("{target} fails: {why}; the input is {}: {written:?}", path.display());
+            panic!(
+                "{target} fails: {why}; the input is {}: {written:?}",
+                path.display()
+            );
         }
         Err(TestError::Abort(why)) => panic!("{target} was not tried: {why}"),
     }
@@ -72,7 +80,10 @@ fn load(folder: &Path) -> io::Result<Vec<Seed>> {
     let mut seeds = named(folder)?;
     seeds.extend(archived(&folder.with_extension("tar"))?);
     if seeds.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "the target has no seeds"));
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "the target has no seeds",
+        ));
     }
     Ok(seeds)
 }
@@ -81,7 +92,12 @@ fn named(folder: &Path) -> io::Result<Vec<Seed>> {
     let paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path()));
     let mut paths = paths.collect::<io::Result<Vec<_>>>()?;
     paths.sort();
-    let read = |path: &Path| Ok(Seed { name: path.display().to_string(), bytes: fs::read(path)? });
+    let read = |path: &Path| {
+        Ok(Seed {
+            name: path.display().to_string(),
+            bytes: fs::read(path)?,
+        })
+    };
     paths.iter().map(|path| read(path)).collect()
 }
 
@@ -136,11 +152,12 @@ fn input(seeds: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
         (1..200_usize).prop_map(Edit::Repeat),
     ];
     let edits = vec((any::<Index>(), edit), 0..8);
-    let spliced = (seed.clone(), any::<Index>(), seed, any::<Index>()).prop_map(|(a, a_end, b, b_begin)| {
-        let (head, _) = a.split_at(a_end.index(a.len() + 1));
-        let (_, tail) = b.split_at(b_begin.index(b.len() + 1));
-        [head, tail].concat()
-    });
+    let spliced =
+        (seed.clone(), any::<Index>(), seed, any::<Index>()).prop_map(|(a, a_end, b, b_begin)| {
+            let (head, _) = a.split_at(a_end.index(a.len() + 1));
+            let (_, tail) = b.split_at(b_begin.index(b.len() + 1));
+            [head, tail].concat()
+        });
     let edited = (spliced, edits).prop_map(|(mut bytes, edits)| {
         for (at, edit) in edits {
             change(&mut bytes, at, edit);
@@ -165,9 +182,9 @@ fn change(bytes: &mut Vec<u8>, at: Index, edit: Edit) {
 
 /// Returns the FNV-1a hash of an input, which names its file.
 fn hash(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 #[cfg(test)]
@@ -180,9 +197,12 @@ mod tests {
     /// Returns the archives of all targets.
     fn archives() -> Vec<PathBuf> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("seeds");
-        let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-        let archives: Vec<_> =
-            paths.filter(|path| path.extension().is_some_and(|ext| ext == "tar")).collect();
+        let paths = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        let archives: Vec<_> = paths
+            .filter(|path| path.extension().is_some_and(|ext| ext == "tar"))
+            .collect();
         assert!(!archives.is_empty());
         archives
     }
@@ -208,9 +228,25 @@ mod tests {
                 let entry = entry.unwrap();
                 let (header, name) = (entry.header(), entry.path().unwrap().into_owned());
                 let numbers = [header.uid(), header.gid(), header.mtime()].map(Result::unwrap);
-                assert!(header.entry_type().is_file(), "{}: {}", path.display(), name.display());
-                assert_eq!((numbers, header.mode().unwrap()), ([0; 3], 0o644), "{}", path.display());
-                assert!(last < name, "{}: {} comes after {}", path.display(), name.display(), last.display());
+                assert!(
+                    header.entry_type().is_file(),
+                    "{}: {}",
+                    path.display(),
+                    name.display()
+                );
+                assert_eq!(
+                    (numbers, header.mode().unwrap()),
+                    ([0; 3], 0o644),
+                    "{}",
+                    path.display()
+                );
+                assert!(
+                    last < name,
+                    "{}: {} comes after {}",
+                    path.display(),
+                    name.display(),
+                    last.display()
+                );
                 last = name;
             }
         }

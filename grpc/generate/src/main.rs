@@ -53,10 +53,19 @@ mod tests {
         let folder = tempfile::tempdir()?;
         generate(folder.path())?;
         for file in GENERATED {
-            let (new, old) = (fs::read(folder.path().join(file))?, fs::read(committed().join(file))?);
-            anyhow::ensure!(new == old, "{file} is stale: run `cargo run -p hark-grpc-generate`");
+            let (new, old) = (
+                fs::read(folder.path().join(file))?,
+                fs::read(committed().join(file))?,
+            );
+            anyhow::ensure!(
+                new == old,
+                "{file} is stale: run `cargo run -p hark-grpc-generate`"
+            );
         }
-        anyhow::ensure!(fs::read_dir(folder.path())?.count() == GENERATED.len(), "GENERATED lacks a file");
+        anyhow::ensure!(
+            fs::read_dir(folder.path())?.count() == GENERATED.len(),
+            "GENERATED lacks a file"
+        );
         Ok(())
     }
 }

@@ -37,7 +37,10 @@ pub trait Merge: Clone + Serialize + DeserializeOwned + 'static {
 
 impl<T: Ord + Clone + Serialize + DeserializeOwned + 'static> Merge for BTreeSet<T> {
     fn merge_with(&mut self, other: Self) -> Option<Self> {
-        let new: Self = other.into_iter().filter(|element| self.insert(element.clone())).collect();
+        let new: Self = other
+            .into_iter()
+            .filter(|element| self.insert(element.clone()))
+            .collect();
         Some(new).filter(|new| !new.is_empty())
     }
 }
@@ -73,10 +76,16 @@ mod tests {
 
     #[test]
     fn maps_merge_the_values_of_each_key() {
-        let mut own =
-            BTreeMap::from([("a", set([1])), ("b", set([2]))].map(|(key, set)| (key.to_owned(), set)));
+        let mut own = BTreeMap::from(
+            [("a", set([1])), ("b", set([2]))].map(|(key, set)| (key.to_owned(), set)),
+        );
         let other = [("a", set([1])), ("b", set([2, 3])), ("c", set([4]))];
-        let new = own.merge_with(other.map(|(key, set)| (key.to_owned(), set)).into_iter().collect());
+        let new = own.merge_with(
+            other
+                .map(|(key, set)| (key.to_owned(), set))
+                .into_iter()
+                .collect(),
+        );
         let expected = [("b", set([3])), ("c", set([4]))].map(|(key, set)| (key.to_owned(), set));
         assert_eq!(new, Some(BTreeMap::from(expected)));
         assert_eq!(own.values().map(BTreeSet::len).sum::<usize>(), 4);

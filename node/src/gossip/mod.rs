@@ -80,7 +80,11 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { linger: Duration::from_millis(50), fanout: 3, compare: Duration::from_millis(500) }
+        Self {
+            linger: Duration::from_millis(50),
+            fanout: 3,
+            compare: Duration::from_millis(500),
+        }
     }
 }
 
@@ -92,7 +96,9 @@ pub struct Gossip<S, T> {
 
 impl<S, T> Clone for Gossip<S, T> {
     fn clone(&self) -> Self {
-        Self { shared: Rc::clone(&self.shared) }
+        Self {
+            shared: Rc::clone(&self.shared),
+        }
     }
 }
 
@@ -113,9 +119,15 @@ struct Version<T> {
 impl<S: 'static, T: Merge + Default> Gossip<S, T> {
     /// Shares the default of a state.
     pub fn new(node: &Node<S>, settings: Settings) -> Self {
-        let shared =
-            Shared { node: node.clone(), settings, state: RefCell::default(), fresh: RefCell::default() };
-        let gossip = Self { shared: Rc::new(shared) };
+        let shared = Shared {
+            node: node.clone(),
+            settings,
+            state: RefCell::default(),
+            fresh: RefCell::default(),
+        };
+        let gossip = Self {
+            shared: Rc::new(shared),
+        };
         gossip.register();
         gossip
     }
@@ -128,7 +140,9 @@ impl<S: 'static, T: Merge + Default> Gossip<S, T> {
 
     /// Merges a change, and passes it on if it is new.
     pub fn merge(&self, change: T) {
-        let Some(new) = self.shared.state.borrow_mut().merge_with(change) else { return };
+        let Some(new) = self.shared.state.borrow_mut().merge_with(change) else {
+            return;
+        };
         if let Some(fresh) = &mut *self.shared.fresh.borrow_mut() {
             // What is already in it is passed on, too.
             drop(fresh.merge_with(new));
@@ -137,7 +151,11 @@ impl<S: 'static, T: Merge + Default> Gossip<S, T> {
         self.shared.fresh.replace(Some(new));
         let gossip = self.clone();
         self.shared.node.spawn(async move {
-            gossip.shared.node.sleep(gossip.shared.settings.linger).await;
+            gossip
+                .shared
+                .node
+                .sleep(gossip.shared.settings.linger)
+                .await;
             gossip.pass_on();
         });
     }
@@ -145,12 +163,16 @@ impl<S: 'static, T: Merge + Default> Gossip<S, T> {
     fn register(&self) {
         let node = &self.shared.node;
         let gossip = self.clone();
-        node.receive(RUMOR, async move |_, request: Request<Version<T>>| gossip.merge(request.body.state));
+        node.receive(RUMOR, async move |_, request: Request<Version<T>>| {
+            gossip.merge(request.body.state)
+        });
         let gossip = self.clone();
         node.handle(COMPARE, async move |_, request: Request<Version<T>>| {
             let mut theirs = request.body.state;
             gossip.merge(theirs.clone());
-            Ok(Version { state: theirs.merge_with(gossip.state().clone()) })
+            Ok(Version {
+                state: theirs.merge_with(gossip.state().clone()),
+            })
         });
         let gossip = self.clone();
         node.every(self.shared.settings.compare, async move |_| {
@@ -161,9 +183,12 @@ impl<S: 'static, T: Merge + Default> Gossip<S, T> {
     }
 
     fn pass_on(&self) {
-        let Some(state) = self.shared.fresh.take() else { return };
+        let Some(state) = self.shared.fresh.take() else {
+            return;
+        };
         let rumor = Version { state };
-        for peer in (0..self.shared.settings.fanout).filter_map(|_| self.shared.node.random_peer()) {
+        for peer in (0..self.shared.settings.fanout).filter_map(|_| self.shared.node.random_peer())
+        {
             if let Err(error) = self.shared.node.send(peer, RUMOR, &rumor) {
                 tracing::error!(peer, %error, "cannot write a rumor");
             }
@@ -172,10 +197,16 @@ impl<S: 'static, T: Merge + Default> Gossip<S, T> {
 
     /// Exchanges the parts that either of two nodes lacks.
     async fn compare(&self) -> Result<(), Error> {
-        let Some(peer) = self.shared.node.random_peer() else { return Ok(()) };
+        let Some(peer) = self.shared.node.random_peer() else {
+            return Ok(());
+        };
         let call = {
-            let ours = Version { state: &*self.state() };
-            self.shared.node.call::<Version<Option<T>>>(peer, COMPARE, &ours)
+            let ours = Version {
+                state: &*self.state(),
+            };
+            self.shared
+                .node
+                .call::<Version<Option<T>>>(peer, COMPARE, &ours)
         };
         if let Some(missing) = call.await?.state {
             self.merge(missing);

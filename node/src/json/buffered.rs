@@ -77,7 +77,10 @@ impl<'de> Visitor<'de> for Text<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         self.0.push(b'[');
         let start = self.0.len();
-        while seq.next_element_seed(Element { out: self.0, start })?.is_some() {}
+        while seq
+            .next_element_seed(Element { out: self.0, start })?
+            .is_some()
+        {}
         self.0.push(b']');
         Ok(())
     }

@@ -132,7 +132,10 @@ pub(crate) const RESERVED: [&str; 3] = ["type", "msg_id", "in_reply_to"];
 
 /// Appends `value` to `out` in the shape of the wire. After an error the caller
 /// removes the rest in `out`.
-pub(crate) fn write(value: &(impl Serialize + ?Sized), out: &mut Vec<u8>) -> serde_json::Result<()> {
+pub(crate) fn write(
+    value: &(impl Serialize + ?Sized),
+    out: &mut Vec<u8>,
+) -> serde_json::Result<()> {
     value.serialize(&mut Serializer::with_formatter(out, Shape::default()))
 }
 
@@ -143,7 +146,10 @@ pub(crate) fn write_fields(
     out: &mut Vec<u8>,
 ) -> serde_json::Result<Option<&'static str>> {
     let reserved = Cell::new(None);
-    let shape = Shape { reserved: Some(&reserved), ..Shape::default() };
+    let shape = Shape {
+        reserved: Some(&reserved),
+        ..Shape::default()
+    };
     fields.serialize(&mut Serializer::with_formatter(out, shape))?;
     Ok(reserved.get())
 }
@@ -161,8 +167,10 @@ struct Shape<'a> {
 
 impl Shape<'_> {
     fn check_key(&self, key: &str) {
-        if let (Some(reserved), Some(name)) = (self.reserved, RESERVED.into_iter().find(|name| *name == key))
-        {
+        if let (Some(reserved), Some(name)) = (
+            self.reserved,
+            RESERVED.into_iter().find(|name| *name == key),
+        ) {
             reserved.set(Some(name));
         }
     }
@@ -179,7 +187,11 @@ impl Formatter for Shape<'_> {
         out.write_all(b"]")
     }
 
-    fn begin_array_value<W: ?Sized + io::Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+    fn begin_array_value<W: ?Sized + io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
         if first { Ok(()) } else { out.write_all(b", ") }
     }
 
@@ -193,7 +205,11 @@ impl Formatter for Shape<'_> {
         out.write_all(b"}")
     }
 
-    fn begin_object_key<W: ?Sized + io::Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+    fn begin_object_key<W: ?Sized + io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
         self.is_key = self.depth == 1;
         if first { Ok(()) } else { out.write_all(b", ") }
     }
@@ -203,7 +219,11 @@ impl Formatter for Shape<'_> {
         out.write_all(b": ")
     }
 
-    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, out: &mut W, text: &str) -> io::Result<()> {
+    fn write_string_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        out: &mut W,
+        text: &str,
+    ) -> io::Result<()> {
         if std::mem::take(&mut self.is_key) {
             self.check_key(text);
         }
@@ -223,10 +243,17 @@ impl Formatter for Shape<'_> {
         }
     }
 
-    fn write_raw_fragment<W: ?Sized + io::Write>(&mut self, out: &mut W, text: &str) -> io::Result<()> {
+    fn write_raw_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        out: &mut W,
+        text: &str,
+    ) -> io::Result<()> {
         if self.depth == 0 && self.reserved.is_some() {
             let fields: Result<HashMap<String, IgnoredAny>, _> = serde_json::from_str(text);
-            fields.into_iter().flat_map(HashMap::into_keys).for_each(|key| self.check_key(&key));
+            fields
+                .into_iter()
+                .flat_map(HashMap::into_keys)
+                .for_each(|key| self.check_key(&key));
         }
         let mut ascii = Vec::with_capacity(text.len());
         write_text(text, &mut ascii);
@@ -279,7 +306,10 @@ fn write_text(text: &str, out: &mut Vec<u8>) {
 fn write_string<'a>(text: &'a str, out: &mut Vec<u8>) -> &'a str {
     let mut rest = text;
     loop {
-        let end = rest.bytes().position(|byte| matches!(byte, b'"' | b'\\')).unwrap_or(rest.len());
+        let end = rest
+            .bytes()
+            .position(|byte| matches!(byte, b'"' | b'\\'))
+            .unwrap_or(rest.len());
         let (plain, special) = rest.split_at(end);
         // Writing to a `Vec` never fails.
         write_fragment(plain, out).unwrap_or_default();
@@ -294,7 +324,9 @@ fn write_string<'a>(text: &'a str, out: &mut Vec<u8>) -> &'a str {
 
 /// Appends one escape, and returns the rest of the text.
 fn write_escape<'a>(text: &'a str, out: &mut Vec<u8>) -> &'a str {
-    let hex = text.strip_prefix("\\u").and_then(|digits| u16::from_str_radix(digits.get(..4)?, 16).ok());
+    let hex = text
+        .strip_prefix("\\u")
+        .and_then(|digits| u16::from_str_radix(digits.get(..4)?, 16).ok());
     match (hex, text.as_bytes().get(1)) {
         (Some(unit), _) => {
             write_unit(unit, out);
@@ -345,8 +377,15 @@ mod tests {
 
     #[test]
     fn equality_ignores_white_space_and_escapes_alone() {
-        assert_eq!(json(r#"{"a":[1, "\u0041\/"]}"#), json(r#"{ "a" : [1,"A/"] }"#));
-        for (one, other) in [("1", "1.0"), (r#"{"a":1,"b":2}"#, r#"{"b":2,"a":1}"#), ("[]", "{}")] {
+        assert_eq!(
+            json(r#"{"a":[1, "\u0041\/"]}"#),
+            json(r#"{ "a" : [1,"A/"] }"#)
+        );
+        for (one, other) in [
+            ("1", "1.0"),
+            (r#"{"a":1,"b":2}"#, r#"{"b":2,"a":1}"#),
+            ("[]", "{}"),
+        ] {
             assert_ne!(json(one), json(other));
         }
         let set = BTreeSet::from([json("[1]"), json("[ 1 ]"), json("2")]);
@@ -368,11 +407,15 @@ mod tests {
             fields: std::collections::BTreeMap<String, Json>,
         }
         let value = r#"{"b":[1,-2,1.5,true,null,"\u00e9\""],"a":{"c":{}}}"#;
-        let tagged: Tagged = serde_json::from_str(&format!(r#"{{"type":"Put","value":{value}}}"#)).unwrap();
+        let tagged: Tagged =
+            serde_json::from_str(&format!(r#"{{"type":"Put","value":{value}}}"#)).unwrap();
         let Tagged::Put { value: read } = &tagged;
         assert_eq!(*read, json(value));
         let written = serde_json::to_string(&tagged).unwrap();
-        assert_eq!(json(&written), json(&format!(r#"{{"type":"Put","value":{value}}}"#)));
+        assert_eq!(
+            json(&written),
+            json(&format!(r#"{{"type":"Put","value":{value}}}"#))
+        );
         let flat: Flat = serde_json::from_str(r#"{"x":[1],"y":18446744073709551615}"#).unwrap();
         assert_eq!(flat.fields["y"], json("18446744073709551615"));
         let read: Json = serde_json::from_value(serde_json::json!({"a": 1})).unwrap();
@@ -390,9 +433,10 @@ mod tests {
 
     #[test]
     fn values_keep_their_keys_and_numbers() {
-        check(r#"{"b":1,"a":[ 1.00 ,-0,1e400, 12345678901234567890123]}"#, {
-            r#"{"b": 1, "a": [1.00, -0, 1e400, 12345678901234567890123]}"#
-        });
+        check(
+            r#"{"b":1,"a":[ 1.00 ,-0,1e400, 12345678901234567890123]}"#,
+            { r#"{"b": 1, "a": [1.00, -0, 1e400, 12345678901234567890123]}"# },
+        );
         check("[ ]", "[]");
         check("{\t}", "{}");
         check("\"a,b:c  {\"", "\"a,b:c  {\"");
@@ -400,8 +444,14 @@ mod tests {
 
     #[test]
     fn output_is_ascii() {
-        check(r#""é\u00E9😀\ud83D\uDE00""#, r#""\u00e9\u00e9\ud83d\ude00\ud83d\ude00""#);
-        check(r#""\/\u002f\u0041\u000a\u0022\u005c\n\u0000\u007f""#, r#""//A\n\"\\\n\u0000\u007f""#);
+        check(
+            r#""é\u00E9😀\ud83D\uDE00""#,
+            r#""\u00e9\u00e9\ud83d\ude00\ud83d\ude00""#,
+        );
+        check(
+            r#""\/\u002f\u0041\u000a\u0022\u005c\n\u0000\u007f""#,
+            r#""//A\n\"\\\n\u0000\u007f""#,
+        );
         check("\"\u{7f}\"", r#""\u007f""#);
         check(r#"{"\u0061é":"\ud800"}"#, r#"{"a\u00e9": "\ud800"}"#);
     }

@@ -8,7 +8,9 @@
 use std::fmt;
 
 use serde::de::value::{StrDeserializer, StringDeserializer};
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IntoDeserializer as _, MapAccess, Visitor};
+use serde::de::{
+    DeserializeSeed, Deserializer, Error as _, IntoDeserializer as _, MapAccess, Visitor,
+};
 use serde::forward_to_deserialize_any;
 
 use super::buffered::Text;
@@ -24,7 +26,8 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Buffered<D> {
         name: &'static str,
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        self.0.deserialize_newtype_struct(name, RawVisitor { name, visitor })
+        self.0
+            .deserialize_newtype_struct(name, RawVisitor { name, visitor })
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
@@ -56,11 +59,18 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for RawVisitor<V> {
     }
 
     /// A buffer.
-    fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<V::Value, D::Error> {
+    fn visit_newtype_struct<D: Deserializer<'de>>(
+        self,
+        deserializer: D,
+    ) -> Result<V::Value, D::Error> {
         let mut text = Vec::new();
         Text(&mut text).deserialize(deserializer)?;
         let text = String::from_utf8(text).map_err(D::Error::custom)?;
-        self.visitor.visit_map(Entry { name: Some(self.name), text, error: std::marker::PhantomData })
+        self.visitor.visit_map(Entry {
+            name: Some(self.name),
+            text,
+            error: std::marker::PhantomData,
+        })
     }
 }
 
@@ -75,7 +85,10 @@ impl<'de, E: serde::de::Error> MapAccess<'de> for Entry<E> {
     type Error = E;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, E> {
-        self.name.take().map(|name| seed.deserialize(StrDeserializer::new(name))).transpose()
+        self.name
+            .take()
+            .map(|name| seed.deserialize(StrDeserializer::new(name)))
+            .transpose()
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, E> {

@@ -31,7 +31,9 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
     /// Puts the next election off by one to two times the timeout.
     fn reset_election(&self) {
         let timeout = self.shared.settings.election_timeout;
-        self.shared.election.reset(self.shared.node.random_range(timeout..=timeout * 2));
+        self.shared
+            .election
+            .reset(self.shared.node.random_range(timeout..=timeout * 2));
     }
 
     /// Steps down if no majority was heard from for a timeout: clients of the
@@ -39,7 +41,9 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
     fn check_quorum(&self) {
         let (now, timeout) = (self.now(), self.shared.settings.election_timeout);
         let mut server = self.shared.server.borrow_mut();
-        let Role::Leader(leadership) = &server.role else { return };
+        let Role::Leader(leadership) = &server.role else {
+            return;
+        };
         let is_recent = |progress: &&Progress| now.saturating_sub(progress.heard_at) <= timeout;
         let heard = leadership.followers.values().filter(is_recent).count();
         if heard + 1 < self.shared.node.majority() {
@@ -57,11 +61,15 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         }
         {
             let mut server = self.shared.server.borrow_mut();
-            if server.term() != before || server.leader.is_some() && !self.is_leader_silent(&server) {
+            if server.term() != before || server.leader.is_some() && !self.is_leader_silent(&server)
+            {
                 return Ok(());
             }
             let vote = Some(self.shared.node.id().to_owned());
-            server.log.set_ballot(Ballot { term: before + 1, vote })?;
+            server.log.set_ballot(Ballot {
+                term: before + 1,
+                vote,
+            })?;
             server.step_down();
             server.role = Role::Candidate;
         }
@@ -69,13 +77,22 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         let server = self.shared.server.borrow();
         let is_candidate = server.term() == before + 1 && matches!(server.role, Role::Candidate);
         drop(server);
-        if has_won && is_candidate { self.lead() } else { Ok(()) }
+        if has_won && is_candidate {
+            self.lead()
+        } else {
+            Ok(())
+        }
     }
 
     /// Asks all for their votes, and returns whether a majority gives them.
     async fn canvass(&self, term: u64, is_trial: bool) -> bool {
         let last = self.shared.server.borrow().log.last();
-        let vote = Vote { term, is_trial, last_index: last.index, last_term: last.term };
+        let vote = Vote {
+            term,
+            is_trial,
+            last_index: last.index,
+            last_term: last.term,
+        };
         let mut missing = self.shared.node.majority() - 1;
         let (granted, mut votes) = mpsc::channel(self.shared.node.node_ids().len());
         for peer in self.shared.node.peers() {
@@ -83,7 +100,10 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
             let call = call.timeout(self.shared.settings.election_timeout);
             let (raft, granted) = (self.clone(), granted.clone());
             self.shared.node.spawn(async move {
-                match call.await.and_then(|reply| raft.observe(reply.term).map(|()| reply.is_granted)) {
+                match call
+                    .await
+                    .and_then(|reply| raft.observe(reply.term).map(|()| reply.is_granted))
+                {
                     // The election may be over.
                     Ok(true) => drop(granted.try_send(())),
                     Ok(false) => {}
@@ -113,29 +133,48 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         let (now, peers) = (self.now(), self.shared.node.peers());
         let mut server = self.shared.server.borrow_mut();
         let (term, first_index) = (server.term(), server.log.last().index + 1);
-        let progress = Progress { next: first_index, heard_at: now, ..Progress::default() };
+        let progress = Progress {
+            next: first_index,
+            heard_at: now,
+            ..Progress::default()
+        };
         let followers: BTreeMap<_, _> = peers.map(|peer| (peer.to_owned(), progress)).collect();
-        server.log.push(Entry { term, request: None })?;
+        server.log.push(Entry {
+            term,
+            request: None,
+        })?;
         server.leader = Some(self.shared.node.id().to_owned());
-        server.role = Role::Leader(Leadership { first_index, round: 0, followers });
+        server.role = Role::Leader(Leadership {
+            first_index,
+            round: 0,
+            followers,
+        });
         drop(server);
         tracing::info!(term, "leading");
         self.advance()?;
         for peer in self.shared.node.peers() {
             let (raft, peer) = (self.clone(), peer.to_owned());
-            self.shared.node.spawn(async move { raft.replicate(&peer, term).await });
+            self.shared
+                .node
+                .spawn(async move { raft.replicate(&peer, term).await });
         }
         Ok(())
     }
 
     /// Answers a candidate.
     pub(super) fn handle_vote(&self, candidate: &str, vote: Vote) -> Result<VoteReply, Error> {
-        let last = Position { index: vote.last_index, term: vote.last_term };
+        let last = Position {
+            index: vote.last_index,
+            term: vote.last_term,
+        };
         if vote.is_trial {
             let server = self.shared.server.borrow();
             let is_needed = !server.is_leader() && self.is_leader_silent(&server);
             let is_granted = is_needed && vote.term > server.term() && server.is_covered_by(last);
-            return Ok(VoteReply { term: server.term(), is_granted });
+            return Ok(VoteReply {
+                term: server.term(),
+                is_granted,
+            });
         }
         self.observe(vote.term)?;
         let mut server = self.shared.server.borrow_mut();
@@ -143,7 +182,10 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         let is_free = given.is_none_or(|given| given == candidate) || is_planted(Bug::VotesTwice);
         let is_granted = vote.term == term && is_free && server.is_covered_by(last);
         if is_granted {
-            server.log.set_ballot(Ballot { term, vote: Some(candidate.to_owned()) })?;
+            server.log.set_ballot(Ballot {
+                term,
+                vote: Some(candidate.to_owned()),
+            })?;
             drop(server);
             self.reset_election();
         }

@@ -95,7 +95,13 @@ impl<C: Serialize + DeserializeOwned + Clone> Log<C> {
     /// Returns the position of the last entry.
     pub(super) fn last(&self) -> Position {
         let index = self.base.index + u64::try_from(self.entries.len()).unwrap_or(u64::MAX);
-        Position { index, term: self.entries.back().map_or(self.base.term, |entry| entry.term) }
+        Position {
+            index,
+            term: self
+                .entries
+                .back()
+                .map_or(self.base.term, |entry| entry.term),
+        }
     }
 
     /// Returns the term of an entry; `None` if it is gone or not there yet.
@@ -187,7 +193,11 @@ mod tests {
     fn log(storage: &Storage, terms: &[u64]) -> Log<u8> {
         let mut log = Log::load(storage).unwrap();
         for term in terms {
-            log.push(Entry { term: *term, request: None }).unwrap();
+            log.push(Entry {
+                term: *term,
+                request: None,
+            })
+            .unwrap();
         }
         log
     }
@@ -197,10 +207,19 @@ mod tests {
     fn check(log: &Log<u8>, base: Position, terms: &[u64]) {
         let again = Log::<u8>::load(&log.storage).unwrap();
         for log in [log, &again] {
-            let found: Vec<_> = log.range(base.index + 1, usize::MAX).map(|entry| entry.term).collect();
+            let found: Vec<_> = log
+                .range(base.index + 1, usize::MAX)
+                .map(|entry| entry.term)
+                .collect();
             assert_eq!((log.base(), &*found), (base, terms));
             let last = terms.last().copied().unwrap_or(base.term);
-            assert_eq!(log.last(), Position { index: base.index + terms.len() as u64, term: last });
+            assert_eq!(
+                log.last(),
+                Position {
+                    index: base.index + terms.len() as u64,
+                    term: last
+                }
+            );
         }
     }
 
@@ -212,25 +231,40 @@ mod tests {
     fn entries_are_replaced_from_an_index_on() {
         let mut log = log(&Storage::default(), &[1, 1, 2, 2]);
         log.truncate(3);
-        log.push(Entry { term: 3, request: None }).unwrap();
+        log.push(Entry {
+            term: 3,
+            request: None,
+        })
+        .unwrap();
         check(&log, Position::default(), &[1, 1, 3]);
-        assert_eq!((log.term_at(0), log.term_at(3), log.term_at(4)), (Some(0), Some(3), None));
+        assert_eq!(
+            (log.term_at(0), log.term_at(3), log.term_at(4)),
+            (Some(0), Some(3), None)
+        );
     }
 
     #[test]
     fn entries_go_at_the_next_snapshot() {
         let mut log = log(&Storage::default(), &[1, 1, 2, 2, 3]);
-        log.compact(position(2, 1), Json::of(&"two").unwrap()).unwrap();
+        log.compact(position(2, 1), Json::of(&"two").unwrap())
+            .unwrap();
         check(&log, Position::default(), &[1, 1, 2, 2, 3]);
-        log.compact(position(4, 2), Json::of(&"four").unwrap()).unwrap();
+        log.compact(position(4, 2), Json::of(&"four").unwrap())
+            .unwrap();
         check(&log, position(2, 1), &[2, 2, 3]);
         assert_eq!(log.snapshot().unwrap().state.text(), r#""four""#);
-        assert_eq!((log.term_at(1), log.term_at(2), log.term_at(3)), (None, Some(1), Some(2)));
+        assert_eq!(
+            (log.term_at(1), log.term_at(2), log.term_at(3)),
+            (None, Some(1), Some(2))
+        );
     }
 
     #[test]
     fn an_installed_snapshot_keeps_what_continues_it() {
-        let snapshot = |index, term| Snapshot { at: position(index, term), state: Json::of(&()).unwrap() };
+        let snapshot = |index, term| Snapshot {
+            at: position(index, term),
+            state: Json::of(&()).unwrap(),
+        };
         let mut kept = log(&Storage::default(), &[1, 1, 2, 2]);
         kept.install(snapshot(3, 2)).unwrap();
         check(&kept, position(3, 2), &[2]);
@@ -245,7 +279,10 @@ mod tests {
     #[test]
     fn term_and_vote_outlive_a_restart() {
         let storage = Storage::default();
-        let ballot = Ballot { term: 7, vote: Some("n2".into()) };
+        let ballot = Ballot {
+            term: 7,
+            vote: Some("n2".into()),
+        };
         log(&storage, &[]).set_ballot(ballot.clone()).unwrap();
         assert_eq!(*Log::<u8>::load(&storage).unwrap().ballot(), ballot);
     }

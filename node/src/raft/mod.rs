@@ -156,7 +156,9 @@ pub struct Raft<S, M: StateMachine> {
 
 impl<S, M: StateMachine> Clone for Raft<S, M> {
     fn clone(&self) -> Self {
-        Self { shared: Rc::clone(&self.shared) }
+        Self {
+            shared: Rc::clone(&self.shared),
+        }
     }
 }
 
@@ -175,7 +177,10 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
     ///
     /// # Panics
     /// If the storage holds something else under Raft's keys.
-    #[expect(clippy::panic, reason = "a server that has lost its log must not vote or lead")]
+    #[expect(
+        clippy::panic,
+        reason = "a server that has lost its log must not vote or lead"
+    )]
     pub fn new(node: &Node<S>, settings: Settings) -> Self {
         let server = match Server::load(node.storage()) {
             Ok(server) => server,
@@ -188,7 +193,9 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
             election: node.timer(settings.election_timeout),
             changed: Notify::new(),
         };
-        let raft = Self { shared: Rc::new(shared) };
+        let raft = Self {
+            shared: Rc::new(shared),
+        };
         raft.register();
         raft
     }
@@ -203,15 +210,22 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         self.serve(message::APPEND, Self::handle_append);
         self.serve(message::INSTALL, Self::handle_install);
         let raft = self.clone();
-        self.shared.node.handle(message::PROPOSE, async move |_, request: Request<message::Propose<_>>| {
-            raft.handle_propose(request.body).await
-        });
+        self.shared.node.handle(
+            message::PROPOSE,
+            async move |_, request: Request<message::Propose<_>>| {
+                raft.handle_propose(request.body).await
+            },
+        );
         let raft = self.clone();
         self.shared
             .node
-            .handle(message::READ_INDEX, async move |_, _: Request<()>| raft.handle_read_index().await);
+            .handle(message::READ_INDEX, async move |_, _: Request<()>| {
+                raft.handle_read_index().await
+            });
         let raft = self.clone();
-        self.shared.node.on_init(async move |_| raft.keep_electing().await);
+        self.shared
+            .node
+            .on_init(async move |_| raft.keep_electing().await);
     }
 
     /// Answers messages of a type without waiting.
@@ -223,7 +237,9 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         let raft = self.clone();
         self.shared
             .node
-            .handle(kind, async move |_, request: Request<B>| handler(&raft, &request.src, request.body));
+            .handle(kind, async move |_, request: Request<B>| {
+                handler(&raft, &request.src, request.body)
+            });
     }
 
     fn now(&self) -> Duration {
@@ -240,7 +256,11 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
     }
 
     /// Waits until `look` finds something; `None` at the deadline.
-    async fn until<T>(&self, deadline: Duration, look: impl Fn(&Server<M>) -> Option<T>) -> Option<T> {
+    async fn until<T>(
+        &self,
+        deadline: Duration,
+        look: impl Fn(&Server<M>) -> Option<T>,
+    ) -> Option<T> {
         loop {
             let changed = self.shared.changed.notified();
             let found = look(&self.shared.server.borrow());
@@ -249,7 +269,11 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
                 return found;
             }
             // At the deadline it looks once more.
-            self.shared.node.timeout(left, changed).await.unwrap_or_default();
+            self.shared
+                .node
+                .timeout(left, changed)
+                .await
+                .unwrap_or_default();
         }
     }
 }

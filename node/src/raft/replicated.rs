@@ -40,7 +40,11 @@ struct Session<R> {
 
 impl<R> Session<R> {
     const fn new(life: u64) -> Self {
-        Self { life, floor: 0, outcomes: BTreeMap::new() }
+        Self {
+            life,
+            floor: 0,
+            outcomes: BTreeMap::new(),
+        }
     }
 
     /// Forgets the outcomes that the origin has received or given up.
@@ -61,7 +65,10 @@ pub(super) struct Replicated<M: StateMachine> {
 
 impl<M: StateMachine> Default for Replicated<M> {
     fn default() -> Self {
-        Self { machine: M::default(), sessions: BTreeMap::new() }
+        Self {
+            machine: M::default(),
+            sessions: BTreeMap::new(),
+        }
     }
 }
 
@@ -69,8 +76,10 @@ impl<M: StateMachine> Replicated<M> {
     /// Applies a request, unless it was applied before or belongs to a former
     /// life of its origin.
     pub(super) fn apply(&mut self, request: &Request<M::Command>) {
-        let session =
-            self.sessions.entry(request.origin.clone()).or_insert_with(|| Session::new(request.life));
+        let session = self
+            .sessions
+            .entry(request.origin.clone())
+            .or_insert_with(|| Session::new(request.life));
         if request.life > session.life {
             *session = Session::new(request.life);
         }
@@ -78,7 +87,8 @@ impl<M: StateMachine> Replicated<M> {
             return;
         }
         session.raise(request.floor);
-        let is_known = request.number < session.floor || session.outcomes.contains_key(&request.number);
+        let is_known =
+            request.number < session.floor || session.outcomes.contains_key(&request.number);
         if !is_known || is_planted(Bug::AppliesTwice) {
             let outcome = self.machine.apply(&request.command);
             session.outcomes.insert(request.number, outcome);
@@ -86,8 +96,16 @@ impl<M: StateMachine> Replicated<M> {
     }
 
     /// Returns the outcome of a request that was applied.
-    pub(super) fn outcome(&self, origin: &str, life: u64, number: u64) -> Option<&Result<M::Reply, Error>> {
-        let session = self.sessions.get(origin).filter(|session| session.life == life)?;
+    pub(super) fn outcome(
+        &self,
+        origin: &str,
+        life: u64,
+        number: u64,
+    ) -> Option<&Result<M::Reply, Error>> {
+        let session = self
+            .sessions
+            .get(origin)
+            .filter(|session| session.life == life)?;
         session.outcomes.get(&number)
     }
 }
@@ -111,7 +129,13 @@ mod tests {
     }
 
     fn request(life: u64, number: u64, floor: u64) -> Request<()> {
-        Request { origin: "n1".into(), life, number, floor, command: () }
+        Request {
+            origin: "n1".into(),
+            life,
+            number,
+            floor,
+            command: (),
+        }
     }
 
     #[test]
@@ -130,7 +154,10 @@ mod tests {
         for (number, floor) in [(1, 1), (2, 1), (3, 3), (1, 1)] {
             replicated.apply(&request(1, number, floor));
         }
-        assert_eq!(replicated.machine.0, 3, "a request below the floor was applied again");
+        assert_eq!(
+            replicated.machine.0, 3,
+            "a request below the floor was applied again"
+        );
         assert_eq!(replicated.outcome("n1", 1, 2), None);
         assert_eq!(replicated.outcome("n1", 1, 3), Some(&Ok(3)));
     }

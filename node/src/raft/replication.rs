@@ -35,32 +35,57 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
                 Err(error) => return tracing::error!(follower, %error, "cannot replicate"),
             };
             let Outgoing { call, upto, round } = outgoing;
-            let taken = call.await.and_then(|reply| self.take_reply(follower, term, upto, round, reply));
+            let taken = call
+                .await
+                .and_then(|reply| self.take_reply(follower, term, upto, round, reply));
             if let Err(error) = taken {
                 tracing::debug!(follower, term, %error, "no reply");
                 self.pause(next_at.saturating_sub(self.now())).await;
                 continue;
             }
-            self.until(next_at, |server| server.has_work(follower, term).then_some(())).await;
+            self.until(next_at, |server| {
+                server.has_work(follower, term).then_some(())
+            })
+            .await;
         }
     }
 
     /// Makes the next message; `None` if the server does not lead any more.
     fn outgoing(&self, follower: &str, term: u64) -> Result<Option<Outgoing>, Error> {
         let mut server = self.shared.server.borrow_mut();
-        let Some(leadership) = server.leadership(term) else { return Ok(None) };
+        let Some(leadership) = server.leadership(term) else {
+            return Ok(None);
+        };
         let round = leadership.round;
-        let Some(progress) = leadership.followers.get(follower).copied() else { return Ok(None) };
+        let Some(progress) = leadership.followers.get(follower).copied() else {
+            return Ok(None);
+        };
         let prev_index = progress.next.saturating_sub(1);
         if let Some(prev_term) = server.log.term_at(prev_index) {
-            let entries: Vec<_> =
-                server.log.range(progress.next, self.shared.settings.batch_max).cloned().collect();
+            let entries: Vec<_> = server
+                .log
+                .range(progress.next, self.shared.settings.batch_max)
+                .cloned()
+                .collect();
             let upto = prev_index + u64::try_from(entries.len()).unwrap_or_default();
-            let append = Append { term, prev_index, prev_term, entries, commit: server.commit };
-            return Ok(Some(Outgoing { call: self.call(follower, APPEND, &append), upto, round }));
+            let append = Append {
+                term,
+                prev_index,
+                prev_term,
+                entries,
+                commit: server.commit,
+            };
+            return Ok(Some(Outgoing {
+                call: self.call(follower, APPEND, &append),
+                upto,
+                round,
+            }));
         }
         let Some(snapshot) = server.log.snapshot().cloned() else {
-            return Err(Error::new(ErrorCode::Crash, format!("entry {prev_index} is gone")));
+            return Err(Error::new(
+                ErrorCode::Crash,
+                format!("entry {prev_index} is gone"),
+            ));
         };
         let upto = snapshot.at.index;
         let call = self.call(follower, INSTALL, &Install { term, snapshot });
@@ -121,7 +146,11 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         let mut server = self.shared.server.borrow_mut();
         let term = server.term();
         if let Some(next) = server.mismatch(append.prev_index, append.prev_term) {
-            return Ok(AppendReply { term, is_matched: false, next });
+            return Ok(AppendReply {
+                term,
+                is_matched: false,
+                next,
+            });
         }
         let mut index = append.prev_index;
         for entry in append.entries {
@@ -134,11 +163,19 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         server.commit = server.commit.max(append.commit.min(index));
         drop(server);
         self.advance()?;
-        Ok(AppendReply { term, is_matched: true, next: index + 1 })
+        Ok(AppendReply {
+            term,
+            is_matched: true,
+            next: index + 1,
+        })
     }
 
     /// Takes the snapshot of a leader.
-    pub(super) fn handle_install(&self, leader: &str, install: Install) -> Result<AppendReply, Error> {
+    pub(super) fn handle_install(
+        &self,
+        leader: &str,
+        install: Install,
+    ) -> Result<AppendReply, Error> {
         if let Some(refusal) = self.refuse_former(leader, install.term)? {
             return Ok(refusal);
         }
@@ -151,7 +188,11 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         let term = server.term();
         drop(server);
         self.advance()?;
-        Ok(AppendReply { term, is_matched: true, next: index + 1 })
+        Ok(AppendReply {
+            term,
+            is_matched: true,
+            next: index + 1,
+        })
     }
 
     /// Follows the sender, unless it leads a former term.
@@ -159,7 +200,11 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         let mut server = self.shared.server.borrow_mut();
         server.observe(term)?;
         if term < server.term() {
-            return Ok(Some(AppendReply { term: server.term(), is_matched: false, next: 1 }));
+            return Ok(Some(AppendReply {
+                term: server.term(),
+                is_matched: false,
+                next: 1,
+            }));
         }
         drop(server);
         self.follow(leader);
@@ -170,9 +215,17 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
 impl<M: StateMachine> Server<M> {
     /// Returns whether a follower lacks an entry, or a read waits for its confirmation.
     fn has_work(&self, follower: &str, term: u64) -> bool {
-        let super::server::Role::Leader(leadership) = &self.role else { return true };
-        let progress = leadership.followers.get(follower).copied().unwrap_or_default();
-        self.term() != term || progress.next <= self.log.last().index || progress.confirmed < leadership.round
+        let super::server::Role::Leader(leadership) = &self.role else {
+            return true;
+        };
+        let progress = leadership
+            .followers
+            .get(follower)
+            .copied()
+            .unwrap_or_default();
+        self.term() != term
+            || progress.next <= self.log.last().index
+            || progress.confirmed < leadership.round
     }
 
     /// Returns the next entry that the leader has to send if this log has no
@@ -203,7 +256,10 @@ impl<M: StateMachine> Server<M> {
     /// 13, if they are committed: the sender is no leader.
     fn truncate(&mut self, from: u64) -> Result<(), Error> {
         if from <= self.commit {
-            return Err(Error::new(ErrorCode::Crash, format!("entry {from} is committed")));
+            return Err(Error::new(
+                ErrorCode::Crash,
+                format!("entry {from} is committed"),
+            ));
         }
         self.log.truncate(from);
         Ok(())

@@ -65,7 +65,10 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
                 }
             }
         }
-        Err(Error::new(ErrorCode::TemporarilyUnavailable, "no leader has confirmed the read"))
+        Err(Error::new(
+            ErrorCode::TemporarilyUnavailable,
+            "no leader has confirmed the read",
+        ))
     }
 
     /// Waits until a leader is known; `None` at the deadline.
@@ -89,7 +92,10 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         if leader == self.shared.node.id() {
             return self.commit(request, deadline).await;
         }
-        let call = self.shared.node.call::<ProposeReply<_>>(leader, PROPOSE, &Propose { request });
+        let call = self
+            .shared
+            .node
+            .call::<ProposeReply<_>>(leader, PROPOSE, &Propose { request });
         Ok(call.timeout(self.attempt_timeout(deadline)).await?.outcome)
     }
 
@@ -98,7 +104,9 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         propose: Propose<M::Command>,
     ) -> Result<ProposeReply<M::Reply>, Error> {
         let deadline = self.now() + self.shared.settings.election_timeout * ATTEMPT_ELECTIONS;
-        self.commit(propose.request, deadline).await.map(|outcome| ProposeReply { outcome })
+        self.commit(propose.request, deadline)
+            .await
+            .map(|outcome| ProposeReply { outcome })
     }
 
     /// Appends a request as the leader, and waits until it is applied.
@@ -129,7 +137,12 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
             let is_leader = server.is_leader() && server.term() == term;
             (!is_leader).then(|| Err(Error::new(ErrorCode::Timeout, "the leader was deposed")))
         });
-        let undecided = || Err(Error::new(ErrorCode::Timeout, "no majority has the request yet"));
+        let undecided = || {
+            Err(Error::new(
+                ErrorCode::Timeout,
+                "no majority has the request yet",
+            ))
+        };
         outcome.await.unwrap_or_else(undecided)
     }
 
@@ -137,12 +150,17 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         if leader == self.shared.node.id() {
             return self.read_index().await;
         }
-        let call = self.shared.node.call::<ReadIndexReply>(leader, READ_INDEX, &());
+        let call = self
+            .shared
+            .node
+            .call::<ReadIndexReply>(leader, READ_INDEX, &());
         Ok(call.timeout(self.attempt_timeout(deadline)).await?.index)
     }
 
     pub(super) async fn handle_read_index(&self) -> Result<ReadIndexReply, Error> {
-        self.read_index().await.map(|index| ReadIndexReply { index })
+        self.read_index()
+            .await
+            .map(|index| ReadIndexReply { index })
     }
 
     /// Returns an index that is not below anything that was committed before the
@@ -168,7 +186,9 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         let (index, round) = {
             let mut server = self.shared.server.borrow_mut();
             let index = server.commit;
-            let leadership = server.leadership(term).ok_or_else(|| unavailable("not the leader"))?;
+            let leadership = server
+                .leadership(term)
+                .ok_or_else(|| unavailable("not the leader"))?;
             leadership.round += 1;
             (index, leadership.round)
         };
@@ -179,7 +199,10 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         let quorum = self.shared.node.majority();
         let is_confirmed = self.until(deadline, |server| match &server.role {
             Role::Leader(leadership) if server.term() == term => {
-                let confirmed = leadership.followers.values().filter(|progress| progress.confirmed >= round);
+                let confirmed = leadership
+                    .followers
+                    .values()
+                    .filter(|progress| progress.confirmed >= round);
                 (confirmed.count() + 1 >= quorum).then_some(true)
             }
             _ => Some(false),
@@ -200,12 +223,19 @@ struct Waiting<'a, S, M: StateMachine> {
 
 impl<'a, S, M: StateMachine> Waiting<'a, S, M> {
     fn new(raft: &'a Raft<S, M>) -> Self {
-        Self { raft, number: raft.shared.server.borrow_mut().begin_request() }
+        Self {
+            raft,
+            number: raft.shared.server.borrow_mut().begin_request(),
+        }
     }
 }
 
 impl<S, M: StateMachine> Drop for Waiting<'_, S, M> {
     fn drop(&mut self) {
-        self.raft.shared.server.borrow_mut().end_request(self.number);
+        self.raft
+            .shared
+            .server
+            .borrow_mut()
+            .end_request(self.number);
     }
 }

@@ -92,7 +92,8 @@ impl<M: StateMachine> Server<M> {
 
     /// Replaces the state by that of a snapshot.
     pub(super) fn restore(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
-        let unusable = |error| Error::new(ErrorCode::Crash, format!("a snapshot is unusable: {error}"));
+        let unusable =
+            |error| Error::new(ErrorCode::Crash, format!("a snapshot is unusable: {error}"));
         self.replicated = snapshot.state.parse().map_err(unusable)?;
         self.commit = snapshot.at.index;
         self.applied = snapshot.at.index;
@@ -153,24 +154,40 @@ impl<M: StateMachine> Server<M> {
         if last.saturating_sub(self.commit) >= UNCOMMITTED_MAX {
             return refused("too many requests wait to be committed");
         }
-        let is_same = |entry: &Entry<_>| entry.request.as_ref().is_some_and(|other| other.is_same(&request));
+        let is_same = |entry: &Entry<_>| {
+            entry
+                .request
+                .as_ref()
+                .is_some_and(|other| other.is_same(&request))
+        };
         let is_waiting = self.log.range(self.commit + 1, usize::MAX).any(is_same);
         if is_waiting && !is_planted(Bug::AppliesTwice) {
             return Ok(());
         }
         let term = self.term();
-        self.log.push(Entry { term, request: Some(request) })
+        self.log.push(Entry {
+            term,
+            request: Some(request),
+        })
     }
 
     /// Commits the entries that a majority has, up to one of the leader's own
     /// term: an entry of a former term may still be replaced although a majority
     /// has it.
     pub(super) fn advance_commit(&mut self, quorum: usize) {
-        let Role::Leader(leadership) = &self.role else { return };
-        let mut matched: Vec<u64> = leadership.followers.values().map(|progress| progress.matched).collect();
+        let Role::Leader(leadership) = &self.role else {
+            return;
+        };
+        let mut matched: Vec<u64> = leadership
+            .followers
+            .values()
+            .map(|progress| progress.matched)
+            .collect();
         matched.push(self.log.last().index);
         matched.sort_unstable_by(|one, other| other.cmp(one));
-        let Some(index) = matched.get(quorum - 1).copied() else { return };
+        let Some(index) = matched.get(quorum - 1).copied() else {
+            return;
+        };
         let is_own = self.log.term_at(index) == Some(self.term());
         if index > self.commit && (is_own || is_planted(Bug::CommitsFormerTerms)) {
             self.commit = index;
@@ -183,7 +200,9 @@ impl<M: StateMachine> Server<M> {
     /// 13, if the state has no form in JSON.
     pub(super) fn apply(&mut self, snapshot_after: u64) -> Result<(), Error> {
         while self.applied < self.commit {
-            let Some(entry) = self.log.get(self.applied + 1) else { break };
+            let Some(entry) = self.log.get(self.applied + 1) else {
+                break;
+            };
             if let Some(request) = &entry.request {
                 self.replicated.apply(request);
             }
@@ -193,10 +212,18 @@ impl<M: StateMachine> Server<M> {
         if self.applied - before < snapshot_after {
             return Ok(());
         }
-        let Some(term) = self.log.term_at(self.applied) else { return Ok(()) };
+        let Some(term) = self.log.term_at(self.applied) else {
+            return Ok(());
+        };
         let unwritable = |error| Error::new(ErrorCode::Crash, format!("no snapshot: {error}"));
         let state = Json::of(&self.replicated).map_err(unwritable)?;
-        self.log.compact(Position { index: self.applied, term }, state)
+        self.log.compact(
+            Position {
+                index: self.applied,
+                term,
+            },
+            state,
+        )
     }
 
     /// Begins to wait for a request of a client, and returns its number.
@@ -211,8 +238,19 @@ impl<M: StateMachine> Server<M> {
     }
 
     /// A request of this life.
-    pub(super) fn request(&self, origin: &str, number: u64, command: M::Command) -> Request<M::Command> {
+    pub(super) fn request(
+        &self,
+        origin: &str,
+        number: u64,
+        command: M::Command,
+    ) -> Request<M::Command> {
         let floor = self.waiting.first().copied().unwrap_or(self.requests + 1);
-        Request { origin: origin.to_owned(), life: self.life, number, floor, command }
+        Request {
+            origin: origin.to_owned(),
+            life: self.life,
+            number,
+            floor,
+            command,
+        }
     }
 }

@@ -26,7 +26,10 @@ fn check(bug: Bug, run: fn(u64)) {
     let found = (0..SEEDS).find(|seed| fails_with(Some(bug), || run(*seed)));
     println!("{bug:?} is found by seed {found:?}");
     assert!(found.is_some(), "no seed of {SEEDS} finds {bug:?}");
-    assert!(!found.is_some_and(|seed| fails_with(None, || run(seed))), "{found:?} fails without {bug:?}");
+    assert!(
+        !found.is_some_and(|seed| fails_with(None, || run(seed))),
+        "{found:?} fails without {bug:?}"
+    );
 }
 
 fn storm(seed: u64) {
@@ -42,7 +45,9 @@ fn assert_one_leader(cluster: &Cluster) {
     let journal = cluster.journal().to_string();
     let mut leaders = BTreeMap::new();
     for line in journal.lines() {
-        let Some((head, body)) = line.split_once(r#" {"type": "raft_append", "term": "#) else { continue };
+        let Some((head, body)) = line.split_once(r#" {"type": "raft_append", "term": "#) else {
+            continue;
+        };
         let leader = head.split_whitespace().rev().nth(2).unwrap();
         let term: u64 = body.split(',').next().unwrap().parse().unwrap();
         let before = *leaders.entry(term).or_insert(leader);
@@ -79,13 +84,21 @@ fn commit_by_counting_former_terms_is_found() {
 /// A leader that is cut off is asked for a value after another leader has
 /// changed it.
 fn deposed_leader(seed: u64) {
-    let mut cluster =
-        Cluster::builder(|node| lin_kv::serve(node, registers::SETTINGS)).nodes(3).seed(seed).build();
+    let mut cluster = Cluster::builder(|node| lin_kv::serve(node, registers::SETTINGS))
+        .nodes(3)
+        .seed(seed)
+        .build();
     let client = cluster.client();
-    cluster.call::<()>(client, "n1", "write", &json!({"key": 0, "value": 0})).unwrap();
+    cluster
+        .call::<()>(client, "n1", "write", &json!({"key": 0, "value": 0}))
+        .unwrap();
     let first = leader(&cluster);
     cluster.apply(Event::isolate(first.clone()));
-    let other = cluster.node_ids().into_iter().find(|node| *node != first).unwrap();
+    let other = cluster
+        .node_ids()
+        .into_iter()
+        .find(|node| *node != first)
+        .unwrap();
     let write = cluster.call::<()>(client, &other, "write", &json!({"key": 0, "value": 1}));
     let read = cluster.call::<Value>(client, &first, "read", &json!({"key": 0}));
     if let (Ok(()), Ok(value)) = (write, read) {
@@ -100,27 +113,45 @@ fn former_term(seed: u64) {
     let mut run = FormerTerm::new(seed);
     let began = run.cluster.now();
     let (client, second) = (run.client, run.second.clone());
-    let write = run.cluster.send(client, &second, "write", &json!({"key": 0, "value": 1}));
+    let write = run
+        .cluster
+        .send(client, &second, "write", &json!({"key": 0, "value": 1}));
     if !run.copy_to_second() {
         return;
     }
-    let Some(third) = run.begin_term_alone() else { return };
+    let Some(third) = run.begin_term_alone() else {
+        return;
+    };
     if !run.copy_to_majority(&third) {
         return;
     }
     let ended = run.cluster.span(write).unwrap().1;
     run.replace(&third);
     let read_at = run.cluster.now();
-    let value: Value = run.cluster.call(client, &third, "read", &json!({"key": 0})).unwrap();
+    let value: Value = run
+        .cluster
+        .call(client, &third, "read", &json!({"key": 0}))
+        .unwrap();
     let history = [
-        Invocation { began, ended, operation: None },
-        Invocation { began: read_at, ended: Some(run.cluster.now()), operation: value["value"].as_u64() },
+        Invocation {
+            began,
+            ended,
+            operation: None,
+        },
+        Invocation {
+            began: read_at,
+            ended: Some(run.cluster.now()),
+            operation: value["value"].as_u64(),
+        },
     ];
     let step = |value: &u64, read: &Option<u64>| match read {
         None => Some(1),
         Some(read) => (read == value).then_some(*value),
     };
-    assert!(is_linearizable(0, &history, step), "the write is gone: {history:?}");
+    assert!(
+        is_linearizable(0, &history, step),
+        "the write is gone: {history:?}"
+    );
 }
 
 /// Five nodes, of which each step lets some reach each other.
@@ -144,23 +175,38 @@ impl FormerTerm {
             batch_max: 1,
             ..Settings::default()
         };
-        let mut cluster =
-            Cluster::builder(move |node| lin_kv::serve(node, settings)).nodes(5).seed(seed).build();
+        let mut cluster = Cluster::builder(move |node| lin_kv::serve(node, settings))
+            .nodes(5)
+            .seed(seed)
+            .build();
         let client = cluster.client();
-        cluster.call::<()>(client, "n1", "write", &json!({"key": 0, "value": 0})).unwrap();
+        cluster
+            .call::<()>(client, "n1", "write", &json!({"key": 0, "value": 0}))
+            .unwrap();
         cluster.run_for(Duration::from_millis(200));
         let first = leader(&cluster);
         let mut others = cluster.node_ids();
         others.retain(|node| *node != first);
         let second = others.remove(0);
-        let mut run = Self { cluster, client, first, second, others, index: 0 };
+        let mut run = Self {
+            cluster,
+            client,
+            first,
+            second,
+            others,
+            index: 0,
+        };
         run.index = last_entry(&run.cluster, &run.second) + 1;
         run
     }
 
     fn split(&mut self, one: &[&str]) {
         let ids = self.cluster.node_ids();
-        let rest: Vec<_> = ids.iter().map(String::as_str).filter(|id| !one.contains(id)).collect();
+        let rest: Vec<_> = ids
+            .iter()
+            .map(String::as_str)
+            .filter(|id| !one.contains(id))
+            .collect();
         self.cluster.apply(Event::Heal);
         self.cluster.apply(Event::partition(&[one, &rest]));
     }
@@ -168,7 +214,8 @@ impl FormerTerm {
     /// Waits until one of the nodes has the entry, or another one in its place.
     fn until_entry(&mut self, nodes: &[String]) -> bool {
         let index = self.index;
-        let has_entry = |cluster: &Cluster| nodes.iter().any(|node| last_entry(cluster, node) >= index);
+        let has_entry =
+            |cluster: &Cluster| nodes.iter().any(|node| last_entry(cluster, node) >= index);
         self.cluster.run_until(Duration::from_secs(2), has_entry)
     }
 
@@ -185,7 +232,9 @@ impl FormerTerm {
     fn begin_term_alone(&mut self) -> Option<String> {
         let others = self.others.clone();
         self.until_entry(&others);
-        let third = others.into_iter().find(|node| last_entry(&self.cluster, node) >= self.index)?;
+        let third = others
+            .into_iter()
+            .find(|node| last_entry(&self.cluster, node) >= self.index)?;
         self.cluster.apply(Event::isolate(third.clone()));
         self.cluster.apply(Event::crash(third.clone()));
         // Its messages that are under way are lost at the cut links.
@@ -219,16 +268,26 @@ impl FormerTerm {
 /// Returns the node with the most votes in the latest term.
 fn leader(cluster: &Cluster) -> String {
     let ids = cluster.node_ids();
-    let ballots = ids.iter().filter_map(|id| cluster.storage(id).get::<Value>("raft/ballot").unwrap());
-    let ballots: Vec<_> = ballots.map(|ballot| (ballot["term"].as_u64(), ballot["vote"].clone())).collect();
+    let ballots = ids
+        .iter()
+        .filter_map(|id| cluster.storage(id).get::<Value>("raft/ballot").unwrap());
+    let ballots: Vec<_> = ballots
+        .map(|ballot| (ballot["term"].as_u64(), ballot["vote"].clone()))
+        .collect();
     let latest = ballots.iter().max_by_key(|ballot| ballot.0).unwrap().0;
-    let votes =
-        |id: &&String| ballots.iter().filter(|(term, vote)| *term == latest && vote == id.as_str()).count();
+    let votes = |id: &&String| {
+        ballots
+            .iter()
+            .filter(|(term, vote)| *term == latest && vote == id.as_str())
+            .count()
+    };
     ids.iter().max_by_key(votes).unwrap().clone()
 }
 
 /// Returns the index of a node's last entry.
 fn last_entry(cluster: &Cluster, node: &str) -> u64 {
     let entries = cluster.storage(node).scan::<Value>("raft/entry/").unwrap();
-    entries.last().map_or(0, |(key, _)| key.trim_start_matches("raft/entry/").parse().unwrap())
+    entries.last().map_or(0, |(key, _)| {
+        key.trim_start_matches("raft/entry/").parse().unwrap()
+    })
 }

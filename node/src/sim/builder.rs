@@ -51,7 +51,9 @@ impl Builder {
         program: impl Fn(&Node<S>) + 'static,
     ) -> Self {
         Self {
-            make: Box::new(move |seed, storage| Machine::with_storage(state(), storage, &program, seed)),
+            make: Box::new(move |seed, storage| {
+                Machine::with_storage(state(), storage, &program, seed)
+            }),
             nodes: 1,
             seed: 0,
             network: Network::default(),
@@ -156,7 +158,10 @@ impl Builder {
     /// to 1, if a latency ends before it begins, or if a node becomes mute.
     #[must_use]
     pub fn build(self) -> Cluster {
-        assert!((1..=NODES_MAX).contains(&self.nodes), "a cluster has 1 to {NODES_MAX} nodes");
+        assert!(
+            (1..=NODES_MAX).contains(&self.nodes),
+            "a cluster has 1 to {NODES_MAX} nodes"
+        );
         self.network.assert_valid();
         Cluster::new(self)
     }

@@ -38,7 +38,11 @@ pub struct Chart<'a> {
 
 impl<'a> Chart<'a> {
     pub(super) const fn new(journal: &'a Journal) -> Self {
-        Self { journal, rows_max: CHART_ROWS_MAX, only: BTreeSet::new() }
+        Self {
+            journal,
+            rows_max: CHART_ROWS_MAX,
+            only: BTreeSet::new(),
+        }
     }
 
     /// Shows this number of rows, the last ones.
@@ -58,7 +62,9 @@ impl<'a> Chart<'a> {
     fn is_wanted(&self, row: &Row<'_>) -> bool {
         let is_named = |party: Party| self.only.contains(&party.to_string());
         self.only.is_empty()
-            || row.record().is_none_or(|record| is_named(record.src) && is_named(record.dest))
+            || row
+                .record()
+                .is_none_or(|record| is_named(record.src) && is_named(record.dest))
     }
 }
 
@@ -76,7 +82,10 @@ enum Shows<'a> {
 impl<'a> Row<'a> {
     fn new(entry: &'a Entry, journal: &'a Journal) -> Option<Self> {
         let message = |number: Number, loss| {
-            journal.messages.get(number).map(|record| Shows::Message(number, record, loss))
+            journal
+                .messages
+                .get(number)
+                .map(|record| Shows::Message(number, record, loss))
         };
         let shows = match &entry.what {
             What::Sent(_) | What::Doubled(_) => None,
@@ -106,10 +115,22 @@ struct Columns {
 impl Columns {
     fn new(parties: &BTreeSet<Party>) -> Self {
         let names: Vec<Party> = parties.iter().copied().collect();
-        let longest = names.iter().map(|name| name.to_string().len()).max().unwrap_or_default();
+        let longest = names
+            .iter()
+            .map(|name| name.to_string().len())
+            .max()
+            .unwrap_or_default();
         let width = COLUMN_MIN.max(longest + 2);
-        let starts = names.iter().enumerate().map(|(index, name)| (*name, index * width)).collect();
-        Self { starts, names, width }
+        let starts = names
+            .iter()
+            .enumerate()
+            .map(|(index, name)| (*name, index * width))
+            .collect();
+        Self {
+            starts,
+            names,
+            width,
+        }
     }
 
     fn start(&self, party: Party) -> usize {
@@ -117,14 +138,19 @@ impl Columns {
     }
 
     fn head(&self) -> String {
-        let names = self.names.iter().map(|name| format!("{:width$}", name.to_string(), width = self.width));
+        let names = self
+            .names
+            .iter()
+            .map(|name| format!("{:width$}", name.to_string(), width = self.width));
         names.collect::<String>().trim_end().to_owned()
     }
 
     /// Returns a lifeline for each party.
     fn lifelines(&self) -> Vec<char> {
         let mut line = vec![' '; self.names.len() * self.width];
-        line.iter_mut().step_by(self.width).for_each(|char| *char = '│');
+        line.iter_mut()
+            .step_by(self.width)
+            .for_each(|char| *char = '│');
         line
     }
 
@@ -134,7 +160,11 @@ impl Columns {
         let (left, right) = (from.min(to), from.max(to));
         for (index, char) in line.iter_mut().enumerate() {
             if (left..=right).contains(&index) {
-                *char = if *char == '│' && index != to { '┼' } else { '─' };
+                *char = if *char == '│' && index != to {
+                    '┼'
+                } else {
+                    '─'
+                };
             }
         }
         let head = match (is_lost, to > from) {
@@ -157,7 +187,9 @@ impl Columns {
     fn row(&self, row: &Row<'_>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:>11.3}  ", Millis(row.entry.at))?;
         match row.shows {
-            Shows::Event(text) => writeln!(f, "{} {text}", "~".repeat(self.names.len() * self.width)),
+            Shows::Event(text) => {
+                writeln!(f, "{} {text}", "~".repeat(self.names.len() * self.width))
+            }
             Shows::Message(number, record, loss) => {
                 let (body, arrow) = (shortened(record.body()), self.arrow(record, loss.is_some()));
                 write!(f, "{arrow} #{number} {body} ")?;
@@ -175,15 +207,27 @@ impl Columns {
 
 impl fmt::Display for Chart<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rows = self.journal.entries.iter().filter_map(|entry| Row::new(entry, self.journal));
+        let rows = self
+            .journal
+            .entries
+            .iter()
+            .filter_map(|entry| Row::new(entry, self.journal));
         let rows: Vec<_> = rows.filter(|row| self.is_wanted(row)).collect();
         let left_out = rows.len().saturating_sub(self.rows_max);
         let rows = rows.get(left_out..).unwrap_or_default();
         let records = rows.iter().filter_map(Row::record);
-        let columns = Columns::new(&records.flat_map(|record| [record.src, record.dest]).collect());
+        let columns = Columns::new(
+            &records
+                .flat_map(|record| [record.src, record.dest])
+                .collect(),
+        );
         writeln!(f, "{:>11}  {}", "time/ms", columns.head())?;
         if left_out > 0 {
-            writeln!(f, "{:>11}  {left_out} rows before these are left out", "...")?;
+            writeln!(
+                f,
+                "{:>11}  {left_out} rows before these are left out",
+                "..."
+            )?;
         }
         rows.iter().try_for_each(|row| columns.row(row, f))
     }

@@ -18,7 +18,10 @@ pub fn check(seeds: impl IntoIterator<Item = u64>, test: impl Fn(u64)) {
     let seeds: Vec<u64> = match std::env::var(SEED_VARIABLE).ok().map(|seed| seed.parse()) {
         None => seeds.into_iter().collect(),
         Some(seed) => {
-            assert!(seed.is_ok(), "{SEED_VARIABLE} is no seed, which is a number from 0 up");
+            assert!(
+                seed.is_ok(),
+                "{SEED_VARIABLE} is no seed, which is a number from 0 up"
+            );
             seed.into_iter().collect()
         }
     };
@@ -33,7 +36,10 @@ pub fn check(seeds: impl IntoIterator<Item = u64>, test: impl Fn(u64)) {
 
 fn how_to_run_again(seed: u64) -> String {
     let thread = std::thread::current();
-    let name = thread.name().filter(|name| *name != "main").unwrap_or_default();
+    let name = thread
+        .name()
+        .filter(|name| *name != "main")
+        .unwrap_or_default();
     let command = format!("{SEED_VARIABLE}={seed} cargo test {name}");
     format!("seed {seed} fails; to run it alone: {}", command.trim_end())
 }

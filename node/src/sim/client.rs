@@ -45,7 +45,13 @@ impl Cluster {
     ///
     /// # Panics
     /// If the fields have no form in JSON or are not an object.
-    pub fn send(&mut self, client: Client, dest: &str, kind: &str, fields: &impl Serialize) -> Operation {
+    pub fn send(
+        &mut self,
+        client: Client,
+        dest: &str,
+        kind: &str,
+        fields: &impl Serialize,
+    ) -> Operation {
         let connection = self.operations.free_connection(client);
         let operation = self.operations.open(connection, self.now());
         let src = Party::Client(connection);
@@ -65,7 +71,8 @@ impl Cluster {
         let (_, outcome) = self.operations.all.get(operation.0)?.end.as_ref()?;
         Some(outcome.clone().and_then(|body| {
             let unknown = |error| format!("the reply is not as expected: {error}: {}", body.text());
-            body.parse_fields().map_err(|error| Error::new(ErrorCode::Crash, unknown(error)))
+            body.parse_fields()
+                .map_err(|error| Error::new(ErrorCode::Crash, unknown(error)))
         }))
     }
 
@@ -84,7 +91,10 @@ impl Cluster {
                 return end;
             }
             // Its timeout is planned, so another event follows.
-            assert!(self.step(Duration::MAX), "the operation belongs to another cluster");
+            assert!(
+                self.step(Duration::MAX),
+                "the operation belongs to another cluster"
+            );
         }
     }
 
@@ -142,7 +152,12 @@ struct Connection {
 impl Operations {
     pub(super) fn new(timeout: Duration) -> Self {
         let connections = vec![Connection::default()];
-        Self { all: Vec::new(), connections, clients: BTreeMap::new(), timeout }
+        Self {
+            all: Vec::new(),
+            connections,
+            clients: BTreeMap::new(),
+            timeout,
+        }
     }
 
     /// Returns the number of connections besides `c0`.
@@ -151,7 +166,9 @@ impl Operations {
     }
 
     pub(super) fn is_closed(&self, connection: usize) -> bool {
-        self.connections.get(connection).is_some_and(|connection| connection.is_closed)
+        self.connections
+            .get(connection)
+            .is_some_and(|connection| connection.is_closed)
     }
 
     fn connect(&mut self) -> usize {
@@ -167,9 +184,15 @@ impl Operations {
 
     /// Returns a connection of a client that is free, or a new one.
     fn free_connection(&mut self, client: Client) -> usize {
-        let own = self.clients.get(&client).map(Vec::as_slice).unwrap_or_default();
+        let own = self
+            .clients
+            .get(&client)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         let is_free = |connection: &Connection| !connection.is_busy && !connection.is_closed;
-        let free = own.iter().find(|number| self.connections.get(**number).is_some_and(is_free));
+        let free = own
+            .iter()
+            .find(|number| self.connections.get(**number).is_some_and(is_free));
         free.copied().unwrap_or_else(|| {
             let connection = self.connect();
             self.clients.entry(client).or_default().push(connection);
@@ -178,12 +201,21 @@ impl Operations {
     }
 
     fn open(&mut self, connection: usize, now: Duration) -> Operation {
-        self.all.push(Asked { connection, sent_at: now, end: None });
+        self.all.push(Asked {
+            connection,
+            sent_at: now,
+            end: None,
+        });
         Operation(self.all.len() - 1)
     }
 
     /// Returns the line that gives a node its name.
-    pub(super) fn init_line(&mut self, now: Duration, node: &str, init: &impl Serialize) -> Vec<u8> {
+    pub(super) fn init_line(
+        &mut self,
+        now: Duration,
+        node: &str,
+        init: &impl Serialize,
+    ) -> Vec<u8> {
         let operation = self.open(0, now);
         line(&Party::Client(0).to_string(), node, "init", operation, init)
     }
@@ -191,10 +223,17 @@ impl Operations {
     /// Hands a message to a connection. Only the first reply to a request
     /// counts, and only before the connection gives up.
     pub(super) fn take(&mut self, connection: Party, now: Duration, line: &[u8]) {
-        let Ok(message) = message::parse(line) else { return };
-        let number = message.in_reply_to.and_then(|id| usize::try_from(id.0).ok());
+        let Ok(message) = message::parse(line) else {
+            return;
+        };
+        let number = message
+            .in_reply_to
+            .and_then(|id| usize::try_from(id.0).ok());
         let asked = number.and_then(|number| self.all.get_mut(number));
-        let Some(asked) = asked.filter(|asked| Party::Client(asked.connection) == connection) else { return };
+        let Some(asked) = asked.filter(|asked| Party::Client(asked.connection) == connection)
+        else {
+            return;
+        };
         if asked.end.is_none() {
             asked.end = Some((now, machine::outcome(&message)));
             if let Some(connection) = self.connections.get_mut(asked.connection) {
@@ -205,16 +244,34 @@ impl Operations {
 
     /// Gives up a request that is open still, and closes its connection.
     pub(super) fn expire(&mut self, operation: Operation, now: Duration) {
-        let Some(asked) = self.all.get_mut(operation.0).filter(|asked| asked.end.is_none()) else { return };
-        asked.end = Some((now, Err(Error::new(ErrorCode::Timeout, "no reply came in time"))));
+        let Some(asked) = self
+            .all
+            .get_mut(operation.0)
+            .filter(|asked| asked.end.is_none())
+        else {
+            return;
+        };
+        asked.end = Some((
+            now,
+            Err(Error::new(ErrorCode::Timeout, "no reply came in time")),
+        ));
         if let Some(connection) = self.connections.get_mut(asked.connection) {
             connection.is_closed = true;
         }
     }
 }
 
-#[expect(clippy::panic, reason = "fields that cannot be written are a fault of the test")]
-fn line(src: &str, dest: &str, kind: &str, operation: Operation, fields: &impl Serialize) -> Vec<u8> {
+#[expect(
+    clippy::panic,
+    reason = "fields that cannot be written are a fault of the test"
+)]
+fn line(
+    src: &str,
+    dest: &str,
+    kind: &str,
+    operation: Operation,
+    fields: &impl Serialize,
+) -> Vec<u8> {
     let mut line = Vec::new();
     message::open_message(src, dest, &mut line);
     if let Err(error) = message::open_body(kind, fields, &mut line) {

@@ -140,7 +140,11 @@ impl Cluster {
             if stagger.is_zero() {
                 self.begin(index);
             } else {
-                let at = if index == 0 { stagger } else { self.random.random_range(Duration::ZERO..stagger) };
+                let at = if index == 0 {
+                    stagger
+                } else {
+                    self.random.random_range(Duration::ZERO..stagger)
+                };
                 self.plan(at, Due::Start(index));
             }
         }
@@ -163,7 +167,9 @@ impl Cluster {
     /// Returns the names of all nodes: `n1` and so on.
     #[must_use]
     pub fn node_ids(&self) -> Vec<String> {
-        (0..self.nodes.len()).map(|index| Party::Node(index).to_string()).collect()
+        (0..self.nodes.len())
+            .map(|index| Party::Node(index).to_string())
+            .collect()
     }
 
     /// Returns a random number for a choice of the test. It depends on the seed
@@ -202,7 +208,9 @@ impl Cluster {
     #[must_use]
     pub fn pending(&self, node: &str) -> usize {
         let member = self.nodes.get(self.index(node));
-        member.and_then(|member| member.machine.as_ref()).map_or(0, Machine::pending)
+        member
+            .and_then(|member| member.machine.as_ref())
+            .map_or(0, Machine::pending)
     }
 
     /// Returns the storage of a node, which outlives its crashes.
@@ -211,7 +219,10 @@ impl Cluster {
     /// If there is no such node.
     #[must_use]
     pub fn storage(&self, node: &str) -> Storage {
-        self.nodes.get(self.index(node)).map(|member| member.storage.clone()).unwrap_or_default()
+        self.nodes
+            .get(self.index(node))
+            .map(|member| member.storage.clone())
+            .unwrap_or_default()
     }
 
     /// Lets this time pass, with all events in it.
@@ -245,7 +256,12 @@ impl Cluster {
     pub(super) fn step(&mut self, end: Duration) -> bool {
         let planned = self.plan.first_key_value().map(|(key, _)| key.0);
         let timer = self.timers.first().map(|(at, _)| *at);
-        let Some(next) = planned.into_iter().chain(timer).min().filter(|next| *next <= end) else {
+        let Some(next) = planned
+            .into_iter()
+            .chain(timer)
+            .min()
+            .filter(|next| *next <= end)
+        else {
             return false;
         };
         self.advance(next);
@@ -315,11 +331,14 @@ impl Cluster {
             return self.journal.note(self.now, What::Lost(number, Loss::Mute));
         }
         if let Some(why) = self.absence(dest) {
-            self.journal.note(self.now, What::Lost(number, Loss::UnknownDestination));
+            self.journal
+                .note(self.now, What::Lost(number, Loss::UnknownDestination));
             return self.refuse(number, why);
         }
         match self.links.send(self.now, src, dest) {
-            Fate::Lost => self.journal.note(self.now, What::Lost(number, Loss::Chance)),
+            Fate::Lost => self
+                .journal
+                .note(self.now, What::Lost(number, Loss::Chance)),
             Fate::Cut => self.journal.note(self.now, What::Lost(number, Loss::Cut)),
             Fate::Arrives { at, again_at } => {
                 self.plan(at, Due::Arrival(number));
@@ -331,7 +350,10 @@ impl Cluster {
         }
     }
 
-    #[expect(clippy::panic, reason = "a program that sends what is no message fails its test")]
+    #[expect(
+        clippy::panic,
+        reason = "a program that sends what is no message fails its test"
+    )]
     fn record(&self, src: Party, line: &[u8]) -> Record {
         match message::parse(line) {
             Ok(message) => Record {
@@ -370,9 +392,14 @@ impl Cluster {
 
     /// Ends a message to a destination that the harness does not know. A client
     /// gets error 1, and a node is mute from then on.
-    #[expect(clippy::panic, reason = "a program that makes itself mute fails its test")]
+    #[expect(
+        clippy::panic,
+        reason = "a program that makes itself mute fails its test"
+    )]
     fn refuse(&mut self, number: Number, why: &str) {
-        let Some(record) = self.journal.messages.get(number) else { return };
+        let Some(record) = self.journal.messages.get(number) else {
+            return;
+        };
         let (src, kind) = (record.src, &record.kind);
         let Party::Node(index) = src else {
             if record.is_request {
@@ -380,7 +407,8 @@ impl Cluster {
             }
             return self.post_outbox(Party::Unknown);
         };
-        let dest = message::parse(&record.line).map_or_else(|_| String::new(), |message| message.dest.into());
+        let dest = message::parse(&record.line)
+            .map_or_else(|_| String::new(), |message| message.dest.into());
         let text = format!("{src} is mute: it has sent {kind} to {dest}, {why}");
         self.journal.note(self.now, What::Event(text.clone()));
         if let Some(node) = self.nodes.get_mut(index) {
@@ -393,7 +421,10 @@ impl Cluster {
 
     fn post_outbox(&mut self, src: Party) {
         let outbox = std::mem::take(&mut self.outbox);
-        for line in outbox.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        for line in outbox
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+        {
             self.post(src, line);
         }
         // Its memory is used again.
@@ -402,7 +433,9 @@ impl Cluster {
     }
 
     fn arrive(&mut self, number: Number) {
-        let Some(record) = self.journal.messages.get(number) else { return };
+        let Some(record) = self.journal.messages.get(number) else {
+            return;
+        };
         let (src, dest) = (record.src, record.dest);
         let lost = match dest {
             _ if self.links.is_cut(src, dest) => Some(Loss::Cut),
@@ -418,14 +451,17 @@ impl Cluster {
 
     fn deliver(&mut self, number: Number, dest: Party) {
         self.journal.note(self.now, What::Delivered(number));
-        let Some(record) = self.journal.messages.get_mut(number) else { return };
+        let Some(record) = self.journal.messages.get_mut(number) else {
+            return;
+        };
         // It is put back; the journal is not read in between.
         let line = std::mem::take(&mut record.line);
         let src = record.src;
         match dest {
             Party::Node(index) => self.drive(index, |machine, now| machine.handle_line(now, &line)),
             Party::Service(service) => {
-                self.services.handle(service, self.now, src, &line, &mut self.outbox);
+                self.services
+                    .handle(service, self.now, src, &line, &mut self.outbox);
                 self.post_outbox(dest);
             }
             Party::Client(_) => self.operations.take(dest, self.now, &line),
@@ -439,17 +475,25 @@ impl Cluster {
     /// Runs an action of a node at this time, and posts the messages that it
     /// sends.
     fn drive(&mut self, index: usize, action: impl FnOnce(&mut Machine, Duration)) {
-        let Some(member) = self.nodes.get_mut(index) else { return };
-        let Some(machine) = &mut member.machine else { return };
+        let Some(member) = self.nodes.get_mut(index) else {
+            return;
+        };
+        let Some(machine) = &mut member.machine else {
+            return;
+        };
         action(machine, self.now.saturating_sub(member.began));
         machine.take_output(&mut self.outbox);
-        let wakes_at = machine.next_timeout().map(|at| member.began.saturating_add(at));
+        let wakes_at = machine
+            .next_timeout()
+            .map(|at| member.began.saturating_add(at));
         self.wake_at(index, wakes_at);
         self.post_outbox(Party::Node(index));
     }
 
     fn wake_at(&mut self, index: usize, wakes_at: Option<Duration>) {
-        let Some(member) = self.nodes.get_mut(index) else { return };
+        let Some(member) = self.nodes.get_mut(index) else {
+            return;
+        };
         if member.wakes_at == wakes_at {
             return;
         }
@@ -460,7 +504,9 @@ impl Cluster {
     }
 
     fn is_up(&self, index: usize) -> bool {
-        self.nodes.get(index).is_some_and(|member| member.machine.is_some())
+        self.nodes
+            .get(index)
+            .is_some_and(|member| member.machine.is_some())
     }
 
     pub(super) fn crash(&mut self, index: usize) {
@@ -478,7 +524,11 @@ impl Cluster {
 
     /// Begins a life of a node.
     fn begin(&mut self, index: usize) {
-        let storage = self.nodes.get(index).map(|member| member.storage.clone()).unwrap_or_default();
+        let storage = self
+            .nodes
+            .get(index)
+            .map(|member| member.storage.clone())
+            .unwrap_or_default();
         let machine = (self.make)(self.random.random(), storage);
         if let Some(member) = self.nodes.get_mut(index) {
             machine.count_from(MsgId(member.lives.saturating_mul(LIFE_MSG_IDS)));
@@ -494,7 +544,10 @@ impl Cluster {
     fn init(&mut self, index: usize) {
         let (client, node) = (Party::Client(0), Party::Node(index));
         let (node_id, node_ids) = (node.to_string(), self.node_ids());
-        let init = Init { node_id: &node_id, node_ids: &node_ids };
+        let init = Init {
+            node_id: &node_id,
+            node_ids: &node_ids,
+        };
         let line = self.operations.init_line(self.now, &node_id, &init);
         let record = self.record(client, line.trim_ascii_end());
         let number = self.journal.send(record);
@@ -511,7 +564,10 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let chart = self.journal.chart().last(FAILURE_ROWS);
-            eprintln!("the cluster of seed {} at {:?}:\n{chart}", self.seed, self.now);
+            eprintln!(
+                "the cluster of seed {} at {:?}:\n{chart}",
+                self.seed, self.now
+            );
         }
     }
 }

@@ -86,7 +86,11 @@ impl Cluster {
             Event::Partition(groups) => self.partition(&groups),
             Event::Split => self.split(),
             Event::Isolate(node) => {
-                let others = self.node_ids().into_iter().filter(|id| *id != node).collect();
+                let others = self
+                    .node_ids()
+                    .into_iter()
+                    .filter(|id| *id != node)
+                    .collect();
                 self.partition(&[vec![node], others]);
             }
             Event::Block(from, to) => self.block(&from, &to),
@@ -138,7 +142,10 @@ impl Cluster {
     /// Returns the party that a test names.
     fn party(&self, name: &str) -> Party {
         let party = self.named(name);
-        assert!(party != Party::Unknown, "there is no {name} in this cluster");
+        assert!(
+            party != Party::Unknown,
+            "there is no {name} in this cluster"
+        );
         party
     }
 
@@ -171,7 +178,11 @@ impl fmt::Display for Event {
             Self::Network(network) => write!(
                 f,
                 "the network: {:?}, loss {}, duplication {}, reordering {}, reach {:?}",
-                network.latency, network.loss, network.duplication, network.reordering, network.reach
+                network.latency,
+                network.loss,
+                network.duplication,
+                network.reordering,
+                network.reach
             ),
             Self::Calm => f.write_str("all faults end"),
         }

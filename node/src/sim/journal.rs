@@ -104,9 +104,16 @@ impl Stats {
     /// Returns the number of messages between nodes for each request of a client;
     /// 0 if there was none.
     #[must_use]
-    #[expect(clippy::cast_precision_loss, reason = "a journal has fewer than 2^53 messages")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a journal has fewer than 2^53 messages"
+    )]
     pub fn per_operation(&self) -> f64 {
-        if self.operations == 0 { 0.0 } else { self.between_nodes as f64 / self.operations as f64 }
+        if self.operations == 0 {
+            0.0
+        } else {
+            self.between_nodes as f64 / self.operations as f64
+        }
     }
 
     /// Returns the number of losses for this reason.
@@ -133,7 +140,11 @@ impl Stats {
 
 impl Journal {
     pub(super) const fn new(entries_max: usize) -> Self {
-        Self { messages: Vec::new(), entries: Vec::new(), entries_max }
+        Self {
+            messages: Vec::new(),
+            entries: Vec::new(),
+            entries_max,
+        }
     }
 
     /// Counts the events in a span of time, or all with `..`.
@@ -195,7 +206,13 @@ impl fmt::Display for Journal {
             match &entry.what {
                 What::Sent(number) => match self.messages.get(*number) {
                     Some(record) => {
-                        writeln!(f, "#{number} {} -> {} {}", record.src, record.dest, record.body())?;
+                        writeln!(
+                            f,
+                            "#{number} {} -> {} {}",
+                            record.src,
+                            record.dest,
+                            record.body()
+                        )?;
                     }
                     None => writeln!(f, "#{number}")?,
                 },

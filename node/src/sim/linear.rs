@@ -65,8 +65,13 @@ pub fn is_linearizable<S: Clone + Eq + Hash, O>(
     let first = (Done::new(history.len()), initial);
     let (mut seen, mut open) = (HashSet::from([first.clone()]), vec![first]);
     while let Some((done, state)) = open.pop() {
-        let Some(first_end) = first_end(&history, &done) else { return true };
-        let pending = history.iter().enumerate().filter(|(index, _)| !done.contains(*index));
+        let Some(first_end) = first_end(&history, &done) else {
+            return true;
+        };
+        let pending = history
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| !done.contains(*index));
         for (index, invocation) in pending.take_while(|(_, pending)| pending.began <= first_end) {
             if let Some(after) = step(&state, &invocation.operation) {
                 let next = (done.with(index), after);
@@ -75,7 +80,10 @@ pub fn is_linearizable<S: Clone + Eq + Hash, O>(
                 }
             }
         }
-        assert!(seen.len() <= STATES_MAX, "too many operations at once to check their order");
+        assert!(
+            seen.len() <= STATES_MAX,
+            "too many operations at once to check their order"
+        );
     }
     false
 }
@@ -105,7 +113,9 @@ impl Done {
     }
 
     fn contains(&self, index: usize) -> bool {
-        self.0.get(index / 64).is_some_and(|bits| bits & (1 << (index % 64)) != 0)
+        self.0
+            .get(index / 64)
+            .is_some_and(|bits| bits & (1 << (index % 64)) != 0)
     }
 
     fn with(&self, index: usize) -> Self {
@@ -148,28 +158,77 @@ mod tests {
 
     #[test]
     fn concurrent_operations_take_any_order() {
-        check(true, &[(0, Some(9), Act::Write(1)), (1, Some(2), Act::Read(0)), (3, Some(4), Act::Read(1))]);
-        check(false, &[(0, Some(9), Act::Write(1)), (1, Some(2), Act::Read(1)), (3, Some(4), Act::Read(0))]);
         check(
             true,
-            &[(0, Some(9), Act::Cas(2, 3)), (0, Some(9), Act::Cas(1, 2)), (0, Some(9), Act::Write(1))],
+            &[
+                (0, Some(9), Act::Write(1)),
+                (1, Some(2), Act::Read(0)),
+                (3, Some(4), Act::Read(1)),
+            ],
+        );
+        check(
+            false,
+            &[
+                (0, Some(9), Act::Write(1)),
+                (1, Some(2), Act::Read(1)),
+                (3, Some(4), Act::Read(0)),
+            ],
+        );
+        check(
+            true,
+            &[
+                (0, Some(9), Act::Cas(2, 3)),
+                (0, Some(9), Act::Cas(1, 2)),
+                (0, Some(9), Act::Write(1)),
+            ],
         );
     }
 
     #[test]
     fn unanswered_operations_may_happen_later_or_never() {
-        check(true, &[(0, None, Act::Write(1)), (1, Some(2), Act::Read(0)), (3, Some(4), Act::Read(1))]);
-        check(true, &[(0, None, Act::Write(1)), (1, Some(2), Act::Read(0)), (3, Some(4), Act::Read(0))]);
-        check(false, &[(0, None, Act::Write(1)), (1, Some(2), Act::Read(1)), (3, Some(4), Act::Read(0))]);
-        check(false, &[(5, None, Act::Write(1)), (1, Some(2), Act::Read(1))]);
+        check(
+            true,
+            &[
+                (0, None, Act::Write(1)),
+                (1, Some(2), Act::Read(0)),
+                (3, Some(4), Act::Read(1)),
+            ],
+        );
+        check(
+            true,
+            &[
+                (0, None, Act::Write(1)),
+                (1, Some(2), Act::Read(0)),
+                (3, Some(4), Act::Read(0)),
+            ],
+        );
+        check(
+            false,
+            &[
+                (0, None, Act::Write(1)),
+                (1, Some(2), Act::Read(1)),
+                (3, Some(4), Act::Read(0)),
+            ],
+        );
+        check(
+            false,
+            &[(5, None, Act::Write(1)), (1, Some(2), Act::Read(1))],
+        );
     }
 
     #[test]
     fn lost_updates_are_found() {
-        check(false, &[(0, Some(1), Act::Cas(0, 1)), (2, Some(3), Act::Cas(0, 2))]);
+        check(
+            false,
+            &[(0, Some(1), Act::Cas(0, 1)), (2, Some(3), Act::Cas(0, 2))],
+        );
         check(
             true,
-            &[(0, Some(2), Act::Cas(0, 1)), (1, Some(3), Act::Cas(1, 2)), (4, Some(5), Act::Read(2))],
+            &[
+                (0, Some(2), Act::Cas(0, 1)),
+                (1, Some(3), Act::Cas(1, 2)),
+                (4, Some(5), Act::Read(2)),
+            ],
         );
     }
 }

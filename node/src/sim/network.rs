@@ -81,16 +81,26 @@ impl Network {
     /// Returns the same network without loss, duplication and reordering.
     #[must_use]
     pub fn without_faults(self) -> Self {
-        Self { latency: self.latency, ..Self::default() }
+        Self {
+            latency: self.latency,
+            ..Self::default()
+        }
     }
 
     pub(super) fn assert_valid(&self) {
         if let Latency::Uniform(min, max) = self.latency {
             assert!(min <= max, "a latency from {min:?} to {max:?} is none");
         }
-        let parts = [("loss", self.loss), ("duplication", self.duplication), ("reordering", self.reordering)];
+        let parts = [
+            ("loss", self.loss),
+            ("duplication", self.duplication),
+            ("reordering", self.reordering),
+        ];
         for (name, part) in parts {
-            assert!((0.0..=1.0).contains(&part), "{name} is a part of all messages, from 0 to 1, not {part}");
+            assert!(
+                (0.0..=1.0).contains(&part),
+                "{name} is a part of all messages, from 0 to 1, not {part}"
+            );
         }
     }
 
@@ -130,7 +140,12 @@ pub(super) struct Links {
 impl Links {
     pub(super) fn new(network: Network, seed: u64) -> Self {
         let random = SmallRng::seed_from_u64(seed);
-        Self { network, cut: BTreeSet::new(), last: BTreeMap::new(), random }
+        Self {
+            network,
+            cut: BTreeSet::new(),
+            last: BTreeMap::new(),
+            random,
+        }
     }
 
     pub(super) fn cut(&mut self, from: Party, to: Party) {

@@ -71,7 +71,9 @@ impl Services {
         line: &[u8],
         out: &mut Vec<u8>,
     ) {
-        let Ok(message) = message::parse(line) else { return };
+        let Ok(message) = message::parse(line) else {
+            return;
+        };
         if message.in_reply_to.is_some() {
             return;
         }
@@ -88,14 +90,22 @@ impl Services {
             _ => return,
         };
         // A store's value has a form in JSON, and so has an error.
-        replied.or_else(|error| self.reply(&message, "error", &error, out)).unwrap_or_default();
+        replied
+            .or_else(|error| self.reply(&message, "error", &error, out))
+            .unwrap_or_default();
     }
 
     /// Appends the error for a client that asks a party that does not exist.
     pub(super) fn refuse(&mut self, line: &[u8], out: &mut Vec<u8>) {
-        let Ok(message) = message::parse(line) else { return };
-        let error = Error::new(ErrorCode::NodeNotFound, format!("there is no {}", message.dest));
-        self.reply(&message, "error", &error, out).unwrap_or_default();
+        let Ok(message) = message::parse(line) else {
+            return;
+        };
+        let error = Error::new(
+            ErrorCode::NodeNotFound,
+            format!("there is no {}", message.dest),
+        );
+        self.reply(&message, "error", &error, out)
+            .unwrap_or_default();
     }
 
     fn take_change(
@@ -143,13 +153,26 @@ fn change(message: &Message<'_>) -> Result<(Value, Change), Error> {
         "read" => parse(message).map(|Read { key }| (key, Change::Read)),
         "write" => parse(message).map(|Write { key, value }| (key, Change::Write(value))),
         _ => {
-            let Cas { key, from, to, create_if_not_exists } = parse(message)?;
-            Ok((key, Change::Cas { from, to, creates: create_if_not_exists }))
+            let Cas {
+                key,
+                from,
+                to,
+                create_if_not_exists,
+            } = parse(message)?;
+            Ok((
+                key,
+                Change::Cas {
+                    from,
+                    to,
+                    creates: create_if_not_exists,
+                },
+            ))
         }
     }
 }
 
 fn parse<'a, T: Deserialize<'a>>(message: &Message<'a>) -> Result<T, Error> {
-    let malformed = |error: serde_json::Error| Error::new(ErrorCode::MalformedRequest, error.to_string());
+    let malformed =
+        |error: serde_json::Error| Error::new(ErrorCode::MalformedRequest, error.to_string());
     serde_json::from_str(message.body).map_err(malformed)
 }

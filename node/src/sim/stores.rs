@@ -16,7 +16,11 @@ use crate::error::{Error, ErrorCode};
 pub(super) enum Change {
     Read,
     Write(Value),
-    Cas { from: Value, to: Value, creates: bool },
+    Cas {
+        from: Value,
+        to: Value,
+        creates: bool,
+    },
 }
 
 /// The effect of an operation on a key with a certain value.
@@ -31,8 +35,15 @@ impl Change {
         match (self, current) {
             (Self::Read, Some(value)) => Ok(Effect::None(value.clone())),
             (Self::Write(value), _) => Ok(Effect::Set(value.clone())),
-            (Self::Cas { to, creates: true, .. }, None) => Ok(Effect::Set(to.clone())),
-            (Self::Cas { from, to, .. }, Some(value)) if value == from => Ok(Effect::Set(to.clone())),
+            (
+                Self::Cas {
+                    to, creates: true, ..
+                },
+                None,
+            ) => Ok(Effect::Set(to.clone())),
+            (Self::Cas { from, to, .. }, Some(value)) if value == from => {
+                Ok(Effect::Set(to.clone()))
+            }
             (Self::Cas { from, .. }, Some(value)) => {
                 let text = format!("the value is {value}, and not {from}");
                 Err(Error::new(ErrorCode::PreconditionFailed, text))
@@ -85,10 +96,20 @@ pub(super) struct SeqKv {
 impl SeqKv {
     pub(super) fn new(seed: u64) -> Self {
         let random = SmallRng::seed_from_u64(seed);
-        Self { values: BTreeMap::new(), newest: 0, seen: BTreeMap::new(), random }
+        Self {
+            values: BTreeMap::new(),
+            newest: 0,
+            seen: BTreeMap::new(),
+            random,
+        }
     }
 
-    pub(super) fn apply(&mut self, client: Party, key: String, change: &Change) -> Result<Value, Error> {
+    pub(super) fn apply(
+        &mut self,
+        client: Party,
+        key: String,
+        change: &Change,
+    ) -> Result<Value, Error> {
         let seen = self.seen.get(&client).copied().unwrap_or_default();
         let oldest = seen.max(self.newest.saturating_sub(SEQ_KV_STALE_MAX));
         let version = self.random.random_range(oldest..=self.newest);
@@ -111,7 +132,11 @@ impl SeqKv {
 
     fn value_at(&self, key: &str, version: u64) -> Option<&Value> {
         let values = self.values.get(key)?;
-        values.iter().rev().find(|(since, _)| *since <= version).map(|(_, value)| value)
+        values
+            .iter()
+            .rev()
+            .find(|(since, _)| *since <= version)
+            .map(|(_, value)| value)
     }
 
     fn set(&mut self, key: String, value: Value) {
@@ -165,7 +190,11 @@ impl Replica {
     }
 
     fn set(&mut self, key: String, stamp: Stamp, value: Value) {
-        if self.values.get(&key).is_none_or(|(before, _)| *before < stamp) {
+        if self
+            .values
+            .get(&key)
+            .is_none_or(|(before, _)| *before < stamp)
+        {
             self.values.insert(key, (stamp, value));
         }
     }
@@ -176,15 +205,29 @@ impl LwwKv {
         let mut random = SmallRng::seed_from_u64(seed);
         let mut replica = || {
             let skew = random.random_range(Duration::ZERO..=LWW_KV_SKEW_MAX);
-            Replica { skew, ..Replica::default() }
+            Replica {
+                skew,
+                ..Replica::default()
+            }
         };
         let replicas = (0..LWW_KV_REPLICAS).map(|_| replica()).collect();
-        Self { replicas, writes: 0, random }
+        Self {
+            replicas,
+            writes: 0,
+            random,
+        }
     }
 
-    pub(super) fn apply(&mut self, now: Duration, key: String, change: &Change) -> Result<Value, Error> {
+    pub(super) fn apply(
+        &mut self,
+        now: Duration,
+        key: String,
+        change: &Change,
+    ) -> Result<Value, Error> {
         let chosen = self.random.random_range(0..LWW_KV_REPLICAS);
-        let Some(replica) = self.replicas.get_mut(chosen) else { return Ok(Value::Null) };
+        let Some(replica) = self.replicas.get_mut(chosen) else {
+            return Ok(Value::Null);
+        };
         replica.catch_up(now);
         let current = replica.values.get(&key).map(|(_, value)| value);
         if current.is_none() && matches!(change, Change::Cas { .. }) {
@@ -203,10 +246,16 @@ impl LwwKv {
     }
 
     fn spread(&mut self, from: usize, now: Duration, write: &(String, Stamp, Value)) {
-        let others = self.replicas.iter_mut().enumerate().filter(|(index, _)| *index != from);
+        let others = self
+            .replicas
+            .iter_mut()
+            .enumerate()
+            .filter(|(index, _)| *index != from);
         for (_, replica) in others {
             let lag = self.random.random_range(Duration::ZERO..=LWW_KV_LAG_MAX);
-            replica.coming.insert((now.saturating_add(lag), self.writes), write.clone());
+            replica
+                .coming
+                .insert((now.saturating_add(lag), self.writes), write.clone());
         }
     }
 }

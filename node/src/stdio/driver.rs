@@ -20,13 +20,21 @@ pub(super) struct Driver<W> {
 
 impl<W: Write> Driver<W> {
     pub(super) fn new(machine: Machine, output: W) -> Self {
-        Self { machine, started: Instant::now(), output, buffer: Vec::new() }
+        Self {
+            machine,
+            started: Instant::now(),
+            output,
+            buffer: Vec::new(),
+        }
     }
 
     /// Handles whole lines.
     pub(super) fn take_lines(&mut self, lines: &[u8]) -> io::Result<()> {
         let mut now = self.started.elapsed();
-        for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
+        for line in lines
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.trim_ascii().is_empty())
+        {
             self.machine.handle_line(now, line);
             if self.machine.output_bytes() >= WRITE_BYTES {
                 self.write()?;
@@ -45,12 +53,17 @@ impl<W: Write> Driver<W> {
     /// Returns the time until the machine has something to do; `None` if it
     /// waits for input alone.
     pub(super) fn time_left(&self) -> Option<Duration> {
-        self.machine.next_timeout().map(|next| next.saturating_sub(self.started.elapsed()))
+        self.machine
+            .next_timeout()
+            .map(|next| next.saturating_sub(self.started.elapsed()))
     }
 
     /// Ends the input, and runs the node as long as tasks sleep. `wait` waits
     /// for this time at most, or until a task is woken.
-    pub(super) fn finish(&mut self, mut wait: impl FnMut(Duration) -> io::Result<()>) -> io::Result<()> {
+    pub(super) fn finish(
+        &mut self,
+        mut wait: impl FnMut(Duration) -> io::Result<()>,
+    ) -> io::Result<()> {
         let ended = self.started.elapsed();
         self.machine.handle_end(ended);
         while let Some(next) = self.machine.next_timeout()

@@ -40,7 +40,10 @@ pub(super) fn run(mut driver: Driver<File>, mut input: File) -> io::Result<()> {
 }
 
 fn is_transient(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
+    matches!(
+        error.kind(),
+        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+    )
 }
 
 /// Waits for input, for another thread that has woken a task, or for this time.
@@ -56,7 +59,10 @@ fn wait(input: Option<&File>, woken: &mut Woken, time: Option<Duration>) -> io::
             Err(error) => return Err(error.into()),
         }
         let mut events = fds.iter().map(|fd| !fd.revents().is_empty());
-        (events.next().unwrap_or_default(), events.next().unwrap_or_default())
+        (
+            events.next().unwrap_or_default(),
+            events.next().unwrap_or_default(),
+        )
     };
     if is_woken {
         woken.take()?;
@@ -106,7 +112,8 @@ mod tests {
     use crate::node::Node;
     use crate::request::Request;
 
-    const LINES: &[u8] = br#"{"src":"c0","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1"]}}
+    const LINES: &[u8] =
+        br#"{"src":"c0","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1"]}}
 {"src":"c1","body":{"type":"wait","msg_id":2}}
 "#;
 
@@ -139,7 +146,11 @@ mod tests {
             run(Driver::new(machine, output.into()), input.into())
         });
         keyboard.write_all(LINES).unwrap();
-        let answers: Vec<String> = BufReader::new(screen).lines().take(2).map(Result::unwrap).collect();
+        let answers: Vec<String> = BufReader::new(screen)
+            .lines()
+            .take(2)
+            .map(Result::unwrap)
+            .collect();
         assert!(answers[1].contains("wait_ok"), "{answers:?}");
         drop(keyboard);
         node.join().unwrap().unwrap();

@@ -55,7 +55,10 @@ impl Lines {
         self.returned = end;
         let lines = self.buffer.get(..end).unwrap_or_default();
         if std::mem::take(&mut self.is_skipping) {
-            let rest = lines.iter().position(|byte| *byte == b'\n').map_or(end, |position| position + 1);
+            let rest = lines
+                .iter()
+                .position(|byte| *byte == b'\n')
+                .map_or(end, |position| position + 1);
             return Ok(lines.get(rest..));
         }
         Ok(Some(lines))
@@ -119,7 +122,11 @@ mod tests {
                 (format!("first\n{long}"), "first\n"),
             ] {
                 let lines = lines_of(input.as_bytes(), 10, piece);
-                assert_eq!(String::from_utf8(lines).unwrap(), expected, "pieces of {piece}");
+                assert_eq!(
+                    String::from_utf8(lines).unwrap(),
+                    expected,
+                    "pieces of {piece}"
+                );
             }
         }
     }
@@ -131,7 +138,14 @@ mod tests {
         let mut input = long.as_bytes();
         while lines.read(&mut input).unwrap().unwrap().is_empty() {}
         assert!(lines.buffer.len() >= long.len());
-        assert_eq!(lines.read(&mut &b"short\n"[..]).unwrap(), Some(&b"short\n"[..]));
-        assert!(lines.buffer.capacity() <= 4 * READ_BYTES, "{}", lines.buffer.capacity());
+        assert_eq!(
+            lines.read(&mut &b"short\n"[..]).unwrap(),
+            Some(&b"short\n"[..])
+        );
+        assert!(
+            lines.buffer.capacity() <= 4 * READ_BYTES,
+            "{}",
+            lines.buffer.capacity()
+        );
     }
 }

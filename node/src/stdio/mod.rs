@@ -37,7 +37,9 @@ pub fn main<S: Default + 'static>(program: impl FnOnce(&Node<S>)) -> ExitCode {
 
 /// As [`main`], with this state in place of the default.
 pub fn main_with<S: 'static>(state: S, program: impl FnOnce(&Node<S>)) -> ExitCode {
-    let filter = std::env::var("RUST_LOG").ok().filter(|given| !given.is_empty());
+    let filter = std::env::var("RUST_LOG")
+        .ok()
+        .filter(|given| !given.is_empty());
     let filter = filter
         .and_then(|given| given.parse().ok())
         .unwrap_or_else(|| Targets::new().with_default(LevelFilter::WARN));
@@ -46,7 +48,9 @@ pub fn main_with<S: 'static>(state: S, program: impl FnOnce(&Node<S>)) -> ExitCo
         .with_ansi(io::stderr().is_terminal())
         // Its reports of a broken stderr go to stderr, and panic.
         .log_internal_errors(false);
-    tracing_subscriber::registry().with(log.with_filter(filter)).init();
+    tracing_subscriber::registry()
+        .with(log.with_filter(filter))
+        .init();
     match run_on_stdio(state, program) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -154,7 +158,9 @@ type Block = io::Result<Vec<u8>>;
 fn read_on_a_thread(input: impl Read + Send + 'static) -> io::Result<Receiver<Block>> {
     let (sender, blocks) = mpsc::sync_channel(BLOCKS_MAX);
     let node = thread::current();
-    thread::Builder::new().name("input".into()).spawn(move || read(input, sender, &node))?;
+    thread::Builder::new()
+        .name("input".into())
+        .spawn(move || read(input, sender, &node))?;
     Ok(blocks)
 }
 

@@ -91,7 +91,10 @@ async fn next<S: 'static>(node: &Node<S>, input: &mut Receiver<Sent>) -> Option<
 
 /// Answers the messages that waited for a service that has panicked.
 fn abort(entry: &Entry, mut input: Receiver<Sent>) {
-    let error = Error::new(ErrorCode::Abort, "the stream has ended: its service has panicked");
+    let error = Error::new(
+        ErrorCode::Abort,
+        "the stream has ended: its service has panicked",
+    );
     while let Ok(sent) = input.try_recv() {
         sent.responder.fail(&error);
     }

@@ -34,7 +34,11 @@ impl<S: 'static> Node<S> {
         method: &str,
         request: &impl Serialize,
     ) -> Result<ServerStream<T>, Error> {
-        let open = Open { service: service.to_owned(), method: method.to_owned(), request: Some(request) };
+        let open = Open {
+            service: service.to_owned(),
+            method: method.to_owned(),
+            request: Some(request),
+        };
         let body = Body::new(wire::SERVER_STREAM, &open)?;
         if self.core().has_ended() {
             // No reply can come any more.
@@ -42,9 +46,21 @@ impl<S: 'static> Node<S> {
         }
         let id = self.core().send_call(dest, &body)?;
         let inbox = Rc::new(Inbox::new());
-        self.core().inboxes.borrow_mut().insert(id, Rc::clone(&inbox));
-        let (core, dest, is_cancelled) = (Rc::clone(self.core()), dest.to_owned(), Cell::new(false));
-        Ok(ServerStream { core, dest, id, inbox, timeout: CALL_TIMEOUT, is_cancelled, item: PhantomData })
+        self.core()
+            .inboxes
+            .borrow_mut()
+            .insert(id, Rc::clone(&inbox));
+        let (core, dest, is_cancelled) =
+            (Rc::clone(self.core()), dest.to_owned(), Cell::new(false));
+        Ok(ServerStream {
+            core,
+            dest,
+            id,
+            inbox,
+            timeout: CALL_TIMEOUT,
+            is_cancelled,
+            item: PhantomData,
+        })
     }
 
     /// Opens a bidirectional stream, on which messages of type `I` are answered
@@ -59,11 +75,22 @@ impl<S: 'static> Node<S> {
         service: &str,
         method: &str,
     ) -> Result<BidiStream<I, O>, Error> {
-        let open = Open::<()> { service: service.to_owned(), method: method.to_owned(), request: None };
+        let open = Open::<()> {
+            service: service.to_owned(),
+            method: method.to_owned(),
+            request: None,
+        };
         let StreamId { stream_id } = self.call(dest, wire::BIDI_OPEN, &open).await?;
         let (core, dest) = (Rc::clone(self.core()), dest.to_owned());
         let (timeout, is_open) = (CALL_TIMEOUT, true);
-        Ok(BidiStream { core, dest, stream_id, timeout, is_open, messages: PhantomData })
+        Ok(BidiStream {
+            core,
+            dest,
+            stream_id,
+            timeout,
+            is_open,
+            messages: PhantomData,
+        })
     }
 }
 
@@ -102,7 +129,12 @@ impl<T: DeserializeOwned> ServerStream<T> {
         let Some(item) = self.within_timeout(|cx| self.inbox.poll_next(cx)).await? else {
             return Ok(None);
         };
-        let unknown = |error| Error::new(ErrorCode::Crash, format!("the item is not as expected: {error}"));
+        let unknown = |error| {
+            Error::new(
+                ErrorCode::Crash,
+                format!("the item is not as expected: {error}"),
+            )
+        };
         item.parse().map(Some).map_err(unknown)
     }
 
@@ -123,10 +155,12 @@ impl<T: DeserializeOwned> ServerStream<T> {
     ) -> Result<R, Error> {
         let mut timeout = pin!(Sleep::new(Rc::clone(&self.core), self.timeout, false));
         poll_fn(|cx| match poll(cx) {
-            Poll::Pending => timeout
-                .as_mut()
-                .poll(cx)
-                .map(|()| Err(Error::new(ErrorCode::Timeout, "nothing came of the stream in time"))),
+            Poll::Pending => timeout.as_mut().poll(cx).map(|()| {
+                Err(Error::new(
+                    ErrorCode::Timeout,
+                    "nothing came of the stream in time",
+                ))
+            }),
             ready => ready,
         })
         .await
@@ -138,7 +172,13 @@ impl<T> ServerStream<T> {
         if self.inbox.has_ended() || self.core.has_ended() || self.is_cancelled.replace(true) {
             return;
         }
-        if let Err(error) = self.core.send(&self.dest, wire::CANCEL, &Cancel { request_id: self.id }) {
+        if let Err(error) = self.core.send(
+            &self.dest,
+            wire::CANCEL,
+            &Cancel {
+                request_id: self.id,
+            },
+        ) {
             tracing::error!(%error, "cancel cannot be written");
         }
     }
@@ -183,7 +223,10 @@ impl<I: Serialize, O: DeserializeOwned + 'static> BidiStream<I, O> {
     /// As for a [`Call`]. After error 0 or 13 it is unknown whether the message
     /// has arrived.
     pub async fn send(&mut self, message: &I) -> Result<O, Error> {
-        let send = Send { stream_id: self.stream_id.clone(), data: message };
+        let send = Send {
+            stream_id: self.stream_id.clone(),
+            data: message,
+        };
         let Recv { data } = self.call(Body::new(wire::BIDI_SEND, &send)).await?;
         Ok(data)
     }
@@ -204,7 +247,12 @@ impl<I: Serialize, O: DeserializeOwned + 'static> BidiStream<I, O> {
 
 impl<I, O> BidiStream<I, O> {
     fn closing(&self) -> Result<Body, Error> {
-        Body::new(wire::BIDI_CLOSE, &StreamId { stream_id: self.stream_id.clone() })
+        Body::new(
+            wire::BIDI_CLOSE,
+            &StreamId {
+                stream_id: self.stream_id.clone(),
+            },
+        )
     }
 }
 
@@ -214,7 +262,9 @@ impl<I, O> Drop for BidiStream<I, O> {
             return;
         }
         let deadline = self.core.call_deadline(RPC_TIMEOUT);
-        let sent = self.closing().and_then(|body| self.core.send_call(&self.dest, &body));
+        let sent = self
+            .closing()
+            .and_then(|body| self.core.send_call(&self.dest, &body));
         let closed = sent.map(|id| self.core.calls.call_back(id, Some(deadline), |_| ()));
         match closed {
             Ok(Ok(())) => {}

@@ -66,7 +66,11 @@ impl FrameCodec {
 
     fn check(&self, bytes: usize) -> Result<(), FrameError> {
         let bytes_max = self.message_bytes_max;
-        if bytes > bytes_max { Err(FrameError::TooLong { bytes, bytes_max }) } else { Ok(()) }
+        if bytes > bytes_max {
+            Err(FrameError::TooLong { bytes, bytes_max })
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -99,7 +103,10 @@ impl Decoder for FrameCodec {
             return Ok(None);
         }
         src.advance(HEADER_BYTES);
-        Ok(Some(Frame { is_compressed, message: src.split_to(bytes).freeze() }))
+        Ok(Some(Frame {
+            is_compressed,
+            message: src.split_to(bytes).freeze(),
+        }))
     }
 }
 
@@ -110,7 +117,10 @@ impl Encoder<Frame> for FrameCodec {
     fn encode(&mut self, frame: Frame, dst: &mut BytesMut) -> Result<(), FrameError> {
         let bytes = frame.message.len();
         self.check(bytes)?;
-        let too_long = |_| FrameError::TooLong { bytes, bytes_max: u32::MAX as usize };
+        let too_long = |_| FrameError::TooLong {
+            bytes,
+            bytes_max: u32::MAX as usize,
+        };
         let length = u32::try_from(bytes).map_err(too_long)?;
         dst.reserve(HEADER_BYTES + bytes);
         dst.put_u8(frame.is_compressed.into());

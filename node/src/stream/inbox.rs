@@ -134,7 +134,12 @@ impl State {
 }
 
 fn event(body: &Json) -> Result<Event, Error> {
-    let unknown = |why: String| Error::new(ErrorCode::Crash, format!("the reply is not as expected: {why}"));
+    let unknown = |why: String| {
+        Error::new(
+            ErrorCode::Crash,
+            format!("the reply is not as expected: {why}"),
+        )
+    };
     let failed = |error: serde_json::Error| unknown(error.to_string());
     let part: Part = body.parse().map_err(failed)?;
     match (&*part.kind, part.seq, part.data) {

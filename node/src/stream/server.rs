@@ -30,7 +30,10 @@ pub struct Sink<T> {
 
 impl<T: Serialize> Sink<T> {
     pub(super) fn new(output: Rc<Output>) -> Self {
-        Self { output, item: PhantomData }
+        Self {
+            output,
+            item: PhantomData,
+        }
     }
 
     /// Sends the next item. It does not wait: items between two waits of the
@@ -56,7 +59,12 @@ pub(super) struct Output {
 impl Output {
     pub(super) fn new(core: Rc<Core>, responder: Responder) -> Self {
         let sent_at = Cell::new(core.now());
-        Self { core, responder, count: Cell::default(), sent_at }
+        Self {
+            core,
+            responder,
+            count: Cell::default(),
+            sent_at,
+        }
     }
 
     fn send(&self, data: &impl Serialize) -> Result<(), Error> {
@@ -64,7 +72,8 @@ impl Output {
             return Err(Error::new(ErrorCode::Abort, "the stream has ended"));
         }
         let seq = self.count.get() + 1;
-        self.responder.reply_in_part(wire::ITEM, &Item { seq, data })?;
+        self.responder
+            .reply_in_part(wire::ITEM, &Item { seq, data })?;
         self.count.set(seq);
         self.sent_at.set(self.core.now());
         Ok(())
@@ -82,7 +91,11 @@ impl Output {
 
 /// Runs the work until it is done, the client cancels, or the stream is idle for
 /// too long. The rest of the work is dropped before this returns.
-pub(super) async fn run(mut work: Work, mut input: Receiver<Sent>, output: Rc<Output>) -> Result<End, Error> {
+pub(super) async fn run(
+    mut work: Work,
+    mut input: Receiver<Sent>,
+    output: Rc<Output>,
+) -> Result<End, Error> {
     let mut idle = pin!(output.idle());
     let status = poll_fn(|cx| {
         // A client sends no message on a server stream, so its input only ends.
@@ -93,7 +106,12 @@ pub(super) async fn run(mut work: Work, mut input: Receiver<Sent>, output: Rc<Ou
             return Poll::Ready(result.map(|()| OK));
         }
         let idle = idle.as_mut().poll(cx);
-        idle.map(|()| Err(Error::new(ErrorCode::Abort, "nothing was sent for too long")))
+        idle.map(|()| {
+            Err(Error::new(
+                ErrorCode::Abort,
+                "nothing was sent for too long",
+            ))
+        })
     })
     .await?;
     Ok(End::new(status, output.count.get()))

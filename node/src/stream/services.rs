@@ -24,7 +24,9 @@ pub struct Services<S> {
 
 impl<S> Clone for Services<S> {
     fn clone(&self) -> Self {
-        Self { registry: Rc::clone(&self.registry) }
+        Self {
+            registry: Rc::clone(&self.registry),
+        }
     }
 }
 
@@ -49,7 +51,13 @@ impl<S: 'static> Services<S> {
     #[must_use]
     pub fn new(node: &Node<S>) -> Self {
         let (server_streams, bidi, table) = Default::default();
-        let services = Self { registry: Rc::new(Registry { server_streams, bidi, table }) };
+        let services = Self {
+            registry: Rc::new(Registry {
+                server_streams,
+                bidi,
+                table,
+            }),
+        };
         services.on(node, wire::SERVER_STREAM, Registry::serve);
         services.on(node, wire::CANCEL, Registry::cancel);
         services.on(node, wire::BIDI_OPEN, Registry::open);
@@ -80,9 +88,14 @@ impl<S: 'static> Services<S> {
             let request = request.map_or_else(|| serde_json::from_str("{}"), Json::parse);
             let request: B = request.map_err(|error| Error::malformed(&error))?;
             let handler = Rc::clone(&handler);
-            Ok(Box::pin(async move { handler(node, request, Sink::new(output)).await }))
+            Ok(Box::pin(async move {
+                handler(node, request, Sink::new(output)).await
+            }))
         };
-        self.registry.server_streams.borrow_mut().insert(name(service, method), Rc::new(serve));
+        self.registry
+            .server_streams
+            .borrow_mut()
+            .insert(name(service, method), Rc::new(serve));
     }
 
     /// Serves a bidirectional stream: `open` makes the state of each stream that a
@@ -95,9 +108,14 @@ impl<S: 'static> Services<S> {
     ) {
         let converse = move |node: &Node<S>, client: &str| -> Result<Conversation, Error> {
             let (service, node) = (open(node, client)?, node.clone());
-            Ok(Box::new(move |entry, input| Box::pin(bidi::run(node, service, entry, input))))
+            Ok(Box::new(move |entry, input| {
+                Box::pin(bidi::run(node, service, entry, input))
+            }))
         };
-        self.registry.bidi.borrow_mut().insert(name(service, method), Rc::new(converse));
+        self.registry
+            .bidi
+            .borrow_mut()
+            .insert(name(service, method), Rc::new(converse));
     }
 
     /// Registers the handler of a request type; an error is the answer.
@@ -124,8 +142,14 @@ impl<S: 'static> Services<S> {
 
 impl<S: 'static> Registry<S> {
     async fn serve(&self, node: Node<S>, request: Request<Open<Json>>) -> Result<(), Error> {
-        let Request { src, body, responder } = request;
-        let Some(key) = responder.msg_id().map(Key::Request) else { return Ok(()) };
+        let Request {
+            src,
+            body,
+            responder,
+        } = request;
+        let Some(key) = responder.msg_id().map(Key::Request) else {
+            return Ok(());
+        };
         if self.table.contains(&src, &key) {
             tracing::debug!(src, "duplicate request");
             return Ok(());
@@ -149,7 +173,11 @@ impl<S: 'static> Registry<S> {
     }
 
     async fn open(&self, node: Node<S>, request: Request<Open<Json>>) -> Result<(), Error> {
-        let Request { src, body, responder } = request;
+        let Request {
+            src,
+            body,
+            responder,
+        } = request;
         if !responder.is_open() {
             // The client could not learn its id.
             return Ok(());
@@ -166,12 +194,20 @@ impl<S: 'static> Registry<S> {
 
     async fn send(&self, _: Node<S>, request: Request<Send<Json>>) -> Result<(), Error> {
         let Send { stream_id, data } = request.body;
-        self.table.send(&request.src, stream_id, Sent { data, responder: request.responder })
+        self.table.send(
+            &request.src,
+            stream_id,
+            Sent {
+                data,
+                responder: request.responder,
+            },
+        )
     }
 
     async fn close(&self, _: Node<S>, request: Request<StreamId>) -> Result<(), Error> {
         let key = Key::Id(request.body.stream_id);
-        self.table.half_close(&request.src, &key, Some(request.responder))
+        self.table
+            .half_close(&request.src, &key, Some(request.responder))
     }
 }
 

@@ -79,7 +79,9 @@ impl Table {
     pub(super) fn check_room(&self, client: &str) -> Result<(), Error> {
         let clients = self.clients.borrow();
         let text = match clients.get(client) {
-            Some(streams) if streams.len() >= STREAMS_PER_CLIENT_MAX => "too many of your streams are open",
+            Some(streams) if streams.len() >= STREAMS_PER_CLIENT_MAX => {
+                "too many of your streams are open"
+            }
             None if clients.len() >= CLIENTS_MAX => "too many clients have streams open",
             _ => return Ok(()),
         };
@@ -87,7 +89,10 @@ impl Table {
     }
 
     pub(super) fn contains(&self, client: &str, key: &Key) -> bool {
-        self.clients.borrow().get(client).is_some_and(|streams| streams.contains_key(key))
+        self.clients
+            .borrow()
+            .get(client)
+            .is_some_and(|streams| streams.contains_key(key))
     }
 
     /// Opens a stream for which there is room. The receiver yields the messages of
@@ -95,8 +100,18 @@ impl Table {
     pub(super) fn open(self: &Rc<Self>, client: &str, key: Key) -> (Entry, Receiver<Sent>) {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
         let mut clients = self.clients.borrow_mut();
-        clients.entry(client.to_owned()).or_default().insert(key.clone(), State::Open(sender));
-        (Entry { table: Rc::clone(self), client: client.to_owned(), key }, receiver)
+        clients
+            .entry(client.to_owned())
+            .or_default()
+            .insert(key.clone(), State::Open(sender));
+        (
+            Entry {
+                table: Rc::clone(self),
+                client: client.to_owned(),
+                key,
+            },
+            receiver,
+        )
     }
 
     /// Queues a message for a bidirectional stream.
@@ -107,13 +122,15 @@ impl Table {
     pub(super) fn send(&self, client: &str, id: String, sent: Sent) -> Result<(), Error> {
         let key = Key::Id(id);
         let clients = self.clients.borrow();
-        let Some(State::Open(sender)) = clients.get(client).and_then(|streams| streams.get(&key)) else {
+        let Some(State::Open(sender)) = clients.get(client).and_then(|streams| streams.get(&key))
+        else {
             return Err(self.not_open(client, &key));
         };
         sender.try_send(sent).map_err(|error| match error {
-            TrySendError::Full(_) => {
-                Error::new(ErrorCode::TemporarilyUnavailable, "too many messages wait on this stream")
-            }
+            TrySendError::Full(_) => Error::new(
+                ErrorCode::TemporarilyUnavailable,
+                "too many messages wait on this stream",
+            ),
             TrySendError::Closed(_) => closed(),
         })
     }
@@ -122,9 +139,17 @@ impl Table {
     ///
     /// # Errors
     /// 20 if the client has no such stream; 22 if it is closed.
-    pub(super) fn half_close(&self, client: &str, key: &Key, closer: Option<Responder>) -> Result<(), Error> {
+    pub(super) fn half_close(
+        &self,
+        client: &str,
+        key: &Key,
+        closer: Option<Responder>,
+    ) -> Result<(), Error> {
         let mut clients = self.clients.borrow_mut();
-        match clients.get_mut(client).and_then(|streams| streams.get_mut(key)) {
+        match clients
+            .get_mut(client)
+            .and_then(|streams| streams.get_mut(key))
+        {
             Some(state @ State::Open(_)) => {
                 *state = State::HalfClosed(closer);
                 Ok(())
@@ -136,12 +161,17 @@ impl Table {
 
     /// Returns the error for a stream that is half-closed, closed or unknown.
     fn not_open(&self, client: &str, key: &Key) -> Error {
-        if self.contains(client, key) { closed() } else { self.not_found(client, key) }
+        if self.contains(client, key) {
+            closed()
+        } else {
+            self.not_found(client, key)
+        }
     }
 
     fn not_found(&self, client: &str, key: &Key) -> Error {
-        let is_it =
-            |(owner, id): &(String, String)| owner == client && matches!(key, Key::Id(key) if key == id);
+        let is_it = |(owner, id): &(String, String)| {
+            owner == client && matches!(key, Key::Id(key) if key == id)
+        };
         if self.closed.borrow().iter().any(is_it) {
             return closed();
         }
@@ -190,7 +220,8 @@ impl Drop for Entry {
             }
         }
         if let Key::Id(id) = &self.key {
-            self.table.remember(std::mem::take(&mut self.client), id.clone());
+            self.table
+                .remember(std::mem::take(&mut self.client), id.clone());
         }
     }
 }

@@ -27,11 +27,17 @@ pub(super) struct Open<Q> {
     pub(super) service: String,
     pub(super) method: String,
     /// `null` is a request like any other.
-    #[serde(default, deserialize_with = "some", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "some",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub(super) request: Option<Q>,
 }
 
-fn some<'de, D: Deserializer<'de>, Q: Deserialize<'de>>(deserializer: D) -> Result<Option<Q>, D::Error> {
+fn some<'de, D: Deserializer<'de>, Q: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<Q>, D::Error> {
     Q::deserialize(deserializer).map(Some)
 }
 
@@ -61,7 +67,10 @@ pub struct End {
 
 impl End {
     pub(super) fn new(status: &str, count: u64) -> Self {
-        Self { status: status.to_owned(), count }
+        Self {
+            status: status.to_owned(),
+            count,
+        }
     }
 }
 

@@ -23,7 +23,10 @@ fn a_request_before_init_gets_11() {
     }
     assert_eq!(driven.ask("c1", &json!({"type": "echo", "echo": 1})), []);
     let out = driven.take(INIT);
-    assert!(out.contains(r#""type": "init_ok", "in_reply_to": 1, "msg_id": 2"#), "{out}");
+    assert!(
+        out.contains(r#""type": "init_ok", "in_reply_to": 1, "msg_id": 2"#),
+        "{out}"
+    );
     driven.is_well();
 }
 
@@ -32,9 +35,17 @@ fn a_program_that_sends_before_init_gets_11() {
     let driven = Driven::<()>::unnamed(echo);
     let refused = [
         driven.node.send("n2", "x", &()).unwrap_err(),
-        driven.node.rpc("n2", "x", &(), |_, _| panic!("it is called")).unwrap_err(),
+        driven
+            .node
+            .rpc("n2", "x", &(), |_, _| panic!("it is called"))
+            .unwrap_err(),
     ];
-    assert!(refused.iter().all(|error| error.code == ErrorCode::TemporarilyUnavailable), "{refused:?}");
+    assert!(
+        refused
+            .iter()
+            .all(|error| error.code == ErrorCode::TemporarilyUnavailable),
+        "{refused:?}"
+    );
     driven.is_at_rest();
 }
 
@@ -50,7 +61,10 @@ fn init_gives_the_names() {
 fn a_second_init_is_refused_and_changes_nothing() {
     let mut driven = Driven::<()>::new(echo);
     let again = json!({"type": "init", "msg_id": 1, "node_id": "n7", "node_ids": ["n7"]});
-    assert_eq!(driven.ask("c1", &again), named("c1", error(22, "the node is initialised already", 1)));
+    assert_eq!(
+        driven.ask("c1", &again),
+        named("c1", error(22, "the node is initialised already", 1))
+    );
     assert_eq!(driven.node.id(), "n1");
     driven.is_well();
 }
@@ -73,7 +87,10 @@ fn an_init_that_is_wrong_gets_12_and_may_be_tried_again() {
 fn an_unknown_type_gets_10_once() {
     let mut driven = Driven::<()>::new(echo);
     let out = driven.ask("c1", &json!({"type": "nonsense", "msg_id": 1}));
-    assert_eq!(out, named("c1", error(10, "there is no handler for nonsense", 1)));
+    assert_eq!(
+        out,
+        named("c1", error(10, "there is no handler for nonsense", 1))
+    );
 }
 
 #[derive(Deserialize)]
@@ -103,9 +120,16 @@ fn fields_that_are_missing_or_of_another_type_get_12_once() {
         let out = driven.ask("c1", &json!({"type": kind, "msg_id": 1, "number": number}));
         assert_eq!(only_code(&out), 12, "{kind} {number}");
     }
-    assert_eq!(only_code(&driven.ask("c1", &json!({"type": "number", "msg_id": 1}))), 12);
-    assert_eq!(only_code(&driven.ask("c1", &json!({"type": "echo", "msg_id": 1}))), 12);
-    let [(_, body)] = &*driven.ask("c1", &json!({"type": "number", "msg_id": 1, "number": 255})) else {
+    assert_eq!(
+        only_code(&driven.ask("c1", &json!({"type": "number", "msg_id": 1}))),
+        12
+    );
+    assert_eq!(
+        only_code(&driven.ask("c1", &json!({"type": "echo", "msg_id": 1}))),
+        12
+    );
+    let [(_, body)] = &*driven.ask("c1", &json!({"type": "number", "msg_id": 1, "number": 255}))
+    else {
         panic!("it is not answered");
     };
     assert_eq!(body["number"], 255);
@@ -119,12 +143,22 @@ fn fields_that_are_not_an_object_are_error_13() {
         node.handle("null", async |_, _: Ask| Ok(None::<u8>));
     });
     for (kind, found, id) in [("list", "an array", 1), ("text", "a string", 2)] {
-        let text =
-            format!("cannot write a {kind}_ok: its fields are {found}; a structure, a map or () is needed");
-        assert_eq!(driven.ask("c1", &json!({"type": kind, "msg_id": 1})), named("c1", error(13, &text, id)));
+        let text = format!(
+            "cannot write a {kind}_ok: its fields are {found}; a structure, a map or () is needed"
+        );
+        assert_eq!(
+            driven.ask("c1", &json!({"type": kind, "msg_id": 1})),
+            named("c1", error(13, &text, id))
+        );
     }
     let out = driven.ask("c1", &json!({"type": "null", "msg_id": 1}));
-    assert_eq!(out, named("c1", json!({"type": "null_ok", "in_reply_to": 1, "msg_id": 3})));
+    assert_eq!(
+        out,
+        named(
+            "c1",
+            json!({"type": "null_ok", "in_reply_to": 1, "msg_id": 3})
+        )
+    );
 }
 
 #[test]
@@ -132,7 +166,10 @@ fn ids_are_values_whatever_they_are() {
     let mut driven = Driven::<()>::new(echo);
     for id in [0, -1, i64::MIN, i64::MAX] {
         let out = driven.ask("c1", &json!({"type": "echo", "msg_id": id, "echo": 0}));
-        assert!(matches!(&*out, [(_, body)] if body["in_reply_to"] == id), "{out:?}");
+        assert!(
+            matches!(&*out, [(_, body)] if body["in_reply_to"] == id),
+            "{out:?}"
+        );
     }
 }
 
@@ -143,10 +180,21 @@ fn a_request_without_an_id_is_handled_and_not_answered() {
             *node.state() += 1;
             Ok(())
         });
-        node.handle("fail", async |_, _: Ask| Err::<(), _>(Error::new(ErrorCode::Abort, "no")));
+        node.handle("fail", async |_, _: Ask| {
+            Err::<(), _>(Error::new(ErrorCode::Abort, "no"))
+        });
     });
-    assert_eq!(driven.ask("c1", &json!({"type": "count", "msg_id": null})), []);
-    assert_eq!(driven.ask("c1", &json!({"type": "count", "msg_id": null, "in_reply_to": null})), []);
+    assert_eq!(
+        driven.ask("c1", &json!({"type": "count", "msg_id": null})),
+        []
+    );
+    assert_eq!(
+        driven.ask(
+            "c1",
+            &json!({"type": "count", "msg_id": null, "in_reply_to": null})
+        ),
+        []
+    );
     assert_eq!(driven.ask("c1", &json!({"type": "count"})), []);
     assert_eq!(driven.ask("c1", &json!({"type": "fail"})), []);
     assert_eq!(driven.ask("c1", &json!({"type": "unknown"})), []);
@@ -173,7 +221,9 @@ fn only_the_first_answer_is_sent() {
     let mut driven = Driven::<Vec<Responder>>::new(|node| {
         node.handle("twice", async |_, request: Ask| {
             request.responder.reply_as("first", &());
-            request.responder.fail(&Error::new(ErrorCode::Abort, "second"));
+            request
+                .responder
+                .fail(&Error::new(ErrorCode::Abort, "second"));
             Ok(())
         });
         node.receive("later", async |node: Node<Vec<Responder>>, request: Ask| {
@@ -193,7 +243,13 @@ fn only_the_first_answer_is_sent() {
         });
     });
     let out = driven.ask("c1", &json!({"type": "twice", "msg_id": 1}));
-    assert_eq!(out, named("c1", json!({"type": "first", "in_reply_to": 1, "msg_id": 1})));
+    assert_eq!(
+        out,
+        named(
+            "c1",
+            json!({"type": "first", "in_reply_to": 1, "msg_id": 1})
+        )
+    );
     assert_eq!(driven.ask("c1", &json!({"type": "later", "msg_id": 5})), []);
     let out = driven.take(line("c2", &json!({"type": "now", "msg_id": 6})));
     assert_eq!(
@@ -223,7 +279,10 @@ fn requests_are_refused_with_11_while_too_many_tasks_wait() {
     });
     assert_eq!(driven.ask("c1", &json!({"type": "fill"})), []);
     let out = driven.ask("c1", &json!({"type": "echo", "msg_id": 1, "echo": 1}));
-    assert_eq!(out, named("c1", error(11, "too many requests are under way", 1)));
+    assert_eq!(
+        out,
+        named("c1", error(11, "too many requests are under way", 1))
+    );
     driven.pass(ms(10));
     driven.is_at_rest();
     driven.is_well();
@@ -232,7 +291,9 @@ fn requests_are_refused_with_11_while_too_many_tasks_wait() {
 #[test]
 fn a_second_handler_of_a_type_takes_the_place_of_the_first() {
     let mut driven = Driven::<()>::new(|node| {
-        node.handle("echo", async |_, _: Ask| Err::<(), _>(Error::new(ErrorCode::Abort, "the first")));
+        node.handle("echo", async |_, _: Ask| {
+            Err::<(), _>(Error::new(ErrorCode::Abort, "the first"))
+        });
         echo(node);
     });
     driven.is_well();

@@ -12,8 +12,7 @@ use serde_json::value::RawValue;
 #[path = "../../src/bin/hark-node/tasks/mod.rs"]
 pub(crate) mod tasks;
 
-const INIT: &str =
-    r#"{"src":"c0","dest":"n1","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1","n2"]}}"#;
+const INIT: &str = r#"{"src":"c0","dest":"n1","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1","n2"]}}"#;
 
 /// The time in which every call and every idle stream ends.
 const CALMED: Duration = Duration::from_secs(60 * 60);
@@ -35,7 +34,11 @@ pub(crate) fn lines(data: &[u8]) {
     }
     node.calm_down();
     node.take(br#"{"src":"c9","dest":"n1","body":{"type":"echo","msg_id":-1,"echo":"well"}}"#);
-    assert!(node.last.as_ref().is_some_and(|last| last["dest"] == "c9" && last["body"]["echo"] == "well"));
+    assert!(
+        node.last
+            .as_ref()
+            .is_some_and(|last| last["dest"] == "c9" && last["body"]["echo"] == "well")
+    );
     node.check_answers();
 }
 
@@ -107,7 +110,9 @@ impl Driven {
 
     /// Notes the sender of a request.
     fn note(&mut self, line: &[u8]) {
-        let Some((asker, kind)) = asker(line) else { return };
+        let Some((asker, kind)) = asker(line) else {
+            return;
+        };
         if kind.is_some_and(|kind| kind.starts_with("grpc_")) {
             self.streaming.insert(asker);
         } else {
@@ -122,7 +127,10 @@ impl Driven {
             self.machine.handle_timeout(self.now);
             self.deliver();
         }
-        assert_eq!((self.machine.pending(), self.machine.next_timeout()), (0, None));
+        assert_eq!(
+            (self.machine.pending(), self.machine.next_timeout()),
+            (0, None)
+        );
     }
 
     fn check_answers(&self) {
@@ -171,15 +179,24 @@ struct HeardBody<'a> {
 /// Returns the sender and the type of a request, if they can be read.
 fn asker(line: &[u8]) -> Option<(Asker, Option<String>)> {
     let Heard { src, body, .. } = object(std::str::from_utf8(line).ok()?)?;
-    let HeardBody { kind, msg_id, in_reply_to } = object(body.get())?;
+    let HeardBody {
+        kind,
+        msg_id,
+        in_reply_to,
+    } = object(body.get())?;
     let is_reply = in_reply_to.is_some_and(|id| id.get().parse::<i64>().is_ok());
     let id = msg_id?.get().parse().ok().filter(|_| !is_reply)?;
-    Some(((src, id), kind.and_then(|kind| serde_json::from_str(kind.get()).ok())))
+    Some((
+        (src, id),
+        kind.and_then(|kind| serde_json::from_str(kind.get()).ok()),
+    ))
 }
 
 /// Parses an object; serde alone would accept a list, too.
 fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Option<T> {
-    serde_json::from_str(text).ok().filter(|_| text.trim_ascii_start().starts_with('{'))
+    serde_json::from_str(text)
+        .ok()
+        .filter(|_| text.trim_ascii_start().starts_with('{'))
 }
 
 #[test]

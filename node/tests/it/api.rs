@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use hark_node::{AbortHandle, Answer, Error, ErrorCode, Json, Machine, Node, Reply, Request, Retry, Timer};
+use hark_node::{
+    AbortHandle, Answer, Error, ErrorCode, Json, Machine, Node, Reply, Request, Retry, Timer,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -29,8 +31,14 @@ fn a_request_without_fields_is_a_unit() {
             Ok(())
         });
     });
-    let out = driven.ask("c1", &json!({"type": "read", "msg_id": 1, "key": "ignored"}));
-    assert_eq!(out, to_c1(json!({"type": "read_ok", "in_reply_to": 1, "msg_id": 1})));
+    let out = driven.ask(
+        "c1",
+        &json!({"type": "read", "msg_id": 1, "key": "ignored"}),
+    );
+    assert_eq!(
+        out,
+        to_c1(json!({"type": "read_ok", "in_reply_to": 1, "msg_id": 1}))
+    );
 }
 
 #[derive(Deserialize)]
@@ -44,18 +52,25 @@ enum Command {
 fn the_type_of_a_request_selects_a_variant() {
     let mut driven = Driven::<BTreeMap<Json, Json>>::new(|node| {
         for kind in ["put", "get"] {
-            node.handle(kind, async |node: Node<BTreeMap<Json, Json>>, request: Request<Command>| {
-                Ok(match request.body {
-                    Command::Put { key, value } => node.state().insert(key, value),
-                    Command::Get { key } => node.state().get(&key).cloned(),
-                }
-                .map_or_else(BTreeMap::new, |value| BTreeMap::from([("value", value)])))
-            });
+            node.handle(
+                kind,
+                async |node: Node<BTreeMap<Json, Json>>, request: Request<Command>| {
+                    Ok(match request.body {
+                        Command::Put { key, value } => node.state().insert(key, value),
+                        Command::Get { key } => node.state().get(&key).cloned(),
+                    }
+                    .map_or_else(BTreeMap::new, |value| BTreeMap::from([("value", value)])))
+                },
+            );
         }
     });
-    driven.ask("c1", &json!({"type": "put", "msg_id": 1, "key": ["a", 1], "value": {"b": 2, "a": 1.5}}));
+    driven.ask(
+        "c1",
+        &json!({"type": "put", "msg_id": 1, "key": ["a", 1], "value": {"b": 2, "a": 1.5}}),
+    );
     let out = driven.ask("c1", &json!({"type": "get", "msg_id": 1, "key": ["a", 1]}));
-    let expected = json!({"type": "get_ok", "value": {"b": 2, "a": 1.5}, "in_reply_to": 1, "msg_id": 2});
+    let expected =
+        json!({"type": "get_ok", "value": {"b": 2, "a": 1.5}, "in_reply_to": 1, "msg_id": 2});
     assert_eq!(out, to_c1(expected));
 }
 
@@ -63,12 +78,15 @@ fn forwarding(node: &Node<()>) {
     node.handle("always", async |node: Node<()>, request: Request<Json>| {
         node.forward("n2", &request.body).await
     });
-    node.handle("sometimes", async |node: Node<()>, request: Request<Json>| {
-        if request.src == "c1" {
-            return Ok(Answer::Fields(Number { number: 7 }));
-        }
-        node.forward("n2", &request.body).await.map(Answer::Forward)
-    });
+    node.handle(
+        "sometimes",
+        async |node: Node<()>, request: Request<Json>| {
+            if request.src == "c1" {
+                return Ok(Answer::Fields(Number { number: 7 }));
+            }
+            node.forward("n2", &request.body).await.map(Answer::Forward)
+        },
+    );
 }
 
 #[test]
@@ -77,25 +95,42 @@ fn a_handler_passes_a_reply_on_as_its_answer() {
         let mut driven = Driven::new(forwarding);
         let out = driven.ask("c2", &json!({"type": kind, "msg_id": 1}));
         assert_eq!(out, [("n2".to_owned(), json!({"type": kind, "msg_id": 1}))]);
-        let out = driven.ask("n2", &json!({"type": "other_ok", "x": [1], "in_reply_to": 1, "msg_id": 9}));
+        let out = driven.ask(
+            "n2",
+            &json!({"type": "other_ok", "x": [1], "in_reply_to": 1, "msg_id": 9}),
+        );
         let expected = json!({"type": "other_ok", "x": [1], "in_reply_to": 1, "msg_id": 2});
         assert_eq!(out, [("c2".to_owned(), expected)]);
     }
     let mut driven = Driven::new(forwarding);
     let out = driven.ask("c1", &json!({"type": "sometimes", "msg_id": 1}));
-    assert_eq!(out, to_c1(json!({"type": "sometimes_ok", "number": 7, "in_reply_to": 1, "msg_id": 1})));
+    assert_eq!(
+        out,
+        to_c1(json!({"type": "sometimes_ok", "number": 7, "in_reply_to": 1, "msg_id": 1}))
+    );
 }
 
 #[test]
 fn an_error_of_serde_becomes_error_13() {
     let mut driven = Driven::<()>::new(|node| {
-        node.handle("parse", async |_, request: Request<Json>| Ok(request.body.parse::<Number>()?));
+        node.handle("parse", async |_, request: Request<Json>| {
+            Ok(request.body.parse::<Number>()?)
+        });
         node.handle("refuse", async |_, request: Request<Json>| {
-            request.body.parse::<Number>().map_err(|error| Error::malformed(&error))
+            request
+                .body
+                .parse::<Number>()
+                .map_err(|error| Error::malformed(&error))
         });
     });
-    assert_eq!(only_code(&driven.ask("c1", &json!({"type": "parse", "msg_id": 1}))), 13);
-    assert_eq!(only_code(&driven.ask("c1", &json!({"type": "refuse", "msg_id": 1}))), 12);
+    assert_eq!(
+        only_code(&driven.ask("c1", &json!({"type": "parse", "msg_id": 1}))),
+        13
+    );
+    assert_eq!(
+        only_code(&driven.ask("c1", &json!({"type": "refuse", "msg_id": 1}))),
+        12
+    );
 }
 
 /// A node with a state that has no default.
@@ -110,7 +145,10 @@ fn a_state_needs_no_default() {
     };
     let mut machine = Machine::with_state(Name("x".into()), program, SEED);
     machine.handle_line(ms(0), INIT.as_bytes());
-    machine.handle_line(ms(0), line("c1", &json!({"type": "name", "msg_id": 1})).as_bytes());
+    machine.handle_line(
+        ms(0),
+        line("c1", &json!({"type": "name", "msg_id": 1})).as_bytes(),
+    );
     let mut out = Vec::new();
     machine.take_output(&mut out);
     assert!(String::from_utf8(out).unwrap().contains(r#""name": "x""#));
@@ -122,17 +160,30 @@ fn a_state_needs_no_default() {
 /// Asks `n2`, `n3` and `n4`.
 fn asking(node: &Node<()>) {
     node.handle("all", async |node: Node<()>, _: Ask| {
-        let outcomes = node.call_all::<Number>(["n2", "n3", "n4"], "ask", &()).await;
+        let outcomes = node
+            .call_all::<Number>(["n2", "n3", "n4"], "ask", &())
+            .await;
         let text = |(dest, outcome): (String, Result<Number, Error>)| match outcome {
             Ok(Number { number }) => format!("{dest} {number}"),
             Err(error) => format!("{dest} error {}", i64::from(error.code)),
         };
-        Ok(BTreeMap::from([("outcomes", outcomes.into_iter().map(text).collect::<Vec<_>>())]))
+        Ok(BTreeMap::from([(
+            "outcomes",
+            outcomes.into_iter().map(text).collect::<Vec<_>>(),
+        )]))
     });
     node.handle("two", async |node: Node<()>, _: Ask| {
-        let calls = node.call_all::<Number>(["n2", "n3", "n4"], "ask", &()).timeout(ms(100));
+        let calls = node
+            .call_all::<Number>(["n2", "n3", "n4"], "ask", &())
+            .timeout(ms(100));
         let replies = calls.at_least(2).await?;
-        Ok(BTreeMap::from([("dests", replies.into_iter().map(|(dest, _)| dest).collect::<Vec<_>>())]))
+        Ok(BTreeMap::from([(
+            "dests",
+            replies
+                .into_iter()
+                .map(|(dest, _)| dest)
+                .collect::<Vec<_>>(),
+        )]))
     });
 }
 
@@ -144,7 +195,10 @@ fn number(in_reply_to: i64, number: u64) -> Value {
 fn a_call_to_all_yields_every_outcome_in_order() {
     let mut driven = Driven::new(asking);
     let out = driven.ask("c1", &json!({"type": "all", "msg_id": 1}));
-    assert_eq!(out.iter().map(|(dest, _)| &**dest).collect::<Vec<_>>(), ["n2", "n3", "n4"]);
+    assert_eq!(
+        out.iter().map(|(dest, _)| &**dest).collect::<Vec<_>>(),
+        ["n2", "n3", "n4"]
+    );
     assert_eq!(driven.ask("n4", &number(3, 4)), []);
     assert_eq!(driven.ask("n2", &number(1, 2)), []);
     let out = driven.pass(ms(1000));
@@ -235,9 +289,12 @@ fn a_task_that_aborts_itself_ends_at_its_next_wait() {
 fn a_timeout_drops_the_future_and_is_error_0() {
     let mut driven = Driven::<()>::new(|node| {
         node.handle("impatient", async |node: Node<()>, _: Ask| {
-            node.timeout(ms(10), node.call::<()>("n2", "ask", &())).await?
+            node.timeout(ms(10), node.call::<()>("n2", "ask", &()))
+                .await?
         });
-        node.handle("patient", async |node: Node<()>, _: Ask| node.timeout(ms(10), node.sleep(ms(5))).await);
+        node.handle("patient", async |node: Node<()>, _: Ask| {
+            node.timeout(ms(10), node.sleep(ms(5))).await
+        });
     });
     driven.ask("c1", &json!({"type": "impatient", "msg_id": 1}));
     assert_eq!(driven.machine.pending(), 1);
@@ -310,7 +367,9 @@ fn random_ranges_depend_on_the_seed() {
     let draw = || {
         let driven = Driven::<()>::new(|_| ());
         let node = driven.node;
-        (0..50).map(|_| node.random_range(ms(150)..ms(300))).collect::<Vec<Duration>>()
+        (0..50)
+            .map(|_| node.random_range(ms(150)..ms(300)))
+            .collect::<Vec<Duration>>()
     };
     let drawn = draw();
     assert_eq!(drawn, draw());
@@ -322,9 +381,14 @@ fn random_ranges_depend_on_the_seed() {
 fn a_whole_reply_says_its_attempt() {
     let mut driven = Driven::<()>::new(|node| {
         node.handle("retry", async |node: Node<()>, _: Ask| {
-            let reply = node.call::<Reply>("n2", "ask", &()).retry(Retry::default()).await?;
+            let reply = node
+                .call::<Reply>("n2", "ask", &())
+                .retry(Retry::default())
+                .await?;
             let Number { number } = reply.parse()?;
-            Ok(Number { number: number + u64::from(reply.attempts) })
+            Ok(Number {
+                number: number + u64::from(reply.attempts),
+            })
         });
     });
     driven.ask("c1", &json!({"type": "retry", "msg_id": 1}));

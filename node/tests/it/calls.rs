@@ -7,7 +7,9 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use hark_node::{Backoff, CALL_TIMEOUT, Error, ErrorCode, Json, Node, RPC_TIMEOUT, Reply, Request, Retry};
+use hark_node::{
+    Backoff, CALL_TIMEOUT, Error, ErrorCode, Json, Node, RPC_TIMEOUT, Reply, Request, Retry,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -19,14 +21,21 @@ struct Attempts {
 }
 
 fn attempts(reply: Reply) -> Attempts {
-    Attempts { attempts: reply.attempts }
+    Attempts {
+        attempts: reply.attempts,
+    }
 }
 
 fn program(node: &Node<()>) {
     echo(node);
-    node.handle("call", async |node: Node<()>, _: Ask| node.call("n2", "ask", &()).await.map(attempts));
+    node.handle("call", async |node: Node<()>, _: Ask| {
+        node.call("n2", "ask", &()).await.map(attempts)
+    });
     node.handle("retry", async |node: Node<()>, _: Ask| {
-        node.call("n2", "ask", &()).retry(Retry::default()).await.map(attempts)
+        node.call("n2", "ask", &())
+            .retry(Retry::default())
+            .await
+            .map(attempts)
     });
 }
 
@@ -56,7 +65,10 @@ fn a_call_yields_its_reply() {
     let mut driven = calling("call");
     driven.is_well();
     let out = driven.ask("n2", &reply(1));
-    assert_eq!(out, to_c1(json!({"type": "call_ok", "attempts": 1, "in_reply_to": 1, "msg_id": 3})));
+    assert_eq!(
+        out,
+        to_c1(json!({"type": "call_ok", "attempts": 1, "in_reply_to": 1, "msg_id": 3}))
+    );
     driven.is_at_rest();
 }
 
@@ -64,7 +76,10 @@ fn a_call_yields_its_reply() {
 fn a_call_that_is_not_answered_yields_error_0() {
     let mut driven = calling("call");
     assert_eq!(driven.pass(CALL_TIMEOUT - ms(1)), []);
-    assert_eq!(driven.pass(ms(1)), to_c1(error(0, "no reply came in time", 2)));
+    assert_eq!(
+        driven.pass(ms(1)),
+        to_c1(error(0, "no reply came in time", 2))
+    );
     driven.is_at_rest();
 }
 
@@ -77,7 +92,13 @@ fn a_late_reply_and_a_double_are_counted_and_change_nothing() {
         assert_eq!(driven.node.late_replies(), late);
     }
     assert_eq!(driven.ask("n2", &reply(-5)), []);
-    assert_eq!(driven.ask("n2", &json!({"type": "error", "in_reply_to": 77, "msg_id": 3})), []);
+    assert_eq!(
+        driven.ask(
+            "n2",
+            &json!({"type": "error", "in_reply_to": 77, "msg_id": 3})
+        ),
+        []
+    );
     assert_eq!(driven.node.late_replies(), 5);
     driven.is_well();
 }
@@ -85,12 +106,27 @@ fn a_late_reply_and_a_double_are_counted_and_change_nothing() {
 #[test]
 fn an_error_reply_keeps_its_code_whatever_else_it_says() {
     for (reply, expected) in [
-        (json!({"type": "error", "code": 0, "text": "zero"}), error(0, "zero", 2)),
-        (json!({"type": "error", "code": 22, "text": "no"}), error(22, "no", 2)),
-        (json!({"type": "error", "code": -3, "text": "é"}), error(-3, "é", 2)),
+        (
+            json!({"type": "error", "code": 0, "text": "zero"}),
+            error(0, "zero", 2),
+        ),
+        (
+            json!({"type": "error", "code": 22, "text": "no"}),
+            error(22, "no", 2),
+        ),
+        (
+            json!({"type": "error", "code": -3, "text": "é"}),
+            error(-3, "é", 2),
+        ),
         (json!({"type": "error", "code": 30}), error(30, "", 2)),
-        (json!({"type": "error", "code": 30, "text": null, "more": []}), error(30, "", 2)),
-        (json!({"type": "error", "text": "which?"}), error(13, "which?", 2)),
+        (
+            json!({"type": "error", "code": 30, "text": null, "more": []}),
+            error(30, "", 2),
+        ),
+        (
+            json!({"type": "error", "text": "which?"}),
+            error(13, "which?", 2),
+        ),
         (json!({"type": "error", "code": null}), error(13, "", 2)),
     ] {
         let mut driven = calling("call");
@@ -100,7 +136,10 @@ fn an_error_reply_keeps_its_code_whatever_else_it_says() {
         driven.is_at_rest();
     }
     for code in [json!("22"), json!(1.5)] {
-        let out = calling("call").ask("n2", &json!({"type": "error", "code": code, "in_reply_to": 1}));
+        let out = calling("call").ask(
+            "n2",
+            &json!({"type": "error", "code": code, "in_reply_to": 1}),
+        );
         assert_eq!(only_code(&out), 13, "code {code} is unknown");
     }
 }
@@ -114,7 +153,10 @@ fn a_retry_has_a_new_id_and_says_which_attempt_was_answered() {
     // The first attempt is over: its reply is late.
     assert_eq!(driven.ask("n2", &reply(1)), []);
     let out = driven.ask("n2", &reply(2));
-    assert_eq!(out, to_c1(json!({"type": "retry_ok", "attempts": 2, "in_reply_to": 1, "msg_id": 3})));
+    assert_eq!(
+        out,
+        to_c1(json!({"type": "retry_ok", "attempts": 2, "in_reply_to": 1, "msg_id": 3}))
+    );
     assert_eq!(driven.node.late_replies(), 1);
     driven.is_at_rest();
 }
@@ -133,17 +175,29 @@ fn only_indefinite_errors_are_retried() {
     for code in [0, 13, 1000, 1234] {
         let mut driven = calling("retry");
         for id in 1..=2 {
-            let out =
-                driven.ask("n2", &json!({"type": "error", "code": code, "text": "", "in_reply_to": id}));
+            let out = driven.ask(
+                "n2",
+                &json!({"type": "error", "code": code, "text": "", "in_reply_to": id}),
+            );
             assert_eq!(out, asks([id + 1]), "code {code}");
         }
-        let out = driven.ask("n2", &json!({"type": "error", "code": code, "text": "", "in_reply_to": 3}));
-        assert_eq!(out, to_c1(error(0, "RPC failed after 3 attempts", 4)), "code {code}");
+        let out = driven.ask(
+            "n2",
+            &json!({"type": "error", "code": code, "text": "", "in_reply_to": 3}),
+        );
+        assert_eq!(
+            out,
+            to_c1(error(0, "RPC failed after 3 attempts", 4)),
+            "code {code}"
+        );
         driven.is_at_rest();
     }
     for code in [1, 10, 11, 12, 14, 20, 21, 22, 30, 999, -1] {
         let mut driven = calling("retry");
-        let out = driven.ask("n2", &json!({"type": "error", "code": code, "text": "no", "in_reply_to": 1}));
+        let out = driven.ask(
+            "n2",
+            &json!({"type": "error", "code": code, "text": "no", "in_reply_to": 1}),
+        );
         assert_eq!(out, to_c1(error(code, "no", 2)), "code {code}");
         driven.is_at_rest();
     }
@@ -154,19 +208,30 @@ fn one_attempt_ends_with_its_own_error() {
     for attempts in [0, 1] {
         let mut driven = Driven::<()>::new(|node| {
             node.handle("once", async move |node: Node<()>, _: Ask| {
-                let retry = Retry { attempts, timeout: ms(5), ..Retry::default() };
+                let retry = Retry {
+                    attempts,
+                    timeout: ms(5),
+                    ..Retry::default()
+                };
                 node.call::<()>("n2", "ask", &()).retry(retry).await
             });
         });
         driven.ask("c1", &json!({"type": "once", "msg_id": 1}));
-        assert_eq!(driven.pass(ms(5)), to_c1(error(0, "no reply came in time", 2)));
+        assert_eq!(
+            driven.pass(ms(5)),
+            to_c1(error(0, "no reply came in time", 2))
+        );
     }
 }
 
 /// Returns the pauses between a failed attempt and the next one.
 fn pauses(backoff: Backoff, attempts: u32, requests: u32) -> Vec<Vec<Duration>> {
     let timeout = ms(10);
-    let retry = Retry { attempts, timeout, backoff: Some(backoff) };
+    let retry = Retry {
+        attempts,
+        timeout,
+        backoff: Some(backoff),
+    };
     let mut driven = Driven::<()>::new(|node| {
         node.handle("retry", async move |node: Node<()>, _: Ask| {
             node.call::<()>("n2", "ask", &()).retry(retry).await
@@ -190,18 +255,30 @@ fn pauses(backoff: Backoff, attempts: u32, requests: u32) -> Vec<Vec<Duration>> 
 
 #[test]
 fn pauses_are_random_within_bounds_that_double() {
-    let backoff = Backoff { first: ms(100), max: ms(350) };
+    let backoff = Backoff {
+        first: ms(100),
+        max: ms(350),
+    };
     for (pauses, longest) in pauses(backoff, 5, 100).iter().zip([100, 200, 350, 350]) {
         let longest = ms(longest);
         assert!(pauses.iter().all(|pause| *pause <= longest), "{pauses:?}");
-        assert!(pauses.iter().any(|pause| *pause < longest / 4), "{pauses:?}");
-        assert!(pauses.iter().any(|pause| *pause > longest * 3 / 4), "{pauses:?}");
+        assert!(
+            pauses.iter().any(|pause| *pause < longest / 4),
+            "{pauses:?}"
+        );
+        assert!(
+            pauses.iter().any(|pause| *pause > longest * 3 / 4),
+            "{pauses:?}"
+        );
     }
 }
 
 #[test]
 fn pauses_are_the_same_for_the_same_seed() {
-    let backoff = Backoff { first: ms(100), max: ms(350) };
+    let backoff = Backoff {
+        first: ms(100),
+        max: ms(350),
+    };
     assert_eq!(pauses(backoff, 5, 3), pauses(backoff, 5, 3));
 }
 
@@ -212,14 +289,20 @@ fn a_callback_gets_the_reply_the_error_or_error_0() {
     let mut driven = Driven::<()>::new(move |node| {
         node.receive("rpc", async move |node: Node<()>, _: Ask| {
             let events = Rc::clone(&events);
-            node.rpc("n2", "ask", &(), move |_, end| events.borrow_mut().push(text_of(&end))).unwrap();
+            node.rpc("n2", "ask", &(), move |_, end| {
+                events.borrow_mut().push(text_of(&end))
+            })
+            .unwrap();
         });
     });
     for id in 1..=4 {
         assert_eq!(driven.ask("c1", &json!({"type": "rpc"})), asks([id]));
     }
     driven.ask("n2", &json!({"type": "ask_ok", "in_reply_to": 3}));
-    driven.ask("n2", &json!({"type": "error", "code": 1, "text": "gone", "in_reply_to": 1}));
+    driven.ask(
+        "n2",
+        &json!({"type": "error", "code": 1, "text": "gone", "in_reply_to": 1}),
+    );
     assert_eq!(driven.node.pending(), 2);
     assert_eq!(driven.pass(RPC_TIMEOUT - ms(1)), []);
     assert_eq!(driven.node.pending(), 2);
@@ -247,7 +330,9 @@ fn a_callback_may_call_again() {
         }
     }
     let mut driven = Driven::<u32>::new(|node| {
-        node.receive("rpc", async |node: Node<u32>, _: Ask| node.rpc("n2", "ask", &(), again).unwrap());
+        node.receive("rpc", async |node: Node<u32>, _: Ask| {
+            node.rpc("n2", "ask", &(), again).unwrap()
+        });
     });
     driven.ask("c1", &json!({"type": "rpc"}));
     assert_eq!(driven.ask("n2", &reply(1)), asks([2]));
@@ -286,7 +371,12 @@ fn a_call_that_is_dropped_leaves_nothing_behind() {
             Ok(())
         });
     });
-    assert_eq!(driven.ask("c1", &json!({"type": "race", "msg_id": 1})).len(), 2);
+    assert_eq!(
+        driven
+            .ask("c1", &json!({"type": "race", "msg_id": 1}))
+            .len(),
+        2
+    );
     assert_eq!(driven.machine.pending(), 2);
     assert_eq!(driven.ask("n3", &reply(2)).len(), 1);
     driven.is_at_rest();
@@ -298,7 +388,12 @@ fn a_call_that_is_dropped_leaves_nothing_behind() {
     driven.is_at_rest();
 
     // A call that is not awaited is not sent.
-    assert_eq!(driven.ask("c1", &json!({"type": "never", "msg_id": 1})).len(), 1);
+    assert_eq!(
+        driven
+            .ask("c1", &json!({"type": "never", "msg_id": 1}))
+            .len(),
+        1
+    );
     driven.is_at_rest();
 }
 
@@ -321,22 +416,38 @@ fn calls_beyond_the_bound_are_refused_with_11() {
     const CALLS_MAX: usize = 1 << 20;
     let mut driven = Driven::<()>::new(|node| {
         echo(node);
-        node.handle("fill", async |node: Node<()>, _: Ask| -> Result<(), Error> {
-            loop {
-                node.rpc("n2", "ask", &(), |_, _| ())?;
-            }
+        node.handle(
+            "fill",
+            async |node: Node<()>, _: Ask| -> Result<(), Error> {
+                loop {
+                    node.rpc("n2", "ask", &(), |_, _| ())?;
+                }
+            },
+        );
+        node.handle("call", async |node: Node<()>, _: Ask| {
+            node.call("n2", "ask", &()).await.map(attempts)
         });
-        node.handle("call", async |node: Node<()>, _: Ask| node.call("n2", "ask", &()).await.map(attempts));
     });
     let out = driven.take(line("c1", &json!({"type": "fill", "msg_id": 1})));
-    assert_eq!((out.lines().count(), driven.machine.pending()), (CALLS_MAX + 1, CALLS_MAX));
+    assert_eq!(
+        (out.lines().count(), driven.machine.pending()),
+        (CALLS_MAX + 1, CALLS_MAX)
+    );
     let refusal = out.lines().next_back().unwrap();
     assert_eq!(only_code(&parsed(&format!("{refusal}\n"))), 11);
-    assert_eq!(only_code(&driven.ask("c1", &json!({"type": "call", "msg_id": 1}))), 11);
+    assert_eq!(
+        only_code(&driven.ask("c1", &json!({"type": "call", "msg_id": 1}))),
+        11
+    );
     driven.is_well();
     assert_eq!(driven.pass(RPC_TIMEOUT), []);
     driven.is_at_rest();
-    assert_eq!(driven.ask("c1", &json!({"type": "call", "msg_id": 1})).len(), 1);
+    assert_eq!(
+        driven
+            .ask("c1", &json!({"type": "call", "msg_id": 1}))
+            .len(),
+        1
+    );
 }
 
 #[derive(Deserialize)]
@@ -349,18 +460,38 @@ fn an_invalid_body_is_not_forwarded() {
     let outcomes: Rc<RefCell<Vec<Error>>> = Rc::default();
     let errors = Rc::clone(&outcomes);
     let mut driven = Driven::<()>::new(move |node| {
-        node.handle("forward", async move |node: Node<()>, request: Request<Forward>| {
-            let refused = node.forward_rpc("n2", &request.body.body, |_, _| panic!("it is called"));
-            errors.borrow_mut().push(refused.unwrap_err());
-            node.forward("n2", &request.body.body).retry(Retry::default()).await.map(|_| ())
-        });
+        node.handle(
+            "forward",
+            async move |node: Node<()>, request: Request<Forward>| {
+                let refused =
+                    node.forward_rpc("n2", &request.body.body, |_, _| panic!("it is called"));
+                errors.borrow_mut().push(refused.unwrap_err());
+                node.forward("n2", &request.body.body)
+                    .retry(Retry::default())
+                    .await
+                    .map(|_| ())
+            },
+        );
     });
-    for body in ["null", "1", "\"x\"", "[]", "{}", r#"{"type": 1}"#, r#"{"type": "x", "\u0074ype": "y"}"#] {
-        let line =
-            r#"{"src": "c1", "body": {"type": "forward", "msg_id": 1, "body": BODY}}"#.replace("BODY", body);
+    for body in [
+        "null",
+        "1",
+        "\"x\"",
+        "[]",
+        "{}",
+        r#"{"type": 1}"#,
+        r#"{"type": "x", "\u0074ype": "y"}"#,
+    ] {
+        let line = r#"{"src": "c1", "body": {"type": "forward", "msg_id": 1, "body": BODY}}"#
+            .replace("BODY", body);
         assert_eq!(only_code(&parsed(&driven.take(line))), 12, "{body}");
     }
-    assert!(outcomes.borrow().iter().all(|error| error.code == ErrorCode::MalformedRequest));
+    assert!(
+        outcomes
+            .borrow()
+            .iter()
+            .all(|error| error.code == ErrorCode::MalformedRequest)
+    );
     assert_eq!(outcomes.borrow().len(), 7);
     driven.is_at_rest();
 }

@@ -16,12 +16,17 @@ fn program(node: &Node<u32>) {
         node.sleep(ms(20)).await;
         Ok(())
     });
-    node.handle("call", async |node: Node<u32>, _: Ask| node.call::<()>("n2", "ask", &()).await);
+    node.handle("call", async |node: Node<u32>, _: Ask| {
+        node.call::<()>("n2", "ask", &()).await
+    });
     node.handle("retry", async |node: Node<u32>, _: Ask| {
-        node.call::<()>("n2", "ask", &()).retry(Retry::default()).await
+        node.call::<()>("n2", "ask", &())
+            .retry(Retry::default())
+            .await
     });
     node.receive("rpc", async |node: Node<u32>, _: Ask| {
-        node.rpc("n2", "ask", &(), |_, _| panic!("the callback is called")).unwrap();
+        node.rpc("n2", "ask", &(), |_, _| panic!("the callback is called"))
+            .unwrap();
     });
     node.handle("sleep_and_call", async |node: Node<u32>, _: Ask| {
         node.sleep(ms(20)).await;
@@ -36,7 +41,10 @@ fn program(node: &Node<u32>) {
 fn open_calls_are_dropped_silently() {
     let mut driven = Driven::new(program);
     for kind in ["call", "retry", "rpc"] {
-        assert_eq!(driven.ask("c1", &json!({"type": kind, "msg_id": 1})).len(), 1);
+        assert_eq!(
+            driven.ask("c1", &json!({"type": kind, "msg_id": 1})).len(),
+            1
+        );
     }
     driven.end();
     assert_eq!(driven.machine.next_timeout(), None);
@@ -50,7 +58,13 @@ fn a_sleeping_request_is_answered() {
     driven.end();
     assert_eq!(driven.machine.next_timeout(), Some(ms(20)));
     let out = driven.pass(ms(20));
-    assert_eq!(out, [("c1".to_owned(), json!({"type": "sleep_ok", "in_reply_to": 1, "msg_id": 1}))]);
+    assert_eq!(
+        out,
+        [(
+            "c1".to_owned(),
+            json!({"type": "sleep_ok", "in_reply_to": 1, "msg_id": 1})
+        )]
+    );
     driven.is_at_rest();
 }
 
@@ -94,8 +108,14 @@ fn no_call_is_sent_after_the_end() {
 fn a_pause_between_attempts_ends_with_the_input() {
     let mut driven = Driven::<()>::new(|node| {
         node.handle("retry", async |node: Node<()>, _: Ask| {
-            let backoff = hark_node::Backoff { first: ms(1000), max: ms(1000) };
-            let retry = Retry { backoff: Some(backoff), ..Retry::default() };
+            let backoff = hark_node::Backoff {
+                first: ms(1000),
+                max: ms(1000),
+            };
+            let retry = Retry {
+                backoff: Some(backoff),
+                ..Retry::default()
+            };
             node.call::<()>("n2", "ask", &()).retry(retry).await
         });
     });
@@ -115,16 +135,28 @@ fn run(lines: &[String]) -> String {
 
 /// The types of whole lines.
 fn kinds(text: &str) -> Vec<String> {
-    parsed(text).iter().map(|(_, body)| body["type"].as_str().unwrap().to_owned()).collect()
+    parsed(text)
+        .iter()
+        .map(|(_, body)| body["type"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 #[test]
 fn a_node_on_streams_answers_and_ends() {
     let ask = |kind: &str, id: u32| line("c1", &json!({"type": kind, "msg_id": id, "echo": 1}));
-    let requests = [("sleep", 1), ("call", 2), ("rpc", 3), ("retry", 4), ("echo", 5)];
+    let requests = [
+        ("sleep", 1),
+        ("call", 2),
+        ("rpc", 3),
+        ("retry", 4),
+        ("echo", 5),
+    ];
     let mut lines = vec![INIT.to_owned()];
     lines.extend(requests.map(|(kind, id)| ask(kind, id)));
-    assert_eq!(kinds(&run(&lines)), ["init_ok", "ask", "ask", "ask", "echo_ok", "sleep_ok"]);
+    assert_eq!(
+        kinds(&run(&lines)),
+        ["init_ok", "ask", "ask", "ask", "echo_ok", "sleep_ok"]
+    );
 }
 
 #[test]
@@ -135,7 +167,10 @@ fn an_empty_input_is_no_error() {
 
 #[test]
 fn a_last_line_counts_without_its_end() {
-    let out = run(&[INIT.to_owned() + "\r", line("c1", &json!({"type": "echo", "msg_id": 1, "echo": 1}))]);
+    let out = run(&[
+        INIT.to_owned() + "\r",
+        line("c1", &json!({"type": "echo", "msg_id": 1, "echo": 1})),
+    ]);
     assert_eq!(out.lines().count(), 2);
 }
 
@@ -147,7 +182,9 @@ fn a_line_of_32_mib_is_answered() {
         line("c1", &json!({"type": "echo", "msg_id": 1, "echo": long})),
         line("c1", &json!({"type": "echo", "msg_id": 2, "echo": "short"})),
     ]);
-    let [_, (_, first), (_, second)] = &*parsed(&out) else { panic!("not three lines") };
+    let [_, (_, first), (_, second)] = &*parsed(&out) else {
+        panic!("not three lines")
+    };
     assert!(first["echo"] == json!(long));
     assert_eq!(second["echo"], "short");
 }
@@ -157,7 +194,9 @@ struct Typed(Receiver<Vec<u8>>);
 
 impl Read for Typed {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Ok(bytes) = self.0.recv() else { return Ok(0) };
+        let Ok(bytes) = self.0.recv() else {
+            return Ok(0);
+        };
         buffer[..bytes.len()].copy_from_slice(&bytes);
         Ok(bytes.len())
     }
@@ -170,7 +209,10 @@ struct Failing {
 
 impl Write for Failing {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let left = self.writes.checked_sub(1).ok_or(io::ErrorKind::BrokenPipe)?;
+        let left = self
+            .writes
+            .checked_sub(1)
+            .ok_or(io::ErrorKind::BrokenPipe)?;
         self.writes = left;
         Ok(bytes.len())
     }
@@ -185,7 +227,9 @@ fn an_output_that_fails_ends_the_node_though_its_input_is_open() {
     for writes in [0, 1] {
         let (keyboard, input) = mpsc::channel();
         let first = line("c1", &json!({"type": "echo", "echo": 1}));
-        keyboard.send(format!("{INIT}\n{first}\n").into_bytes()).unwrap();
+        keyboard
+            .send(format!("{INIT}\n{first}\n").into_bytes())
+            .unwrap();
         let begun = |node: &Node<u32>| {
             program(node);
             node.on_init(async |node: Node<u32>| {
@@ -229,14 +273,23 @@ fn the_time_of_a_call_begins_after_the_output_was_taken() {
         }
     }
     // So long that its answer is written before the next line is handled.
-    let long = line("c1", &json!({"type": "echo", "msg_id": 1, "echo": "x".repeat(100_000)}));
+    let long = line(
+        "c1",
+        &json!({"type": "echo", "msg_id": 1, "echo": "x".repeat(100_000)}),
+    );
     let call = line("c1", &json!({"type": "call", "msg_id": 2}));
     let input = io::Cursor::new([INIT, &long, &call].join("\n").into_bytes());
     let mut out = Vec::new();
     hark_node::run(input, Slow(&mut out), program).unwrap();
-    let kinds: Vec<_> =
-        parsed(&String::from_utf8(out).unwrap()).iter().map(|(_, body)| body["type"].to_string()).collect();
-    assert_eq!(kinds, [r#""init_ok""#, r#""echo_ok""#, r#""ask""#], "the call has not timed out");
+    let kinds: Vec<_> = parsed(&String::from_utf8(out).unwrap())
+        .iter()
+        .map(|(_, body)| body["type"].to_string())
+        .collect();
+    assert_eq!(
+        kinds,
+        [r#""init_ok""#, r#""echo_ok""#, r#""ask""#],
+        "the call has not timed out"
+    );
 }
 
 #[test]
@@ -263,7 +316,10 @@ fn an_answer_is_written_before_the_node_waits_for_more() {
         keyboard.send(format!("{asked}\n").into_bytes()).unwrap();
         answers.push(screen.recv().unwrap());
     }
-    assert_eq!(parsed(&String::from_utf8(answers.concat()).unwrap()).len(), 4);
+    assert_eq!(
+        parsed(&String::from_utf8(answers.concat()).unwrap()).len(),
+        4
+    );
     drop(keyboard);
     node.join().unwrap().unwrap();
 }
@@ -272,7 +328,13 @@ fn an_answer_is_written_before_the_node_waits_for_more() {
 fn a_task_may_be_woken_by_another_thread() {
     let (keyboard, input) = mpsc::channel();
     keyboard
-        .send(format!("{INIT}\n{}\n", line("c1", &json!({"type": "wait", "msg_id": 1}))).into_bytes())
+        .send(
+            format!(
+                "{INIT}\n{}\n",
+                line("c1", &json!({"type": "wait", "msg_id": 1}))
+            )
+            .into_bytes(),
+        )
         .unwrap();
     let keyboard = Rc::new(Cell::new(Some(keyboard)));
     let mut out = Vec::new();
@@ -303,11 +365,14 @@ fn a_panic_at_the_end_is_answered() {
     let log = Log::default();
     let events = Rc::clone(&log);
     let mut driven = Driven::<()>::new(move |node| {
-        node.handle("sleep", async move |node: Node<()>, _: Ask| -> Result<(), Error> {
-            node.sleep(ms(1)).await;
-            events.borrow_mut().push("awake".to_owned());
-            panic!("at the end");
-        });
+        node.handle(
+            "sleep",
+            async move |node: Node<()>, _: Ask| -> Result<(), Error> {
+                node.sleep(ms(1)).await;
+                events.borrow_mut().push("awake".to_owned());
+                panic!("at the end");
+            },
+        );
     });
     driven.ask("c1", &json!({"type": "sleep", "msg_id": 1}));
     driven.end();

@@ -10,8 +10,7 @@ use serde_json::{Value, json};
 
 pub(crate) const SEED: u64 = 7;
 
-pub(crate) const INIT: &str =
-    r#"{"src":"c0","dest":"n1","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1","n2"]}}"#;
+pub(crate) const INIT: &str = r#"{"src":"c0","dest":"n1","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1","n2"]}}"#;
 
 /// A node `n1` that a test drives.
 pub(crate) struct Driven<S> {
@@ -30,7 +29,11 @@ impl<S: Default + 'static> Driven<S> {
             },
             SEED,
         );
-        Self { machine, node: handle.unwrap(), now: Duration::ZERO }
+        Self {
+            machine,
+            node: handle.unwrap(),
+            now: Duration::ZERO,
+        }
     }
 
     /// A node that has its name, and whose next message gets the id 1.
@@ -92,8 +95,13 @@ impl<S: Default + 'static> Driven<S> {
     #[track_caller]
     pub(crate) fn is_well(&mut self) {
         let answer = self.ask("c9", &json!({"type": "echo", "msg_id": -1, "echo": "well"}));
-        let [(dest, body)] = &*answer else { panic!("{answer:?}") };
-        assert_eq!((&**dest, &body["echo"], &body["in_reply_to"]), ("c9", &json!("well"), &json!(-1)));
+        let [(dest, body)] = &*answer else {
+            panic!("{answer:?}")
+        };
+        assert_eq!(
+            (&**dest, &body["echo"], &body["in_reply_to"]),
+            ("c9", &json!("well"), &json!(-1))
+        );
     }
 }
 
@@ -139,7 +147,10 @@ pub(crate) fn parsed(text: &str) -> Vec<(String, Value)> {
     let message = |line: &str| {
         let message: Value = serde_json::from_str(line).expect(line);
         assert_eq!(message["src"], "n1", "{line}");
-        (message["dest"].as_str().expect(line).to_owned(), message["body"].clone())
+        (
+            message["dest"].as_str().expect(line).to_owned(),
+            message["body"].clone(),
+        )
     };
     text.lines().map(message).collect()
 }

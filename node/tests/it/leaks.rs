@@ -37,7 +37,8 @@ fn program(node: &Node<State>, alive: &Counted) {
     node.receive("rpc", async move |node: Node<State>, request: Ask| {
         node.state().responders.push(request.responder);
         let (held, own) = (Rc::clone(&held), node.clone());
-        node.rpc("n2", "ask", &(), move |_, _| drop((held, own))).unwrap();
+        node.rpc("n2", "ask", &(), move |_, _| drop((held, own)))
+            .unwrap();
     });
     let (held, own) = (Rc::clone(alive), node.clone());
     node.every(ms(1), async move |_| {
@@ -65,7 +66,10 @@ fn check(drive: impl FnOnce(&mut Machine)) {
 fn asked(machine: &mut Machine) {
     machine.handle_line(ms(0), INIT.as_bytes());
     for kind in ["sleep", "call", "rpc"] {
-        machine.handle_line(ms(0), line("c1", &json!({"type": kind, "msg_id": 1})).as_bytes());
+        machine.handle_line(
+            ms(0),
+            line("c1", &json!({"type": kind, "msg_id": 1})).as_bytes(),
+        );
     }
     assert_eq!(machine.pending(), 2);
 }

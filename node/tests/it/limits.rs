@@ -26,10 +26,13 @@ fn slow(node: &Node<Vec<Responder>>) {
     node.receive("keep", async |node: Node<Vec<Responder>>, request: Ask| {
         node.state().push(request.responder);
     });
-    node.receive("keep_for_a_second", async |node: Node<Vec<Responder>>, request: Ask| {
-        request.responder.answer_within(ms(1_000));
-        node.state().push(request.responder);
-    });
+    node.receive(
+        "keep_for_a_second",
+        async |node: Node<Vec<Responder>>, request: Ask| {
+            request.responder.answer_within(ms(1_000));
+            node.state().push(request.responder);
+        },
+    );
     node.receive("drop", async |_, _: Ask| ());
 }
 
@@ -96,7 +99,10 @@ fn eager(node: &Node<u32>) {
     echo(node);
     node.on_init(async |node: Node<u32>| {
         node.send("n2", "hello", &()).unwrap();
-        node.rpc("n2", "ask", &(), |node, reply| *node.state() += 1 + u32::from(reply.is_ok())).unwrap();
+        node.rpc("n2", "ask", &(), |node, reply| {
+            *node.state() += 1 + u32::from(reply.is_ok())
+        })
+        .unwrap();
         let reply = node.call::<()>("lin-kv", "ask", &()).await;
         *node.state() += 10 * u32::from(reply.is_ok());
     });
@@ -113,7 +119,10 @@ fn messages_wait_for_the_first_request() {
     let out = driven.ask("c1", &json!({"type": "echo", "echo": 1, "msg_id": 1}));
     let dests: Vec<&str> = out.iter().map(|(dest, _)| &**dest).collect();
     assert_eq!(dests, ["n2", "n2", "lin-kv", "c1"]);
-    let ids: Vec<Option<i64>> = out.iter().map(|(_, body)| body["msg_id"].as_i64()).collect();
+    let ids: Vec<Option<i64>> = out
+        .iter()
+        .map(|(_, body)| body["msg_id"].as_i64())
+        .collect();
     assert_eq!(ids, [None, Some(1), Some(2), Some(4)]);
     driven.pass(ms(999));
     assert_eq!(driven.node.pending(), 2);
@@ -130,11 +139,17 @@ fn messages_that_wait_are_bounded() {
     driven.take(INIT);
     let text = "x".repeat(100_000);
     let refused = (0..20).map(|_| driven.node.send("n2", "told", &json!({"text": text})));
-    let codes: Vec<ErrorCode> = refused.filter_map(Result::err).map(|error| error.code).collect();
+    let codes: Vec<ErrorCode> = refused
+        .filter_map(Result::err)
+        .map(|error| error.code)
+        .collect();
     assert_eq!(codes, [ErrorCode::TemporarilyUnavailable; 9]);
     let out = driven.ask("c9", &json!({"type": "echo", "msg_id": 1, "echo": 1}));
     assert_eq!(out.len(), 12);
-    assert_eq!(driven.node.send("n2", "told", &json!({"text": text})), Ok(()));
+    assert_eq!(
+        driven.node.send("n2", "told", &json!({"text": text})),
+        Ok(())
+    );
 }
 
 #[test]
@@ -160,20 +175,34 @@ fn reserved_names_are_refused_with_a_clear_error() {
         echo(node);
         node.handle("typed", async |_, _: Ask| Ok(Typed { kind: 1 }));
         node.handle("map", async |_, _: Ask| Ok(json!({"a": 1, "msg_id": 2})));
-        node.handle("json", async |_, _: Ask| Ok(Json::of(&json!({"in_reply_to": 1}))?));
-        node.handle("nested", async |_, _: Ask| Ok(json!({"a": {"type": 1}, "b": [{"msg_id": 1}]})));
-        node.handle("send", async |node: Node<()>, _: Ask| node.send("n2", "x", &Typed { kind: 1 }));
+        node.handle("json", async |_, _: Ask| {
+            Ok(Json::of(&json!({"in_reply_to": 1}))?)
+        });
+        node.handle("nested", async |_, _: Ask| {
+            Ok(json!({"a": {"type": 1}, "b": [{"msg_id": 1}]}))
+        });
+        node.handle("send", async |node: Node<()>, _: Ask| {
+            node.send("n2", "x", &Typed { kind: 1 })
+        });
         node.handle("call", async |node: Node<()>, _: Ask| {
             node.call::<()>("n2", "x", &Typed { kind: 1 }).await
         });
     });
-    for (kind, name) in [("typed", "type"), ("map", "msg_id"), ("json", "in_reply_to")] {
+    for (kind, name) in [
+        ("typed", "type"),
+        ("map", "msg_id"),
+        ("json", "in_reply_to"),
+    ] {
         let out = driven.ask("c1", &json!({"type": kind, "msg_id": 1}));
-        let text = format!("cannot write a {kind}_ok: the field name {name} is reserved; choose another");
+        let text =
+            format!("cannot write a {kind}_ok: the field name {name} is reserved; choose another");
         assert_eq!((only_code(&out), &out[0].1["text"]), (13, &json!(text)));
     }
     for kind in ["send", "call"] {
-        assert_eq!(only_code(&driven.ask("c1", &json!({"type": kind, "msg_id": 1}))), 13);
+        assert_eq!(
+            only_code(&driven.ask("c1", &json!({"type": kind, "msg_id": 1}))),
+            13
+        );
     }
     let out = driven.ask("c1", &json!({"type": "nested", "msg_id": 1}));
     assert_eq!(out[0].1["type"], "nested_ok");
@@ -188,8 +217,9 @@ fn a_return_value_must_be_an_object() {
     });
     for (kind, found) in [("list", "an array"), ("number", "a number")] {
         let out = driven.ask("c1", &json!({"type": kind, "msg_id": 1}));
-        let text =
-            format!("cannot write a {kind}_ok: its fields are {found}; a structure, a map or () is needed");
+        let text = format!(
+            "cannot write a {kind}_ok: its fields are {found}; a structure, a map or () is needed"
+        );
         assert_eq!((only_code(&out), &out[0].1["text"]), (13, &json!(text)));
     }
 }

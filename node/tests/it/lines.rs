@@ -11,10 +11,22 @@ fn check(line: impl AsRef<[u8]>, code: Option<i64>) {
     let mut driven = Driven::<()>::new(echo);
     let out = driven.take(line);
     let expected = code.map_or(0, |_| 1);
-    assert_eq!(out.lines().count(), expected, "{} got {out}", String::from_utf8_lossy(line));
+    assert_eq!(
+        out.lines().count(),
+        expected,
+        "{} got {out}",
+        String::from_utf8_lossy(line)
+    );
     if let Some(code) = code {
-        assert!(out.contains(&format!(r#""code": {code}, "#)), "{} got {out}", String::from_utf8_lossy(line));
-        assert!(out.contains(r#""dest": "c1""#) && out.contains(r#""in_reply_to": 2"#), "{out}");
+        assert!(
+            out.contains(&format!(r#""code": {code}, "#)),
+            "{} got {out}",
+            String::from_utf8_lossy(line)
+        );
+        assert!(
+            out.contains(r#""dest": "c1""#) && out.contains(r#""in_reply_to": 2"#),
+            "{out}"
+        );
     }
     driven.is_well();
     driven.is_at_rest();
@@ -72,11 +84,17 @@ fn a_malformed_request_with_an_id_is_answered() {
         r#"{"type":"echo","msg_id":2,"in_reply_to":"1","echo":1}"#,
         r#"{"type":"echo","msg_id":2,"echo":1,"echo":2}"#,
     ] {
-        check(format!(r#"{{"src":"c1","dest":"n1","body":{body}}}"#), Some(12));
+        check(
+            format!(r#"{{"src":"c1","dest":"n1","body":{body}}}"#),
+            Some(12),
+        );
     }
     // The destination does not matter.
     check(r#"{"src":"c1","body":{"type":"","msg_id":2}}"#, Some(10));
-    check(r#"{"src":"c1","dest":7,"body":{"type":"x","msg_id":2}}"#, Some(10));
+    check(
+        r#"{"src":"c1","dest":7,"body":{"type":"x","msg_id":2}}"#,
+        Some(10),
+    );
 }
 
 #[test]
@@ -106,8 +124,9 @@ fn white_space_and_other_fields_do_not_matter() {
 #[track_caller]
 fn passes(input: &str, expected: &str) {
     let mut driven = Driven::<()>::new(echo);
-    let out = driven
-        .take(format!(r#"{{"src":"c1","dest":"n1","body":{{"type":"echo","msg_id":2,"echo":{input}}}}}"#));
+    let out = driven.take(format!(
+        r#"{{"src":"c1","dest":"n1","body":{{"type":"echo","msg_id":2,"echo":{input}}}}}"#
+    ));
     let expected = format!(
         "{{\"src\": \"n1\", \"dest\": \"c1\", \"body\": {{\"type\": \"echo_ok\", \"echo\": {expected}, \"in_reply_to\": 2, \"msg_id\": 1}}}}\n"
     );
@@ -133,7 +152,9 @@ fn a_typed_field_of_many_levels_gets_12() {
         );
     });
     let deep = "[".repeat(100_000) + &"]".repeat(100_000);
-    let out = driven.take(format!(r#"{{"src":"c1","body":{{"type":"deep","msg_id":2,"deep":{deep}}}}}"#));
+    let out = driven.take(format!(
+        r#"{{"src":"c1","body":{{"type":"deep","msg_id":2,"deep":{deep}}}}}"#
+    ));
     assert!(out.contains(r#""code": 12, "#), "{out}");
     driven.is_well();
 }
@@ -141,13 +162,19 @@ fn a_typed_field_of_many_levels_gets_12() {
 #[test]
 fn half_a_surrogate_pair_is_passed_through() {
     passes(r#""\ud800""#, r#""\ud800""#);
-    passes(r#"{"\uDC00":"\uD83D \uDE00"}"#, r#"{"\udc00": "\ud83d \ude00"}"#);
+    passes(
+        r#"{"\uDC00":"\uD83D \uDE00"}"#,
+        r#"{"\udc00": "\ud83d \ude00"}"#,
+    );
 }
 
 #[test]
 fn a_line_of_many_mib_is_answered() {
     let long = "é".repeat(2 * 1024 * 1024);
-    passes(&format!("\"{long}\""), &format!("\"{}\"", "\\u00e9".repeat(2 * 1024 * 1024)));
+    passes(
+        &format!("\"{long}\""),
+        &format!("\"{}\"", "\\u00e9".repeat(2 * 1024 * 1024)),
+    );
 }
 
 #[test]

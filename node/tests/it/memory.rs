@@ -13,9 +13,9 @@ const LEFT_KIB_MAX: u64 = 5 * 1024;
 /// The time in which jemalloc returns freed pages: ten seconds, and some more.
 const DECAY: Duration = Duration::from_secs(15);
 
-const INIT: &str =
-    r#"{"src":"c0","dest":"n1","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1","n2"]}}"#;
-const PENDING_COUNT: &str = r#"{"src":"c1","dest":"n1","body":{"type":"pending_count","msg_id":1}}"#;
+const INIT: &str = r#"{"src":"c0","dest":"n1","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1","n2"]}}"#;
+const PENDING_COUNT: &str =
+    r#"{"src":"c1","dest":"n1","body":{"type":"pending_count","msg_id":1}}"#;
 
 /// A node that has its name.
 struct Process {
@@ -34,7 +34,11 @@ impl Process {
             .unwrap();
         let stdin = child.stdin.take().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut process = Self { child, stdin, stdout };
+        let mut process = Self {
+            child,
+            stdin,
+            stdout,
+        };
         process.ask(INIT);
         process
     }
@@ -54,8 +58,11 @@ impl Process {
             let stdin = &mut self.stdin;
             scope.spawn(move || {
                 for id in 1..=calls {
-                    writeln!(stdin, r#"{{"src":"c1","dest":"n1","body":{{{fields},"msg_id":{id}}}}}"#)
-                        .unwrap();
+                    writeln!(
+                        stdin,
+                        r#"{{"src":"c1","dest":"n1","body":{{{fields},"msg_id":{id}}}}}"#
+                    )
+                    .unwrap();
                 }
             });
             // Each is sent on, and answered at once or with a timeout.
@@ -71,7 +78,10 @@ impl Process {
     /// Returns the resident memory in KiB.
     fn resident(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 }
@@ -96,8 +106,14 @@ fn check(kind: &str, calls: usize) {
         node.ask(PENDING_COUNT);
         left = node.resident().saturating_sub(before);
     }
-    println!("{calls} calls of {kind} leave {left} KiB after {:.1?}", since.elapsed());
-    assert!(left <= LEFT_KIB_MAX, "{calls} calls of {kind} leave {left} KiB");
+    println!(
+        "{calls} calls of {kind} leave {left} KiB after {:.1?}",
+        since.elapsed()
+    );
+    assert!(
+        left <= LEFT_KIB_MAX,
+        "{calls} calls of {kind} leave {left} KiB"
+    );
 }
 
 #[test]

@@ -28,8 +28,10 @@ fn value() -> impl Strategy<Value = Value> {
 }
 
 fn kind() -> impl Strategy<Value = String> {
-    prop::sample::select(vec!["init", "echo", "proxy", "relay", "error", "echo_ok", ""])
-        .prop_map(str::to_owned)
+    prop::sample::select(vec![
+        "init", "echo", "proxy", "relay", "error", "echo_ok", "",
+    ])
+    .prop_map(str::to_owned)
 }
 
 fn key() -> impl Strategy<Value = String> {
@@ -53,12 +55,20 @@ fn key() -> impl Strategy<Value = String> {
 
 /// A message whose parts are nearly right.
 fn message() -> impl Strategy<Value = Value> {
-    let body = (kind(), value(), value(), value(), value()).prop_map(|(kind, id, to, echo, any)| {
-        let body = json!({"type": kind, "msg_id": id, "in_reply_to": to, "echo": echo, "any": any});
-        let Value::Object(fields) = body else { panic!("{body}") };
-        // A field may be missing, too.
-        fields.into_iter().filter(|(_, value)| *value != json!(false)).collect::<Map<_, _>>().into()
-    });
+    let body =
+        (kind(), value(), value(), value(), value()).prop_map(|(kind, id, to, echo, any)| {
+            let body =
+                json!({"type": kind, "msg_id": id, "in_reply_to": to, "echo": echo, "any": any});
+            let Value::Object(fields) = body else {
+                panic!("{body}")
+            };
+            // A field may be missing, too.
+            fields
+                .into_iter()
+                .filter(|(_, value)| *value != json!(false))
+                .collect::<Map<_, _>>()
+                .into()
+        });
     prop_oneof![
         4 => body.prop_map(|body: Value| json!({"src": "c1", "dest": "n1", "body": body})),
         1 => value(),
@@ -66,12 +76,13 @@ fn message() -> impl Strategy<Value = Value> {
 }
 
 fn line() -> impl Strategy<Value = Vec<u8>> {
-    let damaged = (message(), any::<prop::sample::Index>(), any::<u8>()).prop_map(|(message, at, byte)| {
-        let mut line = message.to_string().into_bytes();
-        let at = at.index(line.len());
-        line[at] = byte;
-        line
-    });
+    let damaged =
+        (message(), any::<prop::sample::Index>(), any::<u8>()).prop_map(|(message, at, byte)| {
+            let mut line = message.to_string().into_bytes();
+            let at = at.index(line.len());
+            line[at] = byte;
+            line
+        });
     prop_oneof![
         4 => message().prop_map(|message| message.to_string().into_bytes()),
         2 => damaged,

@@ -24,7 +24,10 @@ struct Proxied {
 /// Passes a request on. It may wait long, as the clock is that of a machine that
 /// may be busy.
 async fn proxy(node: Node<()>, request: Request<Proxy>) -> Result<Proxied, Error> {
-    let reply = node.forward("n2", &request.body.inner).timeout(ms(600_000)).await?;
+    let reply = node
+        .forward("n2", &request.body.inner)
+        .timeout(ms(600_000))
+        .await?;
     Ok(Proxied { result: reply.body })
 }
 
@@ -180,14 +183,19 @@ fn handlers_run_in_turn_to_their_first_wait() {
 fn timers_of_one_time_fire_in_order() {
     let mut driven = Driven::<()>::new(|node| {
         node.handle("sleep", async |node: Node<()>, request: Ask| {
-            node.sleep(ms(if *request.src < *"m" { 20 } else { 10 })).await;
+            node.sleep(ms(if *request.src < *"m" { 20 } else { 10 }))
+                .await;
             Ok(())
         });
     });
     for client in ["c", "x", "b", "y", "a", "z"] {
         driven.ask(client, &json!({"type": "sleep", "msg_id": 1}));
     }
-    let order: Vec<String> = driven.pass(ms(100)).into_iter().map(|(dest, _)| dest).collect();
+    let order: Vec<String> = driven
+        .pass(ms(100))
+        .into_iter()
+        .map(|(dest, _)| dest)
+        .collect();
     assert_eq!(order, ["x", "y", "z", "c", "b", "a"]);
 }
 
@@ -214,7 +222,9 @@ fn init_is_answered_before_on_init_tasks_send() {
             "\n",
         )
     );
-    driven.node.on_init(async |node: Node<()>| node.send("n2", "third", &()).unwrap());
+    driven
+        .node
+        .on_init(async |node: Node<()>| node.send("n2", "third", &()).unwrap());
     assert_eq!(driven.pass(ms(0)).len(), 1);
 }
 

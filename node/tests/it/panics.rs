@@ -27,11 +27,14 @@ fn program(node: &Node<u32>) {
         *state += 1;
         panic!("with the state in hand");
     });
-    node.handle("after_a_wait", async |node: Node<u32>, _: Ask| -> Result<()> {
-        node.sleep(ms(10)).await;
-        *node.state() += 1;
-        panic!("after a wait");
-    });
+    node.handle(
+        "after_a_wait",
+        async |node: Node<u32>, _: Ask| -> Result<()> {
+            node.sleep(ms(10)).await;
+            *node.state() += 1;
+            panic!("after a wait");
+        },
+    );
     node.handle("while_written", async |_, _: Ask| Ok(Panicking));
     node.receive("in_a_receiver", async |_, _: Ask| panic!("in a receiver"));
     node.handle("after_an_answer", async |_, request: Ask| -> Result<()> {
@@ -39,7 +42,8 @@ fn program(node: &Node<u32>) {
         panic!("after an answer");
     });
     node.receive("in_a_callback", async |node: Node<u32>, _: Ask| {
-        node.rpc("n2", "ask", &(), |_, _| panic!("in a callback")).unwrap();
+        node.rpc("n2", "ask", &(), |_, _| panic!("in a callback"))
+            .unwrap();
     });
     node.receive("in_a_task", async |node: Node<u32>, _: Ask| {
         node.spawn(async { panic!("in a task") });
@@ -57,7 +61,11 @@ fn crashed(out: &[(String, Value)], kind: &str, msg_id: i64) {
 #[test]
 fn a_handler_that_panics_is_answered_with_13_and_gives_the_state_back() {
     let mut driven = Driven::new(program);
-    crashed(&driven.ask("c1", &json!({"type": "at_once", "msg_id": 1})), "at_once", 1);
+    crashed(
+        &driven.ask("c1", &json!({"type": "at_once", "msg_id": 1})),
+        "at_once",
+        1,
+    );
     assert_eq!(driven.ask("c1", &json!({"type": "at_once"})), []);
     assert_eq!(*driven.node.state(), 2);
     driven.is_well();
@@ -66,7 +74,10 @@ fn a_handler_that_panics_is_answered_with_13_and_gives_the_state_back() {
 #[test]
 fn a_panic_after_a_wait_is_answered_with_13() {
     let mut driven = Driven::new(program);
-    assert_eq!(driven.ask("c1", &json!({"type": "after_a_wait", "msg_id": 1})), []);
+    assert_eq!(
+        driven.ask("c1", &json!({"type": "after_a_wait", "msg_id": 1})),
+        []
+    );
     crashed(&driven.pass(ms(10)), "after_a_wait", 1);
     driven.is_well();
     driven.is_at_rest();
@@ -75,7 +86,11 @@ fn a_panic_after_a_wait_is_answered_with_13() {
 #[test]
 fn fields_that_panic_leave_nothing_in_the_output() {
     let mut driven = Driven::new(program);
-    crashed(&driven.ask("c1", &json!({"type": "while_written", "msg_id": 1})), "while_written", 1);
+    crashed(
+        &driven.ask("c1", &json!({"type": "while_written", "msg_id": 1})),
+        "while_written",
+        1,
+    );
     driven.is_well();
 }
 
@@ -83,14 +98,22 @@ fn fields_that_panic_leave_nothing_in_the_output() {
 fn a_message_that_panics_while_it_is_sent_is_not_sent() {
     let mut driven = Driven::<()>::new(|node| {
         echo(node);
-        node.receive("send", async |node: Node<()>, _: Ask| node.send("n2", "x", &Panicking).unwrap());
+        node.receive("send", async |node: Node<()>, _: Ask| {
+            node.send("n2", "x", &Panicking).unwrap()
+        });
         node.receive("rpc", async |node: Node<()>, _: Ask| {
             node.rpc("n2", "x", &Panicking, |_, _| ()).unwrap();
         });
-        node.handle("call", async |node: Node<()>, _: Ask| node.call::<()>("n2", "x", &Panicking).await);
+        node.handle("call", async |node: Node<()>, _: Ask| {
+            node.call::<()>("n2", "x", &Panicking).await
+        });
     });
     for (id, kind) in (1..).zip(["send", "rpc", "call"]) {
-        crashed(&driven.ask("c1", &json!({"type": kind, "msg_id": 1})), kind, id);
+        crashed(
+            &driven.ask("c1", &json!({"type": kind, "msg_id": 1})),
+            kind,
+            id,
+        );
     }
     driven.is_well();
     driven.is_at_rest();
@@ -99,10 +122,22 @@ fn a_message_that_panics_while_it_is_sent_is_not_sent() {
 #[test]
 fn a_panic_in_a_receiver_a_task_or_a_callback_is_answered_with_13() {
     let mut driven = Driven::new(program);
-    crashed(&driven.ask("c1", &json!({"type": "in_a_receiver", "msg_id": 1})), "in_a_receiver", 1);
-    crashed(&driven.ask("c1", &json!({"type": "in_a_task", "msg_id": 1})), "in_a_task", 2);
+    crashed(
+        &driven.ask("c1", &json!({"type": "in_a_receiver", "msg_id": 1})),
+        "in_a_receiver",
+        1,
+    );
+    crashed(
+        &driven.ask("c1", &json!({"type": "in_a_task", "msg_id": 1})),
+        "in_a_task",
+        2,
+    );
     driven.ask("c1", &json!({"type": "in_a_callback", "msg_id": 1}));
-    crashed(&driven.ask("n2", &json!({"type": "ask_ok", "in_reply_to": 3})), "in_a_callback", 4);
+    crashed(
+        &driven.ask("n2", &json!({"type": "ask_ok", "in_reply_to": 3})),
+        "in_a_callback",
+        4,
+    );
     driven.is_well();
     driven.is_at_rest();
 }
@@ -113,7 +148,10 @@ fn a_panic_in_the_callback_of_a_call_that_timed_out_is_answered_with_13() {
     driven.ask("c1", &json!({"type": "in_a_callback", "msg_id": 1}));
     driven.ask("c2", &json!({"type": "in_a_callback", "msg_id": 1}));
     let out = driven.pass(ms(2000));
-    assert_eq!(out.iter().map(|(dest, _)| dest).collect::<Vec<_>>(), ["c1", "c2"]);
+    assert_eq!(
+        out.iter().map(|(dest, _)| dest).collect::<Vec<_>>(),
+        ["c1", "c2"]
+    );
     assert!(out.iter().all(|(_, body)| body["code"] == 13), "{out:?}");
     driven.is_at_rest();
 }
@@ -124,7 +162,10 @@ fn a_panic_after_the_answer_says_no_more() {
     let out = driven.ask("c1", &json!({"type": "after_an_answer", "msg_id": 1}));
     assert_eq!(
         out,
-        [("c1".to_owned(), json!({"type": "after_an_answer_ok", "in_reply_to": 1, "msg_id": 1}))]
+        [(
+            "c1".to_owned(),
+            json!({"type": "after_an_answer_ok", "in_reply_to": 1, "msg_id": 1})
+        )]
     );
 }
 
@@ -156,8 +197,14 @@ fn a_body_that_panics_while_it_is_read_is_answered_with_13() {
     }
     let mut driven = Driven::<()>::new(|node| {
         echo(node);
-        node.handle("read", async |_, _: hark_node::Request<Unreadable>| Ok::<_, Error>(None::<Json>));
+        node.handle("read", async |_, _: hark_node::Request<Unreadable>| {
+            Ok::<_, Error>(None::<Json>)
+        });
     });
-    crashed(&driven.ask("c1", &json!({"type": "read", "msg_id": 1})), "read", 1);
+    crashed(
+        &driven.ask("c1", &json!({"type": "read", "msg_id": 1})),
+        "read",
+        1,
+    );
     driven.is_well();
 }

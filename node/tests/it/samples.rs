@@ -13,10 +13,8 @@ const WAIT_MAX: Duration = Duration::from_secs(20);
 /// The number of runs of each sample.
 const ROUNDS: usize = 3;
 
-const INIT: &str =
-    r#"{"src":"c0","dest":"n1","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1"]}}"#;
-const INIT_OF_TWO: &str =
-    r#"{"src":"c0","dest":"n1","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1","n2"]}}"#;
+const INIT: &str = r#"{"src":"c0","dest":"n1","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1"]}}"#;
+const INIT_OF_TWO: &str = r#"{"src":"c0","dest":"n1","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1","n2"]}}"#;
 const INIT_OK: &str =
     r#"{"src": "n1", "dest": "c0", "body": {"type": "init_ok", "in_reply_to": 1, "msg_id": 0}}"#;
 
@@ -49,7 +47,12 @@ impl Process {
             .expect("the binary is built with the test");
         let stdout = child.stdout.take().map_or_else(|| mpsc::channel().1, lines);
         let stderr = child.stderr.take().map_or_else(|| mpsc::channel().1, lines);
-        Self { stdin: child.stdin.take(), child, stdout, stderr }
+        Self {
+            stdin: child.stdin.take(),
+            child,
+            stdout,
+            stderr,
+        }
     }
 
     /// Starts a node that has its name.
@@ -75,7 +78,10 @@ impl Process {
     #[track_caller]
     fn expect(&self, lines: &[&str]) {
         for expected in lines {
-            let line = self.stdout.recv_timeout(WAIT_MAX).expect("the node puts out another line");
+            let line = self
+                .stdout
+                .recv_timeout(WAIT_MAX)
+                .expect("the node puts out another line");
             assert_eq!(line, format!("{expected}\n"));
         }
     }
@@ -145,7 +151,10 @@ fn check(input: &[&str], expected: &[&str]) {
     for _ in 0..ROUNDS {
         for piece in [input.len(), 1] {
             let mut node = Process::start();
-            input.as_bytes().chunks(piece).for_each(|piece| node.write_bytes(piece));
+            input
+                .as_bytes()
+                .chunks(piece)
+                .for_each(|piece| node.write_bytes(piece));
             node.expect(expected);
             assert_eq!(node.end(), "");
         }
@@ -173,7 +182,10 @@ fn converse(steps: &[(&str, &[&str])]) {
 #[test]
 fn an_echo_is_answered() {
     check(
-        &[INIT, r#"{"src":"c1","dest":"n1","body":{"type":"echo","msg_id":2,"echo":"async"}}"#],
+        &[
+            INIT,
+            r#"{"src":"c1","dest":"n1","body":{"type":"echo","msg_id":2,"echo":"async"}}"#,
+        ],
         &[
             INIT_OK,
             r#"{"src": "n1", "dest": "c1", "body": {"type": "echo_ok", "echo": "async", "in_reply_to": 2, "msg_id": 1}}"#,
@@ -198,15 +210,24 @@ fn an_echo_keeps_keys_numbers_and_characters() {
 #[test]
 fn a_batch_without_replies_sends_its_echoes_and_no_answer() {
     check(
-        &[INIT, r#"{"src":"c1","dest":"n1","body":{"type":"batch_echo","msg_id":2,"values":["x"]}}"#],
-        &[INIT_OK, r#"{"src": "n1", "dest": "n1", "body": {"type": "echo", "echo": "x", "msg_id": 1}}"#],
+        &[
+            INIT,
+            r#"{"src":"c1","dest":"n1","body":{"type":"batch_echo","msg_id":2,"values":["x"]}}"#,
+        ],
+        &[
+            INIT_OK,
+            r#"{"src": "n1", "dest": "n1", "body": {"type": "echo", "echo": "x", "msg_id": 1}}"#,
+        ],
     );
 }
 
 #[test]
 fn an_empty_batch_is_answered_at_once() {
     check(
-        &[INIT, r#"{"src":"c1","dest":"n1","body":{"type":"batch_echo","msg_id":2,"values":[]}}"#],
+        &[
+            INIT,
+            r#"{"src":"c1","dest":"n1","body":{"type":"batch_echo","msg_id":2,"values":[]}}"#,
+        ],
         &[
             INIT_OK,
             r#"{"src": "n1", "dest": "c1", "body": {"type": "batch_echo_ok", "results": [], "in_reply_to": 2, "msg_id": 1}}"#,
@@ -221,7 +242,10 @@ fn a_proxy_without_a_reply_passes_the_request_on_and_no_more() {
             INIT_OF_TWO,
             r#"{"src":"c1","dest":"n1","body":{"type":"proxy","msg_id":2,"target":"n2","inner":{"type":"echo","echo":"test"}}}"#,
         ],
-        &[INIT_OK, r#"{"src": "n1", "dest": "n2", "body": {"type": "echo", "echo": "test", "msg_id": 1}}"#],
+        &[
+            INIT_OK,
+            r#"{"src": "n1", "dest": "n2", "body": {"type": "echo", "echo": "test", "msg_id": 1}}"#,
+        ],
     );
 }
 
@@ -232,7 +256,10 @@ fn a_forwarded_body_keeps_its_order_and_gets_our_id_at_its_end() {
             INIT_OF_TWO,
             r#"{"src":"c1","dest":"n1","body":{"type":"relay","msg_id":2,"target":"n2","payload":{"msg_id":77,"z":1.0,"type":"q","in_reply_to":5,"a":null}}}"#,
         ],
-        &[INIT_OK, r#"{"src": "n1", "dest": "n2", "body": {"z": 1.0, "type": "q", "a": null, "msg_id": 1}}"#],
+        &[
+            INIT_OK,
+            r#"{"src": "n1", "dest": "n2", "body": {"z": 1.0, "type": "q", "a": null, "msg_id": 1}}"#,
+        ],
     );
 }
 
@@ -281,8 +308,14 @@ fn the_results_of_a_batch_are_in_the_order_of_its_values() {
                 r#"{"src": "n1", "dest": "n1", "body": {"type": "echo_ok", "echo": "a", "in_reply_to": 1, "msg_id": 5}}"#,
             ],
         ),
-        (r#"{"src":"n1","dest":"n1","body":{"type":"echo_ok","echo":"c","in_reply_to":3,"msg_id":4}}"#, &[]),
-        (r#"{"src":"n1","dest":"n1","body":{"type":"echo_ok","echo":"b","in_reply_to":2,"msg_id":6}}"#, &[]),
+        (
+            r#"{"src":"n1","dest":"n1","body":{"type":"echo_ok","echo":"c","in_reply_to":3,"msg_id":4}}"#,
+            &[],
+        ),
+        (
+            r#"{"src":"n1","dest":"n1","body":{"type":"echo_ok","echo":"b","in_reply_to":2,"msg_id":6}}"#,
+            &[],
+        ),
         (
             r#"{"src":"n1","dest":"n1","body":{"type":"echo_ok","echo":"a","in_reply_to":1,"msg_id":5}}"#,
             &[
@@ -308,14 +341,19 @@ fn a_batch_with_a_failure_gets_one_error() {
                 r#"{"src": "n1", "dest": "c1", "body": {"type": "error", "code": 11, "text": "busy", "in_reply_to": 1, "msg_id": 3}}"#,
             ],
         ),
-        (r#"{"src":"n1","dest":"n1","body":{"type":"error","code":11,"in_reply_to":1}}"#, &[]),
+        (
+            r#"{"src":"n1","dest":"n1","body":{"type":"error","code":11,"in_reply_to":1}}"#,
+            &[],
+        ),
     ]);
 }
 
 #[test]
 fn a_batch_that_is_not_answered_gets_one_error_0() {
     let mut node = Process::initialised();
-    node.write(&[r#"{"src":"c1","dest":"n1","body":{"type":"batch_echo","msg_id":1,"values":[1,2]}}"#]);
+    node.write(&[
+        r#"{"src":"c1","dest":"n1","body":{"type":"batch_echo","msg_id":1,"values":[1,2]}}"#,
+    ]);
     node.expect(&[
         r#"{"src": "n1", "dest": "n1", "body": {"type": "echo", "echo": 1, "msg_id": 1}}"#,
         r#"{"src": "n1", "dest": "n1", "body": {"type": "echo", "echo": 2, "msg_id": 2}}"#,
@@ -330,7 +368,9 @@ fn a_proxy_passes_the_whole_reply_back() {
     converse(&[
         (
             r#"{"src":"c1","dest":"n1","body":{"type":"proxy","msg_id":1,"target":"n2","inner":{"type":"echo","echo":"hello"}}}"#,
-            &[r#"{"src": "n1", "dest": "n2", "body": {"type": "echo", "echo": "hello", "msg_id": 1}}"#],
+            &[
+                r#"{"src": "n1", "dest": "n2", "body": {"type": "echo", "echo": "hello", "msg_id": 1}}"#,
+            ],
         ),
         (
             r#"{"src":"n2","dest":"n1","body":{"type":"echo_ok","echo":"hello","in_reply_to":1,"msg_id":40}}"#,
@@ -442,7 +482,10 @@ fn what_nobody_waits_for_is_reaped_and_logged() {
         r#"{"src": "n1", "dest": "n2", "body": {"type": "q", "msg_id": 1}}"#,
         r#"{"src": "n1", "dest": "c1", "body": {"type": "send_fire_forget_ok", "pending": 1, "in_reply_to": 1, "msg_id": 2}}"#,
     ]);
-    let log = node.stderr.recv_timeout(WAIT_MAX).expect("the reaping is logged");
+    let log = node
+        .stderr
+        .recv_timeout(WAIT_MAX)
+        .expect("the reaping is logged");
     assert!(log.contains("reaped=1"), "{log}");
     node.write(&[r#"{"src":"c1","dest":"n1","body":{"type":"pending_count","msg_id":2}}"#]);
     node.expect(&[
@@ -495,15 +538,26 @@ fn an_input_that_is_empty_is_an_end() {
 
 #[track_caller]
 fn command_line(argument: &str) -> (Option<i32>, String, String) {
-    let output = hark_node().arg(argument).stdin(Stdio::null()).output().unwrap();
+    let output = hark_node()
+        .arg(argument)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
 }
 
 #[test]
 fn help_and_version_are_told() {
     let (code, help, log) = command_line("--help");
-    assert!(code == Some(0) && help.contains("Usage: hark-node") && log.is_empty(), "{code:?} {help} {log}");
+    assert!(
+        code == Some(0) && help.contains("Usage: hark-node") && log.is_empty(),
+        "{code:?} {help} {log}"
+    );
     let version = format!("hark-node {}\n", env!("CARGO_PKG_VERSION"));
     assert_eq!(command_line("--version"), (Some(0), version, String::new()));
 }
@@ -512,24 +566,46 @@ fn help_and_version_are_told() {
 fn each_workload_of_the_help_is_run() {
     let (_, help, _) = command_line("--help");
     let (_, workloads) = help.split_once("Workloads:\n").unwrap();
-    let names: Vec<_> = workloads.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
+    let names: Vec<_> = workloads
+        .lines()
+        .map(|line| line.split_whitespace().next().unwrap())
+        .collect();
     assert!(names.contains(&"lin-kv") && names.len() > 10, "{names:?}");
     for name in names {
         let mut command = hark_node();
-        let command = command.args(["workload", name]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let command = command
+            .args(["workload", name])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        child.stdin.take().unwrap().write_all(format!("{INIT}\n").as_bytes()).unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(format!("{INIT}\n").as_bytes())
+            .unwrap();
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "{name}: {}", output.status);
-        assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{INIT_OK}\n"), "{name}");
+        assert_eq!(
+            String::from_utf8(output.stdout).unwrap(),
+            format!("{INIT_OK}\n"),
+            "{name}"
+        );
     }
     let output = hark_node().args(["workload", "lin-vk"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8(output.stderr).unwrap().contains("no workload 'lin-vk'; there are echo, "));
+    assert!(
+        String::from_utf8(output.stderr)
+            .unwrap()
+            .contains("no workload 'lin-vk'; there are echo, ")
+    );
 }
 
 #[test]
 fn an_argument_that_it_does_not_know_is_refused() {
     let (code, out, log) = command_line("--port");
-    assert!(code == Some(2) && out.is_empty() && log.contains("--port"), "{code:?} {out} {log}");
+    assert!(
+        code == Some(2) && out.is_empty() && log.contains("--port"),
+        "{code:?} {out} {log}"
+    );
 }

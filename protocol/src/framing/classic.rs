@@ -86,7 +86,11 @@ impl Decoder for ClassicServerCodec {
         }
         let padding = src.iter().take_while(|&&b| b == 0).count();
         src.advance(padding);
-        let head = if self.discarding { Head::Incomplete } else { Head::of(src) };
+        let head = if self.discarding {
+            Head::Incomplete
+        } else {
+            Head::of(src)
+        };
         match head {
             Head::Message => Ok(Some(take(src))),
             Head::Undecided if overdue && src.len() == COMMAND_BYTES => Ok(Some(take(src))),
@@ -129,7 +133,11 @@ impl Head {
             };
         }
         let Some((block, next)) = src.split_at_checked(CLASSIC_BLOCK_BYTES) else {
-            return if src.ends_with(&[0]) { Self::Incomplete } else { Self::Message };
+            return if src.ends_with(&[0]) {
+                Self::Incomplete
+            } else {
+                Self::Message
+            };
         };
         if next.is_empty() || block.ends_with(&[0]) {
             Self::Message
@@ -237,7 +245,9 @@ impl Decoder for ClassicClientCodec {
         }
         let mut block = src.split_to(CLASSIC_BLOCK_BYTES);
         let fields = message::split(without_padding(&mut block));
-        Ok(Some(fields.map(|(command, payload)| (command.into(), payload.into()))))
+        Ok(Some(fields.map(|(command, payload)| {
+            (command.into(), payload.into())
+        })))
     }
 }
 
@@ -263,7 +273,10 @@ fn write_block(command: &str, payload: &[u8], dst: &mut BytesMut) {
 
 /// Strips the NULs after the payload.
 fn without_padding(message: &mut [u8]) -> &mut [u8] {
-    let end = message.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
+    let end = message
+        .iter()
+        .rposition(|&b| b != 0)
+        .map_or(0, |last| last + 1);
     let end = end.max(COMMAND_BYTES).min(message.len());
     message.get_mut(..end).unwrap_or_default()
 }
@@ -282,6 +295,8 @@ fn may_be_command(src: &[u8]) -> bool {
 fn needs_fields(command: &[u8]) -> bool {
     REQUEST_COMMANDS.iter().any(|(name, optional)| {
         !optional
-            && command.strip_prefix(name.as_bytes()).is_some_and(|padding| padding.iter().all(|&b| b == 0))
+            && command
+                .strip_prefix(name.as_bytes())
+                .is_some_and(|padding| padding.iter().all(|&b| b == 0))
     })
 }

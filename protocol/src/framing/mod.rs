@@ -45,7 +45,10 @@ pub struct Malformed {
 impl From<Refusal> for Malformed {
     /// Converts the refusal of a message other than `hello`.
     fn from(refusal: Refusal) -> Self {
-        Self { refusal, is_hello: false }
+        Self {
+            refusal,
+            is_hello: false,
+        }
     }
 }
 

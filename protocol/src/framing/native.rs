@@ -12,7 +12,9 @@ use bytes::{Buf, BufMut, BytesMut};
 use tokio_util::codec::{Decoder, Encoder};
 
 use super::{Frame, Incoming, ProtocolError};
-use crate::limits::{FRAME_BYTES_MAX, FRAME_BYTES_MIN, ID_BYTES, LENGTH_BYTES, USER_NAME_BYTES_MAX};
+use crate::limits::{
+    FRAME_BYTES_MAX, FRAME_BYTES_MIN, ID_BYTES, LENGTH_BYTES, USER_NAME_BYTES_MAX,
+};
 use crate::message::{self, Message, Push};
 use crate::name::RequestId;
 use crate::{Reply, Request};
@@ -47,7 +49,10 @@ impl<In, Out> NativeCodec<In, Out> {
     /// [`FRAME_BYTES_MAX`].
     #[must_use]
     pub fn new(frame_bytes_max: usize) -> Self {
-        Self { frame_bytes_max: frame_bytes_max.min(FRAME_BYTES_MAX), direction: PhantomData }
+        Self {
+            frame_bytes_max: frame_bytes_max.min(FRAME_BYTES_MAX),
+            direction: PhantomData,
+        }
     }
 }
 
@@ -64,7 +69,10 @@ impl<In: Message, Out> Decoder for NativeCodec<In, Out> {
             return Err(ProtocolError::TooShort(bytes));
         }
         if bytes > self.frame_bytes_max {
-            return Err(ProtocolError::TooLong { bytes, bytes_max: self.frame_bytes_max });
+            return Err(ProtocolError::TooLong {
+                bytes,
+                bytes_max: self.frame_bytes_max,
+            });
         }
         let missing = (LENGTH_BYTES + bytes).saturating_sub(src.len());
         if missing > 0 {
@@ -127,7 +135,10 @@ fn frame(
     write_payload(dst);
     let bytes = dst.len() - start - LENGTH_BYTES;
     let fits = bytes <= FRAME_BYTES_MAX;
-    match (u32::try_from(bytes), dst.get_mut(start..start + LENGTH_BYTES)) {
+    match (
+        u32::try_from(bytes),
+        dst.get_mut(start..start + LENGTH_BYTES),
+    ) {
         (Ok(length), Some(header)) if fits => {
             header.copy_from_slice(&length.to_be_bytes());
             Ok(())

@@ -27,7 +27,9 @@ const CLASSIC_CAPACITY_MAX: usize = 8 * CLASSIC_BLOCK_BYTES;
 /// the client's side: in one read, and in pieces of the first byte's value plus
 /// 1.
 pub(crate) fn native(data: &[u8]) {
-    let Some((piece, bytes)) = data.split_first() else { return };
+    let Some((piece, bytes)) = data.split_first() else {
+        return;
+    };
     decode_native::<Request, Reply>(bytes, usize::from(*piece) + 1);
     decode_native::<Reply, Request>(bytes, usize::from(*piece) + 1);
 }
@@ -37,7 +39,11 @@ fn decode_native<In: Message + PartialEq + Debug, Out>(bytes: &[u8], piece: usiz
         let mut reader = Reader::new(NativeCodec::<In, Out>::new(LARGEST));
         let result = read_in_pieces(&mut reader, bytes, piece);
         let allowed = SMALL.max(LENGTH_BYTES + LARGEST);
-        assert!(reader.capacity_max <= allowed, "{} over {allowed}", reader.capacity_max);
+        assert!(
+            reader.capacity_max <= allowed,
+            "{} over {allowed}",
+            reader.capacity_max
+        );
         result
     };
     let at_once = read(bytes.len());
@@ -45,7 +51,10 @@ fn decode_native<In: Message + PartialEq + Debug, Out>(bytes: &[u8], piece: usiz
     for Frame { id, message } in at_once.0 {
         match message {
             Ok(message) => check_round_trip(Frame { id, message }),
-            Err(malformed) => check_round_trip(Frame { id, message: Reply::NotOk(malformed.refusal) }),
+            Err(malformed) => check_round_trip(Frame {
+                id,
+                message: Reply::NotOk(malformed.refusal),
+            }),
         }
     }
 }
@@ -57,7 +66,9 @@ fn read_in_pieces<D: Decoder<Error: Debug>>(
     piece: usize,
 ) -> (Vec<D::Item>, Option<String>) {
     let mut items = Vec::new();
-    let error = bytes.chunks(piece.max(1)).find_map(|bytes| reader.read_into(bytes, &mut items).err());
+    let error = bytes
+        .chunks(piece.max(1))
+        .find_map(|bytes| reader.read_into(bytes, &mut items).err());
     (items, error.map(|error| format!("{error:?}")))
 }
 
@@ -67,7 +78,13 @@ fn check_round_trip<M: Message + PartialEq + Debug>(frame: Frame<M>) {
     native::encode(frame.id, &frame.message, &mut bytes).unwrap();
     let mut reader = Reader::new(NativeCodec::<M, M>::new(bytes.len()));
     let Frame { id, message } = frame;
-    assert_eq!(reader.read(&bytes).unwrap(), [Incoming { id, message: Ok(message) }]);
+    assert_eq!(
+        reader.read(&bytes).unwrap(),
+        [Incoming {
+            id,
+            message: Ok(message)
+        }]
+    );
 }
 
 /// Bit of a read's header: a timeout follows the read.
@@ -92,7 +109,10 @@ pub(crate) fn classic(data: &[u8]) {
         assert!(items.len() <= known);
         // The next call examines the retained bytes again.
         assert!(reader.buffer.len() < CLASSIC_BLOCK_BYTES + COMMAND_BYTES);
-        assert!(bytes.is_empty() || reader.buffer.capacity() - reader.buffer.len() > CLASSIC_BLOCK_BYTES);
+        assert!(
+            bytes.is_empty()
+                || reader.buffer.capacity() - reader.buffer.len() > CLASSIC_BLOCK_BYTES
+        );
         check_classic_items(items, &mut requests);
         if head & GIVES_UP != 0 {
             reader.decoder.give_up_on_fields();
@@ -100,7 +120,11 @@ pub(crate) fn classic(data: &[u8]) {
             let awaits = reader.decoder.awaits_fields(&reader.buffer);
             assert!(!awaits || reader.buffer.len() == COMMAND_BYTES);
         }
-        assert!(reader.capacity_max <= CLASSIC_CAPACITY_MAX, "{}", reader.capacity_max);
+        assert!(
+            reader.capacity_max <= CLASSIC_CAPACITY_MAX,
+            "{}",
+            reader.capacity_max
+        );
     }
     check_in_blocks(requests);
 }
@@ -127,9 +151,13 @@ fn check_classic_items(items: Vec<Result<Request, Malformed>>, requests: &mut Ve
 fn check_in_blocks(requests: Vec<Request>) {
     let mut blocks = BytesMut::new();
     for request in &requests {
-        ClassicClientCodec.encode(request.clone(), &mut blocks).unwrap();
+        ClassicClientCodec
+            .encode(request.clone(), &mut blocks)
+            .unwrap();
     }
-    let read = Reader::new(ClassicServerCodec::default()).read(&blocks).unwrap();
+    let read = Reader::new(ClassicServerCodec::default())
+        .read(&blocks)
+        .unwrap();
     assert_eq!(read, requests.into_iter().map(Ok).collect::<Vec<_>>());
 }
 
@@ -138,7 +166,10 @@ fn read_blocks(bytes: &[u8]) {
     let read = |piece| {
         let mut reader = Reader::new(ClassicClientCodec);
         let (items, error) = read_in_pieces(&mut reader, bytes, piece);
-        assert_eq!((items.len(), error), (bytes.len() / CLASSIC_BLOCK_BYTES, None));
+        assert_eq!(
+            (items.len(), error),
+            (bytes.len() / CLASSIC_BLOCK_BYTES, None)
+        );
         assert!(reader.capacity_max <= SMALL, "{}", reader.capacity_max);
         items
     };

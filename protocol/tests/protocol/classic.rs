@@ -34,7 +34,10 @@ fn give_up(reader: &mut Reader<ClassicServerCodec>) -> Vec<Outcome> {
 }
 
 fn outcomes(items: Vec<Result<Request, Malformed>>) -> Vec<Outcome> {
-    items.into_iter().map(|item| item.map_err(|malformed| malformed.refusal.code)).collect()
+    items
+        .into_iter()
+        .map(|item| item.map_err(|malformed| malformed.refusal.code))
+        .collect()
 }
 
 fn awaits_fields(reader: &Reader<ClassicServerCodec>) -> bool {
@@ -58,7 +61,10 @@ fn block(request: &Request) -> Vec<u8> {
 }
 
 fn send(text: &str) -> Request {
-    Request::Send { user: "bob".parse().unwrap(), text: text.to_owned().into() }
+    Request::Send {
+        user: "bob".parse().unwrap(),
+        text: text.to_owned().into(),
+    }
 }
 
 /// Returns a `send` of `bytes` bytes in all.
@@ -67,28 +73,40 @@ fn send_of(bytes: usize) -> Request {
 }
 
 fn create(name: &str) -> Request {
-    Request::Create { user: name.parse().unwrap(), password: None }
+    Request::Create {
+        user: name.parse().unwrap(),
+        password: None,
+    }
 }
 
 /// Checks the outcomes of consecutive reads.
 #[track_caller]
 fn check_reads(reads: &[&[u8]], expected: &[Outcome]) {
     let mut reader = server();
-    let outcomes: Vec<_> = reads.iter().flat_map(|bytes| read(&mut reader, bytes)).collect();
+    let outcomes: Vec<_> = reads
+        .iter()
+        .flat_map(|bytes| read(&mut reader, bytes))
+        .collect();
     assert_eq!(outcomes, expected);
 }
 
 #[test]
 fn bare_message_ends_with_its_read() {
     check_reads(
-        &[b"create\0\0\0\0\0\0\0\0\0bob", b"send\0\0\0\0\0\0\0\0\0\0\0bob,hello, there\nyou"],
+        &[
+            b"create\0\0\0\0\0\0\0\0\0bob",
+            b"send\0\0\0\0\0\0\0\0\0\0\0bob,hello, there\nyou",
+        ],
         &[Ok(create("bob")), Ok(send("hello, there\nyou"))],
     );
 }
 
 #[test]
 fn fewer_than_15_bytes_wait_for_more() {
-    check_reads(&[b"pi", b"ng\0\0\0\0\0\0\0\0\0", b"\0", b"\0"], &[Ok(Request::Ping)]);
+    check_reads(
+        &[b"pi", b"ng\0\0\0\0\0\0\0\0\0", b"\0", b"\0"],
+        &[Ok(Request::Ping)],
+    );
 }
 
 #[test]
@@ -150,8 +168,16 @@ fn command_without_required_fields_is_taken_at_once() {
 
 #[test]
 fn several_blocks_in_one_read_are_several_messages() {
-    let blocks = [block(&create("bob")), block(&send("one")), block(&Request::Ping)].concat();
-    check_reads(&[&blocks], &[Ok(create("bob")), Ok(send("one")), Ok(Request::Ping)]);
+    let blocks = [
+        block(&create("bob")),
+        block(&send("one")),
+        block(&Request::Ping),
+    ]
+    .concat();
+    check_reads(
+        &[&blocks],
+        &[Ok(create("bob")), Ok(send("one")), Ok(Request::Ping)],
+    );
 }
 
 #[test]
@@ -171,14 +197,22 @@ fn unpadded_block_waits_for_whole_next_command() {
     assert_eq!(read(&mut reader, &blocks[1025..1038]), []);
     assert!(awaits_fields(&reader));
     assert_eq!(read(&mut reader, &blocks[1038..1039]), [Ok(full)]);
-    assert!(awaits_fields(&reader), "now for the fields of the second one");
+    assert!(
+        awaits_fields(&reader),
+        "now for the fields of the second one"
+    );
     assert_eq!(read(&mut reader, &blocks[1039..]), [Ok(create("bob"))]);
 }
 
 #[test]
 fn nuls_before_a_command_are_skipped() {
     check_reads(
-        &[b"\0\0\0", b"\0ping\0\0\0\0\0\0\0\0\0\0\0", b"\0\0create\0\0\0\0\0\0\0\0\0bob", &[0; 3_000]],
+        &[
+            b"\0\0\0",
+            b"\0ping\0\0\0\0\0\0\0\0\0\0\0",
+            b"\0\0create\0\0\0\0\0\0\0\0\0bob",
+            &[0; 3_000],
+        ],
         &[Ok(Request::Ping), Ok(create("bob"))],
     );
 }
@@ -192,7 +226,12 @@ fn bare_message_of_1024_bytes_is_complete() {
 fn overlong_bare_message_is_refused_once() {
     let long = bare(&send_of(3_000));
     check_reads(
-        &[&long[..1_500], &long[1_500..1_600], &long[1_600..], b"ping\0\0\0\0\0\0\0\0\0\0\0"],
+        &[
+            &long[..1_500],
+            &long[1_500..1_600],
+            &long[1_600..],
+            b"ping\0\0\0\0\0\0\0\0\0\0\0",
+        ],
         &[Err(Code::TooLarge), Ok(Request::Ping)],
     );
 }
@@ -200,20 +239,34 @@ fn overlong_bare_message_is_refused_once() {
 #[test]
 fn overlong_message_resembling_a_block_is_refused() {
     for end in ["s", "se", "ping"] {
-        let long = bare(&send(&format!("{}{end}", "x".repeat(1024 - COMMAND_BYTES - "bob,".len()))));
+        let long = bare(&send(&format!(
+            "{}{end}",
+            "x".repeat(1024 - COMMAND_BYTES - "bob,".len())
+        )));
         let mut reader = server();
         assert_eq!(read(&mut reader, &long), []);
         assert!(awaits_fields(&reader));
         assert_eq!(give_up(&mut reader), [Err(Code::TooLarge)]);
         assert!(!awaits_fields(&reader));
-        assert_eq!(read(&mut reader, &bare(&create("bob"))), [Ok(create("bob"))]);
+        assert_eq!(
+            read(&mut reader, &bare(&create("bob"))),
+            [Ok(create("bob"))]
+        );
     }
 }
 
 #[test]
 fn message_behind_overlong_message_is_taken() {
-    let rest = [&bare(&send_of(1_200))[..], &block(&create("bob")), &bare(&Request::Ping)].concat();
-    check_reads(&[&rest], &[Err(Code::TooLarge), Ok(create("bob")), Ok(Request::Ping)]);
+    let rest = [
+        &bare(&send_of(1_200))[..],
+        &block(&create("bob")),
+        &bare(&Request::Ping),
+    ]
+    .concat();
+    check_reads(
+        &[&rest],
+        &[Err(Code::TooLarge), Ok(create("bob")), Ok(Request::Ping)],
+    );
 }
 
 #[test]
@@ -233,7 +286,10 @@ fn buffer_end_never_splits_a_bare_message() {
 #[test]
 fn invalid_utf_8_is_refused_and_decoding_continues() {
     check_reads(
-        &[b"list\0\0\0\0\0\0\0\0\0\0\0\xff", b"ping\0\0\0\0\0\0\0\0\0\0\0"],
+        &[
+            b"list\0\0\0\0\0\0\0\0\0\0\0\xff",
+            b"ping\0\0\0\0\0\0\0\0\0\0\0",
+        ],
         &[Err(Code::BadRequest), Ok(Request::Ping)],
     );
 }
@@ -241,7 +297,10 @@ fn invalid_utf_8_is_refused_and_decoding_continues() {
 #[test]
 fn commands_of_native_framing_are_refused() {
     check_reads(
-        &[b"hello\0\0\0\0\0\0\0\0\0\x001,token", b"ack\0\0\0\0\0\0\0\0\0\0\0\x001"],
+        &[
+            b"hello\0\0\0\0\0\0\0\0\0\x001,token",
+            b"ack\0\0\0\0\0\0\0\0\0\0\0\x001",
+        ],
         &[Err(Code::BadRequest), Err(Code::BadRequest)],
     );
 }
@@ -262,7 +321,11 @@ fn received(reply: &Reply) -> Vec<(String, String)> {
     let messages = Reader::new(ClassicClientCodec).read(&bytes).unwrap();
     messages
         .into_iter()
-        .map(|message| message.map(|(command, payload)| (command.to_string(), payload.to_string())).unwrap())
+        .map(|message| {
+            message
+                .map(|(command, payload)| (command.to_string(), payload.to_string()))
+                .unwrap()
+        })
         .collect()
 }
 
@@ -284,21 +347,43 @@ fn delivered(text: &str) -> Vec<String> {
 
 #[test]
 fn long_text_is_split_between_characters() {
-    assert_eq!(delivered(&"x".repeat(PAYLOAD_BYTES)), ["x".repeat(PAYLOAD_BYTES)]);
-    assert_eq!(delivered(&"x".repeat(PAYLOAD_BYTES + 1)), ["x".repeat(PAYLOAD_BYTES), "x".to_owned()]);
+    assert_eq!(
+        delivered(&"x".repeat(PAYLOAD_BYTES)),
+        ["x".repeat(PAYLOAD_BYTES)]
+    );
+    assert_eq!(
+        delivered(&"x".repeat(PAYLOAD_BYTES + 1)),
+        ["x".repeat(PAYLOAD_BYTES), "x".to_owned()]
+    );
     let begin = "x".repeat(PAYLOAD_BYTES - 1);
-    assert_eq!(delivered(&format!("{begin}é!")), [begin.clone(), "é!".to_owned()]);
+    assert_eq!(
+        delivered(&format!("{begin}é!")),
+        [begin.clone(), "é!".to_owned()]
+    );
     assert_eq!(delivered(&format!("{begin}🦀")), [begin, "🦀".to_owned()]);
 }
 
 #[test]
 fn a_list_is_split_between_names() {
-    let names: Vec<UserName> = (0..300).map(|i| format!("user-number-{i}").parse().unwrap()).collect();
+    let names: Vec<UserName> = (0..300)
+        .map(|i| format!("user-number-{i}").parse().unwrap())
+        .collect();
     let lists = received(&Reply::List(names.clone()));
     assert!(lists.len() > 1);
     assert!(lists.iter().all(|(command, _)| command == "list"));
-    let joined = lists.into_iter().map(|(_, names)| names).collect::<Vec<_>>().join(",");
-    assert_eq!(joined, names.iter().map(UserName::as_str).collect::<Vec<_>>().join(","));
+    let joined = lists
+        .into_iter()
+        .map(|(_, names)| names)
+        .collect::<Vec<_>>()
+        .join(",");
+    assert_eq!(
+        joined,
+        names
+            .iter()
+            .map(UserName::as_str)
+            .collect::<Vec<_>>()
+            .join(",")
+    );
 }
 
 #[test]
@@ -306,7 +391,9 @@ fn list_that_fills_a_block_is_not_split() {
     for (last_bytes, blocks) in [(17, 1), (18, 2)] {
         // 62 names of 15 bytes and as many commas leave 17 bytes.
         let lengths = std::iter::repeat_n(15, 62).chain([last_bytes]);
-        let names = lengths.map(|bytes| "x".repeat(bytes).parse().unwrap()).collect();
+        let names = lengths
+            .map(|bytes| "x".repeat(bytes).parse().unwrap())
+            .collect();
         assert_eq!(received(&Reply::List(names)).len(), blocks);
     }
 }
@@ -315,7 +402,10 @@ fn list_that_fills_a_block_is_not_split() {
 fn long_explanation_is_truncated_between_characters() {
     let refusal = Refusal::new(Code::Denied, "é".repeat(1_000));
     let messages = received(&Reply::NotOk(refusal));
-    assert_eq!(messages, [("notok".to_owned(), format!("denied,{}", "é".repeat(501)))]);
+    assert_eq!(
+        messages,
+        [("notok".to_owned(), format!("denied,{}", "é".repeat(501)))]
+    );
 }
 
 /// Returns whether a cut at `at` falls inside a payload, or directly before the
@@ -325,7 +415,11 @@ fn is_inside_payload(blocks: &[Vec<u8>], at: usize) -> bool {
         return false;
     };
     let end = block.iter().rposition(|&b| b != 0).unwrap() + 1;
-    let begin = if block.starts_with(b"list") { COMMAND_BYTES } else { COMMAND_BYTES + 1 };
+    let begin = if block.starts_with(b"list") {
+        COMMAND_BYTES
+    } else {
+        COMMAND_BYTES + 1
+    };
     (begin..end).contains(&(at % CLASSIC_BLOCK_BYTES))
 }
 
@@ -442,6 +536,9 @@ fn overlong_message_byte_by_byte_is_not_retained() {
     for _ in 0..100_000 {
         src.extend_from_slice(b"c");
         assert!(matches!(codec.decode(&mut src), Ok(None)));
-        assert!(src.len() < COMMAND_BYTES, "only what may begin a command is kept");
+        assert!(
+            src.len() < COMMAND_BYTES,
+            "only what may begin a command is kept"
+        );
     }
 }

@@ -100,15 +100,19 @@ impl Checked {
             Operation::Call(id, deadline) => self.call(id, deadline),
             Operation::CallBack(id, deadline) => self.call_back(id, deadline),
             Operation::Complete(id) => {
-                let expected =
-                    if self.model.end(id, Some(Ok(self.serial))) { Ok(()) } else { Err(self.serial) };
+                let expected = if self.model.end(id, Some(Ok(self.serial))) {
+                    Ok(())
+                } else {
+                    Err(self.serial)
+                };
                 prop_assert_eq!(self.calls.complete(&id, self.serial), expected);
                 Ok(())
             }
             Operation::Cancel(id) => {
                 // A cancelled future resolves; a cancelled callback is dropped.
                 let serial = self.model.open.get(&id).map(|&(_, serial)| serial);
-                let is_callback = serial.is_some_and(|serial| self.model.callbacks.contains(&serial));
+                let is_callback =
+                    serial.is_some_and(|serial| self.model.callbacks.contains(&serial));
                 let end = (!is_callback).then_some(Err(CallError::Closed));
                 prop_assert_eq!(self.calls.cancel(&id), self.model.end(id, end));
                 Ok(())
@@ -143,8 +147,9 @@ impl Checked {
 
     fn call_back(&mut self, id: u8, deadline: Option<u32>) -> Result<(), TestCaseError> {
         let (serial, called_back) = (self.serial, Rc::clone(&self.called_back));
-        let opened =
-            self.calls.call_back(id, deadline, move |end| called_back.borrow_mut().push((serial, end)));
+        let opened = self.calls.call_back(id, deadline, move |end| {
+            called_back.borrow_mut().push((serial, end))
+        });
         match opened {
             Ok(()) => {
                 prop_assert_eq!(self.model.open.insert(id, (deadline, serial)), None);
@@ -158,7 +163,12 @@ impl Checked {
     fn drop_call(&mut self, index: usize) {
         let (serial, id, call) = self.futures.swap_remove(index);
         drop(call);
-        if self.model.open.get(&id).is_some_and(|&(_, open)| open == serial) {
+        if self
+            .model
+            .open
+            .get(&id)
+            .is_some_and(|&(_, open)| open == serial)
+        {
             self.model.end(id, None);
         }
     }
@@ -175,7 +185,9 @@ impl Checked {
                 prop_assert_eq!(Some(end), *expected);
                 self.told.push(*serial);
             }
-            (polled, expected) => prop_assert!(false, "call {serial}: {polled:?}, not {expected:?}"),
+            (polled, expected) => {
+                prop_assert!(false, "call {serial}: {polled:?}, not {expected:?}")
+            }
         }
         Ok(())
     }
@@ -200,7 +212,12 @@ impl Checked {
     /// Checks the invariants after an operation.
     fn check(&self) -> Result<(), TestCaseError> {
         prop_assert_eq!(self.calls.pending(), self.model.open.len());
-        let next = self.model.open.values().filter_map(|&(deadline, _)| deadline).min();
+        let next = self
+            .model
+            .open
+            .values()
+            .filter_map(|&(deadline, _)| deadline)
+            .min();
         prop_assert_eq!(self.calls.next_deadline(), next);
         let mut called_back = self.called_back.borrow_mut().clone();
         called_back.sort_by_key(|&(serial, _)| serial);
@@ -247,7 +264,11 @@ fn id_is_reusable_once_its_call_ended() {
     assert_eq!(calls.complete(&1, 7), Ok(()));
     let mut second = calls.call(1, None).unwrap();
     drop(first);
-    assert_eq!(calls.pending(), 1, "the end of the first call is not that of the second");
+    assert_eq!(
+        calls.pending(),
+        1,
+        "the end of the first call is not that of the second"
+    );
     assert_eq!(calls.complete(&1, 8), Ok(()));
     assert_eq!(poll(&mut second), Poll::Ready(Ok(8)));
 }
@@ -273,7 +294,11 @@ fn callback_may_register_and_end_calls() {
             inner.cancel(&3);
         })
         .unwrap();
-    assert_eq!(calls.expire(&5), 1, "what was opened meanwhile is left for the next time");
+    assert_eq!(
+        calls.expire(&5),
+        1,
+        "what was opened meanwhile is left for the next time"
+    );
     assert_eq!(calls.next_deadline(), Some(0));
     assert_eq!(calls.expire(&5), 1);
     assert_eq!(calls.pending(), 0);
@@ -284,7 +309,10 @@ fn refused_callback_may_hold_a_call() {
     let calls = Calls::default();
     let _open = calls.call(1, None).unwrap();
     let held = calls.call(2, None).unwrap();
-    assert_eq!(calls.call_back(1, None, move |_| drop(held)), Err(DuplicateId));
+    assert_eq!(
+        calls.call_back(1, None, move |_| drop(held)),
+        Err(DuplicateId)
+    );
     assert_eq!(calls.pending(), 1, "the call that it held is cancelled");
 }
 

@@ -7,8 +7,8 @@ use hark_protocol::framing::native::{self, ClientCodec, ServerCodec};
 use hark_protocol::limits::FRAME_BYTES_DEFAULT;
 use hark_protocol::message::Message;
 use hark_protocol::{
-    ByeReason, Code, Delivery, Failure, Frame, OkFields, Password, Refusal, Reply, Request, RequestId,
-    Sequence, UserName,
+    ByeReason, Code, Delivery, Failure, Frame, OkFields, Password, Refusal, Reply, Request,
+    RequestId, Sequence, UserName,
 };
 use tokio_util::codec::{Decoder, Encoder};
 
@@ -37,7 +37,13 @@ fn check_native<M>(
     let Ok(Some(read)) = codec.decode(&mut written) else {
         panic!("the frame that was written is not read");
     };
-    assert_eq!(read, Frame { id: RequestId::new(id), message: Ok(message) });
+    assert_eq!(
+        read,
+        Frame {
+            id: RequestId::new(id),
+            message: Ok(message)
+        }
+    );
     assert!(written.is_empty());
 }
 
@@ -56,7 +62,9 @@ fn check_native_reply(id: u32, reply: Reply, bytes: &[u8]) {
 #[track_caller]
 fn check_classic_request(request: Request, bytes: &[u8]) {
     let mut written = BytesMut::new();
-    ClassicClientCodec.encode(request.clone(), &mut written).unwrap();
+    ClassicClientCodec
+        .encode(request.clone(), &mut written)
+        .unwrap();
     assert_eq!(written, block(bytes));
     for mut src in [written, BytesMut::from(bytes)] {
         let read = ClassicServerCodec::default().decode(&mut src).unwrap();
@@ -71,7 +79,10 @@ fn check_classic_request(request: Request, bytes: &[u8]) {
 fn check_classic_reply(reply: Reply, messages: &[&[u8]]) {
     let mut written = BytesMut::new();
     classic::encode(&reply, &mut written);
-    assert_eq!(written, messages.iter().copied().flat_map(block).collect::<Vec<_>>());
+    assert_eq!(
+        written,
+        messages.iter().copied().flat_map(block).collect::<Vec<_>>()
+    );
 }
 
 fn block(message: &[u8]) -> Vec<u8> {
@@ -84,58 +95,97 @@ fn block(message: &[u8]) -> Vec<u8> {
 fn native_framing_of_every_request() {
     check_native_request(
         1,
-        Request::Hello { version: 1, session: "a-Z_9".parse().unwrap() },
+        Request::Hello {
+            version: 1,
+            session: "a-Z_9".parse().unwrap(),
+        },
         b"\0\0\0\x1a\0\0\0\x01hello\0\0\0\0\0\0\0\0\0\x001,a-Z_9",
     );
     check_native_request(
         2,
-        Request::Create { user: user("bob"), password: None },
+        Request::Create {
+            user: user("bob"),
+            password: None,
+        },
         b"\0\0\0\x16\0\0\0\x02create\0\0\0\0\0\0\0\0\0bob",
     );
     check_native_request(
         2,
-        Request::Create { user: user("bob"), password: password("pass word") },
+        Request::Create {
+            user: user("bob"),
+            password: password("pass word"),
+        },
         b"\0\0\0\x20\0\0\0\x02create\0\0\0\0\0\0\0\0\0bob,pass word",
     );
     check_native_request(
         3,
-        Request::Login { user: user("bob"), password: None },
+        Request::Login {
+            user: user("bob"),
+            password: None,
+        },
         b"\0\0\0\x16\0\0\0\x03login\0\0\0\0\0\0\0\0\0\0bob",
     );
     check_native_request(
         3,
-        Request::Login { user: user("bob"), password: password("pw") },
+        Request::Login {
+            user: user("bob"),
+            password: password("pw"),
+        },
         b"\0\0\0\x19\0\0\0\x03login\0\0\0\0\0\0\0\0\0\0bob,pw",
     );
     check_native_request(
         0x0102_0304,
-        Request::Connect { user: user("zoë"), password: None },
+        Request::Connect {
+            user: user("zoë"),
+            password: None,
+        },
         b"\0\0\0\x17\x01\x02\x03\x04connect\0\0\0\0\0\0\0\0zo\xc3\xab",
     );
     check_native_request(
         u32::MAX,
-        Request::Connect { user: user("zoë"), password: password("pw") },
+        Request::Connect {
+            user: user("zoë"),
+            password: password("pw"),
+        },
         b"\0\0\0\x1a\xff\xff\xff\xffconnect\0\0\0\0\0\0\0\0zo\xc3\xab,pw",
     );
-    check_native_request(5, Request::Disconnect, b"\0\0\0\x13\0\0\0\x05disconnect\0\0\0\0\0");
+    check_native_request(
+        5,
+        Request::Disconnect,
+        b"\0\0\0\x13\0\0\0\x05disconnect\0\0\0\0\0",
+    );
     check_native_request(
         6,
-        Request::Password { user: user("bob"), old: password("old"), new: password("new").unwrap() },
+        Request::Password {
+            user: user("bob"),
+            old: password("old"),
+            new: password("new").unwrap(),
+        },
         b"\0\0\0\x1e\0\0\0\x06password\0\0\0\0\0\0\0bob,old,new",
     );
     check_native_request(
         6,
-        Request::Password { user: user("bob"), old: None, new: password("new").unwrap() },
+        Request::Password {
+            user: user("bob"),
+            old: None,
+            new: password("new").unwrap(),
+        },
         b"\0\0\0\x1b\0\0\0\x06password\0\0\0\0\0\0\0bob,,new",
     );
     check_native_request(
         7,
-        Request::Delete { user: user("bob"), password: None },
+        Request::Delete {
+            user: user("bob"),
+            password: None,
+        },
         b"\0\0\0\x16\0\0\0\x07delete\0\0\0\0\0\0\0\0\0bob",
     );
     check_native_request(
         7,
-        Request::Delete { user: user("bob"), password: password("pw") },
+        Request::Delete {
+            user: user("bob"),
+            password: password("pw"),
+        },
         b"\0\0\0\x19\0\0\0\x07delete\0\0\0\0\0\0\0\0\0bob,pw",
     );
     check_native_request(
@@ -145,81 +195,138 @@ fn native_framing_of_every_request() {
     );
     check_native_request(
         8,
-        Request::List { pattern: Some("^b,?$".into()) },
+        Request::List {
+            pattern: Some("^b,?$".into()),
+        },
         b"\0\0\0\x18\0\0\0\x08list\0\0\0\0\0\0\0\0\0\0\0^b,?$",
     );
     check_native_request(
         9,
-        Request::Send { user: user("bob"), text: "hello, there\nyou".into() },
+        Request::Send {
+            user: user("bob"),
+            text: "hello, there\nyou".into(),
+        },
         b"\0\0\0\x27\0\0\0\x09send\0\0\0\0\0\0\0\0\0\0\0bob,hello, there\nyou",
     );
     check_native_request(
         9,
-        Request::Send { user: user("bob"), text: "".into() },
+        Request::Send {
+            user: user("bob"),
+            text: "".into(),
+        },
         b"\0\0\0\x17\0\0\0\x09send\0\0\0\0\0\0\0\0\0\0\0bob,",
     );
     check_native_request(
         0,
-        Request::Ack { sequence: Sequence(18_446_744_073_709_551_615) },
+        Request::Ack {
+            sequence: Sequence(18_446_744_073_709_551_615),
+        },
         b"\0\0\0\x27\0\0\0\0ack\0\0\0\0\0\0\0\0\0\0\0\x0018446744073709551615",
     );
-    check_native_request(10, Request::Ping, b"\0\0\0\x13\0\0\0\x0aping\0\0\0\0\0\0\0\0\0\0\0");
+    check_native_request(
+        10,
+        Request::Ping,
+        b"\0\0\0\x13\0\0\0\x0aping\0\0\0\0\0\0\0\0\0\0\0",
+    );
 }
 
 #[test]
 fn classic_framing_of_every_request() {
     check_classic_request(
-        Request::Create { user: user("bob"), password: None },
+        Request::Create {
+            user: user("bob"),
+            password: None,
+        },
         b"create\0\0\0\0\0\0\0\0\0bob",
     );
     check_classic_request(
-        Request::Create { user: user("bob"), password: password("pass word") },
+        Request::Create {
+            user: user("bob"),
+            password: password("pass word"),
+        },
         b"create\0\0\0\0\0\0\0\0\0bob,pass word",
     );
     check_classic_request(
-        Request::Login { user: user("bob"), password: None },
+        Request::Login {
+            user: user("bob"),
+            password: None,
+        },
         b"login\0\0\0\0\0\0\0\0\0\0bob",
     );
     check_classic_request(
-        Request::Login { user: user("bob"), password: password("pw") },
+        Request::Login {
+            user: user("bob"),
+            password: password("pw"),
+        },
         b"login\0\0\0\0\0\0\0\0\0\0bob,pw",
     );
     check_classic_request(
-        Request::Connect { user: user("zoë"), password: None },
+        Request::Connect {
+            user: user("zoë"),
+            password: None,
+        },
         b"connect\0\0\0\0\0\0\0\0zo\xc3\xab",
     );
     check_classic_request(
-        Request::Connect { user: user("zoë"), password: password("pw") },
+        Request::Connect {
+            user: user("zoë"),
+            password: password("pw"),
+        },
         b"connect\0\0\0\0\0\0\0\0zo\xc3\xab,pw",
     );
     check_classic_request(Request::Disconnect, b"disconnect\0\0\0\0\0");
     check_classic_request(
-        Request::Password { user: user("bob"), old: password("old"), new: password("new").unwrap() },
+        Request::Password {
+            user: user("bob"),
+            old: password("old"),
+            new: password("new").unwrap(),
+        },
         b"password\0\0\0\0\0\0\0bob,old,new",
     );
     check_classic_request(
-        Request::Password { user: user("bob"), old: None, new: password("new").unwrap() },
+        Request::Password {
+            user: user("bob"),
+            old: None,
+            new: password("new").unwrap(),
+        },
         b"password\0\0\0\0\0\0\0bob,,new",
     );
     check_classic_request(
-        Request::Delete { user: user("bob"), password: None },
+        Request::Delete {
+            user: user("bob"),
+            password: None,
+        },
         b"delete\0\0\0\0\0\0\0\0\0bob",
     );
     check_classic_request(
-        Request::Delete { user: user("bob"), password: password("pw") },
+        Request::Delete {
+            user: user("bob"),
+            password: password("pw"),
+        },
         b"delete\0\0\0\0\0\0\0\0\0bob,pw",
     );
-    check_classic_request(Request::List { pattern: None }, b"list\0\0\0\0\0\0\0\0\0\0\0");
     check_classic_request(
-        Request::List { pattern: Some("^b,?$".into()) },
+        Request::List { pattern: None },
+        b"list\0\0\0\0\0\0\0\0\0\0\0",
+    );
+    check_classic_request(
+        Request::List {
+            pattern: Some("^b,?$".into()),
+        },
         b"list\0\0\0\0\0\0\0\0\0\0\0^b,?$",
     );
     check_classic_request(
-        Request::Send { user: user("bob"), text: "hello, there\nyou".into() },
+        Request::Send {
+            user: user("bob"),
+            text: "hello, there\nyou".into(),
+        },
         b"send\0\0\0\0\0\0\0\0\0\0\0bob,hello, there\nyou",
     );
     check_classic_request(
-        Request::Send { user: user("bob"), text: "".into() },
+        Request::Send {
+            user: user("bob"),
+            text: "".into(),
+        },
         b"send\0\0\0\0\0\0\0\0\0\0\0bob,",
     );
     check_classic_request(Request::Ping, b"ping\0\0\0\0\0\0\0\0\0\0\0");
@@ -227,7 +334,11 @@ fn classic_framing_of_every_request() {
 
 #[test]
 fn native_framing_of_every_reply() {
-    check_native_reply(1, Reply::Ok(OkFields::none()), b"\0\0\0\x13\0\0\0\x01ok\0\0\0\0\0\0\0\0\0\0\0\0\0");
+    check_native_reply(
+        1,
+        Reply::Ok(OkFields::none()),
+        b"\0\0\0\x13\0\0\0\x01ok\0\0\0\0\0\0\0\0\0\0\0\0\0",
+    );
     check_native_reply(
         1,
         Reply::Ok(OkFields::hello(1, 65_536)),
@@ -268,7 +379,11 @@ fn native_framing_of_every_reply() {
         Reply::List(vec![user("al"), user("zoë")]),
         b"\0\0\0\x1a\0\0\0\x04list\0\0\0\0\0\0\0\0\0\0\0al,zo\xc3\xab",
     );
-    check_native_reply(4, Reply::List(vec![]), b"\0\0\0\x13\0\0\0\x04list\0\0\0\0\0\0\0\0\0\0\0");
+    check_native_reply(
+        4,
+        Reply::List(vec![]),
+        b"\0\0\0\x13\0\0\0\x04list\0\0\0\0\0\0\0\0\0\0\0",
+    );
     check_native_reply(
         0,
         Reply::String(Delivery {
@@ -281,7 +396,12 @@ fn native_framing_of_every_reply() {
     );
     check_native_reply(
         0,
-        Reply::String(Delivery { sequence: Sequence(8), sender: None, time_ms: 0, text: "".into() }),
+        Reply::String(Delivery {
+            sequence: Sequence(8),
+            sender: None,
+            time_ms: 0,
+            text: "".into(),
+        }),
         b"\0\0\0\x18\0\0\0\0string\0\0\0\0\0\0\0\0\x008,,0,",
     );
     check_native_reply(
@@ -311,25 +431,52 @@ fn native_framing_of_every_reply() {
     );
     check_native_reply(
         6,
-        Reply::Error { failure: Failure::Unavailable, explanation: "disk full".into() },
+        Reply::Error {
+            failure: Failure::Unavailable,
+            explanation: "disk full".into(),
+        },
         b"\0\0\0\x28\0\0\0\x06error\0\0\0\0\0\0\0\0\0\0unavailable,disk full",
     );
     check_native_reply(
         0,
-        Reply::Error { failure: Failure::Protocol, explanation: "too long".into() },
+        Reply::Error {
+            failure: Failure::Protocol,
+            explanation: "too long".into(),
+        },
         b"\0\0\0\x24\0\0\0\0error\0\0\0\0\0\0\0\0\0\0protocol,too long",
     );
 }
 
 #[test]
 fn classic_framing_of_every_reply() {
-    check_classic_reply(Reply::Ok(OkFields::none()), &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\0"]);
-    check_classic_reply(Reply::Ok(OkFields::hello(1, 65_536)), &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\x001,65536"]);
-    check_classic_reply(Reply::Ok(OkFields::queued(12)), &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\x0012"]);
-    check_classic_reply(Reply::Ok(OkFields::stored(Sequence(812))), &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\0"]);
-    check_classic_reply(Reply::Ok(OkFields::deleted(true)), &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\0deleted"]);
-    check_classic_reply(Reply::Ok(OkFields::deleted(false)), &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\0absent"]);
-    check_classic_reply(Reply::Ok(OkFields::listed(2, false)), &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\x002"]);
+    check_classic_reply(
+        Reply::Ok(OkFields::none()),
+        &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\0"],
+    );
+    check_classic_reply(
+        Reply::Ok(OkFields::hello(1, 65_536)),
+        &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\x001,65536"],
+    );
+    check_classic_reply(
+        Reply::Ok(OkFields::queued(12)),
+        &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\x0012"],
+    );
+    check_classic_reply(
+        Reply::Ok(OkFields::stored(Sequence(812))),
+        &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\0"],
+    );
+    check_classic_reply(
+        Reply::Ok(OkFields::deleted(true)),
+        &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\0deleted"],
+    );
+    check_classic_reply(
+        Reply::Ok(OkFields::deleted(false)),
+        &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\0absent"],
+    );
+    check_classic_reply(
+        Reply::Ok(OkFields::listed(2, false)),
+        &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\x002"],
+    );
     check_classic_reply(
         Reply::Ok(OkFields::listed(2, true)),
         &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\x002,truncated"],
@@ -349,7 +496,12 @@ fn classic_framing_of_every_reply() {
         &[b"string\0\0\0\0\0\0\0\0\0hi, you"],
     );
     check_classic_reply(
-        Reply::String(Delivery { sequence: Sequence(8), sender: None, time_ms: 0, text: "".into() }),
+        Reply::String(Delivery {
+            sequence: Sequence(8),
+            sender: None,
+            time_ms: 0,
+            text: "".into(),
+        }),
         &[b"string\0\0\0\0\0\0\0\0\0"],
     );
     check_classic_reply(Reply::Bye(ByeReason::TakenOver), &[]);
@@ -359,13 +511,22 @@ fn classic_framing_of_every_reply() {
         Reply::NotOk(Refusal::new(Code::Exists, "taken, sorry")),
         &[b"notok\0\0\0\0\0\0\0\0\0\0exists,taken, sorry"],
     );
-    check_classic_reply(Reply::NotOk(Refusal::new(Code::Denied, "")), &[b"notok\0\0\0\0\0\0\0\0\0\0denied"]);
     check_classic_reply(
-        Reply::Error { failure: Failure::Unavailable, explanation: "disk full".into() },
+        Reply::NotOk(Refusal::new(Code::Denied, "")),
+        &[b"notok\0\0\0\0\0\0\0\0\0\0denied"],
+    );
+    check_classic_reply(
+        Reply::Error {
+            failure: Failure::Unavailable,
+            explanation: "disk full".into(),
+        },
         &[b"error\0\0\0\0\0\0\0\0\0\0unavailable,disk full"],
     );
     check_classic_reply(
-        Reply::Error { failure: Failure::Protocol, explanation: "too long".into() },
+        Reply::Error {
+            failure: Failure::Protocol,
+            explanation: "too long".into(),
+        },
         &[b"error\0\0\0\0\0\0\0\0\0\0protocol,too long"],
     );
 }
@@ -396,7 +557,11 @@ fn every_refusal_code_has_its_word() {
 #[track_caller]
 fn check_refused(command: &str, payload: &'static str, expected: Code) {
     let refused = Request::parse(command, payload);
-    assert_eq!(refused.map_err(|refusal| refusal.code), Err(expected), "{command} {payload}");
+    assert_eq!(
+        refused.map_err(|refusal| refusal.code),
+        Err(expected),
+        "{command} {payload}"
+    );
 }
 
 #[test]
@@ -433,9 +598,12 @@ fn malformed_request_is_refused_with_its_code() {
     ] {
         check_refused(command, payload, Code::BadName);
     }
-    for (command, payload) in
-        [("create", "bob,"), ("create", "bob,a,b"), ("password", "bob,old,"), ("login", "bob,\n")]
-    {
+    for (command, payload) in [
+        ("create", "bob,"),
+        ("create", "bob,a,b"),
+        ("password", "bob,old,"),
+        ("login", "bob,\n"),
+    ] {
         check_refused(command, payload, Code::BadPassword);
     }
     for command in ["", "Create", "create ", "string", "ok", "nonsense"] {
@@ -460,17 +628,34 @@ fn ok_fields_are_read_by_request() {
     assert_eq!(OkFields::listed(3, true).as_listed(), Some((3, true)));
     let none = OkFields::none();
     assert_eq!(
-        (none.as_hello(), none.as_queued(), none.as_deleted(), none.as_listed()),
+        (
+            none.as_hello(),
+            none.as_queued(),
+            none.as_deleted(),
+            none.as_listed()
+        ),
         (None, None, None, None)
     );
-    assert_eq!(none.as_stored(), None, "a server before this field, or the classic framing");
+    assert_eq!(
+        none.as_stored(),
+        None,
+        "a server before this field, or the classic framing"
+    );
 }
 
 #[test]
 fn unknown_refusal_code_is_read_as_a_refusal() {
-    for (payload, explanation) in [("odd,why, then", "odd,why, then"), ("odd", "odd"), ("", ""), (",x", ",x")]
-    {
+    for (payload, explanation) in [
+        ("odd,why, then", "odd,why, then"),
+        ("odd", "odd"),
+        ("", ""),
+        (",x", ",x"),
+    ] {
         let reply = Reply::parse("notok", payload);
-        assert_eq!(reply, Ok(Reply::NotOk(Refusal::new(Code::Unknown, explanation))), "{payload}");
+        assert_eq!(
+            reply,
+            Ok(Reply::NotOk(Refusal::new(Code::Unknown, explanation))),
+            "{payload}"
+        );
     }
 }

@@ -1,7 +1,12 @@
 //! The public contract of the protocol crate: the bytes of every command,
 //! decoding under any fragmentation, and the correlation against a model.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod any_bytes;
 mod classic;

@@ -2,9 +2,12 @@
 //! the framing.
 
 use bytes::{BufMut, BytesMut};
-use hark_protocol::framing::native::{self, ClientCodec, NativeCodec, PUSH_BYTES_BESIDE_TEXT, ServerCodec};
+use hark_protocol::framing::native::{
+    self, ClientCodec, NativeCodec, PUSH_BYTES_BESIDE_TEXT, ServerCodec,
+};
 use hark_protocol::limits::{
-    COMMAND_BYTES, FRAME_BYTES_DEFAULT, FRAME_BYTES_MAX, FRAME_BYTES_MIN, LENGTH_BYTES, text_bytes_max,
+    COMMAND_BYTES, FRAME_BYTES_DEFAULT, FRAME_BYTES_MAX, FRAME_BYTES_MIN, LENGTH_BYTES,
+    text_bytes_max,
 };
 use hark_protocol::message::Message;
 use hark_protocol::{
@@ -75,7 +78,9 @@ const COMMANDS: [&str; 17] = [
     "",
 ];
 
-fn frames<M: std::fmt::Debug>(message: impl Strategy<Value = M>) -> impl Strategy<Value = Frames<M>> {
+fn frames<M: std::fmt::Debug>(
+    message: impl Strategy<Value = M>,
+) -> impl Strategy<Value = Frames<M>> {
     let frame = (request_id(), message).prop_map(|(id, message)| Frame { id, message });
     proptest::collection::vec(frame, 0..6)
 }
@@ -112,8 +117,14 @@ where
     for piece in cut(&bytes, cuts) {
         read.extend(reader.read(piece).unwrap());
     }
-    let sent: Vec<Incoming<M>> =
-        frames.iter().cloned().map(|Frame { id, message }| Frame { id, message: Ok(message) }).collect();
+    let sent: Vec<Incoming<M>> = frames
+        .iter()
+        .cloned()
+        .map(|Frame { id, message }| Frame {
+            id,
+            message: Ok(message),
+        })
+        .collect();
     prop_assert_eq!(read, sent);
     prop_assert!(reader.buffer.is_empty());
     Ok(())
@@ -128,7 +139,13 @@ fn encoded<M: Message>(frames: &Frames<M>) -> BytesMut {
 }
 
 fn cut<'a>(bytes: &'a [u8], cuts: &[Index]) -> Vec<&'a [u8]> {
-    pieces(bytes, &cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect::<Vec<_>>())
+    pieces(
+        bytes,
+        &cuts
+            .iter()
+            .map(|cut| cut.index(bytes.len() + 1))
+            .collect::<Vec<_>>(),
+    )
 }
 
 fn header(length: usize) -> BytesMut {
@@ -138,7 +155,12 @@ fn header(length: usize) -> BytesMut {
 #[test]
 fn excessive_length_is_refused_before_allocation() {
     let mut codec = ServerCodec::new(FRAME_BYTES_DEFAULT);
-    for length in [FRAME_BYTES_DEFAULT + 1, FRAME_BYTES_MAX, FRAME_BYTES_MAX + 1, u32::MAX as usize] {
+    for length in [
+        FRAME_BYTES_DEFAULT + 1,
+        FRAME_BYTES_MAX,
+        FRAME_BYTES_MAX + 1,
+        u32::MAX as usize,
+    ] {
         let whole = header(length);
         let mut src = BytesMut::from(&whole[..3]);
         assert!(matches!(codec.decode(&mut src), Ok(None)));
@@ -159,16 +181,25 @@ fn too_small_length_is_refused() {
     let mut codec = ServerCodec::new(FRAME_BYTES_DEFAULT);
     for length in [0, 1, FRAME_BYTES_MIN - 1] {
         let refused = codec.decode(&mut header(length));
-        assert!(matches!(refused, Err(ProtocolError::TooShort(bytes)) if bytes == length), "{refused:?}");
+        assert!(
+            matches!(refused, Err(ProtocolError::TooShort(bytes)) if bytes == length),
+            "{refused:?}"
+        );
     }
-    assert!(matches!(codec.decode(&mut header(FRAME_BYTES_MIN)), Ok(None)));
+    assert!(matches!(
+        codec.decode(&mut header(FRAME_BYTES_MIN)),
+        Ok(None)
+    ));
 }
 
 #[test]
 fn largest_frame_is_decoded_in_exact_room() {
     let user: UserName = "bob".parse().unwrap();
     let text = "x".repeat(FRAME_BYTES_DEFAULT - FRAME_BYTES_MIN - "bob,".len());
-    let send = Request::Send { user, text: text.into() };
+    let send = Request::Send {
+        user,
+        text: text.into(),
+    };
     let bytes = encoded(&vec![Frame::new(RequestId::new(1), send.clone())]);
     assert_eq!(bytes.len(), LENGTH_BYTES + FRAME_BYTES_DEFAULT);
 
@@ -181,22 +212,35 @@ fn largest_frame_is_decoded_in_exact_room() {
 #[test]
 fn frames_late_in_the_buffer_never_double_it() {
     let text = |bytes: usize| bytestring::ByteString::from("x".repeat(bytes));
-    let send = |bytes| Request::Send { user: "bob".parse().unwrap(), text: text(bytes) };
+    let send = |bytes| Request::Send {
+        user: "bob".parse().unwrap(),
+        text: text(bytes),
+    };
     let mut reader = Reader::new(ServerCodec::new(FRAME_BYTES_DEFAULT));
     for round in 0..50 {
         let small = encoded(&vec![Frame::new(None, send(round))]);
-        let large = encoded(&vec![Frame::new(None, send(text_bytes_max(FRAME_BYTES_DEFAULT)))]);
+        let large = encoded(&vec![Frame::new(
+            None,
+            send(text_bytes_max(FRAME_BYTES_DEFAULT)),
+        )]);
         let (begin, end) = large.split_at(40_000 - round * 700);
         assert_eq!(reader.read(&small).unwrap().len(), 1);
         assert_eq!(reader.read(begin).unwrap().len(), 0);
         assert_eq!(reader.read(end).unwrap().len(), 1);
     }
-    assert!(reader.capacity_max <= LENGTH_BYTES + FRAME_BYTES_DEFAULT, "{}", reader.capacity_max);
+    assert!(
+        reader.capacity_max <= LENGTH_BYTES + FRAME_BYTES_DEFAULT,
+        "{}",
+        reader.capacity_max
+    );
 }
 
 #[test]
 fn frame_byte_by_byte_is_moved_once() {
-    let send = Request::Send { user: "bob".parse().unwrap(), text: "x".repeat(1024 * 1024).into() };
+    let send = Request::Send {
+        user: "bob".parse().unwrap(),
+        text: "x".repeat(1024 * 1024).into(),
+    };
     let bytes = encoded(&vec![Frame::new(RequestId::new(1), send.clone())]);
     let mut reader = Reader::new(ServerCodec::new(FRAME_BYTES_MAX));
     let mut read = Vec::new();
@@ -206,13 +250,22 @@ fn frame_byte_by_byte_is_moved_once() {
     assert_eq!(read, [Frame::new(RequestId::new(1), Ok(send))]);
     // Room was made when only the header had arrived. Every further call only
     // reads the four bytes of the length.
-    assert!(reader.moved <= LENGTH_BYTES, "{} bytes were moved", reader.moved);
+    assert!(
+        reader.moved <= LENGTH_BYTES,
+        "{} bytes were moved",
+        reader.moved
+    );
 }
 
 #[test]
 fn many_frames_byte_by_byte_cost_linear_copies() {
-    let send = |text: String| Request::Send { user: "bob".parse().unwrap(), text: text.into() };
-    let frames: Vec<_> = (0..2_000).map(|i| Frame::new(None, send("x".repeat(i % 300)))).collect();
+    let send = |text: String| Request::Send {
+        user: "bob".parse().unwrap(),
+        text: text.into(),
+    };
+    let frames: Vec<_> = (0..2_000)
+        .map(|i| Frame::new(None, send("x".repeat(i % 300))))
+        .collect();
     let bytes = encoded(&frames);
     let mut reader = Reader::new(ServerCodec::new(FRAME_BYTES_DEFAULT));
     // Every text is retained, so that the buffer cannot be reused.
@@ -221,7 +274,12 @@ fn many_frames_byte_by_byte_cost_linear_copies() {
         held.extend(reader.read(byte).unwrap());
     }
     assert_eq!(held.len(), frames.len());
-    assert!(reader.moved <= bytes.len(), "{} of {} bytes were moved", reader.moved, bytes.len());
+    assert!(
+        reader.moved <= bytes.len(),
+        "{} of {} bytes were moved",
+        reader.moved,
+        bytes.len()
+    );
 }
 
 #[test]
@@ -236,7 +294,10 @@ fn decoding_continues_after_malformed_content() {
     let codes: Vec<_> = read
         .into_iter()
         .map(|frame| {
-            (frame.id.map_or(0, RequestId::value), frame.message.map_err(|malformed| malformed.refusal.code))
+            (
+                frame.id.map_or(0, RequestId::value),
+                frame.message.map_err(|malformed| malformed.refusal.code),
+            )
         })
         .collect();
     assert_eq!(
@@ -254,16 +315,27 @@ fn decoding_continues_after_malformed_content() {
 #[test]
 fn character_across_the_command_boundary_is_refused() {
     let mut reader = Reader::new(ServerCodec::new(FRAME_BYTES_DEFAULT));
-    let read = reader.read("\0\0\0\x14\0\0\0\x01aaaaaaaaaaaaaaé".as_bytes()).unwrap();
-    assert_eq!(read[0].message.as_ref().unwrap_err().refusal.code, Code::BadRequest);
+    let read = reader
+        .read("\0\0\0\x14\0\0\0\x01aaaaaaaaaaaaaaé".as_bytes())
+        .unwrap();
+    assert_eq!(
+        read[0].message.as_ref().unwrap_err().refusal.code,
+        Code::BadRequest
+    );
 }
 
 #[test]
 fn frame_above_the_maximum_is_not_encoded() {
-    let send = Request::Send { user: "bob".parse().unwrap(), text: "x".repeat(FRAME_BYTES_MAX).into() };
+    let send = Request::Send {
+        user: "bob".parse().unwrap(),
+        text: "x".repeat(FRAME_BYTES_MAX).into(),
+    };
     let mut dst = BytesMut::from(&b"before"[..]);
     let refused = native::encode(None, &send, &mut dst);
-    assert!(matches!(refused, Err(ProtocolError::Unencodable(_))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(ProtocolError::Unencodable(_))),
+        "{refused:?}"
+    );
     assert_eq!(dst, "before");
 }
 
@@ -277,6 +349,9 @@ fn push_fields_fit_in_reserved_bytes() {
     };
     let text_bytes = delivery.text.len();
     let bytes = encoded(&vec![Frame::new(None, Reply::String(delivery))]);
-    assert_eq!(bytes.len() - LENGTH_BYTES, text_bytes + PUSH_BYTES_BESIDE_TEXT);
+    assert_eq!(
+        bytes.len() - LENGTH_BYTES,
+        text_bytes + PUSH_BYTES_BESIDE_TEXT
+    );
     assert_eq!(bytes[0], 0, "every native frame begins with a zero");
 }

@@ -16,7 +16,12 @@ pub(crate) struct Reader<D> {
 
 impl<D: Decoder> Reader<D> {
     pub(crate) fn new(decoder: D) -> Self {
-        Self { decoder, buffer: BytesMut::with_capacity(8 * 1024), capacity_max: 0, moved: 0 }
+        Self {
+            decoder,
+            buffer: BytesMut::with_capacity(8 * 1024),
+            capacity_max: 0,
+            moved: 0,
+        }
     }
 
     /// Passes `bytes` to the decoder, in one read, or in several if the buffer
@@ -28,7 +33,11 @@ impl<D: Decoder> Reader<D> {
     }
 
     /// As [`Self::read`], but keeps the items that precede an error.
-    pub(crate) fn read_into(&mut self, mut bytes: &[u8], items: &mut Vec<D::Item>) -> Result<(), D::Error> {
+    pub(crate) fn read_into(
+        &mut self,
+        mut bytes: &[u8],
+        items: &mut Vec<D::Item>,
+    ) -> Result<(), D::Error> {
         while !bytes.is_empty() {
             self.account(|reader| reader.buffer.reserve(1));
             let room = self.buffer.capacity() - self.buffer.len();

@@ -2,8 +2,8 @@
 
 use bytestring::ByteString;
 use hark_protocol::{
-    ByeReason, Code, Delivery, Failure, OkFields, Password, Refusal, Reply, Request, RequestId, Sequence,
-    SessionToken, UserName,
+    ByeReason, Code, Delivery, Failure, OkFields, Password, Refusal, Reply, Request, RequestId,
+    Sequence, SessionToken, UserName,
 };
 use proptest::prelude::*;
 
@@ -75,8 +75,11 @@ pub(crate) fn request() -> impl Strategy<Value = Request> {
 
 pub(crate) fn reply() -> impl Strategy<Value = Reply> {
     let code = proptest::sample::select(Code::ALL.to_vec());
-    let reason =
-        proptest::sample::select(vec![ByeReason::TakenOver, ByeReason::Deleted, ByeReason::Shutdown]);
+    let reason = proptest::sample::select(vec![
+        ByeReason::TakenOver,
+        ByeReason::Deleted,
+        ByeReason::Shutdown,
+    ]);
     let failure = proptest::sample::select(vec![Failure::Unavailable, Failure::Protocol]);
     prop_oneof![
         ok_fields().prop_map(Reply::Ok),
@@ -84,15 +87,26 @@ pub(crate) fn reply() -> impl Strategy<Value = Reply> {
         delivery().prop_map(Reply::String),
         reason.prop_map(Reply::Bye),
         (code, any::<String>()).prop_map(|(code, why)| Reply::NotOk(Refusal::new(code, why))),
-        (failure, any::<String>())
-            .prop_map(|(failure, why)| Reply::Error { failure, explanation: why.into() }),
+        (failure, any::<String>()).prop_map(|(failure, why)| Reply::Error {
+            failure,
+            explanation: why.into()
+        }),
     ]
 }
 
 pub(crate) fn delivery() -> impl Strategy<Value = Delivery> {
-    (any::<u64>(), proptest::option::of(user_name()), any::<u64>(), any_text()).prop_map(
-        |(number, sender, time_ms, text)| Delivery { sequence: Sequence(number), sender, time_ms, text },
+    (
+        any::<u64>(),
+        proptest::option::of(user_name()),
+        any::<u64>(),
+        any_text(),
     )
+        .prop_map(|(number, sender, time_ms, text)| Delivery {
+            sequence: Sequence(number),
+            sender,
+            time_ms,
+            text,
+        })
 }
 
 fn ok_fields() -> impl Strategy<Value = OkFields> {
@@ -102,6 +116,7 @@ fn ok_fields() -> impl Strategy<Value = OkFields> {
         any::<u64>().prop_map(OkFields::queued),
         any::<u64>().prop_map(|number| OkFields::stored(Sequence(number))),
         any::<bool>().prop_map(OkFields::deleted),
-        (any::<usize>(), any::<bool>()).prop_map(|(names, truncated)| OkFields::listed(names, truncated)),
+        (any::<usize>(), any::<bool>())
+            .prop_map(|(names, truncated)| OkFields::listed(names, truncated)),
     ]
 }

@@ -38,7 +38,9 @@ pub(super) fn unless_reader_has_gone<T>(exported: anyhow::Result<T>) -> anyhow::
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
 }
 
 /// Returns the number of accounts with damaged messages.
@@ -57,20 +59,30 @@ pub(super) fn account(inbox: &InboxSnapshot) -> Line {
     let entry = &inbox.entry;
     Line::Account {
         name: entry.account.name.to_string(),
-        password: entry.password.as_ref().map(|hash| PasswordHash::as_str(hash).to_owned()),
+        password: entry
+            .password
+            .as_ref()
+            .map(|hash| PasswordHash::as_str(hash).to_owned()),
         cursor: inbox.cursor.sequence.0,
     }
 }
 
 /// Returns whether all messages could be read.
-fn messages(store: &StoreSnapshot, inbox: &InboxSnapshot, to: &mut impl Write) -> anyhow::Result<bool> {
+fn messages(
+    store: &StoreSnapshot,
+    inbox: &InboxSnapshot,
+    to: &mut impl Write,
+) -> anyhow::Result<bool> {
     let name = &inbox.entry.account.name;
     let mut at = inbox.cursor;
     loop {
         let page = match store.read(&inbox.entry.account, at.sequence) {
             Ok(page) => page,
             Err(error) => {
-                eprintln!("harkd: {name}: messages after number {} skipped: {error}", at.sequence);
+                eprintln!(
+                    "harkd: {name}: messages after number {} skipped: {error}",
+                    at.sequence
+                );
                 return Ok(false);
             }
         };
@@ -91,7 +103,15 @@ fn messages(store: &StoreSnapshot, inbox: &InboxSnapshot, to: &mut impl Write) -
 fn gap(name: &UserName, from: Position, end: Position, to: &mut impl Write) -> anyhow::Result<()> {
     let count = end.messages.saturating_sub(from.messages);
     let (from, through) = (from.sequence.0.saturating_add(1), end.sequence.0);
-    write(to, &Line::Gap { to: name.to_string(), from, through, count })
+    write(
+        to,
+        &Line::Gap {
+            to: name.to_string(),
+            from,
+            through,
+            count,
+        },
+    )
 }
 
 /// The line of a message.

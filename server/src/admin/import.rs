@@ -47,9 +47,16 @@ pub(super) fn run(folder: &Path, from: impl BufRead) -> anyhow::Result<()> {
         Ok(counts)
     });
     let closed = store.close();
-    let Counts { accounts, messages, known, bad } = imported?;
+    let Counts {
+        accounts,
+        messages,
+        known,
+        bad,
+    } = imported?;
     closed.context("cannot close the store")?;
-    print(format_args!("imported {accounts} accounts and {messages} messages; {known} existed already"))?;
+    print(format_args!(
+        "imported {accounts} accounts and {messages} messages; {known} existed already"
+    ))?;
     if bad > 0 {
         bail!("{bad} lines were not imported");
     }
@@ -61,12 +68,19 @@ fn import(store: &mut OfflineStore, mut from: impl BufRead) -> anyhow::Result<Co
     let mut bytes = Vec::new();
     for number in 1_u64.. {
         bytes.clear();
-        let read = from.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut bytes);
+        let read = from
+            .by_ref()
+            .take(LINE_BYTES_MAX)
+            .read_until(b'\n', &mut bytes);
         if read.context("cannot read the input")? == 0 {
             break;
         }
         let is_whole = bytes.last() == Some(&b'\n') || (bytes.len() as u64) < LINE_BYTES_MAX;
-        let outcome = if is_whole { line(store, &bytes)? } else { skip_line(&mut from)? };
+        let outcome = if is_whole {
+            line(store, &bytes)?
+        } else {
+            skip_line(&mut from)?
+        };
         match outcome {
             Ok(LineOutcome::Account) => counts.accounts += 1,
             Ok(LineOutcome::Message) => counts.messages += 1,
@@ -100,13 +114,21 @@ fn line(store: &mut OfflineStore, bytes: &[u8]) -> anyhow::Result<Result<LineOut
         Ok(Line::Export { version }) => {
             bail!("the export has format version {version}; this harkd reads version {VERSION}")
         }
-        Ok(Line::Account { name, password, cursor }) => account(store, &name, password.as_deref(), cursor)?,
-        Ok(Line::Message { to, number, sender, time, text }) => {
-            match checked_message(&to, number, sender.as_deref(), time, text) {
-                Ok((to, message)) => store_message(store, &to, message)?,
-                Err(why) => Err(why),
-            }
-        }
+        Ok(Line::Account {
+            name,
+            password,
+            cursor,
+        }) => account(store, &name, password.as_deref(), cursor)?,
+        Ok(Line::Message {
+            to,
+            number,
+            sender,
+            time,
+            text,
+        }) => match checked_message(&to, number, sender.as_deref(), time, text) {
+            Ok((to, message)) => store_message(store, &to, message)?,
+            Err(why) => Err(why),
+        },
     })
 }
 
@@ -137,7 +159,9 @@ fn store_message(
     to: &UserName,
     message: Message,
 ) -> anyhow::Result<Result<LineOutcome, String>> {
-    let imported = store.import_message(to, message).context("cannot write to the store")?;
+    let imported = store
+        .import_message(to, message)
+        .context("cannot write to the store")?;
     Ok(match imported {
         Imported::Stored => Ok(LineOutcome::Message),
         Imported::Known => Ok(LineOutcome::Known),
@@ -165,8 +189,19 @@ fn checked_message(
     if time_ms > TIME_MS_MAX {
         return Err(format!("the time {time_ms} ms is after the year 2100"));
     }
-    let position = Position { sequence: Sequence(number), ..Position::default() };
-    Ok((to, Message { position, sender, time_ms, text: ByteString::from(text) }))
+    let position = Position {
+        sequence: Sequence(number),
+        ..Position::default()
+    };
+    Ok((
+        to,
+        Message {
+            position,
+            sender,
+            time_ms,
+            text: ByteString::from(text),
+        },
+    ))
 }
 
 /// The latest time of a message: 2100-01-01, in milliseconds since 1970. Times never decrease,
@@ -174,7 +209,11 @@ fn checked_message(
 const TIME_MS_MAX: u64 = 4_102_444_800_000;
 
 fn checked_number(number: u64) -> Result<(), String> {
-    if number <= COUNTER_MAX { Ok(()) } else { Err(format!("the number {number} is above {COUNTER_MAX}")) }
+    if number <= COUNTER_MAX {
+        Ok(())
+    } else {
+        Err(format!("the number {number} is above {COUNTER_MAX}"))
+    }
 }
 
 #[cfg(test)]
@@ -208,7 +247,15 @@ mod tests {
         };
         let account = r#"{"type":"account","name":"amy","cursor":0}"#;
         let head = r#"{"type":"export","version":1}"#;
-        let lines = [head, account, &line(9, 1), &line(12, 1), &line(9, 1), &line(8, 1), &line(13, u64::MAX)];
+        let lines = [
+            head,
+            account,
+            &line(9, 1),
+            &line(12, 1),
+            &line(9, 1),
+            &line(8, 1),
+            &line(13, u64::MAX),
+        ];
         let counts = imported(&folder, &lines.join("\n"));
         assert_eq!((counts.messages, counts.known, counts.bad), (2, 1, 2));
     }
@@ -224,7 +271,10 @@ mod tests {
     fn export_of_an_import_is_identical() {
         let [first, second] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let counts = imported(first.path(), LINES);
-        assert_eq!((counts.accounts, counts.messages, counts.known, counts.bad), (2, 2, 0, 0));
+        assert_eq!(
+            (counts.accounts, counts.messages, counts.known, counts.bad),
+            (2, 2, 0, 0)
+        );
         assert_eq!(exported(first.path()), LINES);
         imported(second.path(), &exported(first.path()));
         assert_eq!(exported(second.path()), LINES);
@@ -235,7 +285,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         imported(folder.path(), LINES);
         let counts = imported(folder.path(), LINES);
-        assert_eq!((counts.accounts, counts.messages, counts.known, counts.bad), (0, 0, 4, 0));
+        assert_eq!(
+            (counts.accounts, counts.messages, counts.known, counts.bad),
+            (0, 0, 4, 0)
+        );
         assert_eq!(exported(folder.path()), LINES);
     }
 
@@ -251,9 +304,16 @@ mod tests {
             r#"{"type":"message","to":"a b","number":1,"time":1,"text":""}"#,
             r#"{"type":"account","name":""}"#,
         ];
-        let lines = format!("{LINES}{}\n\n{}", bad.join("\n"), r#"{"type":"account","name":"zoe"}"#);
+        let lines = format!(
+            "{LINES}{}\n\n{}",
+            bad.join("\n"),
+            r#"{"type":"account","name":"zoe"}"#
+        );
         let counts = imported(folder.path(), &lines);
-        assert_eq!((counts.accounts, counts.messages, counts.bad), (3, 2, bad.len() as u64));
+        assert_eq!(
+            (counts.accounts, counts.messages, counts.bad),
+            (3, 2, bad.len() as u64)
+        );
     }
 
     #[test]

@@ -19,9 +19,18 @@ use crate::config::{AdminCommand, StoreArgs};
 pub fn run(place: &StoreArgs, command: AdminCommand) -> anyhow::Result<()> {
     match command {
         AdminCommand::User(arguments) => user::run(place, arguments),
-        AdminCommand::Check { folder, drop_damaged } => check::run(&folder, drop_damaged),
-        AdminCommand::Export { folder, salvage: false } => export::run(&folder, io::stdout().lock()),
-        AdminCommand::Export { folder, salvage: true } => salvage::export(&folder, io::stdout().lock()),
+        AdminCommand::Check {
+            folder,
+            drop_damaged,
+        } => check::run(&folder, drop_damaged),
+        AdminCommand::Export {
+            folder,
+            salvage: false,
+        } => export::run(&folder, io::stdout().lock()),
+        AdminCommand::Export {
+            folder,
+            salvage: true,
+        } => salvage::export(&folder, io::stdout().lock()),
         AdminCommand::Import { folder } => import::run(&folder, io::stdin().lock()),
     }
 }

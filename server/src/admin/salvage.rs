@@ -44,7 +44,11 @@ fn lines(store: &SalvagedStore, to: &mut impl Write) -> anyhow::Result<()> {
         let mut written = Ok(());
         store.visit(inbox, &mut |block| {
             written = block_lines(inbox, &block, to);
-            if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if written.is_ok() {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
         })?;
         written?;
     }
@@ -67,7 +71,10 @@ fn block_lines(inbox: &SalvagedInbox, block: &Block, to: &mut impl Write) -> any
         BlockContent::Messages(messages) => {
             let mut before: Option<Arc<Message>> = None;
             for stored in messages {
-                let message = stored.map_err(malformed)?.message(before.as_ref()).map_err(malformed)?;
+                let message = stored
+                    .map_err(malformed)?
+                    .message(before.as_ref())
+                    .map_err(malformed)?;
                 if message.position.sequence > inbox.inbox.cursor.sequence {
                     export::write(to, &export::line(name, &message))?;
                 }
@@ -106,11 +113,16 @@ fn report(
         for loss in &inbox.losses {
             let (name, gap) = (&inbox.inbox.entry.account.name, loss.gap);
             let (messages, last) = (gap.messages, gap.end.sequence);
-            say(format_args!("{name}: lost {messages} messages, from number {} to {last}", gap.first))?;
+            say(format_args!(
+                "{name}: lost {messages} messages, from number {} to {last}",
+                gap.first
+            ))?;
         }
     }
     for (inbox, blocks) in &store.unknown {
-        say(format_args!("lost: the account with number {inbox}, and {blocks} blocks of its messages"))?;
+        say(format_args!(
+            "lost: the account with number {inbox}, and {blocks} blocks of its messages"
+        ))?;
     }
     Ok(())
 }

@@ -25,13 +25,18 @@ const PAGE_NAMES: usize = 1024;
 /// # Errors
 /// One line with the cause and the remedy.
 pub(super) fn run(place: &StoreArgs, arguments: UserArgs) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(execute(place, arguments))
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(execute(place, arguments))
 }
 
 async fn execute(place: &StoreArgs, arguments: UserArgs) -> anyhow::Result<()> {
     match place.place()? {
         StorePlace::Memory => {
-            bail!("a store in memory has no accounts to manage; name a folder or a cluster with --store")
+            bail!(
+                "a store in memory has no accounts to manage; name a folder or a cluster with --store"
+            )
         }
         StorePlace::Folder(folder) if !matches!(arguments.action, UserAction::Add { .. }) => {
             snapshot::find(&folder)?;
@@ -57,17 +62,26 @@ enum Prepared {
 impl Prepared {
     fn new(action: UserAction) -> anyhow::Result<Self> {
         Ok(match action {
-            UserAction::Add { name, no_password, password_file } => {
+            UserAction::Add {
+                name,
+                no_password,
+                password_file,
+            } => {
                 let name: UserName = name.parse()?;
                 name.check_new()?;
-                let password = if no_password { None } else { Some(hashed(password_file.as_deref())?) };
+                let password = if no_password {
+                    None
+                } else {
+                    Some(hashed(password_file.as_deref())?)
+                };
                 Self::Add(name, password)
             }
             UserAction::Remove { name } => Self::Remove(name.parse()?),
             UserAction::List => Self::List,
-            UserAction::SetPassword { name, password_file } => {
-                Self::SetPassword(name.parse()?, hashed(password_file.as_deref())?)
-            }
+            UserAction::SetPassword {
+                name,
+                password_file,
+            } => Self::SetPassword(name.parse()?, hashed(password_file.as_deref())?),
         })
     }
 
@@ -85,7 +99,9 @@ impl Prepared {
             }
             Self::SetPassword(name, password) => {
                 let entry = existing(store, &name).await?;
-                store.set_password(&entry.account, entry.password, password).await?;
+                store
+                    .set_password(&entry.account, entry.password, password)
+                    .await?;
                 print(format_args!("set the password of {name}"))
             }
             Self::List => list(store).await,
@@ -94,14 +110,19 @@ impl Prepared {
 }
 
 async fn existing(store: &dyn Store, name: &UserName) -> anyhow::Result<AccountEntry> {
-    store.account(name).await?.with_context(|| format!("there is no user {name}"))
+    store
+        .account(name)
+        .await?
+        .with_context(|| format!("there is no user {name}"))
 }
 
 async fn list(store: &dyn Store) -> anyhow::Result<()> {
     let mut after = None;
     loop {
         let page = store.names(after.as_ref(), PAGE_NAMES).await?;
-        let Some(last) = page.last() else { return Ok(()) };
+        let Some(last) = page.last() else {
+            return Ok(());
+        };
         after = Some(last.clone());
         for name in &page {
             print(format_args!("{name}"))?;
@@ -115,14 +136,21 @@ fn hashed(file: Option<&Path>) -> anyhow::Result<PasswordHash> {
 
 fn password(file: Option<&Path>) -> anyhow::Result<Password> {
     if let Some(file) = file {
-        let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        return Ok(Zeroizing::new(text).lines().next().unwrap_or_default().parse()?);
+        let text =
+            fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        return Ok(Zeroizing::new(text)
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .parse()?);
     }
     if let Ok(password) = std::env::var("HARKD_PASSWORD").map(Zeroizing::new) {
         return Ok(password.parse()?);
     }
     if !io::stdin().is_terminal() {
-        bail!("no password: use --password-file or HARKD_PASSWORD, or --no-password for an open account");
+        bail!(
+            "no password: use --password-file or HARKD_PASSWORD, or --no-password for an open account"
+        );
     }
     let mut quiet = Quiet::begin()?;
     let first = quiet.ask("Password: ")?;

@@ -36,7 +36,10 @@ impl Chat {
     ) -> Result<Authenticated, Fault> {
         let entry = self.existing(address, &user, password.as_ref()).await?;
         self.verify(address, &entry, password).await?;
-        Ok(Authenticated { account: entry.account, by_password: entry.password.is_some() })
+        Ok(Authenticated {
+            account: entry.account,
+            by_password: entry.password.is_some(),
+        })
     }
 
     /// Checks the password of an account. An account without a password is denied.
@@ -71,11 +74,17 @@ impl Chat {
         let account = &authenticated.account;
         // An inbox whose first message cannot be read fails here, before the takeover.
         // After it the reply must follow without another await.
-        let first = ReadLimit { messages: 1, bytes: 0 };
+        let first = ReadLimit {
+            messages: 1,
+            bytes: 0,
+        };
         self.store.read(account, Position::default(), first).await?;
         match self.store.receive(account).await? {
             Some(subscription) => Ok((authenticated, subscription)),
-            None => Fault::refused(Code::NoSuchUser, format!("user {} was deleted", account.name)),
+            None => Fault::refused(
+                Code::NoSuchUser,
+                format!("user {} was deleted", account.name),
+            ),
         }
     }
 
@@ -115,7 +124,10 @@ impl Chat {
         if self.rules.open_registration {
             return Fault::refused(Code::Denied, RESERVED_NAME);
         }
-        Fault::refused(Code::Denied, "registration is closed; ask the operator for an account")
+        Fault::refused(
+            Code::Denied,
+            "registration is closed; ask the operator for an account",
+        )
     }
 
     /// Refuses a reserved name, and an account without a password under
@@ -123,10 +135,17 @@ impl Chat {
     ///
     /// # Errors
     /// [`Code::BadName`], [`Code::Denied`].
-    pub(super) fn check_new_account(&self, user: &UserName, has_password: bool) -> Result<(), Fault> {
+    pub(super) fn check_new_account(
+        &self,
+        user: &UserName,
+        has_password: bool,
+    ) -> Result<(), Fault> {
         user.check_new().map_err(Refusal::from)?;
         if self.rules.require_password && !has_password {
-            return Fault::refused(Code::Denied, "this server requires a password for every account");
+            return Fault::refused(
+                Code::Denied,
+                "this server requires a password for every account",
+            );
         }
         Ok(())
     }
@@ -147,7 +166,10 @@ impl Chat {
         let is_other = by.is_some_and(|by| by.account.name != user);
         let by_admin = is_other && self.is_admin(by).await?;
         let entry = if by_admin {
-            self.store.account(&user).await?.ok_or_else(|| Fault::Refused(no_such_user(&user)))?
+            self.store
+                .account(&user)
+                .await?
+                .ok_or_else(|| Fault::Refused(no_such_user(&user)))?
         } else {
             let entry = self.existing(address, &user, old.as_ref()).await?;
             self.verify(address, &entry, old).await?;
@@ -157,11 +179,18 @@ impl Chat {
             entry
         };
         let hash = self.hash(address, new).await?;
-        if self.store.set_password(&entry.account, entry.password, hash).await? {
+        if self
+            .store
+            .set_password(&entry.account, entry.password, hash)
+            .await?
+        {
             audit::password_set(&user, by, by_admin, address);
             Ok(Reply::Ok(OkFields::none()))
         } else {
-            Fault::refused(Code::Denied, "the account was changed concurrently; try again")
+            Fault::refused(
+                Code::Denied,
+                "the account was changed concurrently; try again",
+            )
         }
     }
 
@@ -179,9 +208,13 @@ impl Chat {
         let is_own = |account: &Account| by.is_some_and(|by| by.account == *account);
         let is_admin = self.is_admin(by).await?;
         let existed = match self.store.account(&user).await? {
-            Some(entry) if is_admin || is_own(&entry.account) => self.store.delete(&entry.account).await?,
+            Some(entry) if is_admin || is_own(&entry.account) => {
+                self.store.delete(&entry.account).await?
+            }
             None if is_admin => false,
-            _ if self.rules.require_password => return Fault::refused(Code::Denied, NOT_OWN_ACCOUNT),
+            _ if self.rules.require_password => {
+                return Fault::refused(Code::Denied, NOT_OWN_ACCOUNT);
+            }
             Some(entry) => {
                 self.verify(address, &entry, password).await?;
                 self.store.delete(&entry.account).await?
@@ -259,13 +292,15 @@ impl Chat {
     ) -> Result<(), Fault> {
         match (entry.password.clone(), password) {
             (None, password) if self.rules.require_password => {
-                self.fail_slowly(address, &entry.account.name, password.as_ref()).await?;
+                self.fail_slowly(address, &entry.account.name, password.as_ref())
+                    .await?;
                 denied()
             }
             (None, _) => Ok(()),
             (Some(_), None) => denied(),
             (Some(hash), Some(password)) => {
-                self.verify_hash(address, &entry.account.name, password, hash).await
+                self.verify_hash(address, &entry.account.name, password, hash)
+                    .await
             }
         }
     }
@@ -293,7 +328,9 @@ impl Chat {
         user: &UserName,
         password: Option<&Password>,
     ) -> Result<(), Fault> {
-        let Some(password) = password else { return Ok(()) };
+        let Some(password) = password else {
+            return Ok(());
+        };
         let mut permit = self.acquire_attempt(address, user).await?;
         permit.hash(password.clone()).await?;
         self.record_failure(permit, user, address).await;
@@ -302,7 +339,11 @@ impl Chat {
 
     /// Waits for the permit of an attempt, if the limiter allows one. The limiter is
     /// consulted again with the permit, since attempts in between may have failed.
-    async fn acquire_attempt(&self, address: IpAddr, user: &UserName) -> Result<HashPermit<'_>, Fault> {
+    async fn acquire_attempt(
+        &self,
+        address: IpAddr,
+        user: &UserName,
+    ) -> Result<HashPermit<'_>, Fault> {
         self.login_limiter.check(user, address, Instant::now())?;
         let permit = self.hasher.acquire(address).await?;
         self.login_limiter.check(user, address, Instant::now())?;
@@ -311,7 +352,9 @@ impl Chat {
 
     /// Records a failure, releases the permit, and delays the answer.
     async fn record_failure(&self, permit: HashPermit<'_>, user: &UserName, address: IpAddr) {
-        let wait = self.login_limiter.record_failure(user, address, Instant::now());
+        let wait = self
+            .login_limiter
+            .record_failure(user, address, Instant::now());
         drop(permit);
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;

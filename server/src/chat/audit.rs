@@ -17,12 +17,22 @@ pub(super) fn created(user: &UserName, by: Option<&Authenticated>, address: IpAd
 }
 
 /// Logs the deletion of an account.
-pub(super) fn deleted(user: &UserName, by: Option<&Authenticated>, by_admin: bool, address: IpAddr) {
+pub(super) fn deleted(
+    user: &UserName,
+    by: Option<&Authenticated>,
+    by_admin: bool,
+    address: IpAddr,
+) {
     tracing::info!(%user, by = name(by).map(display), by_admin, %address, "account deleted");
 }
 
 /// Logs a new password of an account.
-pub(super) fn password_set(user: &UserName, by: Option<&Authenticated>, by_admin: bool, address: IpAddr) {
+pub(super) fn password_set(
+    user: &UserName,
+    by: Option<&Authenticated>,
+    by_admin: bool,
+    address: IpAddr,
+) {
     tracing::info!(%user, by = name(by).map(display), by_admin, %address, "password set");
 }
 

@@ -108,7 +108,13 @@ impl DeliveryWindow {
         }
         self.phase = WindowPhase::Reading;
         let messages = READ_MESSAGES_MIN.max(WINDOW_MESSAGES_MAX - self.in_flight.len());
-        Step::Read { after: self.known, limit: ReadLimit { messages, bytes: READ_BYTES_MAX } }
+        Step::Read {
+            after: self.known,
+            limit: ReadLimit {
+                messages,
+                bytes: READ_BYTES_MAX,
+            },
+        }
     }
 
     /// Returns whether [`Self::handle_appended`] may be called. Otherwise the
@@ -143,7 +149,11 @@ impl DeliveryWindow {
     /// Takes messages that have been stored. Those that are known are dropped. If
     /// one is missing, this and the rest are left to a read.
     pub(crate) fn handle_appended(&mut self, messages: impl IntoIterator<Item = Arc<Message>>) {
-        if messages.into_iter().try_for_each(|message| self.take(message)).is_err() {
+        if messages
+            .into_iter()
+            .try_for_each(|message| self.take(message))
+            .is_err()
+        {
             self.handle_lagged();
         }
     }
@@ -169,13 +179,24 @@ impl DeliveryWindow {
         if self.phase != WindowPhase::Reading {
             return Ok(());
         }
-        self.phase = WindowPhase::Failed { retry_at: now + RETRY_AFTER };
+        self.phase = WindowPhase::Failed {
+            retry_at: now + RETRY_AFTER,
+        };
         let Ok(page) = page else { return Ok(()) };
-        if let Some(start) = page.starts_after.filter(|start| start.sequence >= self.known.sequence) {
+        if let Some(start) = page
+            .starts_after
+            .filter(|start| start.sequence >= self.known.sequence)
+        {
             self.known = start;
         }
-        page.messages.into_iter().try_for_each(|message| self.take(message))?;
-        self.phase = if page.complete { WindowPhase::CaughtUp } else { WindowPhase::Lagging };
+        page.messages
+            .into_iter()
+            .try_for_each(|message| self.take(message))?;
+        self.phase = if page.complete {
+            WindowPhase::CaughtUp
+        } else {
+            WindowPhase::Lagging
+        };
         Ok(())
     }
 
@@ -185,12 +206,20 @@ impl DeliveryWindow {
     /// # Errors
     /// [`NeverPushed`] for a number above all that were pushed; it counts for
     /// nothing.
-    pub(crate) fn handle_ack(&mut self, sequence: Sequence) -> Result<Option<Position>, NeverPushed> {
+    pub(crate) fn handle_ack(
+        &mut self,
+        sequence: Sequence,
+    ) -> Result<Option<Position>, NeverPushed> {
         if sequence > self.pushed {
-            return Err(NeverPushed { highest: self.pushed });
+            return Err(NeverPushed {
+                highest: self.pushed,
+            });
         }
         let mut taken = None;
-        while let Some(pushed) = self.in_flight.pop_front_if(|p| p.position.sequence <= sequence) {
+        while let Some(pushed) = self
+            .in_flight
+            .pop_front_if(|p| p.position.sequence <= sequence)
+        {
             self.in_flight_bytes -= pushed.text_bytes;
             taken = Some(pushed.position);
         }
@@ -210,7 +239,10 @@ impl DeliveryWindow {
             return Ok(());
         }
         if !position.follows(self.known) {
-            return Err(MissingMessages { after: self.known, before: position });
+            return Err(MissingMessages {
+                after: self.known,
+                before: position,
+            });
         }
         self.known = position;
         self.backlog.push_back(message);
@@ -225,7 +257,10 @@ impl DeliveryWindow {
         let message = self.backlog.pop_front()?;
         self.pushed = message.position.sequence;
         self.in_flight_bytes += text_bytes;
-        self.in_flight.push_back(Pushed { position: message.position, text_bytes });
+        self.in_flight.push_back(Pushed {
+            position: message.position,
+            text_bytes,
+        });
         Some(message)
     }
 
@@ -249,7 +284,10 @@ pub(crate) struct MissingMessages {
 impl MissingMessages {
     /// Logs the gap.
     pub(crate) fn report(self, account: &Account) {
-        let (user, count) = (&account.name, self.before.messages.saturating_sub(self.after.messages + 1));
+        let (user, count) = (
+            &account.name,
+            self.before.messages.saturating_sub(self.after.messages + 1),
+        );
         let (after, before) = (self.after.sequence, self.before.sequence);
         tracing::error!(%user, count, %after, %before, "messages missing in a page");
     }
@@ -269,21 +307,37 @@ mod tests {
 
     /// The place of a message, if every number is used.
     fn at(sequence: u64) -> Position {
-        Position { sequence: Sequence(sequence), messages: sequence, bytes: 0 }
+        Position {
+            sequence: Sequence(sequence),
+            messages: sequence,
+            bytes: 0,
+        }
     }
 
     fn message(sequence: u64, bytes: usize) -> Arc<Message> {
-        Arc::new(Message { position: at(sequence), sender: None, time_ms: 0, text: "x".repeat(bytes).into() })
+        Arc::new(Message {
+            position: at(sequence),
+            sender: None,
+            time_ms: 0,
+            text: "x".repeat(bytes).into(),
+        })
     }
 
     fn page(sequences: impl IntoIterator<Item = u64>, complete: bool) -> Result<Page, Unavailable> {
         let messages = sequences.into_iter().map(|n| message(n, 1)).collect();
-        Ok(Page { messages, complete, ..Page::default() })
+        Ok(Page {
+            messages,
+            complete,
+            ..Page::default()
+        })
     }
 
     /// A page with more behind it.
     fn part(messages: Vec<Arc<Message>>) -> Page {
-        Page { messages, ..Page::default() }
+        Page {
+            messages,
+            ..Page::default()
+        }
     }
 
     fn caught_up() -> (DeliveryWindow, Instant) {
@@ -306,10 +360,22 @@ mod tests {
     #[test]
     fn it_reads_after_the_cursor_before_anything_else() {
         let now = Instant::now();
-        let cursor = Position { messages: 7, ..at(41) };
+        let cursor = Position {
+            messages: 7,
+            ..at(41)
+        };
         let mut window = DeliveryWindow::new(cursor);
-        let limit = ReadLimit { messages: WINDOW_MESSAGES_MAX, bytes: READ_BYTES_MAX };
-        assert_eq!(window.step(now), Step::Read { after: cursor, limit });
+        let limit = ReadLimit {
+            messages: WINDOW_MESSAGES_MAX,
+            bytes: READ_BYTES_MAX,
+        };
+        assert_eq!(
+            window.step(now),
+            Step::Read {
+                after: cursor,
+                limit
+            }
+        );
         assert_eq!(window.step(now), Step::Wait, "one read at a time");
         assert!(!window.wants_messages());
     }
@@ -335,7 +401,10 @@ mod tests {
             window.handle_appended([message(sequence, 1)]);
         }
         assert_eq!(pushes(&mut window, now).len(), 256);
-        assert!(!window.wants_messages(), "what does not fit stays in the inbox's buffer");
+        assert!(
+            !window.wants_messages(),
+            "what does not fit stays in the inbox's buffer"
+        );
         let position = window.handle_ack(Sequence(10)).unwrap().unwrap();
         assert_eq!(position.sequence, Sequence(10));
         assert_eq!(pushes(&mut window, now), (257..=266).collect::<Vec<_>>());
@@ -349,7 +418,11 @@ mod tests {
         assert_eq!(pushes(&mut window, now), [1]);
         window.handle_ack(Sequence(1)).unwrap();
         window.handle_appended([message(3, WINDOW_BYTES_MAX)]);
-        assert_eq!(pushes(&mut window, now), [2], "3 would make it over a mebibyte");
+        assert_eq!(
+            pushes(&mut window, now),
+            [2],
+            "3 would make it over a mebibyte"
+        );
     }
 
     #[test]
@@ -357,23 +430,48 @@ mod tests {
         let (mut window, now) = caught_up();
         window.handle_appended([message(1, 1)]);
         pushes(&mut window, now);
-        assert_eq!(window.handle_ack(Sequence(2)), Err(NeverPushed { highest: Sequence(1) }));
+        assert_eq!(
+            window.handle_ack(Sequence(2)),
+            Err(NeverPushed {
+                highest: Sequence(1)
+            })
+        );
         assert!(window.awaits_ack());
         assert_eq!(window.handle_ack(Sequence(0)), Ok(None));
         assert_eq!(window.handle_ack(Sequence(1)), Ok(Some(at(1))));
-        assert_eq!(window.handle_ack(Sequence(1)), Ok(None), "twice is nothing new");
+        assert_eq!(
+            window.handle_ack(Sequence(1)),
+            Ok(None),
+            "twice is nothing new"
+        );
     }
 
     #[test]
     fn numbers_with_gaps_are_no_missing_messages() {
         let now = Instant::now();
         let numbered = |sequence, messages| {
-            let position = Position { sequence: Sequence(sequence), messages, bytes: 0 };
-            Arc::new(Message { position, sender: None, time_ms: 0, text: "".into() })
+            let position = Position {
+                sequence: Sequence(sequence),
+                messages,
+                bytes: 0,
+            };
+            Arc::new(Message {
+                position,
+                sender: None,
+                time_ms: 0,
+                text: "".into(),
+            })
         };
-        let mut window = DeliveryWindow::new(Position { sequence: Sequence(41), messages: 7, bytes: 0 });
+        let mut window = DeliveryWindow::new(Position {
+            sequence: Sequence(41),
+            messages: 7,
+            bytes: 0,
+        });
         window.step(now);
-        let page = Page { complete: true, ..part(vec![numbered(50, 8), numbered(60, 9)]) };
+        let page = Page {
+            complete: true,
+            ..part(vec![numbered(50, 8), numbered(60, 9)])
+        };
         window.handle_page(Ok(page), now).unwrap();
         assert_eq!(pushes(&mut window, now), [50, 60]);
         window.handle_appended([numbered(61, 10), numbered(99, 11)]);
@@ -397,15 +495,22 @@ mod tests {
             let now = Instant::now();
             let mut window = DeliveryWindow::new(Position::default());
             window.step(now);
-            let missing = window.handle_page(page(numbers.iter().copied(), true), now).unwrap_err();
+            let missing = window
+                .handle_page(page(numbers.iter().copied(), true), now)
+                .unwrap_err();
             let last = before.last().map_or(Position::default(), |last| at(*last));
             assert_eq!(missing.after, last);
             assert_eq!(pushes(&mut window, now), before);
             assert!(!window.wants_messages());
             let retry_at = window.retry_at().unwrap();
             assert!(matches!(window.step(retry_at), Step::Read { after, .. } if after == last));
-            window.handle_page(page(last.sequence.0 + 1..=4, true), retry_at).unwrap();
-            assert_eq!(pushes(&mut window, retry_at), (last.sequence.0 + 1..=4).collect::<Vec<_>>());
+            window
+                .handle_page(page(last.sequence.0 + 1..=4, true), retry_at)
+                .unwrap();
+            assert_eq!(
+                pushes(&mut window, retry_at),
+                (last.sequence.0 + 1..=4).collect::<Vec<_>>()
+            );
         }
     }
 
@@ -414,7 +519,10 @@ mod tests {
         let now = Instant::now();
         let mut window = DeliveryWindow::new(at(2));
         window.step(now);
-        let start = Page { starts_after: Some(at(7)), ..part(vec![message(8, 1)]) };
+        let start = Page {
+            starts_after: Some(at(7)),
+            ..part(vec![message(8, 1)])
+        };
         window.handle_page(Ok(start), now).unwrap();
         assert_eq!(pushes(&mut window, now), [8]);
     }
@@ -430,7 +538,12 @@ mod tests {
     impl LongQueue {
         fn new(bytes: usize) -> Self {
             let (window, now) = (DeliveryWindow::new(Position::default()), Instant::now());
-            Self { window, now, bytes, reads: 0 }
+            Self {
+                window,
+                now,
+                bytes,
+                reads: 0,
+            }
         }
 
         /// Takes every step that is possible and returns the numbers of the pushes.
@@ -443,9 +556,12 @@ mod tests {
                     Step::Read { after, limit } => {
                         self.reads += 1;
                         let count = limit.messages.min(limit.bytes / self.bytes).max(1) as u64;
-                        let messages =
-                            (1..=count).map(|n| message(after.sequence.0 + n, self.bytes)).collect();
-                        self.window.handle_page(Ok(part(messages)), self.now).unwrap();
+                        let messages = (1..=count)
+                            .map(|n| message(after.sequence.0 + n, self.bytes))
+                            .collect();
+                        self.window
+                            .handle_page(Ok(part(messages)), self.now)
+                            .unwrap();
                     }
                 }
             }
@@ -455,7 +571,13 @@ mod tests {
     #[test]
     fn each_ack_lets_the_next_message_in() {
         // Windows that are full by messages, by bytes, and by few long texts.
-        for (bytes, held) in [(1, 256), (4096, 256), (10_000, 104), (60_000, 17), (700_000, 1)] {
+        for (bytes, held) in [
+            (1, 256),
+            (4096, 256),
+            (10_000, 104),
+            (60_000, 17),
+            (700_000, 1),
+        ] {
             let mut queue = LongQueue::new(bytes);
             assert_eq!(queue.run(), (1..=held).collect::<Vec<_>>());
             for acked in 1..1000 {
@@ -475,7 +597,11 @@ mod tests {
                 queue.window.handle_ack(Sequence(acked)).unwrap();
                 queue.run();
             }
-            assert_eq!(queue.reads, 1024 / messages_of_a_read, "texts of {bytes} bytes");
+            assert_eq!(
+                queue.reads,
+                1024 / messages_of_a_read,
+                "texts of {bytes} bytes"
+            );
         }
     }
 
@@ -486,7 +612,9 @@ mod tests {
         assert_eq!(pushes(&mut window, now), [1]);
         window.handle_lagged();
         assert!(!window.wants_messages());
-        let Step::Read { after, .. } = window.step(now) else { panic!("no read") };
+        let Step::Read { after, .. } = window.step(now) else {
+            panic!("no read")
+        };
         assert_eq!(after, at(1));
     }
 
@@ -494,13 +622,27 @@ mod tests {
     fn who_does_not_read_has_little_of_a_long_queue_in_memory() {
         let now = Instant::now();
         let mut window = DeliveryWindow::new(Position::default());
-        let Step::Read { limit, .. } = window.step(now) else { panic!("no read") };
-        assert_eq!(limit, ReadLimit { messages: WINDOW_MESSAGES_MAX, bytes: 64 * 1024 });
+        let Step::Read { limit, .. } = window.step(now) else {
+            panic!("no read")
+        };
+        assert_eq!(
+            limit,
+            ReadLimit {
+                messages: WINDOW_MESSAGES_MAX,
+                bytes: 64 * 1024
+            }
+        );
         let page = part(vec![message(1, 60_000)]);
         window.handle_page(Ok(page), now).unwrap();
         assert!(matches!(window.step(now), Step::Push(_)));
-        let Step::Read { after, limit } = window.step(now) else { panic!("no read") };
-        assert_eq!((after, limit.bytes), (at(1), 64 * 1024), "the window has room for more");
+        let Step::Read { after, limit } = window.step(now) else {
+            panic!("no read")
+        };
+        assert_eq!(
+            (after, limit.bytes),
+            (at(1), 64 * 1024),
+            "the window has room for more"
+        );
     }
 
     #[test]
@@ -524,7 +666,11 @@ mod tests {
             }
         }
         assert_eq!(pushed, [1, 2, 3]);
-        assert_eq!(pages.len(), 1, "the next message is known, so nothing more is read");
+        assert_eq!(
+            pages.len(),
+            1,
+            "the next message is known, so nothing more is read"
+        );
     }
 
     #[test]
@@ -550,6 +696,9 @@ mod tests {
         window.handle_appended([message(3, 1)]);
         window.handle_page(page([4], true), now).unwrap();
         assert_eq!(window.step(now), Step::Wait);
-        assert_eq!(window.handle_ack(Sequence(1)).unwrap().unwrap().sequence, Sequence(1));
+        assert_eq!(
+            window.handle_ack(Sequence(1)).unwrap().unwrap().sequence,
+            Sequence(1)
+        );
     }
 }

@@ -38,7 +38,13 @@ impl FairSemaphore {
     /// of a refusal.
     pub(super) fn new(permits_max: usize, explanation: &'static str) -> Self {
         let permits = Arc::new(Semaphore::new(permits_max));
-        Self { permits_max, permits, queued: AtomicUsize::new(0), addresses: Mutex::default(), explanation }
+        Self {
+            permits_max,
+            permits,
+            queued: AtomicUsize::new(0),
+            addresses: Mutex::default(),
+            explanation,
+        }
     }
 
     /// Waits for a permit for `address`. Cancel-safe.
@@ -47,10 +53,21 @@ impl FairSemaphore {
     /// [`hark_protocol::Code::RateLimited`] if the queue is full.
     pub(super) async fn acquire(&self, address: IpAddr) -> Result<Permit<'_>, Fault> {
         let queue = AddressQueue::join(self, network(address));
-        let head = Arc::clone(&queue.heads).acquire_owned().await.map_err(|_| Unavailable)?;
+        let head = Arc::clone(&queue.heads)
+            .acquire_owned()
+            .await
+            .map_err(|_| Unavailable)?;
         let slot = QueueSlot::take(self)?;
-        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| Unavailable)?;
-        Ok(Permit { permit: Some(permit), _slot: slot, _head: head, _queue: queue })
+        let permit = Arc::clone(&self.permits)
+            .acquire_owned()
+            .await
+            .map_err(|_| Unavailable)?;
+        Ok(Permit {
+            permit: Some(permit),
+            _slot: slot,
+            _head: head,
+            _queue: queue,
+        })
     }
 }
 
@@ -95,9 +112,14 @@ struct AddressQueue<'a> {
 impl<'a> AddressQueue<'a> {
     fn join(semaphore: &'a FairSemaphore, address: IpAddr) -> Self {
         let mut addresses = semaphore.addresses.lock();
-        let heads =
-            addresses.entry(address).or_insert_with(|| Arc::new(Semaphore::new(semaphore.permits_max)));
-        Self { semaphore, address, heads: Arc::clone(heads) }
+        let heads = addresses
+            .entry(address)
+            .or_insert_with(|| Arc::new(Semaphore::new(semaphore.permits_max)));
+        Self {
+            semaphore,
+            address,
+            heads: Arc::clone(heads),
+        }
     }
 }
 
@@ -118,7 +140,8 @@ struct QueueSlot<'a>(&'a AtomicUsize);
 impl<'a> QueueSlot<'a> {
     fn take(semaphore: &'a FairSemaphore) -> Result<Self, Fault> {
         let slot = Self(&semaphore.queued);
-        if semaphore.queued.fetch_add(1, Ordering::AcqRel) >= ADDRESSES_MAX * semaphore.permits_max {
+        if semaphore.queued.fetch_add(1, Ordering::AcqRel) >= ADDRESSES_MAX * semaphore.permits_max
+        {
             return Fault::rate_limited(Duration::from_secs(1), semaphore.explanation);
         }
         Ok(slot)
@@ -169,7 +192,10 @@ mod tests {
             assert!(futures::poll!(&mut other).is_pending());
             assert_eq!(semaphore.queued.load(Ordering::Acquire), permits_max + 1);
             drop(first.pop());
-            assert!(futures::poll!(&mut other).is_ready(), "served before the flood");
+            assert!(
+                futures::poll!(&mut other).is_ready(),
+                "served before the flood"
+            );
             drop((flood, other, first));
             assert_eq!(semaphore.queued.load(Ordering::Acquire), 0);
             assert!(semaphore.addresses.lock().is_empty());
@@ -180,7 +206,9 @@ mod tests {
     async fn refusal_takes_256_addresses() {
         let semaphore = FairSemaphore::new(1, "too many");
         let first = acquire(&semaphore, 0).await.unwrap();
-        let mut waiting: Vec<_> = (1..ADDRESSES_MAX).map(|nth| acquire(&semaphore, nth)).collect();
+        let mut waiting: Vec<_> = (1..ADDRESSES_MAX)
+            .map(|nth| acquire(&semaphore, nth))
+            .collect();
         for permit in &mut waiting {
             assert!(futures::poll!(permit).is_pending());
         }
@@ -188,9 +216,16 @@ mod tests {
             panic!("not refused");
         };
         assert_eq!(refusal.code, Code::RateLimited);
-        assert_eq!(semaphore.queued.load(Ordering::Acquire), ADDRESSES_MAX, "the slot is released");
+        assert_eq!(
+            semaphore.queued.load(Ordering::Acquire),
+            ADDRESSES_MAX,
+            "the slot is released"
+        );
         drop((waiting, first));
-        assert!(semaphore.addresses.lock().is_empty(), "the queues are removed");
+        assert!(
+            semaphore.addresses.lock().is_empty(),
+            "the queues are removed"
+        );
     }
 
     #[tokio::test]

@@ -36,10 +36,16 @@ impl Chat {
             return Ok(Vec::new());
         }
         let messages = self.read_window(&account, subscription.cursor()).await?;
-        if let Some(long) = messages.first().map(|first| first.text.len()).filter(|n| *n > text_bytes_max) {
+        if let Some(long) = messages
+            .first()
+            .map(|first| first.text.len())
+            .filter(|n| *n > text_bytes_max)
+        {
             return Fault::refused(
                 Code::TooLarge,
-                format!("the next message has {long} bytes, too many for this service; use hark.v1.Chat"),
+                format!(
+                    "the next message has {long} bytes, too many for this service; use hark.v1.Chat"
+                ),
             );
         }
         let ended = matches!(subscription.next_event(), Some(Event::Ended(_)));
@@ -51,7 +57,11 @@ impl Chat {
     }
 
     /// Reads at most one window of messages after `cursor`.
-    async fn read_window(&self, account: &Account, cursor: Position) -> Result<Vec<Arc<Message>>, Fault> {
+    async fn read_window(
+        &self,
+        account: &Account,
+        cursor: Position,
+    ) -> Result<Vec<Arc<Message>>, Fault> {
         let (mut window, now) = (DeliveryWindow::new(cursor), Instant::now());
         let mut messages = Vec::new();
         loop {

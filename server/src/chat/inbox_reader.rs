@@ -35,7 +35,12 @@ impl InboxReader {
     pub(super) fn new(subscription: Subscription) -> Self {
         let window = DeliveryWindow::new(subscription.cursor());
         let (account, events) = subscription.into_events();
-        Self { window, account, events: Some(events), read: None }
+        Self {
+            window,
+            account,
+            events: Some(events),
+            read: None,
+        }
     }
 
     /// Ends the delivery. Messages in flight can still be acknowledged.
@@ -46,7 +51,12 @@ impl InboxReader {
     }
 
     /// Polls for the next message, or the end.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, now: Instant, store: &dyn Store) -> Poll<Received> {
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        store: &dyn Store,
+    ) -> Poll<Received> {
         loop {
             let Some(events) = &mut self.events else {
                 return Poll::Pending;
@@ -92,7 +102,11 @@ impl InboxReader {
     ///
     /// # Errors
     /// [`NeverPushed`] for a number above the last push.
-    pub(super) fn acknowledge(&mut self, sequence: Sequence, store: &dyn Store) -> Result<(), NeverPushed> {
+    pub(super) fn acknowledge(
+        &mut self,
+        sequence: Sequence,
+        store: &dyn Store,
+    ) -> Result<(), NeverPushed> {
         if let Some(position) = self.window.handle_ack(sequence)? {
             store.acknowledge(&self.account, position);
         }

@@ -62,7 +62,9 @@ impl Chat {
                 Some(pattern) => {
                     let pattern = pattern.clone();
                     let matching = move || -> Vec<UserName> {
-                        page.into_iter().filter(|name| pattern.is_match(name.as_str())).collect()
+                        page.into_iter()
+                            .filter(|name| pattern.is_match(name.as_str()))
+                            .collect()
                     };
                     permit.run_blocking(matching).await?
                 }
@@ -86,7 +88,10 @@ fn compile(pattern: &str) -> Result<Regex, Fault> {
     if pattern.len() > PATTERN_BYTES_MAX {
         return Fault::refused(
             Code::BadPattern,
-            format!("a pattern has at most {PATTERN_BYTES_MAX} bytes, this has {}", pattern.len()),
+            format!(
+                "a pattern has at most {PATTERN_BYTES_MAX} bytes, this has {}",
+                pattern.len()
+            ),
         );
     }
     RegexBuilder::new(pattern)
@@ -97,8 +102,16 @@ fn compile(pattern: &str) -> Result<Regex, Fault> {
             // The library's message marks the position over several lines; the last one
             // names the defect.
             let text = error.to_string();
-            let defect = text.lines().last().unwrap_or_default().trim().trim_start_matches("error: ");
-            Fault::refused(Code::BadPattern, format!("not a regular expression: {defect}"))
+            let defect = text
+                .lines()
+                .last()
+                .unwrap_or_default()
+                .trim()
+                .trim_start_matches("error: ");
+            Fault::refused(
+                Code::BadPattern,
+                format!("not a regular expression: {defect}"),
+            )
         })
 }
 
@@ -108,8 +121,13 @@ mod tests {
 
     #[track_caller]
     fn check_bad(pattern: &str, explanation: &str) {
-        let Err(Fault::Refused(refusal)) = compile(pattern) else { panic!("{pattern:?} was accepted") };
-        assert_eq!((refusal.code, &*refusal.explanation), (Code::BadPattern, explanation));
+        let Err(Fault::Refused(refusal)) = compile(pattern) else {
+            panic!("{pattern:?} was accepted")
+        };
+        assert_eq!(
+            (refusal.code, &*refusal.explanation),
+            (Code::BadPattern, explanation)
+        );
     }
 
     #[test]
@@ -125,8 +143,14 @@ mod tests {
     fn too_long_pattern_is_refused() {
         // Case folding visits each of the 1.1 million characters of each class.
         let classes = "[\u{1}-\u{10fffd}]".repeat(1000);
-        check_bad(&format!("(?i){classes}"), "a pattern has at most 1024 bytes, this has 8004");
+        check_bad(
+            &format!("(?i){classes}"),
+            "a pattern has at most 1024 bytes, this has 8004",
+        );
         assert!(compile(&"a".repeat(1024)).is_ok());
-        check_bad(&"a".repeat(1025), "a pattern has at most 1024 bytes, this has 1025");
+        check_bad(
+            &"a".repeat(1025),
+            "a pattern has at most 1024 bytes, this has 1025",
+        );
     }
 }

@@ -52,7 +52,12 @@ impl LoginLimiter {
     ///
     /// # Errors
     /// [`hark_protocol::Code::RateLimited`] with the seconds to wait.
-    pub(super) fn check(&self, user: &UserName, address: IpAddr, now: Instant) -> Result<(), Fault> {
+    pub(super) fn check(
+        &self,
+        user: &UserName,
+        address: IpAddr,
+        now: Instant,
+    ) -> Result<(), Fault> {
         let address = network(address);
         let mut tables = self.tables.lock();
         let wait = tables
@@ -66,7 +71,12 @@ impl LoginLimiter {
     }
 
     /// Records a wrong password, and returns the delay for its answer.
-    pub(super) fn record_failure(&self, user: &UserName, address: IpAddr, now: Instant) -> Duration {
+    pub(super) fn record_failure(
+        &self,
+        user: &UserName,
+        address: IpAddr,
+        now: Instant,
+    ) -> Duration {
         let address = network(address);
         let mut tables = self.tables.lock();
         tables.from_address.charge(address, 1, now);
@@ -103,13 +113,23 @@ mod tests {
 
     #[track_caller]
     fn check_refused(result: Result<(), Fault>, seconds: u64) {
-        let Err(Fault::Refused(refusal)) = result else { panic!("not refused") };
+        let Err(Fault::Refused(refusal)) = result else {
+            panic!("not refused")
+        };
         assert_eq!(refusal.code, Code::RateLimited);
-        assert!(refusal.explanation.starts_with(&format!("{seconds} ")), "{refusal}");
+        assert!(
+            refusal.explanation.starts_with(&format!("{seconds} ")),
+            "{refusal}"
+        );
     }
 
     /// Makes a wrong attempt, if it may be made.
-    fn wrong(attempts: &LoginLimiter, name: &str, address: IpAddr, now: Instant) -> Result<Duration, Fault> {
+    fn wrong(
+        attempts: &LoginLimiter,
+        name: &str,
+        address: IpAddr,
+        now: Instant,
+    ) -> Result<Duration, Fault> {
         attempts.check(&user(name), address, now)?;
         Ok(attempts.record_failure(&user(name), address, now))
     }
@@ -121,8 +141,12 @@ mod tests {
             wrong(&attempts, "bob", HERE, now).unwrap();
         }
         check_refused(attempts.check(&user("bob"), HERE, now), 10);
-        attempts.check(&user("bob"), THERE, now).expect("bob himself is not locked out");
-        attempts.check(&user("eve"), HERE, now).expect("nor are the others");
+        attempts
+            .check(&user("bob"), THERE, now)
+            .expect("bob himself is not locked out");
+        attempts
+            .check(&user("eve"), HERE, now)
+            .expect("nor are the others");
         let later = now + Duration::from_secs(10);
         wrong(&attempts, "bob", HERE, later).unwrap();
         check_refused(attempts.check(&user("bob"), HERE, later), 10);
@@ -165,8 +189,11 @@ mod tests {
     #[test]
     fn ipv6_network_shares_one_bucket() {
         let (attempts, now) = (LoginLimiter::default(), Instant::now());
-        let from =
-            |host: u128| IpAddr::V6(std::net::Ipv6Addr::from_bits((0x2001_0db8_0000_0001_u128 << 64) | host));
+        let from = |host: u128| {
+            IpAddr::V6(std::net::Ipv6Addr::from_bits(
+                (0x2001_0db8_0000_0001_u128 << 64) | host,
+            ))
+        };
         for host in 0..20 {
             wrong(&attempts, &format!("u{host}"), from(host), now).unwrap();
         }
@@ -181,7 +208,9 @@ mod tests {
         }
         // Far more guesses than the server could hash, each from another network.
         for nth in 0..u128::try_from(BUCKETS_MAX).unwrap() + 1000 {
-            let address = IpAddr::V6(std::net::Ipv6Addr::from_bits((0x2001_0db8_u128 << 96) + (nth << 64)));
+            let address = IpAddr::V6(std::net::Ipv6Addr::from_bits(
+                (0x2001_0db8_u128 << 96) + (nth << 64),
+            ));
             attempts.record_failure(&user(&format!("u{nth}")), address, now);
         }
         let sizes = {

@@ -145,7 +145,8 @@ impl Chat {
     /// exempt.
     #[must_use]
     pub fn rate_limiter(&self, address: IpAddr) -> Option<Arc<RateLimiter>> {
-        (!self.rules.rates.is_exempt(address)).then(|| Arc::new(RateLimiter::new(&self.rules.rates)))
+        (!self.rules.rates.is_exempt(address))
+            .then(|| Arc::new(RateLimiter::new(&self.rules.rates)))
     }
 
     /// Returns the epoch of new connections, if the store has epochs.
@@ -178,7 +179,10 @@ pub enum Fault {
 }
 
 impl Fault {
-    fn refused<T>(code: Code, explanation: impl Into<std::borrow::Cow<'static, str>>) -> Result<T, Self> {
+    fn refused<T>(
+        code: Code,
+        explanation: impl Into<std::borrow::Cow<'static, str>>,
+    ) -> Result<T, Self> {
         Err(Self::Refused(Refusal::new(code, explanation)))
     }
 
@@ -191,15 +195,18 @@ impl From<Fault> for Reply {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::Refused(refusal) => Self::NotOk(refusal),
-            Fault::Unavailable(unavailable) => {
-                Self::Error { failure: Failure::Unavailable, explanation: unavailable.to_string().into() }
-            }
+            Fault::Unavailable(unavailable) => Self::Error {
+                failure: Failure::Unavailable,
+                explanation: unavailable.to_string().into(),
+            },
         }
     }
 }
 
 /// Returns the milliseconds since 1970, or 0 if the clock is before that.
 pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -32,8 +32,14 @@ impl Default for Hasher {
     /// at least one.
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let permits = FairSemaphore::new((processors / 2).max(1), "too many passwords are being checked");
-        Self { permits, buffers: Arc::default() }
+        let permits = FairSemaphore::new(
+            (processors / 2).max(1),
+            "too many passwords are being checked",
+        );
+        Self {
+            permits,
+            buffers: Arc::default(),
+        }
     }
 }
 
@@ -43,7 +49,10 @@ impl Hasher {
     /// # Errors
     /// [`hark_protocol::Code::RateLimited`] if the queue is full.
     pub(super) async fn acquire(&self, address: IpAddr) -> Result<HashPermit<'_>, Fault> {
-        Ok(HashPermit { permit: self.permits.acquire(address).await?, buffers: &self.buffers })
+        Ok(HashPermit {
+            permit: self.permits.acquire(address).await?,
+            buffers: &self.buffers,
+        })
     }
 }
 
@@ -61,15 +70,21 @@ impl HashPermit<'_> {
     /// # Errors
     /// [`Unavailable`] if memory or randomness is lacking.
     pub(super) async fn hash(&mut self, password: Password) -> Result<PasswordHash, Fault> {
-        self.run_blocking(move |memory| hash_in(&password, memory)).await?
+        self.run_blocking(move |memory| hash_in(&password, memory))
+            .await?
     }
 
     /// Returns whether the password matches the hash.
     ///
     /// # Errors
     /// As [`Self::hash`].
-    pub(super) async fn verify(&mut self, password: Password, hash: PasswordHash) -> Result<bool, Fault> {
-        self.run_blocking(move |memory| verify_in(&password, &hash, memory)).await?
+    pub(super) async fn verify(
+        &mut self,
+        password: Password,
+        hash: PasswordHash,
+    ) -> Result<bool, Fault> {
+        self.run_blocking(move |memory| verify_in(&password, &hash, memory))
+            .await?
     }
 
     async fn run_blocking<T: Send + 'static>(
@@ -123,19 +138,41 @@ fn try_hash(password: &Password, memory: &mut Memory) -> password_hash::Result<p
         algorithm: Algorithm::Argon2id.ident(),
         version: Some(Version::V0x13.into()),
         params: phc::ParamsString::try_from(&params)?,
-        hash: Some(derive(Algorithm::Argon2id, Version::V0x13, params, password, &salt, memory)?),
+        hash: Some(derive(
+            Algorithm::Argon2id,
+            Version::V0x13,
+            params,
+            password,
+            &salt,
+            memory,
+        )?),
         salt: Some(salt),
     })
 }
 
-fn try_verify(password: &Password, hash: &PasswordHash, memory: &mut Memory) -> password_hash::Result<bool> {
+fn try_verify(
+    password: &Password,
+    hash: &PasswordHash,
+    memory: &mut Memory,
+) -> password_hash::Result<bool> {
     let hash = phc::PasswordHash::new(hash.as_str())?;
     let (Some(salt), Some(expected)) = (&hash.salt, &hash.hash) else {
         return Err(password_hash::Error::EncodingInvalid);
     };
     let algorithm = Algorithm::try_from(hash.algorithm.as_str())?;
-    let version = hash.version.map(Version::try_from).transpose()?.unwrap_or_default();
-    let output = derive(algorithm, version, Params::try_from(&hash)?, password, salt, memory)?;
+    let version = hash
+        .version
+        .map(Version::try_from)
+        .transpose()?
+        .unwrap_or_default();
+    let output = derive(
+        algorithm,
+        version,
+        Params::try_from(&hash)?,
+        password,
+        salt,
+        memory,
+    )?;
     // `phc::Output` compares in constant time.
     Ok(output == *expected)
 }
@@ -149,10 +186,15 @@ fn derive(
     salt: &phc::Salt,
     memory: &mut Memory,
 ) -> password_hash::Result<phc::Output> {
-    let (length, blocks) = (params.output_len().unwrap_or(Params::DEFAULT_OUTPUT_LEN), params.block_count());
+    let (length, blocks) = (
+        params.output_len().unwrap_or(Params::DEFAULT_OUTPUT_LEN),
+        params.block_count(),
+    );
     memory.resize(blocks.max(memory.len()), Block::default());
     let mut output = [0; phc::Output::MAX_LENGTH];
-    let output = output.get_mut(..length).ok_or(password_hash::Error::OutputSize)?;
+    let output = output
+        .get_mut(..length)
+        .ok_or(password_hash::Error::OutputSize)?;
     let argon2 = Argon2::new(algorithm, version, params);
     argon2.hash_password_into_with_memory(password.expose().as_bytes(), salt, output, memory)?;
     Ok(phc::Output::new(output)?)
@@ -170,7 +212,11 @@ mod tests {
         let password: Password = "correct horse".parse().unwrap();
         let mut permit = hasher.acquire(HERE).await.unwrap();
         let hash = permit.hash(password.clone()).await.unwrap();
-        assert!(hash.as_str().starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{}", hash.as_str());
+        assert!(
+            hash.as_str().starts_with("$argon2id$v=19$m=19456,t=2,p=1$"),
+            "{}",
+            hash.as_str()
+        );
         assert!(permit.verify(password, hash.clone()).await.unwrap());
         assert!(!permit.verify("wrong".parse().unwrap(), hash).await.unwrap());
     }

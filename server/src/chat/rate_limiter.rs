@@ -29,8 +29,13 @@ pub struct Rates {
 
 impl Rates {
     /// No limits.
-    pub const NONE: Self =
-        Self { commands: None, bytes: None, user_commands: None, user_bytes: None, on_loopback: false };
+    pub const NONE: Self = Self {
+        commands: None,
+        bytes: None,
+        user_commands: None,
+        user_bytes: None,
+        on_loopback: false,
+    };
 
     /// Returns whether connections from `address` are exempt from all limits.
     pub(super) fn is_exempt(&self, address: IpAddr) -> bool {
@@ -58,17 +63,25 @@ impl RateLimiter {
     /// Returns a limiter with full buckets.
     #[must_use]
     pub fn new(rates: &Rates) -> Self {
-        Self { commands: rates.commands, bytes: rates.bytes, buckets: Mutex::default() }
+        Self {
+            commands: rates.commands,
+            bytes: rates.bytes,
+            buckets: Mutex::default(),
+        }
     }
 
     /// Charges a command, and returns the wait before the next.
     fn charge_command(&self, now: Instant) -> Duration {
-        self.commands.map_or(Duration::ZERO, |rate| self.buckets.lock().commands.charge(rate, 1, now))
+        self.commands.map_or(Duration::ZERO, |rate| {
+            self.buckets.lock().commands.charge(rate, 1, now)
+        })
     }
 
     /// Charges bytes that were read, and returns the wait before the next read.
     pub fn charge_bytes(&self, bytes: usize, now: Instant) -> Duration {
-        self.bytes.map_or(Duration::ZERO, |rate| self.buckets.lock().bytes.charge(rate, bytes as u64, now))
+        self.bytes.map_or(Duration::ZERO, |rate| {
+            self.buckets.lock().bytes.charge(rate, bytes as u64, now)
+        })
     }
 
     /// Charges a call, one of many that may wait at the same time, and returns the wait
@@ -77,7 +90,9 @@ impl RateLimiter {
     /// # Errors
     /// The wait, if it exceeds `wait_max`. The call is then not charged.
     pub fn charge_call(&self, wait_max: Duration, now: Instant) -> Result<Duration, Duration> {
-        let Some(rate) = self.commands else { return Ok(Duration::ZERO) };
+        let Some(rate) = self.commands else {
+            return Ok(Duration::ZERO);
+        };
         let commands = &mut self.buckets.lock().commands;
         let wait = commands.wait(rate, now);
         if wait > wait_max {
@@ -104,15 +119,23 @@ struct UserBuckets {
 impl UserRateLimiter {
     /// Returns a limiter with full buckets.
     pub(super) fn new(rates: &Rates) -> Self {
-        let (commands, bytes) = (rates.user_commands.map(Buckets::new), rates.user_bytes.map(Buckets::new));
-        Self { buckets: Mutex::new(UserBuckets { commands, bytes }) }
+        let (commands, bytes) = (
+            rates.user_commands.map(Buckets::new),
+            rates.user_bytes.map(Buckets::new),
+        );
+        Self {
+            buckets: Mutex::new(UserBuckets { commands, bytes }),
+        }
     }
 
     /// Charges a command of a user with this many bytes of text, and returns the wait
     /// before the next.
     fn charge_command(&self, user: &UserName, bytes: usize, now: Instant) -> Duration {
         let mut buckets = self.buckets.lock();
-        let UserBuckets { commands, bytes: all_bytes } = &mut *buckets;
+        let UserBuckets {
+            commands,
+            bytes: all_bytes,
+        } = &mut *buckets;
         let charge = |buckets: &mut Option<Buckets<UserName>>, tokens| match buckets {
             Some(buckets) if tokens > 0 => buckets.charge(user.clone(), tokens, now),
             _ => Duration::ZERO,
@@ -133,7 +156,11 @@ pub(super) struct Throttle {
 impl Throttle {
     /// Returns the throttle of a connection from `address`, open.
     pub(super) fn new(address: IpAddr, rates: &Rates) -> Self {
-        Self { is_exempt: rates.is_exempt(address), limiter: None, paused_until: None }
+        Self {
+            is_exempt: rates.is_exempt(address),
+            limiter: None,
+            paused_until: None,
+        }
     }
 
     /// Charges requests to the limiter of a connection.
@@ -153,18 +180,31 @@ impl Throttle {
 
     /// Charges bytes that were read from the connection.
     pub(super) fn charge_bytes(&mut self, bytes: usize, now: Instant) {
-        let wait = self.limiter.as_ref().map_or(Duration::ZERO, |limiter| limiter.charge_bytes(bytes, now));
+        let wait = self
+            .limiter
+            .as_ref()
+            .map_or(Duration::ZERO, |limiter| limiter.charge_bytes(bytes, now));
         self.pause(wait, now);
     }
 
     /// Charges a request of `user` with this many bytes of text.
-    pub(super) fn charge_request(&mut self, bytes: usize, user: Option<&UserName>, users: &UserRateLimiter) {
+    pub(super) fn charge_request(
+        &mut self,
+        bytes: usize,
+        user: Option<&UserName>,
+        users: &UserRateLimiter,
+    ) {
         if self.is_exempt {
             return;
         }
         let now = Instant::now();
-        let wait = self.limiter.as_ref().map_or(Duration::ZERO, |limiter| limiter.charge_command(now));
-        let user_wait = user.map_or(Duration::ZERO, |user| users.charge_command(user, bytes, now));
+        let wait = self
+            .limiter
+            .as_ref()
+            .map_or(Duration::ZERO, |limiter| limiter.charge_command(now));
+        let user_wait = user.map_or(Duration::ZERO, |user| {
+            users.charge_command(user, bytes, now)
+        });
         self.pause(wait.max(user_wait), now);
     }
 

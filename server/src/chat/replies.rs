@@ -20,9 +20,10 @@ pub(super) fn created_reply(created: Created, user: &UserName) -> Reply {
     match created {
         Created::Created => Reply::Ok(OkFields::none()),
         Created::Exists => Reply::NotOk(exists(user)),
-        Created::TooMany => {
-            Reply::NotOk(Refusal::new(Code::TooMany, "the server has reached its limit of accounts"))
-        }
+        Created::TooMany => Reply::NotOk(Refusal::new(
+            Code::TooMany,
+            "the server has reached its limit of accounts",
+        )),
     }
 }
 
@@ -37,7 +38,9 @@ pub(super) fn sent_reply(outcome: Outcome, to: &UserName, text_bytes_max: usize)
         Code::QueueFull => format!("{to} has too many unread messages; try again later").into(),
         Code::Denied => LOGIN_REQUIRED.into(),
         Code::NoSpace => "the server's disk is nearly full; try again later".into(),
-        Code::TooLarge => format!("a text has at most {text_bytes_max} bytes on this server").into(),
+        Code::TooLarge => {
+            format!("a text has at most {text_bytes_max} bytes on this server").into()
+        }
         Code::BadRequest => {
             "the ids of a session must increase; this id is neither new nor remembered".into()
         }

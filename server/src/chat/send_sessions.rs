@@ -45,7 +45,10 @@ pub(super) struct OpenSession {
 impl SendSessions {
     /// Returns an empty table.
     pub(super) fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, open: Mutex::default() }
+        Self {
+            store,
+            open: Mutex::default(),
+        }
     }
 
     /// Opens a session for the connection that has the signal `shutdown` and belongs to
@@ -76,7 +79,8 @@ impl SendSessions {
                 "too many sessions on this server, or from your address; try again later",
             );
         }
-        self.store.on_takeover(&token, Box::new(move || shutdown.request(Shutdown::Close)));
+        self.store
+            .on_takeover(&token, Box::new(move || shutdown.request(Shutdown::Close)));
         Ok(session)
     }
 
@@ -96,9 +100,17 @@ impl SendSessions {
         let released = Arc::<Notify>::default();
         open.insert(
             token.clone(),
-            SessionHolder { shutdown: Arc::clone(shutdown), released: Arc::clone(&released) },
+            SessionHolder {
+                shutdown: Arc::clone(shutdown),
+                released: Arc::clone(&released),
+            },
         );
-        Ok(OpenSession { token: token.clone(), sessions: Arc::clone(self), is_stored: false, released })
+        Ok(OpenSession {
+            token: token.clone(),
+            sessions: Arc::clone(self),
+            is_stored: false,
+            released,
+        })
     }
 }
 
@@ -129,8 +141,8 @@ mod tests {
 
     use super::*;
     use crate::store::{
-        Account, AccountEntry, Append, Completer, Created, Outcome, Page, PasswordHash, Pending, Position,
-        ReadLimit, Subscription, Unavailable,
+        Account, AccountEntry, Append, Completer, Created, Outcome, Page, PasswordHash, Pending,
+        Position, ReadLimit, Subscription, Unavailable,
     };
 
     /// A store that counts sessions, and leaves the outcome of each `open_session` to
@@ -160,7 +172,12 @@ mod tests {
             Pending::ready(Err(Unavailable))
         }
 
-        fn set_password(&self, _: &Account, _: Option<PasswordHash>, _: PasswordHash) -> Pending<bool> {
+        fn set_password(
+            &self,
+            _: &Account,
+            _: Option<PasswordHash>,
+            _: PasswordHash,
+        ) -> Pending<bool> {
             Pending::ready(Err(Unavailable))
         }
 
@@ -207,14 +224,22 @@ mod tests {
         let mut dropped = Box::pin(open());
         assert!(poll!(&mut dropped).is_pending());
         drop(dropped);
-        assert_eq!(store.closed.load(Ordering::Relaxed), 1, "the store counts the session as open");
+        assert_eq!(
+            store.closed.load(Ordering::Relaxed),
+            1,
+            "the store counts the session as open"
+        );
 
         for (decided, closed) in [(Ok(true), 2), (Ok(false), 2), (Err(Unavailable), 2)] {
             let mut opening = Box::pin(open());
             assert!(poll!(&mut opening).is_pending());
             store.asked.lock().pop().unwrap().complete(decided);
             drop(opening.await);
-            assert_eq!(store.closed.load(Ordering::Relaxed), closed, "after {decided:?}");
+            assert_eq!(
+                store.closed.load(Ordering::Relaxed),
+                closed,
+                "after {decided:?}"
+            );
         }
     }
 }

@@ -32,7 +32,10 @@ impl ShutdownSignal {
     /// [`Store::epoch`](crate::store::Store::epoch).
     #[must_use]
     pub fn of_epoch(epoch: u64) -> Self {
-        Self { epoch, ..Self::default() }
+        Self {
+            epoch,
+            ..Self::default()
+        }
     }
 
     /// Returns the epoch of the connection.
@@ -67,6 +70,10 @@ impl ShutdownSignal {
     pub fn poll_close(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.close_waker.register(cx.waker());
         let is_closing = self.requested.load(Ordering::Acquire) == Shutdown::Close as u8;
-        if is_closing { Poll::Ready(()) } else { Poll::Pending }
+        if is_closing {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 }

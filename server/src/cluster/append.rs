@@ -40,12 +40,22 @@ impl Appender {
     /// Returns an append of a message after the one at `after`. The caller must send
     /// [`Self::request`]. `id` identifies the append and the reads that resolve it.
     pub(super) const fn new(id: u64, bytes: Bytes, after: u64, now: Duration) -> Self {
-        Self { id, bytes, after, begun: now, asked_at: now, is_unfenced: false }
+        Self {
+            id,
+            bytes,
+            after,
+            begun: now,
+            asked_at: now,
+            is_unfenced: false,
+        }
     }
 
     /// Plants a bug.
     pub(super) fn unfenced(self, is_unfenced: bool) -> Self {
-        Self { is_unfenced, ..self }
+        Self {
+            is_unfenced,
+            ..self
+        }
     }
 
     /// Returns the message.
@@ -61,7 +71,11 @@ impl Appender {
     /// Returns the request to append.
     pub(super) fn request(&self) -> LogRequest {
         let after = (!is_planted(Bug::NoFence) && !self.is_unfenced).then_some(self.after);
-        LogRequest::Append { id: self.id, bytes: self.bytes.clone(), after }
+        LogRequest::Append {
+            id: self.id,
+            bytes: self.bytes.clone(),
+            after,
+        }
     }
 
     /// Returns the request again if it was not answered for a while.
@@ -81,7 +95,10 @@ impl Appender {
     ) -> Result<Resolution, Option<LogRequest>> {
         match reply {
             LogReply::Stored { id, sequence } if *id == self.id => {
-                if *sequence == self.after + 1 || is_planted(Bug::AnySequenceCounts) || self.is_unfenced {
+                if *sequence == self.after + 1
+                    || is_planted(Bug::AnySequenceCounts)
+                    || self.is_unfenced
+                {
                     return Ok(Resolution::Stored);
                 }
                 Err(Some(self.read(now)))
@@ -92,7 +109,12 @@ impl Appender {
                 // The message was proposed after another one that was then lost.
                 std::cmp::Ordering::Equal => Err(None),
             },
-            LogReply::Page { id, first, messages, .. } if *id == self.id => match messages.first() {
+            LogReply::Page {
+                id,
+                first,
+                messages,
+                ..
+            } if *id == self.id => match messages.first() {
                 _ if *first > self.after + 1 => Ok(Resolution::NotStored),
                 Some(message) if *message == self.bytes => Ok(Resolution::Stored),
                 Some(_) => Ok(Resolution::NotStored),
@@ -105,7 +127,10 @@ impl Appender {
 
     const fn read(&mut self, now: Duration) -> LogRequest {
         self.asked_at = now;
-        LogRequest::Read { id: self.id, from: self.after + 1 }
+        LogRequest::Read {
+            id: self.id,
+            from: self.after + 1,
+        }
     }
 }
 
@@ -118,19 +143,33 @@ mod tests {
     }
 
     fn page(first: u64, messages: &[&'static [u8]]) -> LogReply {
-        let messages: Vec<_> = messages.iter().map(|message| Bytes::from_static(message)).collect();
-        LogReply::Page { id: 3, first, messages, last: 9 }
+        let messages: Vec<_> = messages
+            .iter()
+            .map(|message| Bytes::from_static(message))
+            .collect();
+        LogReply::Page {
+            id: 3,
+            first,
+            messages,
+            last: 9,
+        }
     }
 
     #[track_caller]
     fn check(reply: &LogReply, expected: Result<Resolution, bool>) {
         let resolved = appender().handle(reply, Duration::ZERO);
-        assert_eq!(resolved.map_err(|next| matches!(next, Some(LogRequest::Read { from: 8, .. }))), expected);
+        assert_eq!(
+            resolved.map_err(|next| matches!(next, Some(LogRequest::Read { from: 8, .. }))),
+            expected
+        );
     }
 
     #[test]
     fn only_the_next_sequence_counts_as_stored() {
-        check(&LogReply::Stored { id: 3, sequence: 8 }, Ok(Resolution::Stored));
+        check(
+            &LogReply::Stored { id: 3, sequence: 8 },
+            Ok(Resolution::Stored),
+        );
         check(&LogReply::Stored { id: 3, sequence: 9 }, Err(true));
         check(&LogReply::Stored { id: 2, sequence: 8 }, Err(false));
     }
@@ -146,7 +185,10 @@ mod tests {
 
     #[test]
     fn stream_that_ends_too_early_has_lost_data() {
-        check(&LogReply::Refused { id: 3, last: 6 }, Ok(Resolution::DataLost));
+        check(
+            &LogReply::Refused { id: 3, last: 6 },
+            Ok(Resolution::DataLost),
+        );
         check(&LogReply::Refused { id: 3, last: 7 }, Err(false));
     }
 

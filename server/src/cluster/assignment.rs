@@ -15,9 +15,20 @@ pub(super) fn shard_of(name: &UserName, shards: u32) -> ShardId {
 
 /// Returns the number of servers preferred over `server` as the owner of a shard, by
 /// rendezvous hashing: a server that joins or leaves moves only its own shards.
-pub(super) fn rank(shard: ShardId, server: ServerId, servers: impl Iterator<Item = ServerId>) -> u32 {
-    let weight = |server: ServerId| (xxh3_64_with_seed(&server.0.to_le_bytes(), shard.into()), server);
-    servers.filter(|other| Reverse(weight(*other)) < Reverse(weight(server))).count() as u32
+pub(super) fn rank(
+    shard: ShardId,
+    server: ServerId,
+    servers: impl Iterator<Item = ServerId>,
+) -> u32 {
+    let weight = |server: ServerId| {
+        (
+            xxh3_64_with_seed(&server.0.to_le_bytes(), shard.into()),
+            server,
+        )
+    };
+    servers
+        .filter(|other| Reverse(weight(*other)) < Reverse(weight(server)))
+        .count() as u32
 }
 
 #[cfg(test)]
@@ -29,7 +40,10 @@ mod tests {
     fn owners(servers: &[u64]) -> Vec<u64> {
         let owner = |shard| {
             let all = || servers.iter().copied().map(ServerId);
-            all().find(|server| rank(shard, *server, all()) == 0).unwrap().0
+            all()
+                .find(|server| rank(shard, *server, all()) == 0)
+                .unwrap()
+                .0
         };
         (0..SHARDS).map(owner).collect()
     }
@@ -37,7 +51,10 @@ mod tests {
     #[test]
     fn server_that_leaves_moves_only_its_own_shards() {
         let (before, after) = (owners(&[1, 2, 3]), owners(&[1, 3]));
-        let moved = before.iter().zip(&after).filter(|(before, after)| before != after);
+        let moved = before
+            .iter()
+            .zip(&after)
+            .filter(|(before, after)| before != after);
         assert!(moved.clone().count() > 0 && moved.clone().all(|(before, _)| *before == 2));
         assert!((1..=3).all(|server| before.contains(&server)), "{before:?}");
     }
@@ -45,7 +62,9 @@ mod tests {
     #[test]
     fn ranks_are_a_permutation() {
         let servers = [5, 9, 4].map(ServerId);
-        let mut ranks: Vec<_> = servers.map(|server| rank(3, server, servers.into_iter())).into();
+        let mut ranks: Vec<_> = servers
+            .map(|server| rank(3, server, servers.into_iter()))
+            .into();
         ranks.sort_unstable();
         assert_eq!(ranks, [0, 1, 2]);
     }
@@ -56,6 +75,9 @@ mod tests {
         for n in 0..12_000 {
             counts[shard_of(&format!("user{n}").parse().unwrap(), SHARDS) as usize] += 1;
         }
-        assert!(counts.iter().all(|count| (800..1200).contains(count)), "{counts:?}");
+        assert!(
+            counts.iter().all(|count| (800..1200).contains(count)),
+            "{counts:?}"
+        );
     }
 }

@@ -48,7 +48,12 @@ struct Kept {
 impl Kept {
     fn block(&self, inbox: InboxId) -> Option<Block> {
         let payload = self.payload.clone()?;
-        Some(Block { inbox, first: self.first, last: self.last, payload })
+        Some(Block {
+            inbox,
+            first: self.first,
+            last: self.last,
+            payload,
+        })
     }
 }
 
@@ -69,9 +74,24 @@ impl Blocks {
     /// Adds a block of the entry at `sequence`. A copy replaces the blocks with the same
     /// messages.
     pub(super) fn insert(&mut self, sequence: u64, block: Block, is_copy: bool) {
-        let Block { inbox, first, last, payload } = block;
+        let Block {
+            inbox,
+            first,
+            last,
+            payload,
+        } = block;
         let bytes = payload.len() as u32;
-        self.add(inbox, Kept { first, last, sequence, bytes, payload: Some(payload), is_copy });
+        self.add(
+            inbox,
+            Kept {
+                first,
+                last,
+                sequence,
+                bytes,
+                payload: Some(payload),
+                is_copy,
+            },
+        );
         self.cached_bytes += u64::from(bytes);
         self.cached.insert(first, inbox);
         self.shrink();
@@ -79,11 +99,30 @@ impl Blocks {
 
     /// Adds a copy that is only in the stream.
     pub(super) fn insert_located(&mut self, located: &Located) {
-        let Located { inbox, first, last, sequence, bytes } = *located;
-        if self.get(inbox, first).is_some_and(|kept| kept.sequence == sequence) {
+        let Located {
+            inbox,
+            first,
+            last,
+            sequence,
+            bytes,
+        } = *located;
+        if self
+            .get(inbox, first)
+            .is_some_and(|kept| kept.sequence == sequence)
+        {
             return self.age((sequence, inbox, first));
         }
-        self.add(inbox, Kept { first, last, sequence, bytes, payload: None, is_copy: true });
+        self.add(
+            inbox,
+            Kept {
+                first,
+                last,
+                sequence,
+                bytes,
+                payload: None,
+                is_copy: true,
+            },
+        );
     }
 
     fn add(&mut self, inbox: InboxId, kept: Kept) {
@@ -91,16 +130,24 @@ impl Blocks {
         let from = blocks.partition_point(|other| other.first < kept.first);
         let to = blocks.partition_point(|other| other.first <= kept.last);
         let replaced: Vec<_> = blocks.drain(from..to).collect();
-        let set = if kept.is_copy { &mut self.copies } else { &mut self.young };
+        let set = if kept.is_copy {
+            &mut self.copies
+        } else {
+            &mut self.young
+        };
         set.insert((kept.sequence, inbox, kept.first));
         self.live_bytes += u64::from(kept.bytes);
         blocks.insert(from, kept);
-        replaced.iter().for_each(|former| self.forget(inbox, former));
+        replaced
+            .iter()
+            .for_each(|former| self.forget(inbox, former));
     }
 
     /// Removes the blocks of `inbox` whose last number is at most `through`.
     pub(super) fn release(&mut self, inbox: InboxId, through: u64) {
-        let Some(blocks) = self.by_inbox.get_mut(&inbox) else { return };
+        let Some(blocks) = self.by_inbox.get_mut(&inbox) else {
+            return;
+        };
         let count = blocks.partition_point(|kept| kept.last <= through);
         let released: Vec<_> = blocks.drain(..count).collect();
         if blocks.is_empty() {
@@ -110,7 +157,11 @@ impl Blocks {
     }
 
     fn forget(&mut self, inbox: InboxId, kept: &Kept) {
-        let set = if kept.is_copy { &mut self.copies } else { &mut self.young };
+        let set = if kept.is_copy {
+            &mut self.copies
+        } else {
+            &mut self.young
+        };
         set.remove(&(kept.sequence, inbox, kept.first));
         self.live_bytes -= u64::from(kept.bytes);
         if kept.payload.is_some() {
@@ -148,12 +199,19 @@ impl Blocks {
         let (mut exhausted, mut uncached) = (HashSet::new(), Vec::new());
         for place in self.young.range(..(sequence, 0, 0)) {
             let (_, inbox, first) = *place;
-            let Some(blocks) = self.by_inbox.get(&inbox).filter(|_| !exhausted.contains(&inbox)) else {
+            let Some(blocks) = self
+                .by_inbox
+                .get(&inbox)
+                .filter(|_| !exhausted.contains(&inbox))
+            else {
                 continue;
             };
             let from = blocks.partition_point(|kept| kept.first < first);
             let is_young = |kept: &&Kept| !kept.is_copy && kept.sequence < sequence;
-            let young = blocks.range(from..).take_while(is_young).map_while(|kept| kept.block(inbox));
+            let young = blocks
+                .range(from..)
+                .take_while(is_young)
+                .map_while(|kept| kept.block(inbox));
             let before = bytes;
             let fits = |block: &Block| {
                 bytes += block.payload.len();
@@ -205,15 +263,28 @@ impl Blocks {
 
     /// Returns the places of copies after `after`, in entries before `sequence`: at most
     /// `count`.
-    pub(super) fn located(&self, after: Option<&Located>, sequence: u64, count: usize) -> Vec<Located> {
-        let from = after.map_or((0, 0, 0), |last| (last.sequence, last.inbox, last.first + 1));
+    pub(super) fn located(
+        &self,
+        after: Option<&Located>,
+        sequence: u64,
+        count: usize,
+    ) -> Vec<Located> {
+        let from = after.map_or((0, 0, 0), |last| {
+            (last.sequence, last.inbox, last.first + 1)
+        });
         if from >= (sequence, 0, 0) {
             return Vec::new();
         }
         let places = self.copies.range(from..(sequence, 0, 0)).take(count);
         let located = places.filter_map(|(sequence, inbox, first)| {
             let Kept { last, bytes, .. } = *self.get(*inbox, *first)?;
-            Some(Located { inbox: *inbox, first: *first, last, sequence: *sequence, bytes })
+            Some(Located {
+                inbox: *inbox,
+                first: *first,
+                last,
+                sequence: *sequence,
+                bytes,
+            })
         });
         located.collect()
     }
@@ -228,13 +299,19 @@ impl Blocks {
 
     /// Returns the first sequence with a live block.
     pub(super) fn first_sequence(&self) -> Option<u64> {
-        [&self.young, &self.copies].into_iter().filter_map(|set| set.first()).map(|(at, ..)| *at).min()
+        [&self.young, &self.copies]
+            .into_iter()
+            .filter_map(|set| set.first())
+            .map(|(at, ..)| *at)
+            .min()
     }
 
     /// Returns the bytes of the live copies in entries before `sequence`.
     pub(super) fn copied_bytes_before(&self, sequence: u64) -> u64 {
         let places = self.copies.range(..(sequence, 0, 0));
-        places.filter_map(|(_, inbox, first)| Some(u64::from(self.get(*inbox, *first)?.bytes))).sum()
+        places
+            .filter_map(|(_, inbox, first)| Some(u64::from(self.get(*inbox, *first)?.bytes)))
+            .sum()
     }
 
     /// Returns the bytes of all payloads.
@@ -244,7 +321,9 @@ impl Blocks {
 
     fn get(&self, inbox: InboxId, first: u64) -> Option<&Kept> {
         let blocks = self.by_inbox.get(&inbox)?;
-        blocks.get(blocks.partition_point(|kept| kept.first < first)).filter(|kept| kept.first == first)
+        blocks
+            .get(blocks.partition_point(|kept| kept.first < first))
+            .filter(|kept| kept.first == first)
     }
 
     /// Returns the number of blocks.
@@ -260,7 +339,11 @@ impl Blocks {
     }
 }
 
-fn find(by_inbox: &mut HashMap<InboxId, VecDeque<Kept>>, inbox: InboxId, first: u64) -> Option<&mut Kept> {
+fn find(
+    by_inbox: &mut HashMap<InboxId, VecDeque<Kept>>,
+    inbox: InboxId,
+    first: u64,
+) -> Option<&mut Kept> {
     let blocks = by_inbox.get_mut(&inbox)?;
     let at = blocks.partition_point(|kept| kept.first < first);
     blocks.get_mut(at).filter(|kept| kept.first == first)
@@ -281,13 +364,23 @@ impl Reader for WithRead<'_> {
         after: u64,
         visit: &mut dyn FnMut(Block) -> ControlFlow<()>,
     ) -> Result<(), ReadError> {
-        let Some(blocks) = self.blocks.by_inbox.get(&inbox) else { return Ok(()) };
+        let Some(blocks) = self.blocks.by_inbox.get(&inbox) else {
+            return Ok(());
+        };
         let from = blocks.partition_point(|kept| kept.last <= after);
         for kept in blocks.range(from..) {
-            let is_same =
-                |block: &&Block| (block.inbox, block.first, block.last) == (inbox, kept.first, kept.last);
-            let block = kept.block(inbox).or_else(|| self.read.iter().find(is_same).cloned());
-            let Some(block) = block else { return Err(ReadError::NotCached { inbox, first: kept.first }) };
+            let is_same = |block: &&Block| {
+                (block.inbox, block.first, block.last) == (inbox, kept.first, kept.last)
+            };
+            let block = kept
+                .block(inbox)
+                .or_else(|| self.read.iter().find(is_same).cloned());
+            let Some(block) = block else {
+                return Err(ReadError::NotCached {
+                    inbox,
+                    first: kept.first,
+                });
+            };
             if visit(block).is_break() {
                 break;
             }
@@ -306,8 +399,18 @@ mod tests {
 
     /// Returns a block with a gap: its payload is valid and short.
     fn block(inbox: u64, first: u64, last: u64) -> Block {
-        let end = Position { sequence: Sequence(last), messages: 9, bytes: 9 };
-        Gap { first, end, messages: 1, bytes: 1 }.block(inbox)
+        let end = Position {
+            sequence: Sequence(last),
+            messages: 9,
+            bytes: 9,
+        };
+        Gap {
+            first,
+            end,
+            messages: 1,
+            bytes: 1,
+        }
+        .block(inbox)
     }
 
     fn blocks(cache_bytes_max: u64) -> Blocks {
@@ -353,17 +456,29 @@ mod tests {
         blocks.insert(1, block(7, 10, 15), false);
         blocks.insert(1, block(8, 16, 16), true);
         blocks.retain(|inbox| (inbox == 7).then_some(14));
-        assert_eq!((read(&blocks, 7, 0), read(&blocks, 8, 0)), (vec![(10, 15)], vec![]));
+        assert_eq!(
+            (read(&blocks, 7, 0), read(&blocks, 8, 0)),
+            (vec![(10, 15)], vec![])
+        );
         blocks.retain(|_| Some(15));
-        assert_eq!((blocks.len(), blocks.live_bytes(), blocks.cached_bytes()), (0, 0, 0));
+        assert_eq!(
+            (blocks.len(), blocks.live_bytes(), blocks.cached_bytes()),
+            (0, 0, 0)
+        );
     }
 
     #[test]
     fn oldest_payloads_leave_the_cache() {
         let bytes = block(7, 10, 15).payload.len() as u64;
         let mut blocks = blocks(2 * bytes);
-        assert_eq!((blocks.cached_bytes(), blocks.live_bytes()), (2 * bytes, 3 * bytes));
-        assert_eq!((blocks.uncached_after(7, 0), blocks.uncached_after(7, 15)), (Some(1), None));
+        assert_eq!(
+            (blocks.cached_bytes(), blocks.live_bytes()),
+            (2 * bytes, 3 * bytes)
+        );
+        assert_eq!(
+            (blocks.uncached_after(7, 0), blocks.uncached_after(7, 15)),
+            (Some(1), None)
+        );
         assert!(read(&blocks, 7, 0).is_empty());
         let first = [block(7, 10, 15)];
         let mut count = 0;
@@ -371,22 +486,45 @@ mod tests {
             count += 1;
             ControlFlow::Continue(())
         };
-        WithRead { blocks: &blocks, read: &first }.read(7, 0, visit).unwrap();
+        WithRead {
+            blocks: &blocks,
+            read: &first,
+        }
+        .read(7, 0, visit)
+        .unwrap();
         assert_eq!(count, 3);
         // It cannot be merged, and is only named by the index.
         assert_eq!(blocks.young_before(3, 100), [block(7, 20, 25)]);
         let located = blocks.located(None, 3, 10);
-        assert_eq!(located, [Located { inbox: 7, first: 10, last: 15, sequence: 1, bytes: bytes as u32 }]);
+        assert_eq!(
+            located,
+            [Located {
+                inbox: 7,
+                first: 10,
+                last: 15,
+                sequence: 1,
+                bytes: bytes as u32
+            }]
+        );
         assert!(blocks.located(located.last(), 3, 10).is_empty());
         assert_eq!(blocks.oldest_copies(2), Some((1, None)));
-        assert_eq!(blocks.live_at(1, vec![block(7, 10, 15), block(7, 20, 25)]), first);
+        assert_eq!(
+            blocks.live_at(1, vec![block(7, 10, 15), block(7, 20, 25)]),
+            first
+        );
     }
 
     #[test]
     fn index_restores_the_places_of_blocks() {
         let mut blocks = Blocks::new(100);
         blocks.insert(5, block(7, 20, 25), false);
-        let located = |first, sequence| Located { inbox: 7, first, last: first + 5, sequence, bytes: 9 };
+        let located = |first, sequence| Located {
+            inbox: 7,
+            first,
+            last: first + 5,
+            sequence,
+            bytes: 9,
+        };
         blocks.insert_located(&located(10, 2));
         blocks.insert_located(&located(20, 5));
         assert_eq!((blocks.len(), blocks.uncached_after(7, 0)), (2, Some(2)));

@@ -31,7 +31,11 @@ enum Phase {
     /// Asks for the end of the stream.
     Probing { request: u64, asked_at: Duration },
     /// Reads entries from this sequence on, to find the newest snapshot.
-    Looking { request: u64, asked_at: Duration, from: u64 },
+    Looking {
+        request: u64,
+        asked_at: Duration,
+        from: u64,
+    },
     /// Reads the stream, with a request for a page in flight.
     Reading { request: u64, asked_at: Duration },
     /// Appends its claim after the last message.
@@ -54,7 +58,12 @@ pub(super) enum Outcome {
 impl Candidate {
     /// Returns a candidate and its first request. `former` is the newest claim known to
     /// this server.
-    pub(super) fn new(id: ClaimId, config: Config, former: Option<Claim>, now: Now) -> (Self, LogRequest) {
+    pub(super) fn new(
+        id: ClaimId,
+        config: Config,
+        former: Option<Claim>,
+        now: Now,
+    ) -> (Self, LogRequest) {
         // Request ids are unique within a process: they begin with the number of the
         // claim.
         let request = id.number << 32;
@@ -63,31 +72,62 @@ impl Candidate {
             config,
             replay: StreamReplay::new(&config, 1),
             former,
-            phase: Phase::Probing { request, asked_at: now.running },
+            phase: Phase::Probing {
+                request,
+                asked_at: now.running,
+            },
             refusals: 0,
             next_request: request + 1,
         };
-        (candidate, LogRequest::Read { id: request, from: u64::MAX })
+        (
+            candidate,
+            LogRequest::Read {
+                id: request,
+                from: u64::MAX,
+            },
+        )
     }
 
     /// Handles an answer of the log. Adds the next requests.
-    pub(super) fn handle(&mut self, reply: LogReply, now: Now, out: &mut Vec<LogRequest>) -> Option<Outcome> {
+    pub(super) fn handle(
+        &mut self,
+        reply: LogReply,
+        now: Now,
+        out: &mut Vec<LogRequest>,
+    ) -> Option<Outcome> {
         match (&mut self.phase, reply) {
-            (Phase::Probing { request, .. }, LogReply::Page { id, first, last, .. }) if id == *request => {
+            (
+                Phase::Probing { request, .. },
+                LogReply::Page {
+                    id, first, last, ..
+                },
+            ) if id == *request => {
                 let from = last.saturating_sub(timing::LOOK_BACK - 1).max(first);
                 out.push(self.look(from, now));
                 None
             }
-            (Phase::Looking { request, from, .. }, LogReply::Page { id, first, messages, .. })
-                if id == *request =>
-            {
+            (
+                Phase::Looking { request, from, .. },
+                LogReply::Page {
+                    id,
+                    first,
+                    messages,
+                    ..
+                },
+            ) if id == *request => {
                 let from = *from;
                 out.push(self.begin(from, first, &messages, now));
                 None
             }
-            (Phase::Reading { request, .. }, LogReply::Page { id, first, messages, last })
-                if id == *request =>
-            {
+            (
+                Phase::Reading { request, .. },
+                LogReply::Page {
+                    id,
+                    first,
+                    messages,
+                    last,
+                },
+            ) if id == *request => {
                 if first > self.replay.next() {
                     // A newer snapshot has replaced the messages.
                     out.push(self.probe(now));
@@ -111,7 +151,9 @@ impl Candidate {
                     None
                 }
             },
-            (Phase::ClaimingAnywhere { request, .. }, LogReply::Stored { id, .. }) if id == *request => {
+            (Phase::ClaimingAnywhere { request, .. }, LogReply::Stored { id, .. })
+                if id == *request =>
+            {
                 out.push(self.read(now));
                 None
             }
@@ -139,14 +181,24 @@ impl Candidate {
 
     fn probe(&mut self, now: Now) -> LogRequest {
         let request = self.request();
-        self.phase = Phase::Probing { request, asked_at: now.running };
+        self.phase = Phase::Probing {
+            request,
+            asked_at: now.running,
+        };
         // No message has this sequence; the answer contains the last one.
-        LogRequest::Read { id: request, from: u64::MAX }
+        LogRequest::Read {
+            id: request,
+            from: u64::MAX,
+        }
     }
 
     fn look(&mut self, from: u64, now: Now) -> LogRequest {
         let request = self.request();
-        self.phase = Phase::Looking { request, asked_at: now.running, from };
+        self.phase = Phase::Looking {
+            request,
+            asked_at: now.running,
+            from,
+        };
         LogRequest::Read { id: request, from }
     }
 
@@ -159,7 +211,9 @@ impl Candidate {
             Some(entry)
         });
         let snapshots = entries.map(|entry| entry.snapshot);
-        let newest = snapshots.max().filter(|snapshot| *snapshot >= first && *snapshot > 0);
+        let newest = snapshots
+            .max()
+            .filter(|snapshot| *snapshot >= first && *snapshot > 0);
         if newest.is_none() && from > first {
             return self.look(from.saturating_sub(timing::LOOK_BACK).max(first), now);
         }
@@ -175,7 +229,10 @@ impl Candidate {
         now: Now,
         out: &mut Vec<LogRequest>,
     ) -> Option<Outcome> {
-        if let Err(error) = messages.iter().try_for_each(|message| self.replay.take(message)) {
+        if let Err(error) = messages
+            .iter()
+            .try_for_each(|message| self.replay.take(message))
+        {
             return self.fail(error);
         }
         if self.replay.next() <= last {
@@ -184,7 +241,11 @@ impl Candidate {
         }
         match self.replay.claim() {
             Some(claim) if claim.id == self.id => self.win(claim, now),
-            Some(claim) if self.former.is_none_or(|former| claim.sequence > former.sequence) => {
+            Some(claim)
+                if self
+                    .former
+                    .is_none_or(|former| claim.sequence > former.sequence) =>
+            {
                 Some(Outcome::Lost(claim))
             }
             _ => {
@@ -196,8 +257,14 @@ impl Candidate {
 
     fn read(&mut self, now: Now) -> LogRequest {
         let request = self.request();
-        self.phase = Phase::Reading { request, asked_at: now.running };
-        LogRequest::Read { id: request, from: self.replay.next() }
+        self.phase = Phase::Reading {
+            request,
+            asked_at: now.running,
+        };
+        LogRequest::Read {
+            id: request,
+            from: self.replay.next(),
+        }
     }
 
     fn claim(&mut self, now: Now) -> LogRequest {
@@ -205,12 +272,17 @@ impl Candidate {
         let is_conditional = self.refusals < timing::CLAIM_REFUSALS_MAX;
         let entry = Entry {
             format: self.replay.format(),
-            claim: Claim { sequence: 0, id: self.id },
+            claim: Claim {
+                sequence: 0,
+                id: self.id,
+            },
             commit: 0,
             sequence: if is_conditional { next } else { 0 },
             previous: 0,
             snapshot: self.replay.snapshot(),
-            content: Content::Claim { format: self.config.newest_format },
+            content: Content::Claim {
+                format: self.config.newest_format,
+            },
         };
         if is_conditional {
             let appender = Appender::new(id, entry.encode(), next - 1, now.running);
@@ -218,8 +290,15 @@ impl Candidate {
             self.phase = Phase::Claiming(appender);
             return request;
         }
-        self.phase = Phase::ClaimingAnywhere { request: id, asked_at: now.running };
-        LogRequest::Append { id, bytes: entry.encode(), after: None }
+        self.phase = Phase::ClaimingAnywhere {
+            request: id,
+            asked_at: now.running,
+        };
+        LogRequest::Append {
+            id,
+            bytes: entry.encode(),
+            after: None,
+        }
     }
 
     fn win(&mut self, claim: Claim, now: Now) -> Option<Outcome> {

@@ -52,7 +52,14 @@ impl Chain {
     /// reads.
     pub(super) const fn starting_at(first: u64, newest: u8) -> Self {
         let (last, format) = (first.saturating_sub(1), OLDEST_FORMAT);
-        Self { last, claim: None, commit: 0, checksum: 0, format, newest }
+        Self {
+            last,
+            claim: None,
+            commit: 0,
+            checksum: 0,
+            format,
+            newest,
+        }
     }
 
     /// Returns the newest format of an entry so far.
@@ -77,11 +84,22 @@ impl Chain {
             Ok(decoded) => decoded,
             Err(NoEntry::Unknown) => return Taken::Unknown,
             Err(NoEntry::Corrupt) => {
-                tracing::warn!(sequence = self.last, "corrupt message in the stream of a shard");
+                tracing::warn!(
+                    sequence = self.last,
+                    "corrupt message in the stream of a shard"
+                );
                 return Taken::Skipped;
             }
         };
-        let Entry { format, claim, commit, sequence, previous, content, .. } = entry;
+        let Entry {
+            format,
+            claim,
+            commit,
+            sequence,
+            previous,
+            content,
+            ..
+        } = entry;
         self.format = self.format.max(format);
         let is_in_place = sequence == self.last;
         match content {
@@ -90,17 +108,32 @@ impl Chain {
                 if self.claim.is_some_and(|current| current.id == claim.id) {
                     return Taken::Skipped;
                 }
-                let claim = Claim { sequence: self.last, id: claim.id };
-                *self = Self { claim: Some(claim), commit: 0, checksum, ..*self };
+                let claim = Claim {
+                    sequence: self.last,
+                    id: claim.id,
+                };
+                *self = Self {
+                    claim: Some(claim),
+                    commit: 0,
+                    checksum,
+                    ..*self
+                };
                 Taken::Claimed
             }
             Content::Frame(frame)
                 if self.is_beginning() && frame.checkpoint.is_some_and(|part| part.is_first) =>
             {
-                *self = Self { claim: Some(claim), commit, checksum, ..*self };
+                *self = Self {
+                    claim: Some(claim),
+                    commit,
+                    checksum,
+                    ..*self
+                };
                 Taken::Committed(frame)
             }
-            Content::Frame(frame) if is_planted(Bug::SnapshotOutsideFence) && frame.checkpoint.is_some() => {
+            Content::Frame(frame)
+                if is_planted(Bug::SnapshotOutsideFence) && frame.checkpoint.is_some() =>
+            {
                 Taken::Committed(frame)
             }
             Content::Frame(_) | Content::Release | Content::Index(_)
@@ -130,13 +163,24 @@ impl Chain {
     pub(super) fn next(&self, content: Content, snapshot: u64) -> Option<Entry> {
         let (claim, sequence, format) = (self.claim?, self.last + 1, self.format);
         let (commit, previous) = (self.commit + 1, self.checksum);
-        Some(Entry { format, claim, commit, sequence, previous, snapshot, content })
+        Some(Entry {
+            format,
+            claim,
+            commit,
+            sequence,
+            previous,
+            snapshot,
+            content,
+        })
     }
 
     /// Advances past the entry returned by [`Self::next`], which is now stored.
     pub(super) fn advance(&mut self, encoded: &Bytes) {
-        (self.last, self.commit, self.checksum) = (self.last + 1, self.commit + 1, checksum(encoded));
-        self.format = encoded.first().map_or(self.format, |format| self.format.max(*format));
+        (self.last, self.commit, self.checksum) =
+            (self.last + 1, self.commit + 1, checksum(encoded));
+        self.format = encoded
+            .first()
+            .map_or(self.format, |format| self.format.max(*format));
     }
 
     /// Returns whether the message is the first one of a purged stream.
@@ -158,13 +202,31 @@ mod tests {
     use super::*;
 
     fn claim(server: u64, sequence: u64) -> Bytes {
-        let claim = Claim { sequence: 0, id: ClaimId { server: ServerId(server), number: 1 } };
+        let claim = Claim {
+            sequence: 0,
+            id: ClaimId {
+                server: ServerId(server),
+                number: 1,
+            },
+        };
         let content = Content::Claim { format: 1 };
-        Entry { format: 1, claim, commit: 0, sequence, previous: 0, snapshot: 0, content }.encode()
+        Entry {
+            format: 1,
+            claim,
+            commit: 0,
+            sequence,
+            previous: 0,
+            snapshot: 0,
+            content,
+        }
+        .encode()
     }
 
     fn frame(chain: &Chain) -> Bytes {
-        chain.next(Content::Frame(Frame::default()), 0).unwrap().encode()
+        chain
+            .next(Content::Frame(Frame::default()), 0)
+            .unwrap()
+            .encode()
     }
 
     #[track_caller]
@@ -180,7 +242,10 @@ mod tests {
         let first = frame(&chain);
         check(&mut chain, &first, true);
         check(&mut chain, &first, false);
-        let late = frame(&Chain { last: chain.last + 1, ..chain.clone() });
+        let late = frame(&Chain {
+            last: chain.last + 1,
+            ..chain.clone()
+        });
         check(&mut chain, &late, false);
         check(&mut chain, &Bytes::from_static(b"junk"), false);
         let next = frame(&chain);
@@ -194,7 +259,10 @@ mod tests {
         let deposed = chain.clone();
         check(&mut chain, &claim(2, 2), true);
         check(&mut chain, &frame(&deposed), false);
-        let late = frame(&Chain { last: chain.last, ..deposed });
+        let late = frame(&Chain {
+            last: chain.last,
+            ..deposed
+        });
         check(&mut chain, &late, false);
         check(&mut chain, &claim(1, 3), false);
         check(&mut chain, &claim(1, 0), true);

@@ -21,8 +21,8 @@ use super::message::{
 };
 use crate::ledger::Malformed;
 use crate::store::{
-    Account, AccountEntry, Created, End, Message as Text, Outcome, Page, PasswordHash, Position, ReadLimit,
-    SendId,
+    Account, AccountEntry, Created, End, Message as Text, Outcome, Page, PasswordHash, Position,
+    ReadLimit, SendId,
 };
 
 /// The version of the encoding.
@@ -46,7 +46,11 @@ pub(super) fn decode(bytes: Bytes) -> Result<Message, Malformed> {
         return Err(Malformed);
     }
     let message = Message::take(&mut rest)?;
-    if rest.is_empty() { Ok(message) } else { Err(Malformed) }
+    if rest.is_empty() {
+        Ok(message)
+    } else {
+        Err(Malformed)
+    }
 }
 
 /// A part of a message.
@@ -167,13 +171,20 @@ structures! {
 
 impl<T: Field> Field for Packet<T> {
     fn put(&self, to: &mut Vec<u8>) {
-        [self.number, self.credit, self.bytes].iter().for_each(|number| number.put(to));
+        [self.number, self.credit, self.bytes]
+            .iter()
+            .for_each(|number| number.put(to));
         self.items.put(to);
     }
 
     fn take(rest: &mut Bytes) -> Result<Self, Malformed> {
         let (number, credit, bytes) = (u64::take(rest)?, u64::take(rest)?, u64::take(rest)?);
-        Ok(Self { number, credit, bytes, items: Field::take(rest)? })
+        Ok(Self {
+            number,
+            credit,
+            bytes,
+            items: Field::take(rest)?,
+        })
     }
 }
 
@@ -365,7 +376,11 @@ impl<T: Field, E: Field> Field for Result<T, E> {
     }
 
     fn take(rest: &mut Bytes) -> Result<Self, Malformed> {
-        if bool::take(rest)? { T::take(rest).map(Ok) } else { E::take(rest).map(Err) }
+        if bool::take(rest)? {
+            T::take(rest).map(Ok)
+        } else {
+            E::take(rest).map(Err)
+        }
     }
 }
 
@@ -428,17 +443,27 @@ mod tests {
     use super::*;
 
     fn account() -> Account {
-        Account { name: "ann".parse().unwrap(), incarnation: 7 }
+        Account {
+            name: "ann".parse().unwrap(),
+            incarnation: 7,
+        }
     }
 
     fn position(sequence: u64) -> Position {
-        Position { sequence: Sequence(sequence), messages: 3, bytes: 99 }
+        Position {
+            sequence: Sequence(sequence),
+            messages: 3,
+            bytes: 99,
+        }
     }
 
     fn requests() -> Vec<Request> {
         let name: UserName = "böb".parse().unwrap();
         let hash = PasswordHash::new("$argon2id$x");
-        let generation = Generation { sequence: 5, place: 2 };
+        let generation = Generation {
+            sequence: 5,
+            place: 2,
+        };
         let send = |from: Option<IpAddr>, refusal| {
             let id = RequestId::new(9).unwrap();
             let send_id = from.map(|from| SendId {
@@ -460,7 +485,11 @@ mod tests {
         };
         vec![
             Request::Create(name.clone(), Some(hash.clone())),
-            Request::SetPassword { account: account(), old: None, new: hash },
+            Request::SetPassword {
+                account: account(),
+                old: None,
+                new: hash,
+            },
             Request::Delete(account()),
             Request::LookUp(name.clone()),
             Request::Register(account()),
@@ -468,7 +497,10 @@ mod tests {
             send(Some([1, 2, 3, 4].into()), None),
             send(Some([7_u16; 8].into()), Some(Code::TooLarge)),
             send(None, None),
-            Request::Subscribe { account: account(), takes_over: false },
+            Request::Subscribe {
+                account: account(),
+                takes_over: false,
+            },
             Request::Resubscribe {
                 account: account(),
                 generation,
@@ -479,21 +511,51 @@ mod tests {
             Request::Read {
                 account: account(),
                 after: position(1),
-                limit: ReadLimit { messages: usize::MAX, bytes: 3 },
+                limit: ReadLimit {
+                    messages: usize::MAX,
+                    bytes: 3,
+                },
             },
             Request::Acknowledge(account(), position(8)),
-            Request::Names { after: Some(name), limit: 7 },
-            Request::Names { after: None, limit: 7 },
+            Request::Names {
+                after: Some(name),
+                limit: 7,
+            },
+            Request::Names {
+                after: None,
+                limit: 7,
+            },
         ]
     }
 
     fn events() -> Vec<Event> {
-        let generation = Generation { sequence: 5, place: 2 };
-        let text = |sender| Arc::new(Text { position: position(6), sender, time_ms: 1, text: "hi".into() });
+        let generation = Generation {
+            sequence: 5,
+            place: 2,
+        };
+        let text = |sender| {
+            Arc::new(Text {
+                position: position(6),
+                sender,
+                time_ms: 1,
+                text: "hi".into(),
+            })
+        };
         let messages = vec![text(None), text(Some("ann".parse().unwrap()))];
-        let page = Page { starts_after: Some(position(1)), messages: messages.clone(), complete: true };
-        let entry = AccountEntry { account: account(), password: Some(PasswordHash::new("x")) };
-        let subscribed = Subscribed { generation, queued: 3, cursor: position(3) };
+        let page = Page {
+            starts_after: Some(position(1)),
+            messages: messages.clone(),
+            complete: true,
+        };
+        let entry = AccountEntry {
+            account: account(),
+            password: Some(PasswordHash::new("x")),
+        };
+        let subscribed = Subscribed {
+            generation,
+            queued: 3,
+            cursor: position(3),
+        };
         let answers = [
             Answer::Created(Created::TooMany),
             Answer::Flag(true),
@@ -505,7 +567,10 @@ mod tests {
             Answer::Resubscribed(Ok(true)),
             Answer::Resubscribed(Err(End::Deleted)),
             Answer::Page(page),
-            Answer::Names { names: vec!["x".parse().unwrap(), "y".parse().unwrap()], is_complete: true },
+            Answer::Names {
+                names: vec!["x".parse().unwrap(), "y".parse().unwrap()],
+                is_complete: true,
+            },
             Answer::Unavailable,
         ];
         let others = [
@@ -514,18 +579,47 @@ mod tests {
             Event::Ended(7, generation, End::TakenOver),
             Event::AccountEnding(account()),
         ];
-        answers.map(|answer| Event::Answer(4, answer)).into_iter().chain(others).collect()
+        answers
+            .map(|answer| Event::Answer(4, answer))
+            .into_iter()
+            .chain(others)
+            .collect()
     }
 
     fn messages() -> Vec<Message> {
-        let id = ClaimId { server: ServerId(3), number: 1 };
+        let id = ClaimId {
+            server: ServerId(3),
+            number: 1,
+        };
         let claim = Claim { sequence: 8, id };
-        let flow = FlowId { server: ServerId(4), claim, number: 2 };
-        let clock = ShardClock { running: Duration::from_secs(9), durable: Duration::from_millis(1) };
+        let flow = FlowId {
+            server: ServerId(4),
+            claim,
+            number: 2,
+        };
+        let clock = ShardClock {
+            running: Duration::from_secs(9),
+            durable: Duration::from_millis(1),
+        };
         let commands = requests().into_iter().enumerate();
-        let items = commands.map(|(id, request)| Command { id: id as u64, request }).collect();
-        let up = Packet { number: 1, credit: 2, items, bytes: 3 };
-        let down = Packet { number: 1, credit: 2, items: events(), bytes: 3 };
+        let items = commands
+            .map(|(id, request)| Command {
+                id: id as u64,
+                request,
+            })
+            .collect();
+        let up = Packet {
+            number: 1,
+            credit: 2,
+            items,
+            bytes: 3,
+        };
+        let down = Packet {
+            number: 1,
+            credit: 2,
+            items: events(),
+            bytes: 3,
+        };
         vec![
             Message::Heartbeat(1, claim),
             Message::Released(2, claim),

@@ -40,7 +40,12 @@ pub(super) struct Copies {
 impl ColdReads {
     /// Returns an empty table. `next_request` is the first id of a request.
     pub(super) const fn new(next_request: u64) -> Self {
-        Self { in_flight: BTreeMap::new(), waiting: VecDeque::new(), ready: Vec::new(), next_request }
+        Self {
+            in_flight: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            ready: Vec::new(),
+            next_request,
+        }
     }
 
     /// Reads an entry for a page. Returns the page if too many wait already.
@@ -48,7 +53,11 @@ impl ColdReads {
         if self.waiting.len() >= timing::COLD_WAITING_MAX {
             return Some(page);
         }
-        self.waiting.push_back(Cold { sequence, page: Some(page), asked_at: Duration::ZERO });
+        self.waiting.push_back(Cold {
+            sequence,
+            page: Some(page),
+            asked_at: Duration::ZERO,
+        });
         None
     }
 
@@ -56,7 +65,11 @@ impl ColdReads {
     pub(super) fn read_copies(&mut self, sequence: u64) {
         let mut all = self.in_flight.values().chain(&self.waiting);
         if all.all(|cold| cold.page.is_some()) {
-            self.waiting.push_front(Cold { sequence, page: None, asked_at: Duration::ZERO });
+            self.waiting.push_front(Cold {
+                sequence,
+                page: None,
+                asked_at: Duration::ZERO,
+            });
         }
     }
 
@@ -66,7 +79,10 @@ impl ColdReads {
             let is_late = now.saturating_sub(cold.asked_at) >= timing::LOG_RETRY;
             is_late.then(|| {
                 cold.asked_at = now;
-                LogRequest::Get { id: *id, sequence: cold.sequence }
+                LogRequest::Get {
+                    id: *id,
+                    sequence: cold.sequence,
+                }
             })
         });
         let mut requests: Vec<_> = late.collect();
@@ -75,8 +91,17 @@ impl ColdReads {
         {
             self.next_request += 1;
             let id = self.next_request;
-            requests.push(LogRequest::Get { id, sequence: cold.sequence });
-            self.in_flight.insert(id, Cold { asked_at: now, ..cold });
+            requests.push(LogRequest::Get {
+                id,
+                sequence: cold.sequence,
+            });
+            self.in_flight.insert(
+                id,
+                Cold {
+                    asked_at: now,
+                    ..cold
+                },
+            );
         }
         requests
     }
@@ -87,11 +112,22 @@ impl ColdReads {
         let bytes = bytes?;
         let Cold { sequence, page, .. } = self.in_flight.remove(&id)?;
         let blocks = match Entry::decode(bytes, u8::MAX) {
-            Ok((Entry { content: Content::Frame(frame), .. }, _)) => frame.blocks,
+            Ok((
+                Entry {
+                    content: Content::Frame(frame),
+                    ..
+                },
+                _,
+            )) => frame.blocks,
             _ => Vec::new(),
         };
-        let Some(page) = page else { return Some(Copies { sequence, blocks }) };
-        let blocks = blocks.into_iter().filter(|block| block.inbox == page.account.incarnation).collect();
+        let Some(page) = page else {
+            return Some(Copies { sequence, blocks });
+        };
+        let blocks = blocks
+            .into_iter()
+            .filter(|block| block.inbox == page.account.incarnation)
+            .collect();
         self.ready.push((page, blocks));
         None
     }
@@ -103,11 +139,20 @@ impl ColdReads {
 
     /// Takes the pages that have waited for too long.
     pub(super) fn take_late(&mut self, now: Duration) -> Vec<Read> {
-        let is_late =
-            |cold: &Cold| cold.page.as_ref().is_some_and(|page| now >= page.since + timing::COLD_DEADLINE);
-        let late: Vec<_> =
-            self.in_flight.iter().filter(|(_, cold)| is_late(cold)).map(|(id, _)| *id).collect();
-        let late = late.into_iter().filter_map(|id| self.in_flight.remove(&id)?.page);
+        let is_late = |cold: &Cold| {
+            cold.page
+                .as_ref()
+                .is_some_and(|page| now >= page.since + timing::COLD_DEADLINE)
+        };
+        let late: Vec<_> = self
+            .in_flight
+            .iter()
+            .filter(|(_, cold)| is_late(cold))
+            .map(|(id, _)| *id)
+            .collect();
+        let late = late
+            .into_iter()
+            .filter_map(|id| self.in_flight.remove(&id)?.page);
         let mut pages: Vec<_> = late.collect();
         let (late, rest): (Vec<_>, Vec<_>) = self.waiting.drain(..).partition(is_late);
         self.waiting = rest.into();

@@ -63,13 +63,22 @@ impl Owner {
     ) {
         let (ledger, changes, id) = (&mut self.ledger, &mut self.changes, command.id);
         let answer = match command.request {
-            Request::Create(name, password) => Answer::Created(ledger.create(&name, password, changes)),
+            Request::Create(name, password) => {
+                Answer::Created(ledger.create(&name, password, changes))
+            }
             Request::SetPassword { account, old, new } => {
                 Answer::Flag(ledger.set_password(&account, old.as_ref(), new, changes))
             }
             Request::Delete(account) => return self.delete(flow, id, account, now, released),
             Request::LookUp(name) => Answer::Account(ledger.account(&name)),
-            Request::Names { after, limit } => return released.lists.push(List { flow, id, after, limit }),
+            Request::Names { after, limit } => {
+                return released.lists.push(List {
+                    flow,
+                    id,
+                    after,
+                    limit,
+                });
+            }
             Request::Register(account) => {
                 let is_alive = ledger.positions(&account).is_some();
                 if !is_alive || self.identities.register(&account, flow.server) {
@@ -83,23 +92,44 @@ impl Owner {
                 // A send from another server has an open fence.
                 Err(_) => return,
             },
-            Request::Subscribe { account, takes_over } => {
+            Request::Subscribe {
+                account,
+                takes_over,
+            } => {
                 let (answer, former) = self.subscribe(flow, &account, takes_over, released);
                 released.events.push((flow, Event::Answer(id, answer)));
                 return released.take_over(account.incarnation, former);
             }
-            Request::Resubscribe { account, generation, delivered, acknowledged } => {
+            Request::Resubscribe {
+                account,
+                generation,
+                delivered,
+                acknowledged,
+            } => {
                 ledger.acknowledge(&account, acknowledged, changes);
                 self.resubscribe(flow, &account, generation, delivered, released)
             }
-            Request::Read { account, after, limit } => {
+            Request::Read {
+                account,
+                after,
+                limit,
+            } => {
                 let since = now.running;
-                return released.reads.push(Read { flow, id, account, after, limit, since });
+                return released.reads.push(Read {
+                    flow,
+                    id,
+                    account,
+                    after,
+                    limit,
+                    since,
+                });
             }
             Request::Unsubscribe(account, generation) => {
                 return self.receptions.end(account.incarnation, generation);
             }
-            Request::Unregister(account) => return self.identities.unregister(&account, flow.server),
+            Request::Unregister(account) => {
+                return self.identities.unregister(&account, flow.server);
+            }
             Request::Acknowledge(account, position) => {
                 return ledger.acknowledge(&account, position, changes);
             }
@@ -108,22 +138,43 @@ impl Owner {
     }
 
     /// Deletes an account, or parks the deletion until no connection acts as the account.
-    fn delete(&mut self, flow: FlowId, id: u64, account: Account, now: Now, released: &mut Released) {
+    fn delete(
+        &mut self,
+        flow: FlowId,
+        id: u64,
+        account: Account,
+        now: Now,
+        released: &mut Released,
+    ) {
         let is_alive = self.ledger.positions(&account).is_some();
         if is_alive && !self.identities.is_free(&account, now.running) {
             for server in self.identities.servers(&account) {
                 if let Some(flow) = self.flows.get(&server) {
-                    released.events.push((flow.id(), Event::AccountEnding(account.clone())));
+                    released
+                        .events
+                        .push((flow.id(), Event::AccountEnding(account.clone())));
                 }
             }
-            let command = Command { id, request: Request::Delete(account.clone()) };
-            return self.identities.park(Parked { account, flow, command });
+            let command = Command {
+                id,
+                request: Request::Delete(account.clone()),
+            };
+            return self.identities.park(Parked {
+                account,
+                flow,
+                command,
+            });
         }
         let existed = self.ledger.delete(&account, &mut self.changes);
         // A server is answered before it is notified.
-        released.events.push((flow, Event::Answer(id, Answer::Flag(existed))));
+        released
+            .events
+            .push((flow, Event::Answer(id, Answer::Flag(existed))));
         if let Some((flow, generation)) = self.receptions.remove(account.incarnation) {
-            released.events.push((flow, Event::Ended(account.incarnation, generation, End::Deleted)));
+            released.events.push((
+                flow,
+                Event::Ended(account.incarnation, generation, End::Deleted),
+            ));
         }
     }
 
@@ -139,13 +190,23 @@ impl Owner {
             return (Answer::Subscribed(None), None);
         }
         let place = released.events.len() as u32;
-        let generation = Generation { sequence: self.chain.last() + 1, place };
+        let generation = Generation {
+            sequence: self.chain.last() + 1,
+            place,
+        };
         let Some(subscription) = self.ledger.subscribe(account, &mut self.changes) else {
             return (Answer::Subscribed(None), None);
         };
         let (queued, cursor) = (subscription.queued(), subscription.cursor());
         let former = self.receptions.admit(inbox, generation, flow, subscription);
-        (Answer::Subscribed(Some(Subscribed { generation, queued, cursor })), former)
+        (
+            Answer::Subscribed(Some(Subscribed {
+                generation,
+                queued,
+                cursor,
+            })),
+            former,
+        )
     }
 
     fn resubscribe(
@@ -176,10 +237,19 @@ impl Owner {
     pub(super) fn publish(&mut self, released: Released, now: Now, out: &mut Vec<Action>) {
         let mut to: BTreeMap<FlowKey, (FlowId, Vec<Event>)> = BTreeMap::new();
         let mut push = |flow: FlowId, event| {
-            to.entry((flow.server.0, flow.number)).or_insert_with(|| (flow, Vec::new())).1.push(event);
+            to.entry((flow.server.0, flow.number))
+                .or_insert_with(|| (flow, Vec::new()))
+                .1
+                .push(event);
         };
-        let Released { events, reads, lists } = released;
-        events.into_iter().for_each(|(flow, event)| push(flow, event));
+        let Released {
+            events,
+            reads,
+            lists,
+        } = released;
+        events
+            .into_iter()
+            .for_each(|(flow, event)| push(flow, event));
         let reads = reads.into_iter().map(|read| (read, Vec::new()));
         for (read, blocks) in self.cold.take_ready().into_iter().chain(reads) {
             if let Some((flow, answer)) = self.page(read, &blocks) {
@@ -187,11 +257,22 @@ impl Owner {
             }
         }
         self.names.change(self.changes.effects.accounts.drain(..));
-        for List { flow, id, after, limit } in lists {
-            push(flow, Event::Answer(id, self.names.page(after.as_ref(), limit)));
+        for List {
+            flow,
+            id,
+            after,
+            limit,
+        } in lists
+        {
+            push(
+                flow,
+                Event::Answer(id, self.names.page(after.as_ref(), limit)),
+            );
         }
         for delivery in self.changes.effects.deliveries.drain(..) {
-            let Some(flow) = self.receptions.flow(delivery.inbox) else { continue };
+            let Some(flow) = self.receptions.flow(delivery.inbox) else {
+                continue;
+            };
             if self.flows.get(&flow.server).is_some_and(Flow::has_credit) {
                 push(flow, Event::Delivery(delivery.inbox, delivery.messages));
             } else {
@@ -208,21 +289,36 @@ impl Owner {
     /// decisions of the ledger are stored at this point. Returns `None` if the page must
     /// wait for an entry of the stream.
     fn page(&mut self, read: Read, blocks: &[Block]) -> Option<(FlowId, Event)> {
-        let Read { flow, id, ref account, after, limit, .. } = read;
+        let Read {
+            flow,
+            id,
+            ref account,
+            after,
+            limit,
+            ..
+        } = read;
         let answer = |answer| Some((flow, Event::Answer(id, answer)));
         let Some((cursor, _)) = self.ledger.positions(account) else {
-            return answer(Answer::Page(Page { complete: true, ..Page::default() }));
+            return answer(Answer::Page(Page {
+                complete: true,
+                ..Page::default()
+            }));
         };
         let from = after.sequence.max(cursor.sequence);
         let limit = ReadLimit {
             messages: limit.messages.min(timing::PAGE_MESSAGES_MAX),
             bytes: limit.bytes.min(timing::PAGE_BYTES_MAX),
         };
-        let reader = WithRead { blocks: &self.blocks, read: blocks };
+        let reader = WithRead {
+            blocks: &self.blocks,
+            read: blocks,
+        };
         match read_page(&reader, account.incarnation, from, limit) {
             Ok(mut page) => {
                 if cursor.sequence > after.sequence {
-                    let start = page.starts_after.filter(|start| start.sequence > cursor.sequence);
+                    let start = page
+                        .starts_after
+                        .filter(|start| start.sequence > cursor.sequence);
                     page.starts_after = start.or(Some(cursor));
                 }
                 answer(Answer::Page(page))
@@ -242,7 +338,10 @@ impl Owner {
     /// Answers pages whose entry has arrived or could not be read in time. A frame in flight
     /// holds decisions that are not stored; the pages then wait for it.
     pub(super) fn answer_cold(&mut self, now: Now, out: &mut Vec<Action>) {
-        for Read { flow, id, account, .. } in self.cold.take_late(now.running) {
+        for Read {
+            flow, id, account, ..
+        } in self.cold.take_late(now.running)
+        {
             tracing::error!(account = %account.name, "messages cannot be read: no answer of the stream");
             self.send(flow, vec![Event::Answer(id, Answer::Unavailable)], now, out);
         }
@@ -254,7 +353,11 @@ impl Owner {
             }
         }
         let requests = self.cold.requests(now.running);
-        out.extend(requests.into_iter().map(|request| Action::Log(self.shard, request)));
+        out.extend(
+            requests
+                .into_iter()
+                .map(|request| Action::Log(self.shard, request)),
+        );
     }
 }
 
@@ -264,7 +367,8 @@ type FlowKey = (u64, u64);
 impl Released {
     fn take_over(&mut self, inbox: u64, former: Option<(FlowId, Generation)>) {
         if let Some((flow, generation)) = former {
-            self.events.push((flow, Event::Ended(inbox, generation, End::TakenOver)));
+            self.events
+                .push((flow, Event::Ended(inbox, generation, End::TakenOver)));
         }
     }
 }

@@ -149,8 +149,22 @@ impl Entry {
         };
         to.extend_from_slice(&[self.format, kind]);
         let Claim { sequence, id } = self.claim;
-        let Self { commit, sequence: at, previous, snapshot, .. } = *self;
-        for number in [id.server.0, id.number, sequence, commit, at, previous, snapshot] {
+        let Self {
+            commit,
+            sequence: at,
+            previous,
+            snapshot,
+            ..
+        } = *self;
+        for number in [
+            id.server.0,
+            id.number,
+            sequence,
+            commit,
+            at,
+            previous,
+            snapshot,
+        ] {
             to.put_u64_le(number);
         }
         match &self.content {
@@ -165,7 +179,10 @@ impl Entry {
 
     /// Decodes an entry up to the format `newest`. Returns it with its checksum.
     pub(super) fn decode(bytes: &Bytes, newest: u8) -> Result<(Self, u64), NoEntry> {
-        let length = bytes.len().checked_sub(CHECKSUM_BYTES).ok_or(NoEntry::Corrupt)?;
+        let length = bytes
+            .len()
+            .checked_sub(CHECKSUM_BYTES)
+            .ok_or(NoEntry::Corrupt)?;
         let checksum = bytes.slice(length..).get_u64_le();
         let mut rest = bytes.slice(..length);
         if xxh3_64(&rest) != checksum {
@@ -179,11 +196,23 @@ impl Entry {
             return Err(NoEntry::Unknown);
         }
         let kind = rest.get_u8();
-        let [server, number, claimed_at, commit, sequence, previous, snapshot] =
-            std::array::from_fn(|_| rest.get_u64_le());
-        let id = ClaimId { server: ServerId(server), number };
+        let [
+            server,
+            number,
+            claimed_at,
+            commit,
+            sequence,
+            previous,
+            snapshot,
+        ] = std::array::from_fn(|_| rest.get_u64_le());
+        let id = ClaimId {
+            server: ServerId(server),
+            number,
+        };
         let content = match kind {
-            kind::CLAIM => Content::Claim { format: rest.try_get_u8().map_err(|_| Malformed)? },
+            kind::CLAIM => Content::Claim {
+                format: rest.try_get_u8().map_err(|_| Malformed)?,
+            },
             kind::FRAME => Content::Frame(take_frame(&mut rest)?),
             kind::RELEASE => Content::Release,
             kind::INDEX => Content::Index(take_index(&mut rest)?),
@@ -192,23 +221,50 @@ impl Entry {
         if rest.has_remaining() {
             return Err(NoEntry::Unknown);
         }
-        let claim = Claim { sequence: claimed_at, id };
-        Ok((Self { format, claim, commit, sequence, previous, snapshot, content }, checksum))
+        let claim = Claim {
+            sequence: claimed_at,
+            id,
+        };
+        Ok((
+            Self {
+                format,
+                claim,
+                commit,
+                sequence,
+                previous,
+                snapshot,
+                content,
+            },
+            checksum,
+        ))
     }
 }
 
 /// Returns the checksum of an encoded entry.
 pub(super) fn checksum(encoded: &Bytes) -> u64 {
-    encoded.len().checked_sub(CHECKSUM_BYTES).map_or(0, |length| encoded.slice(length..).get_u64_le())
+    encoded
+        .len()
+        .checked_sub(CHECKSUM_BYTES)
+        .map_or(0, |length| encoded.slice(length..).get_u64_le())
 }
 
 fn put_frame(to: &mut Vec<u8>, frame: &Frame) {
-    to.push(frame.checkpoint.map_or(0, |part| 1 + 2 * u8::from(part.is_first) + 4 * u8::from(part.is_last)));
+    to.push(frame.checkpoint.map_or(0, |part| {
+        1 + 2 * u8::from(part.is_first) + 4 * u8::from(part.is_last)
+    }));
     to.put_u32_le(frame.records.len() as u32);
     to.extend_from_slice(&frame.records);
     to.put_u32_le(frame.blocks.len() as u32);
-    for Block { inbox, first, last, payload } in &frame.blocks {
-        [*inbox, *first, *last].into_iter().for_each(|number| to.put_u64_le(number));
+    for Block {
+        inbox,
+        first,
+        last,
+        payload,
+    } in &frame.blocks
+    {
+        [*inbox, *first, *last]
+            .into_iter()
+            .for_each(|number| to.put_u64_le(number));
         to.put_u32_le(payload.len() as u32);
         to.extend_from_slice(payload);
     }
@@ -217,25 +273,41 @@ fn put_frame(to: &mut Vec<u8>, frame: &Frame) {
 fn take_frame(rest: &mut Bytes) -> Result<Frame, Malformed> {
     let checkpoint = match rest.try_get_u8().map_err(|_| Malformed)? {
         0 => None,
-        bits if bits & 1 == 1 && bits < 8 => {
-            Some(CheckpointPart { is_first: bits & 2 != 0, is_last: bits & 4 != 0 })
-        }
+        bits if bits & 1 == 1 && bits < 8 => Some(CheckpointPart {
+            is_first: bits & 2 != 0,
+            is_last: bits & 4 != 0,
+        }),
         _ => return Err(Malformed),
     };
     let records = take_slice(rest)?.to_vec();
     let count = rest.try_get_u32_le().map_err(|_| Malformed)?;
     let blocks: Result<_, _> = (0..count).map(|_| take_block(rest)).collect();
-    Ok(Frame { records, blocks: blocks?, checkpoint })
+    Ok(Frame {
+        records,
+        blocks: blocks?,
+        checkpoint,
+    })
 }
 
 fn put_index(to: &mut Vec<u8>, Index { stretches, blocks }: &Index) {
     to.put_u32_le(stretches.len() as u32);
     for Stretch { first, bytes } in stretches {
-        [*first, *bytes].into_iter().for_each(|number| to.put_u64_le(number));
+        [*first, *bytes]
+            .into_iter()
+            .for_each(|number| to.put_u64_le(number));
     }
     to.put_u32_le(blocks.len() as u32);
-    for Located { inbox, first, last, sequence, bytes } in blocks {
-        [*inbox, *first, *last, *sequence].into_iter().for_each(|number| to.put_u64_le(number));
+    for Located {
+        inbox,
+        first,
+        last,
+        sequence,
+        bytes,
+    } in blocks
+    {
+        [*inbox, *first, *last, *sequence]
+            .into_iter()
+            .for_each(|number| to.put_u64_le(number));
         to.put_u32_le(*bytes);
     }
 }
@@ -246,29 +318,50 @@ fn take_index(rest: &mut Bytes) -> Result<Index, Malformed> {
     let stretches = stretches?;
     let count = rest.try_get_u32_le().map_err(|_| Malformed)?;
     let blocks: Result<_, _> = (0..count).map(|_| take_located(rest)).collect();
-    Ok(Index { stretches, blocks: blocks? })
+    Ok(Index {
+        stretches,
+        blocks: blocks?,
+    })
 }
 
 fn take_stretch(rest: &mut Bytes) -> Result<Stretch, Malformed> {
     let mut number = || rest.try_get_u64_le().map_err(|_| Malformed);
-    Ok(Stretch { first: number()?, bytes: number()? })
+    Ok(Stretch {
+        first: number()?,
+        bytes: number()?,
+    })
 }
 
 fn take_located(rest: &mut Bytes) -> Result<Located, Malformed> {
     let mut number = || rest.try_get_u64_le().map_err(|_| Malformed);
     let (inbox, first, last, sequence) = (number()?, number()?, number()?, number()?);
-    Ok(Located { inbox, first, last, sequence, bytes: rest.try_get_u32_le().map_err(|_| Malformed)? })
+    Ok(Located {
+        inbox,
+        first,
+        last,
+        sequence,
+        bytes: rest.try_get_u32_le().map_err(|_| Malformed)?,
+    })
 }
 
 fn take_block(rest: &mut Bytes) -> Result<Block, Malformed> {
     let mut number = || rest.try_get_u64_le().map_err(|_| Malformed);
     let (inbox, first, last) = (number()?, number()?, number()?);
-    Ok(Block { inbox, first, last, payload: take_slice(rest)? })
+    Ok(Block {
+        inbox,
+        first,
+        last,
+        payload: take_slice(rest)?,
+    })
 }
 
 fn take_slice(rest: &mut Bytes) -> Result<Bytes, Malformed> {
     let length = rest.try_get_u32_le().map_err(|_| Malformed)? as usize;
-    if length <= rest.len() { Ok(rest.split_to(length)) } else { Err(Malformed) }
+    if length <= rest.len() {
+        Ok(rest.split_to(length))
+    } else {
+        Err(Malformed)
+    }
 }
 
 #[cfg(test)]
@@ -278,9 +371,23 @@ mod tests {
     use super::*;
 
     fn entries() -> Vec<Entry> {
-        let claim = Claim { sequence: 9, id: ClaimId { server: ServerId(7), number: 3 } };
-        let block = |first| Block { inbox: 4, first, last: first + 2, payload: Bytes::from_static(b"texts") };
-        let part = CheckpointPart { is_first: true, is_last: false };
+        let claim = Claim {
+            sequence: 9,
+            id: ClaimId {
+                server: ServerId(7),
+                number: 3,
+            },
+        };
+        let block = |first| Block {
+            inbox: 4,
+            first,
+            last: first + 2,
+            payload: Bytes::from_static(b"texts"),
+        };
+        let part = CheckpointPart {
+            is_first: true,
+            is_last: false,
+        };
         let contents = [
             Content::Claim { format: 1 },
             Content::Release,
@@ -290,14 +397,37 @@ mod tests {
                 blocks: vec![block(1), block(9)],
                 checkpoint: None,
             }),
-            Content::Frame(Frame { records: Vec::new(), blocks: vec![block(5)], checkpoint: Some(part) }),
+            Content::Frame(Frame {
+                records: Vec::new(),
+                blocks: vec![block(5)],
+                checkpoint: Some(part),
+            }),
             Content::Index(Index {
-                stretches: vec![Stretch { first: 3, bytes: 1 << 40 }],
-                blocks: vec![Located { inbox: 4, first: 1, last: 3, sequence: 9, bytes: 5 }; 2],
+                stretches: vec![Stretch {
+                    first: 3,
+                    bytes: 1 << 40,
+                }],
+                blocks: vec![
+                    Located {
+                        inbox: 4,
+                        first: 1,
+                        last: 3,
+                        sequence: 9,
+                        bytes: 5
+                    };
+                    2
+                ],
             }),
         ];
-        let entry =
-            |content| Entry { format: 1, claim, commit: 5, sequence: 20, previous: 77, snapshot: 3, content };
+        let entry = |content| Entry {
+            format: 1,
+            claim,
+            commit: 5,
+            sequence: 20,
+            previous: 77,
+            snapshot: 3,
+            content,
+        };
         contents.map(entry).into()
     }
 

@@ -91,7 +91,12 @@ impl Flow {
         self.sent += 1;
         self.sent_bytes += bytes;
         self.sent_at = now;
-        Packet { number: self.sent, credit: self.processed_bytes + self.window_bytes, items, bytes }
+        Packet {
+            number: self.sent,
+            credit: self.processed_bytes + self.window_bytes,
+            items,
+            bytes,
+        }
     }
 
     /// Returns a heartbeat if one is due.
@@ -100,9 +105,18 @@ impl Flow {
             return None;
         }
         self.sent_at = now;
-        let number = if is_planted(Bug::LostLastDelivery) { 0 } else { self.sent };
+        let number = if is_planted(Bug::LostLastDelivery) {
+            0
+        } else {
+            self.sent
+        };
         let credit = self.processed_bytes + self.window_bytes;
-        Some(Packet { number, credit, items: Vec::new(), bytes: 0 })
+        Some(Packet {
+            number,
+            credit,
+            items: Vec::new(),
+            bytes: 0,
+        })
     }
 
     /// Handles a packet. Returns its items.
@@ -110,8 +124,17 @@ impl Flow {
     /// # Errors
     /// [`Broken`] if this packet or an earlier one is missing.
     pub(super) fn take<T>(&mut self, packet: Packet<T>, now: Duration) -> Result<Vec<T>, Broken> {
-        let Packet { number, credit, items, .. } = packet;
-        let last = if items.is_empty() { number } else { number.checked_sub(1).ok_or(Broken)? };
+        let Packet {
+            number,
+            credit,
+            items,
+            ..
+        } = packet;
+        let last = if items.is_empty() {
+            number
+        } else {
+            number.checked_sub(1).ok_or(Broken)?
+        };
         if last > self.taken {
             return Err(Broken);
         }
@@ -143,9 +166,22 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn ends() -> (Flow, Flow) {
-        let claim = Claim { sequence: 1, id: ClaimId { server: ServerId(1), number: 1 } };
-        let id = FlowId { server: ServerId(2), claim, number: 1 };
-        (Flow::new(id, 100, Duration::ZERO), Flow::new(id, 100, Duration::ZERO))
+        let claim = Claim {
+            sequence: 1,
+            id: ClaimId {
+                server: ServerId(1),
+                number: 1,
+            },
+        };
+        let id = FlowId {
+            server: ServerId(2),
+            claim,
+            number: 1,
+        };
+        (
+            Flow::new(id, 100, Duration::ZERO),
+            Flow::new(id, 100, Duration::ZERO),
+        )
     }
 
     #[test]
@@ -162,10 +198,21 @@ mod tests {
     fn heartbeat_tells_of_a_lost_last_packet() {
         let (mut sender, mut receiver) = ends();
         let lost = sender.send(vec![1], 1, SECOND);
-        assert!(sender.heartbeat::<u8>(2 * SECOND).is_none(), "it is not due");
+        assert!(
+            sender.heartbeat::<u8>(2 * SECOND).is_none(),
+            "it is not due"
+        );
         let heartbeat = sender.heartbeat::<u8>(3 * SECOND).unwrap();
         assert_eq!(receiver.take(heartbeat.clone(), 3 * SECOND), Err(Broken));
-        receiver.take(Packet { items: vec![1], ..lost }, SECOND).unwrap();
+        receiver
+            .take(
+                Packet {
+                    items: vec![1],
+                    ..lost
+                },
+                SECOND,
+            )
+            .unwrap();
         assert_eq!(receiver.take(heartbeat, 3 * SECOND), Ok(vec![]));
     }
 
@@ -179,7 +226,9 @@ mod tests {
         sender.take(heartbeat, SECOND).unwrap();
         assert!(!sender.has_credit(), "it is taken, and not processed");
         receiver.processed(150);
-        sender.take(receiver.heartbeat::<u8>(9 * SECOND).unwrap(), 9 * SECOND).unwrap();
+        sender
+            .take(receiver.heartbeat::<u8>(9 * SECOND).unwrap(), 9 * SECOND)
+            .unwrap();
         assert!(sender.has_credit());
         assert!(!sender.is_silent(38 * SECOND) && sender.is_silent(39 * SECOND));
     }

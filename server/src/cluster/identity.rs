@@ -40,7 +40,11 @@ impl Identities {
     /// takeover, if there was another owner before.
     pub(super) fn new(took_over_at: Option<Duration>) -> Self {
         let former_until = took_over_at.map_or(Duration::ZERO, |at| at + timing::IDENTITY_LINGER);
-        Self { servers: HashMap::new(), former_until, parked: Vec::new() }
+        Self {
+            servers: HashMap::new(),
+            former_until,
+            parked: Vec::new(),
+        }
     }
 
     /// Registers a server. Returns false if a deletion of the account is pending.
@@ -48,7 +52,10 @@ impl Identities {
         if self.parked.iter().any(|parked| parked.account == *account) {
             return false;
         }
-        self.servers.entry(account.incarnation).or_default().insert(server, None);
+        self.servers
+            .entry(account.incarnation)
+            .or_default()
+            .insert(server, None);
         true
     }
 
@@ -72,25 +79,32 @@ impl Identities {
 
     /// Records the end of a server's flow of which the server may not know.
     pub(super) fn server_lost(&mut self, server: ServerId, now: Duration) {
-        for lost_at in self.servers.values_mut().filter_map(|servers| servers.get_mut(&server)) {
+        for lost_at in self
+            .servers
+            .values_mut()
+            .filter_map(|servers| servers.get_mut(&server))
+        {
             lost_at.get_or_insert(now);
         }
     }
 
     /// Returns whether no connection acts as an account.
     pub(super) fn is_free(&self, account: &Account, now: Duration) -> bool {
-        let has_lapsed =
-            |lost_at: &Option<Duration>| lost_at.is_some_and(|at| now >= at + timing::IDENTITY_LINGER);
+        let has_lapsed = |lost_at: &Option<Duration>| {
+            lost_at.is_some_and(|at| now >= at + timing::IDENTITY_LINGER)
+        };
         let servers = self.servers.get(&account.incarnation);
-        let is_free =
-            now >= self.former_until && servers.is_none_or(|servers| servers.values().all(has_lapsed));
+        let is_free = now >= self.former_until
+            && servers.is_none_or(|servers| servers.values().all(has_lapsed));
         is_free || is_planted(Bug::DeleteBeforeConfirmed)
     }
 
     /// Returns the reachable servers with connections that act as an account.
     pub(super) fn servers(&self, account: &Account) -> impl Iterator<Item = ServerId> {
         let servers = self.servers.get(&account.incarnation).into_iter().flatten();
-        servers.filter(|(_, lost_at)| lost_at.is_none()).map(|(server, _)| *server)
+        servers
+            .filter(|(_, lost_at)| lost_at.is_none())
+            .map(|(server, _)| *server)
     }
 
     /// Parks a deletion.
@@ -101,7 +115,9 @@ impl Identities {
     /// Takes the parked deletions that can proceed.
     pub(super) fn take_ready(&mut self, now: Duration) -> Vec<Parked> {
         let parked = std::mem::take(&mut self.parked);
-        let (ready, parked) = parked.into_iter().partition(|parked| self.is_free(&parked.account, now));
+        let (ready, parked) = parked
+            .into_iter()
+            .partition(|parked| self.is_free(&parked.account, now));
         self.parked = parked;
         ready
     }

@@ -15,7 +15,8 @@ use super::bugs::{Bug, is_planted};
 use super::entry::Claim;
 use super::flow::{Flow, FlowId};
 use super::message::{
-    Answer, Command, Down, Event, Generation, Item as _, Message, Reply, Request, ShardClock, Subscribed, Up,
+    Answer, Command, Down, Event, Generation, Item as _, Message, Reply, Request, ShardClock,
+    Subscribed, Up,
 };
 use super::{Action, Config, ConnectionId, Now, ServerId, ShardId, timing};
 use crate::store::{Account, End, Event as Published, Position, Publisher, Subscription};
@@ -113,7 +114,13 @@ impl Link {
 
     /// Queues a request of a connection, to be sent by [`Self::flush`] when there is a flow
     /// and credit.
-    pub(super) fn submit(&mut self, connection: ConnectionId, request: u64, content: Request, now: Now) {
+    pub(super) fn submit(
+        &mut self,
+        connection: ConnectionId,
+        request: u64,
+        content: Request,
+        now: Now,
+    ) {
         if let Request::Acknowledge(account, position) = &content
             && let Some(reception) = self.receptions.get_mut(&account.incarnation)
         {
@@ -133,11 +140,24 @@ impl Link {
 
     /// Ends the reception of an inbox if it belongs to this connection.
     pub(super) fn unsubscribe(&mut self, inbox: u64, connection: ConnectionId, now: Now) {
-        if self.receptions.get(&inbox).is_none_or(|reception| reception.connection != connection) {
+        if self
+            .receptions
+            .get(&inbox)
+            .is_none_or(|reception| reception.connection != connection)
+        {
             return;
         }
-        if let Some(Reception { account, generation, .. }) = self.receptions.remove(&inbox) {
-            self.push(Origin::Nowhere, Request::Unsubscribe(account, generation), now);
+        if let Some(Reception {
+            account,
+            generation,
+            ..
+        }) = self.receptions.remove(&inbox)
+        {
+            self.push(
+                Origin::Nowhere,
+                Request::Unsubscribe(account, generation),
+                now,
+            );
         }
     }
 
@@ -151,17 +171,33 @@ impl Link {
     /// Ends the receptions and identities of a connection that has gone. Its changes go on.
     #[cfg(test)]
     pub(super) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
-        self.queue.retain(|waiting| !waiting.is_of(connection) || waiting.command.request.is_change());
-        for waiting in self.sent.values_mut().filter(|waiting| waiting.is_of(connection)) {
+        self.queue
+            .retain(|waiting| !waiting.is_of(connection) || waiting.command.request.is_change());
+        for waiting in self
+            .sent
+            .values_mut()
+            .filter(|waiting| waiting.is_of(connection))
+        {
             // If a change becomes unavailable, the later ones must not go on.
             if !waiting.command.request.is_change() {
                 waiting.origin = Origin::Nowhere;
             }
         }
-        let gone = self.receptions.extract_if(.., |_, reception| reception.connection == connection);
+        let gone = self
+            .receptions
+            .extract_if(.., |_, reception| reception.connection == connection);
         let gone: Vec<_> = gone.map(|(_, reception)| reception).collect();
-        for Reception { account, generation, .. } in gone {
-            self.push(Origin::Nowhere, Request::Unsubscribe(account, generation), now);
+        for Reception {
+            account,
+            generation,
+            ..
+        } in gone
+        {
+            self.push(
+                Origin::Nowhere,
+                Request::Unsubscribe(account, generation),
+                now,
+            );
         }
         let gone = self.identities.extract_if(.., |_, identity| {
             identity.connections.remove(&connection) && identity.connections.is_empty()
@@ -175,7 +211,9 @@ impl Link {
 
     /// Returns whether connections may currently act as an account.
     pub(super) fn is_registered(&self, account: &Account, now: Now) -> bool {
-        let State::Open(flow) = &self.flow else { return false };
+        let State::Open(flow) = &self.flow else {
+            return false;
+        };
         let identity = self.identities.get(&account.incarnation);
         identity.is_some_and(|identity| identity.flow == self.flows) && !flow.is_silent(now.running)
     }
@@ -187,12 +225,16 @@ impl Link {
 
     /// Drops the unsent commands of all connections.
     pub(super) fn drop_all_commands(&mut self) {
-        self.queue.retain(|waiting| !matches!(waiting.origin, Origin::Connection(..)));
+        self.queue
+            .retain(|waiting| !matches!(waiting.origin, Origin::Connection(..)));
     }
 
     /// Handles a heartbeat of an owner.
     pub(super) fn handle_heartbeat(&mut self, claim: Claim, now: Now, out: &mut Vec<Action>) {
-        if self.claim.is_some_and(|known| claim.sequence <= known.sequence) {
+        if self
+            .claim
+            .is_some_and(|known| claim.sequence <= known.sequence)
+        {
             return;
         }
         self.end_flow(out);
@@ -212,13 +254,17 @@ impl Link {
                     Ok(events) => {
                         flow.processed(bytes);
                         self.heard = Some((id.claim, clock));
-                        events.into_iter().for_each(|event| self.handle_event(event, now, out));
+                        events
+                            .into_iter()
+                            .for_each(|event| self.handle_event(event, now, out));
                         self.flush(now, out);
                     }
                     Err(_) => self.reopen(now, out),
                 }
             }
-            (State::Opening { id: current, .. }, Down::End) if *current == id => self.flow = State::Closed,
+            (State::Opening { id: current, .. }, Down::End) if *current == id => {
+                self.flow = State::Closed
+            }
             (State::Open(flow), Down::End) if flow.id() == id => self.reopen(now, out),
             _ => {}
         }
@@ -226,7 +272,8 @@ impl Link {
 
     /// Performs the actions that are due at this time.
     pub(super) fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
-        let is_late = |waiting: &Waiting| now.running.saturating_sub(waiting.since) >= waiting.deadline();
+        let is_late =
+            |waiting: &Waiting| now.running.saturating_sub(waiting.since) >= waiting.deadline();
         let is_ended = match &mut self.flow {
             State::Open(flow) => {
                 if let Some(packet) = flow.heartbeat(now.running) {
@@ -235,15 +282,18 @@ impl Link {
                 }
                 flow.is_silent(now.running) || self.sent.values().any(is_late)
             }
-            State::Opening { asked_at, .. } => now.running.saturating_sub(*asked_at) >= timing::OPEN_RETRY,
+            State::Opening { asked_at, .. } => {
+                now.running.saturating_sub(*asked_at) >= timing::OPEN_RETRY
+            }
             State::Closed => self.claim.is_some(),
         };
         if is_ended {
             self.reopen(now, out);
         }
         if self.queue.iter().any(is_late) {
-            let is_late =
-                |waiting: &Waiting| is_late(waiting) && matches!(waiting.origin, Origin::Connection(..));
+            let is_late = |waiting: &Waiting| {
+                is_late(waiting) && matches!(waiting.origin, Origin::Connection(..))
+            };
             let (late, rest): (Vec<_>, Vec<_>) = self.queue.drain(..).partition(is_late);
             self.queue = rest.into();
             self.fail(late, out);
@@ -256,12 +306,19 @@ impl Link {
         let has_been_open = self.heard.replace((id.claim, clock)).is_some();
         if !is_fresh {
             if has_been_open {
-                tracing::warn!(shard = self.shard, "out of touch with a shard: closing all connections");
+                tracing::warn!(
+                    shard = self.shard,
+                    "out of touch with a shard: closing all connections"
+                );
             }
             out.push(Action::CloseAll);
             return self.reopen(now, out);
         }
-        self.flow = State::Open(Box::new(Flow::new(id, self.config.window_bytes, now.running)));
+        self.flow = State::Open(Box::new(Flow::new(
+            id,
+            self.config.window_bytes,
+            now.running,
+        )));
         self.resume(now);
         self.flush(now, out);
     }
@@ -271,7 +328,11 @@ impl Link {
     /// continues across claims.
     fn is_fresh(&self, claim: Claim, clock: ShardClock) -> bool {
         self.heard.is_some_and(|(of, heard)| {
-            let since = if of == claim { heard.running } else { heard.durable };
+            let since = if of == claim {
+                heard.running
+            } else {
+                heard.durable
+            };
             clock.running.saturating_sub(since) <= timing::FRESH_MAX
         })
     }
@@ -281,13 +342,27 @@ impl Link {
     fn resume(&mut self, now: Now) {
         let mut resumed = Vec::new();
         for (incarnation, identity) in &self.identities {
-            resumed.push((Origin::Identity(*incarnation), Request::Register(identity.account.clone())));
+            resumed.push((
+                Origin::Identity(*incarnation),
+                Request::Register(identity.account.clone()),
+            ));
         }
         for (inbox, reception) in &self.receptions {
-            let Reception { account, generation, delivered, acknowledged, .. } = reception;
+            let Reception {
+                account,
+                generation,
+                delivered,
+                acknowledged,
+                ..
+            } = reception;
             let (account, generation) = (account.clone(), *generation);
             let (delivered, acknowledged) = (*delivered, *acknowledged);
-            let request = Request::Resubscribe { account, generation, delivered, acknowledged };
+            let request = Request::Resubscribe {
+                account,
+                generation,
+                delivered,
+                acknowledged,
+            };
             resumed.push((Origin::Reception(*inbox), request));
         }
         for (origin, request) in resumed.into_iter().rev() {
@@ -308,12 +383,19 @@ impl Link {
                     if let Some(last) = messages.last() {
                         reception.delivered = last.position;
                     }
-                    out.push(Action::Publish(reception.publisher.clone(), Published::Appended(messages)));
+                    out.push(Action::Publish(
+                        reception.publisher.clone(),
+                        Published::Appended(messages),
+                    ));
                 }
             }
             Event::Lagged(inbox) => self.lag(inbox, out),
             Event::Ended(inbox, generation, end) => {
-                if self.receptions.get(&inbox).is_some_and(|reception| reception.generation == generation) {
+                if self
+                    .receptions
+                    .get(&inbox)
+                    .is_some_and(|reception| reception.generation == generation)
+                {
                     self.end_reception(inbox, end, out);
                 }
             }
@@ -326,7 +408,10 @@ impl Link {
         match (waiting.origin, waiting.command.request, answer) {
             // A later command has ended the registration.
             (Origin::Connection(..), Request::Register(account), Answer::Flag(true))
-                if self.unregistered.get(&account.incarnation).is_some_and(|later| *later > id) =>
+                if self
+                    .unregistered
+                    .get(&account.incarnation)
+                    .is_some_and(|later| *later > id) =>
             {
                 self.push(waiting.origin, Request::Register(account), now);
             }
@@ -341,24 +426,39 @@ impl Link {
                 }
             }
             (Origin::Identity(incarnation), ..) => self.drop_identity(incarnation, out),
-            (Origin::Connection(connection, request), Request::Subscribe { account, .. }, answer) => {
+            (
+                Origin::Connection(connection, request),
+                Request::Subscribe { account, .. },
+                answer,
+            ) => {
                 let (subscription, former) = match answer {
                     Answer::Subscribed(Some(subscribed)) => {
-                        let (subscription, former) = self.subscribed(connection, account, subscribed);
+                        let (subscription, former) =
+                            self.subscribed(connection, account, subscribed);
                         (Some(subscription), former)
                     }
                     _ => (None, None),
                 };
-                out.push(Action::Answer { connection, request, reply: Reply::Subscribed(subscription) });
+                out.push(Action::Answer {
+                    connection,
+                    request,
+                    reply: Reply::Subscribed(subscription),
+                });
                 // The subscriber learns of its own takeover first.
-                out.extend(former.map(|former| Action::Publish(former, Published::Ended(End::TakenOver))));
+                out.extend(
+                    former.map(|former| Action::Publish(former, Published::Ended(End::TakenOver))),
+                );
             }
             (Origin::Connection(connection, request), content, answer) => {
                 if let (Request::Register(account), Answer::Flag(true)) = (content, &answer) {
                     let incarnation = account.incarnation;
                     let identity = self.identities.entry(incarnation);
                     let connections = BTreeSet::new();
-                    let identity = identity.or_insert_with(|| Identity { account, connections, flow: 0 });
+                    let identity = identity.or_insert_with(|| Identity {
+                        account,
+                        connections,
+                        flow: 0,
+                    });
                     identity.connections.insert(connection);
                     identity.flow = self.flows;
                 }
@@ -366,11 +466,23 @@ impl Link {
                     Answer::Unavailable => Reply::Unavailable,
                     answer => Reply::Answer(answer),
                 };
-                out.push(Action::Answer { connection, request, reply });
+                out.push(Action::Answer {
+                    connection,
+                    request,
+                    reply,
+                });
             }
             // The connection has closed meanwhile.
-            (Origin::Nowhere, Request::Subscribe { account, .. }, Answer::Subscribed(Some(subscribed))) => {
-                self.push(Origin::Nowhere, Request::Unsubscribe(account, subscribed.generation), now);
+            (
+                Origin::Nowhere,
+                Request::Subscribe { account, .. },
+                Answer::Subscribed(Some(subscribed)),
+            ) => {
+                self.push(
+                    Origin::Nowhere,
+                    Request::Unsubscribe(account, subscribed.generation),
+                    now,
+                );
             }
             (Origin::Nowhere, Request::Register(account), Answer::Flag(true))
                 if !self.identities.contains_key(&account.incarnation) =>
@@ -388,18 +500,32 @@ impl Link {
         account: Account,
         subscribed: Subscribed,
     ) -> (Subscription, Option<Publisher>) {
-        let Subscribed { generation, queued, cursor } = subscribed;
+        let Subscribed {
+            generation,
+            queued,
+            cursor,
+        } = subscribed;
         let (publisher, subscription) = Subscription::new(account.clone(), queued, cursor);
         let inbox = account.incarnation;
         let (delivered, acknowledged) = (cursor, cursor);
-        let reception = Reception { account, generation, connection, publisher, delivered, acknowledged };
+        let reception = Reception {
+            account,
+            generation,
+            connection,
+            publisher,
+            delivered,
+            acknowledged,
+        };
         let former = self.receptions.insert(inbox, reception);
         (subscription, former.map(|former| former.publisher))
     }
 
     fn lag(&self, inbox: u64, out: &mut Vec<Action>) {
         if let Some(reception) = self.receptions.get(&inbox) {
-            out.push(Action::Publish(reception.publisher.clone(), Published::Lagged));
+            out.push(Action::Publish(
+                reception.publisher.clone(),
+                Published::Lagged,
+            ));
         }
     }
 
@@ -430,27 +556,47 @@ impl Link {
     fn open(&mut self, now: Now, out: &mut Vec<Action>) {
         let Some(claim) = self.claim else { return };
         self.flows += 1;
-        let id = FlowId { server: self.server, claim, number: self.flows };
-        self.flow = State::Opening { id, asked_at: now.running };
-        out.push(Action::Send(claim.id.server, Message::Up(self.shard, id, Up::Open)));
+        let id = FlowId {
+            server: self.server,
+            claim,
+            number: self.flows,
+        };
+        self.flow = State::Opening {
+            id,
+            asked_at: now.running,
+        };
+        out.push(Action::Send(
+            claim.id.server,
+            Message::Up(self.shard, id, Up::Open),
+        ));
     }
 
     fn end_flow(&mut self, out: &mut Vec<Action>) {
         if let State::Open(flow) = std::mem::replace(&mut self.flow, State::Closed) {
-            out.push(Action::Send(flow.id().claim.id.server, Message::Up(self.shard, flow.id(), Up::End)));
+            out.push(Action::Send(
+                flow.id().claim.id.server,
+                Message::Up(self.shard, flow.id(), Up::End),
+            ));
         }
         let sent = std::mem::take(&mut self.sent).into_values();
         let (changes, others): (Vec<_>, Vec<_>) =
             sent.partition(|waiting| waiting.command.request.is_change());
         self.fail(changes, out);
         // Receptions and identities continue in the next flow.
-        self.queue.retain(|waiting| !matches!(waiting.origin, Origin::Reception(_) | Origin::Identity(_)));
+        self.queue.retain(|waiting| {
+            !matches!(waiting.origin, Origin::Reception(_) | Origin::Identity(_))
+        });
         // All registrations of this flow have ended with it.
-        self.queue.retain(|waiting| !matches!(waiting.command.request, Request::Unregister(_)));
+        self.queue
+            .retain(|waiting| !matches!(waiting.command.request, Request::Unregister(_)));
         self.unregistered.clear();
         // What changes nothing is asked again.
-        let again = others.into_iter().filter(|waiting| matches!(waiting.origin, Origin::Connection(..)));
-        again.rev().for_each(|waiting| self.queue.push_front(waiting));
+        let again = others
+            .into_iter()
+            .filter(|waiting| matches!(waiting.origin, Origin::Connection(..)));
+        again
+            .rev()
+            .for_each(|waiting| self.queue.push_front(waiting));
     }
 
     /// Answers these commands with `unavailable`. Connections with changes among them
@@ -458,21 +604,31 @@ impl Link {
     fn fail(&mut self, commands: impl IntoIterator<Item = Waiting>, out: &mut Vec<Action>) {
         let mut closing = BTreeSet::new();
         for waiting in commands {
-            let Origin::Connection(connection, request) = waiting.origin else { continue };
-            out.push(Action::Answer { connection, request, reply: Reply::Unavailable });
+            let Origin::Connection(connection, request) = waiting.origin else {
+                continue;
+            };
+            out.push(Action::Answer {
+                connection,
+                request,
+                reply: Reply::Unavailable,
+            });
             if waiting.command.request.is_change() && closing.insert(connection) {
                 out.push(Action::Close(connection));
             }
         }
         if !closing.is_empty() {
-            self.queue.retain(|waiting| !closing.iter().any(|connection| waiting.is_of(*connection)));
+            self.queue
+                .retain(|waiting| !closing.iter().any(|connection| waiting.is_of(*connection)));
         }
     }
 
     fn push_unregister(&mut self, account: Account, now: Now) {
         let incarnation = account.incarnation;
         self.push(Origin::Nowhere, Request::Unregister(account), now);
-        let unanswered = self.sent.keys().chain(self.queue.iter().map(|waiting| &waiting.command.id));
+        let unanswered = self
+            .sent
+            .keys()
+            .chain(self.queue.iter().map(|waiting| &waiting.command.id));
         let oldest = unanswered.copied().min().unwrap_or(self.next_id);
         self.unregistered.retain(|_, id| *id > oldest);
         self.unregistered.insert(incarnation, self.next_id);
@@ -485,16 +641,29 @@ impl Link {
 
     fn waiting(&mut self, origin: Origin, request: Request, now: Now) -> Waiting {
         self.next_id += 1;
-        Waiting { origin, command: Command { id: self.next_id, request }, since: now.running }
+        Waiting {
+            origin,
+            command: Command {
+                id: self.next_id,
+                request,
+            },
+            since: now.running,
+        }
     }
 
     /// Sends waiting commands, as far as there is credit.
     pub(super) fn flush(&mut self, now: Now, out: &mut Vec<Action>) {
-        let State::Open(flow) = &mut self.flow else { return };
+        let State::Open(flow) = &mut self.flow else {
+            return;
+        };
         while flow.has_credit() && !self.queue.is_empty() {
             let (mut items, mut bytes) = (Vec::new(), 0);
-            let fits = |bytes: u64, size: u64| bytes == 0 || bytes + size <= timing::PACKET_BYTES_MAX;
-            while let Some(waiting) = self.queue.pop_front_if(|next| fits(bytes, next.command.bytes())) {
+            let fits =
+                |bytes: u64, size: u64| bytes == 0 || bytes + size <= timing::PACKET_BYTES_MAX;
+            while let Some(waiting) = self
+                .queue
+                .pop_front_if(|next| fits(bytes, next.command.bytes()))
+            {
                 bytes += waiting.command.bytes();
                 items.push(waiting.command.clone());
                 if waiting.command.request.has_answer() {
@@ -527,6 +696,10 @@ trait MaxBySequence {
 
 impl MaxBySequence for Position {
     fn max_by_sequence(self, other: Self) -> Self {
-        if other.sequence > self.sequence { other } else { self }
+        if other.sequence > self.sequence {
+            other
+        } else {
+            self
+        }
     }
 }

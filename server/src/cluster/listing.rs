@@ -35,9 +35,18 @@ impl Names {
     /// least one if there is any.
     pub(super) fn page(&self, after: Option<&UserName>, limit: u32) -> Answer {
         let after = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut names = self.0.range::<UserName, _>((after, Bound::Unbounded)).cloned();
-        let page = names.by_ref().take(limit.clamp(1, timing::NAMES_MAX) as usize).collect();
-        Answer::Names { names: page, is_complete: names.next().is_none() }
+        let mut names = self
+            .0
+            .range::<UserName, _>((after, Bound::Unbounded))
+            .cloned();
+        let page = names
+            .by_ref()
+            .take(limit.clamp(1, timing::NAMES_MAX) as usize)
+            .collect();
+        Answer::Names {
+            names: page,
+            is_complete: names.next().is_none(),
+        }
     }
 }
 
@@ -88,16 +97,31 @@ impl Listings {
     }
 
     fn take(&mut self, action: Action) -> Option<Action> {
-        let Action::Answer { connection, request, reply } = action else { return Some(action) };
+        let Action::Answer {
+            connection,
+            request,
+            reply,
+        } = action
+        else {
+            return Some(action);
+        };
         let Some(listing) = self.0.get_mut(&(connection, request)) else {
-            return Some(Action::Answer { connection, request, reply });
+            return Some(Action::Answer {
+                connection,
+                request,
+                reply,
+            });
         };
         listing.take(reply);
         if listing.pending > 0 {
             return None;
         }
         let listing = self.0.remove(&(connection, request))?;
-        Some(Action::Answer { connection, request, reply: listing.finish() })
+        Some(Action::Answer {
+            connection,
+            request,
+            reply: listing.finish(),
+        })
     }
 }
 
@@ -119,13 +143,20 @@ impl Listing {
         if self.is_unavailable {
             return Reply::Unavailable;
         }
-        if let Some(end) = self.end.as_ref().filter(|_| !is_planted(Bug::ListPastIncomplete)) {
+        if let Some(end) = self
+            .end
+            .as_ref()
+            .filter(|_| !is_planted(Bug::ListPastIncomplete))
+        {
             self.names.retain(|name| name <= end);
         }
         self.names.sort_unstable();
         let is_complete = self.end.is_none() && self.names.len() <= self.limit;
         self.names.truncate(self.limit);
-        Reply::Answer(Answer::Names { names: self.names, is_complete })
+        Reply::Answer(Answer::Names {
+            names: self.names,
+            is_complete,
+        })
     }
 }
 
@@ -150,13 +181,18 @@ mod tests {
         for shard in shards {
             assert!(out.is_empty());
             let reply = Reply::Answer(shard.page(after.as_ref(), each));
-            out.push(Action::Answer { connection: 1, request: 2, reply });
+            out.push(Action::Answer {
+                connection: 1,
+                request: 2,
+                reply,
+            });
             listings.merge(0, &mut out);
         }
         match out.pop()? {
-            Action::Answer { reply: Reply::Answer(Answer::Names { names, is_complete }), .. } => {
-                Some((names, is_complete))
-            }
+            Action::Answer {
+                reply: Reply::Answer(Answer::Names { names, is_complete }),
+                ..
+            } => Some((names, is_complete)),
             _ => None,
         }
     }
@@ -182,7 +218,11 @@ mod tests {
     #[test]
     fn page_of_a_shard_is_bounded() {
         let many = (0..2000).map(|n| format!("user{n:04}").parse().unwrap());
-        let Answer::Names { names, is_complete: false } = Names::new(many).page(None, u32::MAX) else {
+        let Answer::Names {
+            names,
+            is_complete: false,
+        } = Names::new(many).page(None, u32::MAX)
+        else {
             panic!("not a page")
         };
         assert_eq!(names.len(), timing::NAMES_MAX as usize);
@@ -192,12 +232,22 @@ mod tests {
     fn unavailable_shard_makes_the_list_unavailable() {
         let mut listings = Listings::default();
         listings.begin((1, 2), 10, 2);
-        let answer = |reply| Action::Answer { connection: 1, request: 2, reply };
+        let answer = |reply| Action::Answer {
+            connection: 1,
+            request: 2,
+            reply,
+        };
         let mut out = vec![answer(Reply::Unavailable)];
         listings.merge(0, &mut out);
         assert!(out.is_empty());
         out.push(answer(Reply::Answer(shard(&["a"]).page(None, 5))));
         listings.merge(0, &mut out);
-        assert!(matches!(out[..], [Action::Answer { reply: Reply::Unavailable, .. }]));
+        assert!(matches!(
+            out[..],
+            [Action::Answer {
+                reply: Reply::Unavailable,
+                ..
+            }]
+        ));
     }
 }

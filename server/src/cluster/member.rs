@@ -36,7 +36,10 @@ impl Member {
     pub(crate) fn new(server: ServerId, servers: &[ServerId], shards: u32, config: Config) -> Self {
         let shard = |shard| {
             let rank = assignment::rank(shard, server, servers.iter().copied());
-            Shard { seat: Seat::new(shard, server, config, rank), link: Link::new(shard, server, config) }
+            Shard {
+                seat: Seat::new(shard, server, config, rank),
+                link: Link::new(shard, server, config),
+            }
         };
         Self {
             server,
@@ -63,7 +66,9 @@ impl Member {
         else {
             return self.handle_announcement(message, now, out);
         };
-        let Some(Shard { seat, link }) = self.shards.get_mut(shard as usize) else { return };
+        let Some(Shard { seat, link }) = self.shards.get_mut(shard as usize) else {
+            return;
+        };
         let before = out.len();
         match message {
             Message::Heartbeat(_, claim) => {
@@ -89,7 +94,13 @@ impl Member {
     }
 
     /// Handles an answer of the stream of a shard.
-    pub(crate) fn handle_log(&mut self, shard: ShardId, reply: LogReply, now: Now, out: &mut Vec<Action>) {
+    pub(crate) fn handle_log(
+        &mut self,
+        shard: ShardId,
+        reply: LogReply,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) {
         if let Some(shard) = self.shards.get_mut(shard as usize) {
             shard.seat.handle_log(reply, now, out);
         }
@@ -99,7 +110,9 @@ impl Member {
     /// of them has too little free space.
     pub(crate) fn handle_storage(&mut self, shard: ShardId, replicas: &[Storage]) {
         if let Some(shard) = self.shards.get_mut(shard as usize) {
-            shard.seat.handle_storage(replicas.iter().any(|storage| storage.is_low()));
+            shard
+                .seat
+                .handle_storage(replicas.iter().any(|storage| storage.is_low()));
         }
     }
 
@@ -113,14 +126,22 @@ impl Member {
         content: Request,
         now: Now,
     ) {
-        let send = SendTo { shard, request, content };
+        let send = SendTo {
+            shard,
+            request,
+            content,
+        };
         if let Some(send) = self.send_order.submit(connection, send, now.running) {
             self.pass_on(connection, send, now);
         }
     }
 
     fn pass_on(&mut self, connection: ConnectionId, send: SendTo, now: Now) {
-        let SendTo { shard, request, content } = send;
+        let SendTo {
+            shard,
+            request,
+            content,
+        } = send;
         if let Some(shard) = self.shards.get_mut(shard as usize) {
             shard.link.submit(connection, request, content, now);
         }
@@ -128,7 +149,9 @@ impl Member {
 
     /// Sends the submitted requests.
     pub(crate) fn flush(&mut self, now: Now, out: &mut Vec<Action>) {
-        self.shards.iter_mut().for_each(|shard| shard.link.flush(now, out));
+        self.shards
+            .iter_mut()
+            .for_each(|shard| shard.link.flush(now, out));
     }
 
     /// Ends a reception of a connection, at the next [`Self::flush`].
@@ -167,9 +190,14 @@ impl Member {
         limit: u32,
         now: Now,
     ) {
-        let limit = self.listings.begin((connection, request), limit, self.shards.len() as u32);
+        let limit = self
+            .listings
+            .begin((connection, request), limit, self.shards.len() as u32);
         for shard in &mut self.shards {
-            let content = Request::Names { after: after.cloned(), limit };
+            let content = Request::Names {
+                after: after.cloned(),
+                limit,
+            };
             shard.link.submit(connection, request, content, now);
         }
     }
@@ -178,7 +206,10 @@ impl Member {
     /// held it is closed already.
     pub(crate) fn open_session(&mut self, session: SessionToken, now: Now, out: &mut Vec<Action>) {
         self.sessions.open(session.clone(), now.running);
-        out.push(Action::Broadcast(Message::Sessions(self.server, vec![session])));
+        out.push(Action::Broadcast(Message::Sessions(
+            self.server,
+            vec![session],
+        )));
     }
 
     /// Ends the announcements of a session that is closed at this server.
@@ -191,7 +222,9 @@ impl Member {
     pub(crate) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
         self.listings.disconnect(connection);
         self.send_order.drop_sends(connection);
-        self.shards.iter_mut().for_each(|shard| shard.link.disconnect(connection, now, out));
+        self.shards
+            .iter_mut()
+            .for_each(|shard| shard.link.disconnect(connection, now, out));
     }
 
     /// Returns whether connections of this server may currently act as an account: it is
@@ -205,29 +238,45 @@ impl Member {
     pub(crate) fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
         let before = out.len();
         for (connection, request) in self.send_order.late(now.running) {
-            out.push(Action::Answer { connection, request, reply: Reply::Unavailable });
+            out.push(Action::Answer {
+                connection,
+                request,
+                reply: Reply::Unavailable,
+            });
             out.push(Action::Close(connection));
         }
         if self.presence.tick(now.running) {
-            out.push(Action::Broadcast(Message::Present(self.server, self.newest_format)));
+            out.push(Action::Broadcast(Message::Present(
+                self.server,
+                self.newest_format,
+            )));
         }
         let format = self.presence.format(now.running);
         let servers: Vec<_> = self.presence.servers().collect();
         for (shard, Shard { seat, link }) in (0..).zip(&mut self.shards) {
             seat.set_format(format);
-            seat.set_rank(assignment::rank(shard, self.server, servers.iter().copied()));
+            seat.set_rank(assignment::rank(
+                shard,
+                self.server,
+                servers.iter().copied(),
+            ));
             seat.tick(now, out);
             link.tick(now, out);
         }
         for sessions in self.sessions.due(now.running).chunks(timing::ANNOUNCED_MAX) {
-            out.push(Action::Broadcast(Message::Sessions(self.server, sessions.into())));
+            out.push(Action::Broadcast(Message::Sessions(
+                self.server,
+                sessions.into(),
+            )));
         }
         self.obey(before, now, out);
     }
 
     /// Releases all shards that it owns.
     pub(crate) fn leave(&mut self, now: Now, out: &mut Vec<Action>) {
-        self.shards.iter_mut().for_each(|shard| shard.seat.leave(now, out));
+        self.shards
+            .iter_mut()
+            .for_each(|shard| shard.seat.leave(now, out));
     }
 
     /// Returns the seats in the order of the shards.
@@ -245,13 +294,21 @@ impl Member {
             match action {
                 Action::Close(connection) => {
                     self.send_order.drop_sends(*connection);
-                    self.shards.iter_mut().for_each(|shard| shard.link.drop_commands(*connection));
+                    self.shards
+                        .iter_mut()
+                        .for_each(|shard| shard.link.drop_commands(*connection));
                 }
                 Action::CloseAll => {
                     self.send_order.drop_all_sends();
-                    self.shards.iter_mut().for_each(|shard| shard.link.drop_all_commands());
+                    self.shards
+                        .iter_mut()
+                        .for_each(|shard| shard.link.drop_all_commands());
                 }
-                Action::Answer { connection, request, reply: Reply::Answer(Answer::Sent(_)) } => {
+                Action::Answer {
+                    connection,
+                    request,
+                    reply: Reply::Answer(Answer::Sent(_)),
+                } => {
                     answered.push((*connection, *request));
                 }
                 _ => {}

@@ -12,8 +12,8 @@ use super::entry::Claim;
 use super::flow::{FlowId, Packet};
 use super::{ServerId, ShardId};
 use crate::store::{
-    Account, AccountEntry, Append, Created, End, Fence, Message as Text, Outcome, Page, PasswordHash,
-    Position, ReadLimit, SendId, Subscription,
+    Account, AccountEntry, Append, Created, End, Fence, Message as Text, Outcome, Page,
+    PasswordHash, Position, ReadLimit, SendId, Subscription,
 };
 
 /// Approximate bytes of an item besides its text.
@@ -93,7 +93,11 @@ pub(crate) enum Request {
     /// Create an account.
     Create(UserName, Option<PasswordHash>),
     /// Set the password of an account if it is still `old`.
-    SetPassword { account: Account, old: Option<PasswordHash>, new: PasswordHash },
+    SetPassword {
+        account: Account,
+        old: Option<PasswordHash>,
+        new: PasswordHash,
+    },
     /// End an account.
     Delete(Account),
     /// Look an account up.
@@ -119,7 +123,11 @@ pub(crate) enum Request {
     /// End a reception. Has no answer.
     Unsubscribe(Account, Generation),
     /// Read messages after a position.
-    Read { account: Account, after: Position, limit: ReadLimit },
+    Read {
+        account: Account,
+        after: Position,
+        limit: ReadLimit,
+    },
     /// Forget every message up to a position. Has no answer.
     Acknowledge(Account, Position),
 }
@@ -213,37 +221,65 @@ impl Item for Event {
         match self {
             Self::Delivery(_, messages) => texts(messages),
             Self::Answer(_, Answer::Page(page)) => texts(&page.messages),
-            Self::Answer(_, Answer::Names { names, .. }) => {
-                names.iter().map(|name| NAME_BYTES + name.as_str().len() as u64).sum()
-            }
+            Self::Answer(_, Answer::Names { names, .. }) => names
+                .iter()
+                .map(|name| NAME_BYTES + name.as_str().len() as u64)
+                .sum(),
             _ => ITEM_BYTES,
         }
     }
 }
 
 fn texts(messages: &[Arc<Text>]) -> u64 {
-    messages.iter().map(|message| ITEM_BYTES + message.text.len() as u64).sum()
+    messages
+        .iter()
+        .map(|message| ITEM_BYTES + message.text.len() as u64)
+        .sum()
 }
 
 impl Request {
     /// Returns whether the request has an answer.
     pub(super) const fn has_answer(&self) -> bool {
-        !matches!(self, Self::Acknowledge(..) | Self::Unsubscribe(..) | Self::Unregister(_))
+        !matches!(
+            self,
+            Self::Acknowledge(..) | Self::Unsubscribe(..) | Self::Unregister(_)
+        )
     }
 
     /// Returns whether the request may change state and has an answer: if the answer is
     /// lost, its connection closes.
     pub(super) const fn is_change(&self) -> bool {
-        matches!(self, Self::Create(..) | Self::SetPassword { .. } | Self::Delete(_) | Self::Send(_))
+        matches!(
+            self,
+            Self::Create(..) | Self::SetPassword { .. } | Self::Delete(_) | Self::Send(_)
+        )
     }
 }
 
 impl Send {
     /// Returns the send for the ledger.
     pub(super) fn into_append(self) -> Append {
-        let Self { to, sender, from_nobody, time_ms, text, send_id, refusal } = self;
+        let Self {
+            to,
+            sender,
+            from_nobody,
+            time_ms,
+            text,
+            send_id,
+            refusal,
+        } = self;
         let (fence, permit) = (Fence::default(), None);
-        Append { to, sender, from_nobody, time_ms, text, send_id, refusal, fence, permit }
+        Append {
+            to,
+            sender,
+            from_nobody,
+            time_ms,
+            text,
+            send_id,
+            refusal,
+            fence,
+            permit,
+        }
     }
 }
 

@@ -60,7 +60,9 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use hark_protocol::SessionToken;
 
-pub use self::io::{BadNodes, CLIENT_LOG, ClusterConfig, ClusterStore, Credentials, Nodes, OpenError};
+pub use self::io::{
+    BadNodes, CLIENT_LOG, ClusterConfig, ClusterStore, Credentials, Nodes, OpenError,
+};
 use self::message::{Message, Reply};
 use crate::ledger::Limits;
 use crate::store::{Event, Publisher};

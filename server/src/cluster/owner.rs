@@ -104,8 +104,20 @@ pub(super) enum Tenure {
 
 impl Owner {
     /// Returns the owner by this claim, with the replayed state up to it.
-    pub(super) fn new(shard: ShardId, claim: Claim, config: Config, replayed: Replayed, now: Now) -> Self {
-        let Replayed { chain, ledger, blocks, history, has_former } = replayed;
+    pub(super) fn new(
+        shard: ShardId,
+        claim: Claim,
+        config: Config,
+        replayed: Replayed,
+        now: Now,
+    ) -> Self {
+        let Replayed {
+            chain,
+            ledger,
+            blocks,
+            history,
+            has_former,
+        } = replayed;
         let before = ledger.running();
         // Request ids are unique within a process: see `Candidate`.
         let next_request = (claim.id.number << 32) + (1 << 31);
@@ -126,7 +138,11 @@ impl Owner {
             identities: Identities::new(has_former.then_some(now.running)),
             names,
             snapshots: Snapshots::new(config, history),
-            clock: Clock { claimed_at: now.running, before, durable: before },
+            clock: Clock {
+                claimed_at: now.running,
+                before,
+                durable: before,
+            },
             committed_at: now.running,
             heartbeat_at: Duration::ZERO,
             next_request,
@@ -142,12 +158,19 @@ impl Owner {
             Up::Open if id.claim == self.claim && self.is_newest(id) && !self.is_releasing => {
                 self.end_flow(id.server, now);
                 self.identities.server_left(id.server);
-                self.flows.insert(id.server, Flow::new(id, self.config.window_bytes, now.running));
+                self.flows.insert(
+                    id.server,
+                    Flow::new(id, self.config.window_bytes, now.running),
+                );
                 out.push(self.down(id, Down::Opened(self.clock(now))));
             }
             Up::Open => {}
             Up::Packet(packet) => {
-                let Some(flow) = self.flows.get_mut(&id.server).filter(|flow| flow.id() == id) else {
+                let Some(flow) = self
+                    .flows
+                    .get_mut(&id.server)
+                    .filter(|flow| flow.id() == id)
+                else {
                     return out.push(self.down(id, Down::End));
                 };
                 match flow.take(packet, now.running) {
@@ -166,7 +189,12 @@ impl Owner {
                     }
                 }
             }
-            Up::End if self.flows.get(&id.server).is_none_or(|flow| flow.id() == id) => {
+            Up::End
+                if self
+                    .flows
+                    .get(&id.server)
+                    .is_none_or(|flow| flow.id() == id) =>
+            {
                 self.end_flow(id.server, now);
                 self.identities.server_left(id.server);
             }
@@ -176,7 +204,12 @@ impl Owner {
     }
 
     /// Handles an answer of the log.
-    pub(super) fn handle_log(&mut self, reply: &LogReply, now: Now, out: &mut Vec<Action>) -> Tenure {
+    pub(super) fn handle_log(
+        &mut self,
+        reply: &LogReply,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) -> Tenure {
         if let LogReply::Message { id, bytes } = reply {
             if let Some(Copies { sequence, blocks }) = self.cold.handle(*id, bytes.as_ref()) {
                 self.snapshots.handle_read(sequence, blocks);
@@ -185,12 +218,17 @@ impl Owner {
             self.pump(now, out);
             return Tenure::Continues;
         }
-        let Some(in_flight) = &mut self.in_flight else { return Tenure::Continues };
+        let Some(in_flight) = &mut self.in_flight else {
+            return Tenure::Continues;
+        };
         match in_flight.appender.handle(reply, now.running) {
             Ok(Resolution::Stored) => self.commit(now, out),
             Ok(Resolution::NotStored) => Tenure::Deposed,
             Ok(Resolution::DataLost) => {
-                tracing::error!(shard = self.shard, "the stream of the shard has lost messages");
+                tracing::error!(
+                    shard = self.shard,
+                    "the stream of the shard has lost messages"
+                );
                 Tenure::Deposed
             }
             Err(next) => {
@@ -202,8 +240,12 @@ impl Owner {
 
     /// Performs the actions that are due at this time.
     pub(super) fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
-        let silent: Vec<_> =
-            self.flows.values().filter(|flow| flow.is_silent(now.running)).map(Flow::id).collect();
+        let silent: Vec<_> = self
+            .flows
+            .values()
+            .filter(|flow| flow.is_silent(now.running))
+            .map(Flow::id)
+            .collect();
         for id in silent {
             self.end_flow(id.server, now);
             out.push(self.down(id, Down::End));
@@ -217,7 +259,10 @@ impl Owner {
                 in_flight.released = Released::default();
             }
             out.extend(
-                in_flight.appender.repeat(now.running).map(|request| Action::Log(self.shard, request)),
+                in_flight
+                    .appender
+                    .repeat(now.running)
+                    .map(|request| Action::Log(self.shard, request)),
             );
         }
         self.heartbeat(now, out);
@@ -265,22 +310,36 @@ impl Owner {
             return;
         }
         for Parked { flow, command, .. } in self.identities.take_ready(now.running) {
-            self.pending.push_back(Pending { flow, command, taken_at: now.running });
+            self.pending.push_back(Pending {
+                flow,
+                command,
+                taken_at: now.running,
+            });
         }
         if self.is_releasing {
             return self.append(Content::Release, Released::default(), None, now, out);
         }
         let (next, do_commands_wait) = (self.chain.last() + 1, !self.pending.is_empty());
-        if self.snapshots.is_part_due(next, &self.blocks, do_commands_wait) {
-            match self.snapshots.next_part(next, &self.ledger, &mut self.blocks, &mut self.changes) {
-                Part::Content(part) => return self.append(part, Released::default(), None, now, out),
+        if self
+            .snapshots
+            .is_part_due(next, &self.blocks, do_commands_wait)
+        {
+            match self
+                .snapshots
+                .next_part(next, &self.ledger, &mut self.blocks, &mut self.changes)
+            {
+                Part::Content(part) => {
+                    return self.append(part, Released::default(), None, now, out);
+                }
                 Part::Read(sequence) => {
                     self.cold.read_copies(sequence);
                     self.answer_cold(now, out);
                 }
             }
         }
-        if do_commands_wait || now.running.saturating_sub(self.committed_at) >= timing::IDLE_FRAME_AFTER {
+        if do_commands_wait
+            || now.running.saturating_sub(self.committed_at) >= timing::IDLE_FRAME_AFTER
+        {
             self.append_commands(now, out);
         }
     }
@@ -293,11 +352,18 @@ impl Owner {
         let bytes_max = self.config.frame_bytes_max as u64;
         while !self.changes.is_full() {
             // Only one long text alone may exceed the size of a frame.
-            let fits = |pending: &mut Pending| bytes == 0 || bytes + pending.command.bytes() <= bytes_max;
-            let Some(Pending { flow, command, .. }) = self.pending.pop_front_if(fits) else { break };
+            let fits =
+                |pending: &mut Pending| bytes == 0 || bytes + pending.command.bytes() <= bytes_max;
+            let Some(Pending { flow, command, .. }) = self.pending.pop_front_if(fits) else {
+                break;
+            };
             let size = command.bytes();
             bytes += size;
-            if let Some(flow) = self.flows.get_mut(&flow.server).filter(|current| current.id() == flow) {
+            if let Some(flow) = self
+                .flows
+                .get_mut(&flow.server)
+                .filter(|current| current.id() == flow)
+            {
                 flow.processed(size);
             }
             self.decide(flow, command, (context, now), &mut released);
@@ -315,10 +381,20 @@ impl Owner {
         now: Now,
         out: &mut Vec<Action>,
     ) {
-        let Some(entry) = self.chain.next(content, self.snapshots.snapshot()) else { return };
-        let entry = Entry { format: entry.format.max(self.format), ..entry };
+        let Some(entry) = self.chain.next(content, self.snapshots.snapshot()) else {
+            return;
+        };
+        let entry = Entry {
+            format: entry.format.max(self.format),
+            ..entry
+        };
         self.next_request += 1;
-        let appender = Appender::new(self.next_request, entry.encode(), self.chain.last(), now.running);
+        let appender = Appender::new(
+            self.next_request,
+            entry.encode(),
+            self.chain.last(),
+            now.running,
+        );
         let content = match entry.content {
             Content::Frame(frame) => Appended::Frame(frame),
             Content::Index(_) => Appended::Index,
@@ -328,12 +404,25 @@ impl Owner {
         let appender = appender.unfenced(is_unfenced);
         out.push(Action::Log(self.shard, appender.request()));
         let running = self.ledger.running();
-        self.in_flight = Some(InFlight { appender, content, running, released, taken_at });
+        self.in_flight = Some(InFlight {
+            appender,
+            content,
+            running,
+            released,
+            taken_at,
+        });
     }
 
     /// Applies the stored entry.
     fn commit(&mut self, now: Now, out: &mut Vec<Action>) -> Tenure {
-        let Some(InFlight { appender, content, running, released, .. }) = self.in_flight.take() else {
+        let Some(InFlight {
+            appender,
+            content,
+            running,
+            released,
+            ..
+        }) = self.in_flight.take()
+        else {
             return Tenure::Continues;
         };
         self.chain.advance(appender.bytes());
@@ -345,7 +434,10 @@ impl Owner {
         self.committed_at = now.running;
         let (sequence, is_part) = (self.chain.last(), content.is_part());
         if let Appended::Frame(frame) = content {
-            frame.blocks.into_iter().for_each(|block| self.blocks.insert(sequence, block, is_part));
+            frame
+                .blocks
+                .into_iter()
+                .for_each(|block| self.blocks.insert(sequence, block, is_part));
         }
         let effects = &mut self.changes.effects;
         for (inbox, cursor) in effects.cursors.drain(..) {
@@ -354,7 +446,8 @@ impl Owner {
         for inbox in effects.ended.drain(..) {
             self.blocks.release(inbox, u64::MAX);
         }
-        self.snapshots.stored(sequence, appender.bytes().len() as u64, is_part);
+        self.snapshots
+            .stored(sequence, appender.bytes().len() as u64, is_part);
         let purge = self.snapshots.purge(&self.blocks);
         out.extend(purge.map(|before| Action::Log(self.shard, LogRequest::Purge { before })));
         self.publish(released, now, out);
@@ -365,7 +458,9 @@ impl Owner {
 
     /// Ends a flow at this end. Its pending commands are unavailable at the other end.
     fn end_flow(&mut self, server: ServerId, now: Now) {
-        let Some(flow) = self.flows.remove(&server) else { return };
+        let Some(flow) = self.flows.remove(&server) else {
+            return;
+        };
         self.pending.retain(|pending| pending.flow != flow.id());
         self.receptions.end_flow(flow.id());
         self.identities.drop_parked(flow.id());
@@ -374,30 +469,49 @@ impl Owner {
 
     /// Returns whether a command has exceeded its deadline.
     fn is_overdue(&self, now: Now) -> bool {
-        let in_flight = self.in_flight.as_ref().filter(|in_flight| !in_flight.released.is_empty());
+        let in_flight = self
+            .in_flight
+            .as_ref()
+            .filter(|in_flight| !in_flight.released.is_empty());
         let oldest = in_flight.and_then(|in_flight| in_flight.taken_at);
         let oldest = oldest.or_else(|| self.pending.front().map(|pending| pending.taken_at));
-        oldest.is_some_and(|taken_at| now.running.saturating_sub(taken_at) >= timing::COMMAND_DEADLINE)
+        oldest.is_some_and(|taken_at| {
+            now.running.saturating_sub(taken_at) >= timing::COMMAND_DEADLINE
+        })
     }
 
     fn heartbeat(&mut self, now: Now, out: &mut Vec<Action>) {
-        let since = self.in_flight.as_ref().map(|in_flight| in_flight.appender.begun());
-        let is_healthy = since.is_none_or(|since| now.running.saturating_sub(since) < timing::APPEND_HEALTHY);
+        let since = self
+            .in_flight
+            .as_ref()
+            .map(|in_flight| in_flight.appender.begun());
+        let is_healthy =
+            since.is_none_or(|since| now.running.saturating_sub(since) < timing::APPEND_HEALTHY);
         if is_healthy && now.running >= self.heartbeat_at {
             self.heartbeat_at = now.running + timing::CLAIM_HEARTBEAT;
-            out.push(Action::Broadcast(Message::Heartbeat(self.shard, self.claim)));
+            out.push(Action::Broadcast(Message::Heartbeat(
+                self.shard, self.claim,
+            )));
         }
         let clock = self.clock(now);
         for flow in self.flows.values_mut() {
             if let Some(packet) = flow.heartbeat(now.running) {
                 let down = Down::Packet(packet, clock);
-                out.push(Action::Send(flow.id().server, Message::Down(self.shard, flow.id(), down)));
+                out.push(Action::Send(
+                    flow.id().server,
+                    Message::Down(self.shard, flow.id(), down),
+                ));
             }
         }
     }
 
     fn notify_lagging(&mut self, now: Now, out: &mut Vec<Action>) {
-        let ids: Vec<_> = self.flows.values().filter(|flow| flow.has_credit()).map(Flow::id).collect();
+        let ids: Vec<_> = self
+            .flows
+            .values()
+            .filter(|flow| flow.has_credit())
+            .map(Flow::id)
+            .collect();
         for id in ids {
             let lagging = self.receptions.take_lagging(id);
             let events = lagging.into_iter().map(Event::Lagged).collect();
@@ -408,12 +522,19 @@ impl Owner {
     /// Sends events to the server of a flow, if the flow is open.
     pub(super) fn send(&mut self, id: FlowId, events: Vec<Event>, now: Now, out: &mut Vec<Action>) {
         let clock = self.clock(now);
-        let Some(flow) = self.flows.get_mut(&id.server).filter(|flow| flow.id() == id) else { return };
+        let Some(flow) = self
+            .flows
+            .get_mut(&id.server)
+            .filter(|flow| flow.id() == id)
+        else {
+            return;
+        };
         let mut events = events.into_iter().peekable();
         while events.peek().is_some() {
             let (mut items, mut bytes) = (Vec::new(), 0);
-            let fits =
-                |bytes: u64, event: &Event| bytes == 0 || bytes + event.bytes() <= timing::PACKET_BYTES_MAX;
+            let fits = |bytes: u64, event: &Event| {
+                bytes == 0 || bytes + event.bytes() <= timing::PACKET_BYTES_MAX
+            };
             while let Some(event) = events.next_if(|event| fits(bytes, event)) {
                 bytes += event.bytes();
                 items.push(event);
@@ -428,7 +549,9 @@ impl Owner {
     }
 
     fn is_newest(&self, id: FlowId) -> bool {
-        self.flows.get(&id.server).is_none_or(|flow| flow.id().number < id.number)
+        self.flows
+            .get(&id.server)
+            .is_none_or(|flow| flow.id().number < id.number)
     }
 
     /// Returns the running time of the shard.
@@ -437,11 +560,17 @@ impl Owner {
     }
 
     fn context(&self, now: Now) -> Context {
-        Context { running: self.running(now), is_low_on_space: self.is_low_on_space }
+        Context {
+            running: self.running(now),
+            is_low_on_space: self.is_low_on_space,
+        }
     }
 
     fn clock(&self, now: Now) -> ShardClock {
-        ShardClock { running: self.running(now), durable: self.clock.durable }
+        ShardClock {
+            running: self.running(now),
+            durable: self.clock.durable,
+        }
     }
 
     /// The planted bug: decides commands on arrival, and releases the results with the
@@ -450,9 +579,15 @@ impl Owner {
         if !is_planted(Bug::AnswerByEarlierAppend) {
             return;
         }
-        let Some(mut in_flight) = self.in_flight.take() else { return };
-        let is_read =
-            |pending: &Pending| matches!(pending.command.request, Request::LookUp(_) | Request::Names { .. });
+        let Some(mut in_flight) = self.in_flight.take() else {
+            return;
+        };
+        let is_read = |pending: &Pending| {
+            matches!(
+                pending.command.request,
+                Request::LookUp(_) | Request::Names { .. }
+            )
+        };
         let (early, rest): (Vec<_>, Vec<_>) = self.pending.drain(..).partition(is_read);
         self.pending = rest.into();
         let context = self.context(now);
@@ -466,6 +601,13 @@ impl Owner {
 impl Appended {
     /// Returns whether it is a part of a snapshot.
     const fn is_part(&self) -> bool {
-        matches!(self, Self::Index | Self::Frame(Frame { checkpoint: Some(_), .. }))
+        matches!(
+            self,
+            Self::Index
+                | Self::Frame(Frame {
+                    checkpoint: Some(_),
+                    ..
+                })
+        )
     }
 }

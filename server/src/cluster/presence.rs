@@ -23,7 +23,12 @@ pub(super) struct Presence {
 impl Presence {
     /// Returns a table without other servers. This server reads formats up to `newest`.
     pub(super) const fn new(newest: u8) -> Self {
-        Self { servers: BTreeMap::new(), newest, started_at: None, announce_at: Duration::ZERO }
+        Self {
+            servers: BTreeMap::new(),
+            newest,
+            started_at: None,
+            announce_at: Duration::ZERO,
+        }
     }
 
     /// Records an announcement.
@@ -34,7 +39,8 @@ impl Presence {
     /// Forgets dead servers. Returns whether an announcement is due.
     pub(super) fn tick(&mut self, now: Duration) -> bool {
         self.started_at.get_or_insert(now);
-        self.servers.retain(|_, (_, heard_at)| now.saturating_sub(*heard_at) < timing::FLOW_SILENCE);
+        self.servers
+            .retain(|_, (_, heard_at)| now.saturating_sub(*heard_at) < timing::FLOW_SILENCE);
         let is_due = now >= self.announce_at;
         if is_due {
             self.announce_at = now + timing::PRESENCE_INTERVAL;
@@ -49,10 +55,16 @@ impl Presence {
 
     /// Returns the newest format that all live servers read.
     pub(super) fn format(&self, now: Duration) -> u8 {
-        let has_listened = self.started_at.is_some_and(|at| now.saturating_sub(at) >= timing::FLOW_SILENCE);
+        let has_listened = self
+            .started_at
+            .is_some_and(|at| now.saturating_sub(at) >= timing::FLOW_SILENCE);
         if !has_listened {
             return OLDEST_FORMAT;
         }
-        self.servers.values().map(|(format, _)| *format).min().map_or(self.newest, |of| of.min(self.newest))
+        self.servers
+            .values()
+            .map(|(format, _)| *format)
+            .min()
+            .map_or(self.newest, |of| of.min(self.newest))
     }
 }

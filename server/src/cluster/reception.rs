@@ -33,13 +33,18 @@ struct Holder {
 impl Receptions {
     /// Returns whether an inbox has no reception.
     pub(super) fn is_free(&self, inbox: InboxId) -> bool {
-        self.by_inbox.get(&inbox).is_none_or(|reception| reception.holder.is_none())
+        self.by_inbox
+            .get(&inbox)
+            .is_none_or(|reception| reception.holder.is_none())
     }
 
     /// Returns whether a reception of this generation may continue.
     pub(super) fn may_continue(&self, inbox: InboxId, generation: Generation) -> bool {
         is_planted(Bug::NoGenerations)
-            || self.by_inbox.get(&inbox).is_none_or(|reception| reception.generation <= generation)
+            || self
+                .by_inbox
+                .get(&inbox)
+                .is_none_or(|reception| reception.generation <= generation)
     }
 
     /// Admits a reception. Returns the flow and the generation of the one that it
@@ -51,8 +56,14 @@ impl Receptions {
         flow: FlowId,
         subscription: Subscription,
     ) -> Option<(FlowId, Generation)> {
-        let holder = Some(Holder { flow, is_lagging: false, _subscription: subscription });
-        let former = self.by_inbox.insert(inbox, Reception { generation, holder })?;
+        let holder = Some(Holder {
+            flow,
+            is_lagging: false,
+            _subscription: subscription,
+        });
+        let former = self
+            .by_inbox
+            .insert(inbox, Reception { generation, holder })?;
         former
             .holder
             .filter(|_| former.generation != generation)
@@ -61,7 +72,10 @@ impl Receptions {
 
     /// Ends a reception.
     pub(super) fn end(&mut self, inbox: InboxId, generation: Generation) {
-        if let Some(reception) = self.by_inbox.get_mut(&inbox).filter(|known| known.generation == generation)
+        if let Some(reception) = self
+            .by_inbox
+            .get_mut(&inbox)
+            .filter(|known| known.generation == generation)
         {
             reception.holder = None;
         }
@@ -83,17 +97,28 @@ impl Receptions {
     /// Returns the number of active receptions.
     #[cfg(test)]
     pub(super) fn count(&self) -> usize {
-        self.by_inbox.values().filter(|reception| reception.holder.is_some()).count()
+        self.by_inbox
+            .values()
+            .filter(|reception| reception.holder.is_some())
+            .count()
     }
 
     /// Returns the flow of the reception of an inbox.
     pub(super) fn flow(&self, inbox: InboxId) -> Option<FlowId> {
-        self.by_inbox.get(&inbox)?.holder.as_ref().map(|holder| holder.flow)
+        self.by_inbox
+            .get(&inbox)?
+            .holder
+            .as_ref()
+            .map(|holder| holder.flow)
     }
 
     /// Records that messages were not delivered.
     pub(super) fn note_lagging(&mut self, inbox: InboxId) {
-        if let Some(holder) = self.by_inbox.get_mut(&inbox).and_then(|reception| reception.holder.as_mut()) {
+        if let Some(holder) = self
+            .by_inbox
+            .get_mut(&inbox)
+            .and_then(|reception| reception.holder.as_mut())
+        {
             holder.is_lagging = true;
         }
     }
@@ -101,10 +126,14 @@ impl Receptions {
     /// Takes the lagging receptions of a flow, in the order of their inboxes.
     pub(super) fn take_lagging(&mut self, flow: FlowId) -> Vec<InboxId> {
         let holders = self.by_inbox.iter_mut().filter_map(|(inbox, reception)| {
-            reception.holder.as_mut().filter(|holder| holder.flow == flow).map(|holder| (*inbox, holder))
+            reception
+                .holder
+                .as_mut()
+                .filter(|holder| holder.flow == flow)
+                .map(|holder| (*inbox, holder))
         });
-        let lagging =
-            holders.filter_map(|(inbox, holder)| std::mem::take(&mut holder.is_lagging).then_some(inbox));
+        let lagging = holders
+            .filter_map(|(inbox, holder)| std::mem::take(&mut holder.is_lagging).then_some(inbox));
         let mut inboxes: Vec<_> = lagging.collect();
         inboxes.sort_unstable();
         inboxes

@@ -69,7 +69,10 @@ impl StreamReplay {
             blocks: Blocks::new(config.cache_bytes_max),
             first,
             claims: 0,
-            history: History { tail, ..History::default() },
+            history: History {
+                tail,
+                ..History::default()
+            },
             begun: None,
         }
     }
@@ -101,9 +104,16 @@ impl StreamReplay {
     pub(super) fn take(&mut self, message: &Bytes) -> Result<(), ReplayError> {
         let taken = self.chain.take(message);
         let bytes = message.len() as u64;
-        if let Taken::Committed(Frame { checkpoint: Some(CheckpointPart { is_first: true, .. }), .. }) = taken
+        if let Taken::Committed(Frame {
+            checkpoint: Some(CheckpointPart { is_first: true, .. }),
+            ..
+        }) = taken
         {
-            self.begun = Some(Begun { first: self.chain.last(), bytes: 0, stretches: Vec::new() });
+            self.begun = Some(Begun {
+                first: self.chain.last(),
+                bytes: 0,
+                stretches: Vec::new(),
+            });
         }
         self.history.tail.bytes += bytes;
         self.begun.iter_mut().for_each(|begun| begun.bytes += bytes);
@@ -119,20 +129,36 @@ impl StreamReplay {
 
     fn frame(&mut self, frame: Frame) -> Result<(), ReplayError> {
         let sequence = self.chain.last();
-        self.replay.frame(&frame.records).map_err(|_| ReplayError::Malformed(sequence))?;
+        self.replay
+            .frame(&frame.records)
+            .map_err(|_| ReplayError::Malformed(sequence))?;
         let is_copy = frame.checkpoint.is_some();
-        frame.blocks.into_iter().for_each(|block| self.blocks.insert(sequence, block, is_copy));
+        frame
+            .blocks
+            .into_iter()
+            .for_each(|block| self.blocks.insert(sequence, block, is_copy));
         if frame.checkpoint.is_some_and(|part| part.is_last)
-            && let Some(Begun { first, bytes, stretches }) = self.begun.take()
+            && let Some(Begun {
+                first,
+                bytes,
+                stretches,
+            }) = self.begun.take()
         {
             let tail = Stretch { first, bytes };
-            self.history = History { stretches: stretches.into(), tail, snapshot: first };
+            self.history = History {
+                stretches: stretches.into(),
+                tail,
+                snapshot: first,
+            };
         }
         Ok(())
     }
 
     fn index(&mut self, index: Index) {
-        index.blocks.iter().for_each(|located| self.blocks.insert_located(located));
+        index
+            .blocks
+            .iter()
+            .for_each(|located| self.blocks.insert_located(located));
         if let Some(begun) = &mut self.begun
             && !index.stretches.is_empty()
         {
@@ -152,7 +178,13 @@ impl StreamReplay {
         let mut ledger = self.replay.finish(counter);
         ledger.vouch_for_senders();
         let has_former = self.first > 1 || self.claims > 1;
-        Ok(Replayed { chain: self.chain, ledger, blocks: self.blocks, history: self.history, has_former })
+        Ok(Replayed {
+            chain: self.chain,
+            ledger,
+            blocks: self.blocks,
+            history: self.history,
+            has_former,
+        })
     }
 
     /// Returns whether the stream has a persisted counter.

@@ -56,7 +56,9 @@ impl Seat {
             server,
             config,
             rank,
-            state: State::Standby { probe_at: Duration::ZERO },
+            state: State::Standby {
+                probe_at: Duration::ZERO,
+            },
             known: None,
             heard_at: Duration::ZERO,
             seen: None,
@@ -73,10 +75,14 @@ impl Seat {
 
     /// Handles a heartbeat of an owner.
     pub(super) fn handle_heartbeat(&mut self, claim: Claim, now: Now) {
-        if self.known.is_some_and(|known| claim.sequence < known.sequence) {
+        if self
+            .known
+            .is_some_and(|known| claim.sequence < known.sequence)
+        {
             return;
         }
-        (self.known, self.heard_at, self.seen, self.is_vacant) = (Some(claim), now.running, None, false);
+        (self.known, self.heard_at, self.seen, self.is_vacant) =
+            (Some(claim), now.running, None, false);
         if matches!(self.state, State::Candidate(_)) && claim.id.server != self.server {
             self.stand_by(now);
         }
@@ -94,7 +100,10 @@ impl Seat {
         match &mut self.state {
             State::Owner(owner) if owner.claim == id.claim => owner.handle_up(id, up, now, out),
             _ if matches!(up, Up::End) => {}
-            _ => out.push(Action::Send(id.server, Message::Down(self.shard, id, Down::End))),
+            _ => out.push(Action::Send(
+                id.server,
+                Message::Down(self.shard, id, Down::End),
+            )),
         }
     }
 
@@ -116,7 +125,11 @@ impl Seat {
             State::Candidate(candidate) => {
                 let mut requests = Vec::new();
                 let outcome = candidate.handle(reply, now, &mut requests);
-                out.extend(requests.into_iter().map(|request| Action::Log(self.shard, request)));
+                out.extend(
+                    requests
+                        .into_iter()
+                        .map(|request| Action::Log(self.shard, request)),
+                );
                 if let Some(outcome) = outcome {
                     self.conclude(outcome, now, out);
                 }
@@ -159,13 +172,23 @@ impl Seat {
                 {
                     *probe_at = now.running + timing::PROBE_INTERVAL;
                     // No message has this sequence; the answer contains the last one.
-                    out.push(Action::Log(self.shard, LogRequest::Read { id: 0, from: u64::MAX }));
+                    out.push(Action::Log(
+                        self.shard,
+                        LogRequest::Read {
+                            id: 0,
+                            from: u64::MAX,
+                        },
+                    ));
                 }
             }
             State::Candidate(candidate) => {
                 let mut requests = Vec::new();
                 candidate.tick(now, &mut requests);
-                out.extend(requests.into_iter().map(|request| Action::Log(self.shard, request)));
+                out.extend(
+                    requests
+                        .into_iter()
+                        .map(|request| Action::Log(self.shard, request)),
+                );
             }
             State::Owner(owner) => owner.tick(now, out),
             State::Leaving => {}
@@ -191,11 +214,19 @@ impl Seat {
     /// Handles the answer to a probe. A server that knows of no claim reads the last message
     /// as well: a vacant shard need not stay silent before it is claimed.
     fn look(&mut self, reply: &LogReply, now: Now, out: &mut Vec<Action>) {
-        let LogReply::Page { messages, last, .. } = reply else { return };
+        let LogReply::Page { messages, last, .. } = reply else {
+            return;
+        };
         if self.known.is_none() {
-            match messages.last().map(|message| Entry::decode(message, self.config.newest_format)) {
+            match messages
+                .last()
+                .map(|message| Entry::decode(message, self.config.newest_format))
+            {
                 None if *last == 0 => self.is_vacant = true,
-                None => out.push(Action::Log(self.shard, LogRequest::Read { id: 0, from: *last })),
+                None => out.push(Action::Log(
+                    self.shard,
+                    LogRequest::Read { id: 0, from: *last },
+                )),
                 Some(Ok((entry, _))) => self.is_vacant = matches!(entry.content, Content::Release),
                 Some(Err(_)) => {}
             }
@@ -209,7 +240,10 @@ impl Seat {
     fn claim(&mut self, now: Now, out: &mut Vec<Action>) {
         self.claims += 1;
         self.is_vacant = false;
-        let id = ClaimId { server: self.server, number: self.claims };
+        let id = ClaimId {
+            server: self.server,
+            number: self.claims,
+        };
         let (candidate, request) = Candidate::new(id, self.config, self.known, now);
         self.state = State::Candidate(Box::new(candidate));
         out.push(Action::Log(self.shard, request));
@@ -218,7 +252,11 @@ impl Seat {
     fn conclude(&mut self, outcome: Outcome, now: Now, out: &mut Vec<Action>) {
         match outcome {
             Outcome::Won(claim, replayed) => {
-                tracing::info!(shard = self.shard, sequence = claim.sequence, "shard claimed");
+                tracing::info!(
+                    shard = self.shard,
+                    sequence = claim.sequence,
+                    "shard claimed"
+                );
                 self.known = Some(claim);
                 self.owned_since = now.running;
                 let mut owner = Owner::new(self.shard, claim, self.config, *replayed, now);
@@ -239,11 +277,16 @@ impl Seat {
     }
 
     fn check(&mut self, tenure: Tenure, now: Now, out: &mut Vec<Action>) {
-        let State::Owner(owner) = &mut self.state else { return };
+        let State::Owner(owner) = &mut self.state else {
+            return;
+        };
         match tenure {
             Tenure::Continues => {}
             Tenure::Deposed => {
-                tracing::warn!(shard = self.shard, "deposed: another server has claimed the shard");
+                tracing::warn!(
+                    shard = self.shard,
+                    "deposed: another server has claimed the shard"
+                );
                 owner.end_all_flows(now, out);
                 if now.running.saturating_sub(self.owned_since) >= timing::BACKOFF_RESET_AFTER {
                     self.backoff = timing::BACKOFF_MIN;
@@ -263,6 +306,8 @@ impl Seat {
     }
 
     fn stand_by(&mut self, now: Now) {
-        self.state = State::Standby { probe_at: now.running };
+        self.state = State::Standby {
+            probe_at: now.running,
+        };
     }
 }

@@ -38,7 +38,12 @@ pub(super) struct SendTo {
 
 impl SendOrder {
     /// Returns the send if it may leave now; otherwise keeps it.
-    pub(super) fn submit(&mut self, connection: ConnectionId, send: SendTo, now: Duration) -> Option<SendTo> {
+    pub(super) fn submit(
+        &mut self,
+        connection: ConnectionId,
+        send: SendTo,
+        now: Duration,
+    ) -> Option<SendTo> {
         if !is_ordered(&send.content) || is_planted(Bug::SendsOvertake) {
             return Some(send);
         }
@@ -55,7 +60,9 @@ impl SendOrder {
     /// Handles the answer to a request. The caller then repeats [`Self::next`] until it
     /// returns no send.
     pub(super) fn answered(&mut self, connection: ConnectionId, request: u64) {
-        let Some(lane) = self.0.get_mut(&connection) else { return };
+        let Some(lane) = self.0.get_mut(&connection) else {
+            return;
+        };
         if let Some(at) = lane.in_flight.iter().position(|of| *of == request) {
             lane.in_flight.remove(at);
         }
@@ -85,7 +92,8 @@ impl SendOrder {
     pub(super) fn late(&self, now: Duration) -> Vec<(ConnectionId, u64)> {
         let late = self.0.iter().filter_map(|(connection, lane)| {
             let (send, since) = lane.waiting.front()?;
-            (now.saturating_sub(*since) >= timing::COMMAND_DEADLINE).then_some((*connection, send.request))
+            (now.saturating_sub(*since) >= timing::COMMAND_DEADLINE)
+                .then_some((*connection, send.request))
         });
         late.collect()
     }
@@ -103,7 +111,9 @@ impl Lane {
 }
 
 fn is_ordered(request: &Request) -> bool {
-    let Request::Send(send) = request else { return false };
+    let Request::Send(send) = request else {
+        return false;
+    };
     let Send { send_id, .. } = &**send;
     send_id.as_ref().is_some_and(|id| id.in_order)
 }
@@ -123,22 +133,34 @@ mod tests {
             from_nobody: true,
             time_ms: 1,
             text: "text".into(),
-            send_id: Some(SendId { session, id: request_id, in_order, from: None }),
+            send_id: Some(SendId {
+                session,
+                id: request_id,
+                in_order,
+                from: None,
+            }),
             refusal: None,
         };
-        SendTo { shard, request: id.into(), content: Request::Send(Box::new(send)) }
+        SendTo {
+            shard,
+            request: id.into(),
+            content: Request::Send(Box::new(send)),
+        }
     }
 
     /// Submits sends to these shards. Returns the requests that leave at once.
     fn submit(order: &mut SendOrder, shards: &[ShardId]) -> Vec<u64> {
         let sends = (1..).zip(shards);
-        let left = sends.filter_map(|(id, shard)| order.submit(7, send(*shard, id, true), Duration::ZERO));
+        let left =
+            sends.filter_map(|(id, shard)| order.submit(7, send(*shard, id, true), Duration::ZERO));
         left.map(|send| send.request).collect()
     }
 
     fn answered(order: &mut SendOrder, request: u64) -> Vec<u64> {
         order.answered(7, request);
-        std::iter::from_fn(|| order.next(7)).map(|send| send.request).collect()
+        std::iter::from_fn(|| order.next(7))
+            .map(|send| send.request)
+            .collect()
     }
 
     #[test]
@@ -157,14 +179,21 @@ mod tests {
         let mut order = SendOrder::default();
         submit(&mut order, &[3]);
         assert!(order.submit(7, send(4, 9, false), Duration::ZERO).is_some());
-        assert!(order.submit(8, send(4, 9, true), Duration::ZERO).is_some(), "of another connection");
+        assert!(
+            order.submit(8, send(4, 9, true), Duration::ZERO).is_some(),
+            "of another connection"
+        );
     }
 
     #[test]
     fn waiting_send_has_a_deadline() {
         let mut order = SendOrder::default();
         submit(&mut order, &[3, 4, 4]);
-        assert!(order.late(timing::COMMAND_DEADLINE - Duration::from_secs(1)).is_empty());
+        assert!(
+            order
+                .late(timing::COMMAND_DEADLINE - Duration::from_secs(1))
+                .is_empty()
+        );
         assert_eq!(order.late(timing::COMMAND_DEADLINE), [(7, 2)]);
         order.drop_sends(7);
         assert!(order.late(timing::COMMAND_DEADLINE).is_empty());

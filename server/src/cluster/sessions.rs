@@ -27,7 +27,13 @@ impl Sessions {
     /// Records a session whose opening is announced now.
     pub(super) fn open(&mut self, session: SessionToken, now: Duration) {
         let wait = timing::ANNOUNCE_AGAIN_AFTER;
-        self.0.insert(session, Announced { next_at: now + wait, wait });
+        self.0.insert(
+            session,
+            Announced {
+                next_at: now + wait,
+                wait,
+            },
+        );
     }
 
     /// Forgets a session that is closed at this server.
@@ -37,14 +43,22 @@ impl Sessions {
 
     /// Returns the sessions to announce again.
     pub(super) fn due(&mut self, now: Duration) -> Vec<SessionToken> {
-        let due = self.0.iter_mut().filter(|(_, announced)| now >= announced.next_at);
+        let due = self
+            .0
+            .iter_mut()
+            .filter(|(_, announced)| now >= announced.next_at);
         let due: Vec<_> = due
             .map(|(session, announced)| {
                 (announced.next_at, announced.wait) = (now + announced.wait, 2 * announced.wait);
                 session.clone()
             })
             .collect();
-        self.0.retain(|_, announced| announced.wait <= 2 * timing::FLOW_SILENCE);
-        if is_planted(Bug::AnnouncedOnce) { Vec::new() } else { due }
+        self.0
+            .retain(|_, announced| announced.wait <= 2 * timing::FLOW_SILENCE);
+        if is_planted(Bug::AnnouncedOnce) {
+            Vec::new()
+        } else {
+            due
+        }
     }
 }

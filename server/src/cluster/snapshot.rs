@@ -80,7 +80,13 @@ pub(super) enum Part {
 impl Snapshots {
     /// Returns the snapshots of a stream with this history.
     pub(super) const fn new(config: Config, history: History) -> Self {
-        Self { config, history, last_bytes: 0, under_way: None, frames: 0 }
+        Self {
+            config,
+            history,
+            last_bytes: 0,
+            under_way: None,
+            frames: 0,
+        }
     }
 
     /// Returns the first sequence of the newest complete snapshot; 0 if there is none.
@@ -90,8 +96,17 @@ impl Snapshots {
 
     /// Returns whether the next entry, at `sequence`, should be a part instead of a frame
     /// with commands.
-    pub(super) fn is_part_due(&self, sequence: u64, blocks: &Blocks, do_commands_wait: bool) -> bool {
-        let Config { tail_entries_max, tail_bytes_max, .. } = self.config;
+    pub(super) fn is_part_due(
+        &self,
+        sequence: u64,
+        blocks: &Blocks,
+        do_commands_wait: bool,
+    ) -> bool {
+        let Config {
+            tail_entries_max,
+            tail_bytes_max,
+            ..
+        } = self.config;
         let Stretch { first, bytes } = self.history.tail;
         let entries = sequence.saturating_sub(first);
         // A snapshot waits until it is small beside the entries that it replaces.
@@ -113,7 +128,11 @@ impl Snapshots {
         blocks: &mut Blocks,
         changes: &mut Changes,
     ) -> Part {
-        let reclaimed_before = if self.under_way.is_none() { self.reclaimed_before(blocks) } else { 0 };
+        let reclaimed_before = if self.under_way.is_none() {
+            self.reclaimed_before(blocks)
+        } else {
+            0
+        };
         let under_way = self.under_way.get_or_insert_with(|| UnderWay {
             first: sequence,
             is_begun: false,
@@ -143,22 +162,32 @@ impl Snapshots {
     pub(super) fn stored(&mut self, sequence: u64, bytes: u64, is_part: bool) {
         self.frames += u32::from(!is_part);
         self.history.tail.bytes += bytes;
-        let Some(under_way) = &mut self.under_way else { return };
+        let Some(under_way) = &mut self.under_way else {
+            return;
+        };
         under_way.bytes += bytes;
         under_way.part_bytes += bytes * u64::from(is_part);
         if !under_way.checkpoint.is_complete() {
             return;
         }
         self.last_bytes = under_way.part_bytes;
-        let first = if is_planted(Bug::CursorBeforeBlock) { sequence } else { under_way.first };
+        let first = if is_planted(Bug::CursorBeforeBlock) {
+            sequence
+        } else {
+            under_way.first
+        };
         self.history.complete(first, under_way.bytes);
         self.under_way = None;
     }
 
     /// Returns the sequence before which the stream is to be purged now, if there is any.
     pub(super) fn purge(&mut self, blocks: &Blocks) -> Option<u64> {
-        let first = blocks.first_sequence().filter(|_| !is_planted(Bug::LiveBlocksPurged));
-        let needed = first.map_or(self.history.snapshot, |first| first.min(self.history.snapshot));
+        let first = blocks
+            .first_sequence()
+            .filter(|_| !is_planted(Bug::LiveBlocksPurged));
+        let needed = first.map_or(self.history.snapshot, |first| {
+            first.min(self.history.snapshot)
+        });
         let mut before = None;
         while let Some(end) = self.history.end_of(0).filter(|end| *end <= needed) {
             self.history.stretches.pop_front();
@@ -171,8 +200,14 @@ impl Snapshots {
     /// stream is longer than the cache, twice the live bytes and the slack together; 0 if it
     /// is not.
     fn reclaimed_before(&self, blocks: &Blocks) -> u64 {
-        let Config { tail_bytes_max, slack_bytes, .. } = self.config;
-        let History { stretches, tail, .. } = &self.history;
+        let Config {
+            tail_bytes_max,
+            slack_bytes,
+            ..
+        } = self.config;
+        let History {
+            stretches, tail, ..
+        } = &self.history;
         let mut bytes = tail.bytes + stretches.iter().map(|stretch| stretch.bytes).sum::<u64>();
         let bytes_max = tail_bytes_max + 2 * (blocks.live_bytes() + self.last_bytes) + slack_bytes;
         let mut before = 0;
@@ -190,7 +225,9 @@ impl Snapshots {
     /// Returns the bytes of the stream.
     #[cfg(test)]
     pub(super) fn stream_bytes(&self) -> u64 {
-        let History { stretches, tail, .. } = &self.history;
+        let History {
+            stretches, tail, ..
+        } = &self.history;
         tail.bytes + stretches.iter().map(|stretch| stretch.bytes).sum::<u64>()
     }
 }
@@ -200,14 +237,21 @@ impl History {
     /// the entries from there on.
     pub(super) fn complete(&mut self, first: u64, bytes: u64) {
         let former = self.tail;
-        self.stretches.push_back(Stretch { bytes: former.bytes.saturating_sub(bytes), ..former });
+        self.stretches.push_back(Stretch {
+            bytes: former.bytes.saturating_sub(bytes),
+            ..former
+        });
         (self.tail, self.snapshot) = (Stretch { first, bytes }, first);
     }
 
     /// Returns the sequence that follows a stretch.
     fn end_of(&self, at: usize) -> Option<u64> {
         self.stretches.get(at)?;
-        Some(self.stretches.get(at + 1).map_or(self.tail.first, |next| next.first))
+        Some(
+            self.stretches
+                .get(at + 1)
+                .map_or(self.tail.first, |next| next.first),
+        )
     }
 }
 
@@ -240,14 +284,27 @@ impl UnderWay {
             return Part::Content(Content::Index(self.index(is_first, history, blocks)));
         }
         let piece = self.checkpoint.next_piece(ledger, changes);
-        let part = CheckpointPart { is_first: false, is_last: self.checkpoint.is_complete() };
-        Part::Content(Content::Frame(Frame { checkpoint: Some(part), ..piece }))
+        let part = CheckpointPart {
+            is_first: false,
+            is_last: self.checkpoint.is_complete(),
+        };
+        Part::Content(Content::Frame(Frame {
+            checkpoint: Some(part),
+            ..piece
+        }))
     }
 
     fn copies(&mut self, blocks: Vec<Block>, ledger: &Ledger, changes: &mut Changes) -> Part {
         let is_first = !std::mem::replace(&mut self.is_begun, true);
-        let checkpoint = Some(CheckpointPart { is_first, is_last: false });
-        Part::Content(Content::Frame(Frame { blocks, checkpoint, ..ledger.empty_frame(changes) }))
+        let checkpoint = Some(CheckpointPart {
+            is_first,
+            is_last: false,
+        });
+        Part::Content(Content::Frame(Frame {
+            blocks,
+            checkpoint,
+            ..ledger.empty_frame(changes)
+        }))
     }
 
     /// Returns the copies of the next entry, or the sequence of an entry to be read.
@@ -276,7 +333,8 @@ impl UnderWay {
             index.stretches = history.stretches.into();
         }
         if !is_planted(Bug::NoIndex) {
-            index.blocks = blocks.located(self.located.as_ref(), self.first, timing::INDEX_BLOCKS_MAX);
+            index.blocks =
+                blocks.located(self.located.as_ref(), self.first, timing::INDEX_BLOCKS_MAX);
         }
         self.stage = match index.blocks.len() < timing::INDEX_BLOCKS_MAX {
             true => Stage::State,

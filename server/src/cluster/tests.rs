@@ -14,8 +14,12 @@ use super::{Action, Config, ConnectionId, LogRequest, Now, ServerId, Storage};
 use crate::ledger::Limits;
 use crate::store::{Account, Created, End, Event, Page, Position, ReadLimit, Subscription};
 
-const LIMITS: Limits =
-    Limits { accounts_max: 10, sessions_max: 10, queued_messages_max: 1000, queued_bytes_max: 1 << 20 };
+const LIMITS: Limits = Limits {
+    accounts_max: 10,
+    sessions_max: 10,
+    queued_messages_max: 1000,
+    queued_bytes_max: 1 << 20,
+};
 
 const TICK: Duration = Duration::from_millis(250);
 
@@ -86,10 +90,18 @@ impl Servers {
     }
 
     fn owner(&self) -> Option<usize> {
-        let owner =
-            |host: &Host| host.member.seats().next().and_then(|seat| seat.owner()).map(|owner| owner.claim);
+        let owner = |host: &Host| {
+            host.member
+                .seats()
+                .next()
+                .and_then(|seat| seat.owner())
+                .map(|owner| owner.claim)
+        };
         let claims = self.hosts.iter().map(owner).enumerate();
-        claims.filter_map(|(host, claim)| Some((claim?.sequence, host))).max().map(|(_, host)| host)
+        claims
+            .filter_map(|(host, claim)| Some((claim?.sequence, host)))
+            .max()
+            .map(|(_, host)| host)
     }
 
     /// Returns the format of the last entry.
@@ -116,7 +128,10 @@ impl Servers {
     fn run_until(&mut self, is_so: impl Fn(&Self) -> bool) -> f64 {
         let begun = self.time;
         while !is_so(self) {
-            assert!(self.time < begun + Duration::from_secs(200), "it is never so");
+            assert!(
+                self.time < begun + Duration::from_secs(200),
+                "it is never so"
+            );
             self.run(0.25);
         }
         (self.time - begun).as_secs_f64()
@@ -128,13 +143,21 @@ impl Servers {
 
     fn act_boxed(&mut self, host: usize, act: Act<'_>) {
         let running = self.time - self.hosts[host].lost;
-        let now = Now { running, wall: UNIX_EPOCH + Duration::from_secs(1_800_000_000) + self.time };
+        let now = Now {
+            running,
+            wall: UNIX_EPOCH + Duration::from_secs(1_800_000_000) + self.time,
+        };
         let mut actions = Vec::new();
         act(&mut self.hosts[host].member, now, &mut actions);
-        actions.into_iter().for_each(|action| self.perform(host, action));
+        actions
+            .into_iter()
+            .for_each(|action| self.perform(host, action));
         while let Some((to, message)) = self.mail.pop_front() {
             if !self.hosts[to].is_paused {
-                self.act_boxed(to, Box::new(|member, now, out| member.handle_message(message, now, out)));
+                self.act_boxed(
+                    to,
+                    Box::new(|member, now, out| member.handle_message(message, now, out)),
+                );
             }
         }
     }
@@ -156,14 +179,25 @@ impl Servers {
                 let to = (0..self.hosts.len()).filter(|to| !self.cut.contains(&(host, *to)));
                 return self.mail.extend(to.map(|to| (to, message.clone())));
             }
-            Action::Answer { connection, reply: Reply::Subscribed(Some(mut subscription)), .. } => {
+            Action::Answer {
+                connection,
+                reply: Reply::Subscribed(Some(mut subscription)),
+                ..
+            } => {
                 subscription.follow();
-                self.hosts[host].subscriptions.insert(connection, subscription);
+                self.hosts[host]
+                    .subscriptions
+                    .insert(connection, subscription);
                 format!("{connection} subscribed")
             }
-            Action::Answer { connection, reply, .. } => match reply {
+            Action::Answer {
+                connection, reply, ..
+            } => match reply {
                 Reply::Answer(Answer::Account(entry)) => {
-                    format!("{connection} account {:?}", entry.map(|entry| entry.account.incarnation))
+                    format!(
+                        "{connection} account {:?}",
+                        entry.map(|entry| entry.account.incarnation)
+                    )
                 }
                 Reply::Answer(Answer::Page(page)) => return self.hosts[host].pages.push(page),
                 Reply::Answer(answer) => format!("{connection} {answer:?}"),
@@ -189,7 +223,10 @@ impl Servers {
             Outcome::Nothing => return,
         };
         if !self.deaf.contains(&host) && !self.hosts[host].is_paused {
-            self.act_boxed(host, Box::new(|member, now, out| member.handle_log(0, reply, now, out)));
+            self.act_boxed(
+                host,
+                Box::new(|member, now, out| member.handle_log(0, reply, now, out)),
+            );
         }
     }
 
@@ -217,10 +254,20 @@ impl Servers {
         self.submit(host, 1, Request::Create(name(user), None));
         self.submit(host, 1, Request::LookUp(name(user)));
         let events = self.events(host);
-        assert!(events.contains(&format!("1 {:?}", Answer::Created(Created::Created))), "{events:?}");
+        assert!(
+            events.contains(&format!("1 {:?}", Answer::Created(Created::Created))),
+            "{events:?}"
+        );
         let found = events.last().unwrap();
-        let incarnation = found.trim_start_matches("1 account Some(").trim_end_matches(')').parse().unwrap();
-        Account { name: name(user), incarnation }
+        let incarnation = found
+            .trim_start_matches("1 account Some(")
+            .trim_end_matches(')')
+            .parse()
+            .unwrap();
+        Account {
+            name: name(user),
+            incarnation,
+        }
     }
 
     fn send(&mut self, host: usize, connection: ConnectionId, to: &str, text: &str) {
@@ -265,7 +312,10 @@ fn name(name: &str) -> UserName {
 }
 
 fn subscribe(account: &Account) -> Request {
-    Request::Subscribe { account: account.clone(), takes_over: true }
+    Request::Subscribe {
+        account: account.clone(),
+        takes_over: true,
+    }
 }
 
 #[test]
@@ -317,7 +367,10 @@ fn deposed_server_waits_longer_each_time() {
         servers.hosts[other].is_paused = false;
         servers.run(1.5);
     }
-    assert!(waits[0] >= 4.0 && waits.iter().max_by(|a, b| a.total_cmp(b)) > Some(&8.0), "{waits:?}");
+    assert!(
+        waits[0] >= 4.0 && waits.iter().max_by(|a, b| a.total_cmp(b)) > Some(&8.0),
+        "{waits:?}"
+    );
 }
 
 #[test]
@@ -331,11 +384,20 @@ fn change_is_unavailable_after_20_seconds_and_its_append_pending() {
     servers.check(owner, &[]);
     servers.run(6.0);
     let events = servers.events(owner);
-    assert_eq!(events[..3], ["7 unavailable", "7 closes", "open"], "{events:?}");
+    assert_eq!(
+        events[..3],
+        ["7 unavailable", "7 closes", "open"],
+        "{events:?}"
+    );
     servers.deaf.clear();
     servers.run(2.0);
     let events = servers.events(owner);
-    assert!(events.iter().any(|event| event.starts_with("8 account Some")), "{events:?}");
+    assert!(
+        events
+            .iter()
+            .any(|event| event.starts_with("8 account Some")),
+        "{events:?}"
+    );
     servers.submit(owner, 9, Request::LookUp(name("bob")));
     let events = servers.events(owner);
     assert!(events[0].starts_with("9 account Some"), "{events:?}");
@@ -355,8 +417,15 @@ fn connections_close_before_the_flow_opens_again() {
     servers.run(3.0);
     // The answer was lost; the heartbeat reveals that the flow is broken.
     let events = servers.events(other);
-    assert_eq!(events[..3], ["7 unavailable", "7 closes", "open"], "{events:?}");
-    assert!(events[3].starts_with("8 account Some"), "it is asked again: {events:?}");
+    assert_eq!(
+        events[..3],
+        ["7 unavailable", "7 closes", "open"],
+        "{events:?}"
+    );
+    assert!(
+        events[3].starts_with("8 account Some"),
+        "it is asked again: {events:?}"
+    );
 }
 
 #[test]
@@ -370,7 +439,10 @@ fn server_that_stood_still_closes_everything_first() {
     servers.events(other);
     servers.send(other, 7, "ann", "old");
     let events = servers.events(other);
-    assert_eq!(events, ["7 unavailable", "7 closes", "open", "all close", "open"]);
+    assert_eq!(
+        events,
+        ["7 unavailable", "7 closes", "open", "all close", "open"]
+    );
     servers.send(other, 8, "ann", "new");
     assert!(servers.events(other)[0].starts_with("8 Sent"));
 }
@@ -400,7 +472,12 @@ fn change_of_the_owner_closes_no_idle_connection() {
     servers.run_until(|servers| servers.owner() == Some(other));
     servers.run(1.0);
     let events = servers.events(other);
-    assert!(events.iter().all(|event| event == "7 subscribed" || event == "open"), "{events:?}");
+    assert!(
+        events
+            .iter()
+            .all(|event| event == "7 subscribed" || event == "open"),
+        "{events:?}"
+    );
     servers.send(other, 8, "ann", "hello");
     assert!(servers.received(other, 7).ends_with(&["hello".to_owned()]));
 }
@@ -415,14 +492,24 @@ fn later_subscription_wins_over_one_that_continues() {
     servers.submit(owner, 8, subscribe(&ann));
     servers.cut.clear();
     servers.run(4.0);
-    assert!(servers.received(other, 7).ends_with(&["TakenOver".to_owned()]));
+    assert!(
+        servers
+            .received(other, 7)
+            .ends_with(&["TakenOver".to_owned()])
+    );
     servers.send(owner, 9, "ann", "hello");
     assert!(servers.received(owner, 8).ends_with(&["hello".to_owned()]));
 }
 
 #[test]
 fn server_without_credit_lags_and_blocks_nobody() {
-    let mut servers = Servers::new(2, Config { window_bytes: 2000, ..Config::new(LIMITS) });
+    let mut servers = Servers::new(
+        2,
+        Config {
+            window_bytes: 2000,
+            ..Config::new(LIMITS)
+        },
+    );
     servers.run(6.0);
     let owner = servers.owner().unwrap();
     let other = 1 - owner;
@@ -466,8 +553,11 @@ fn deletion_waits_35_seconds_for_a_lost_server() {
     servers.hosts[other].is_paused = true;
     servers.run(29.0);
     servers.submit(owner, 8, Request::Delete(ann));
-    let seconds =
-        servers.run_until(|servers| servers.hosts[owner].events.contains(&"8 Flag(true)".to_owned()));
+    let seconds = servers.run_until(|servers| {
+        servers.hosts[owner]
+            .events
+            .contains(&"8 Flag(true)".to_owned())
+    });
     assert!((33.0..38.0).contains(&seconds), "{seconds}");
 }
 
@@ -481,8 +571,15 @@ const SMALL: Config = Config {
 };
 
 fn read(account: &Account, after: Position) -> Request {
-    let limit = ReadLimit { messages: 1000, bytes: 1 << 20 };
-    Request::Read { account: account.clone(), after, limit }
+    let limit = ReadLimit {
+        messages: 1000,
+        bytes: 1 << 20,
+    };
+    Request::Read {
+        account: account.clone(),
+        after,
+        limit,
+    }
 }
 
 /// Reads an inbox page by page. Returns the texts.
@@ -517,7 +614,13 @@ fn snapshot_purges_what_it_replaces() {
     assert!(owner.blocks.cached_bytes() <= 1000);
     assert!(owner.blocks.len() < 100, "they are merged");
     let (first, messages) = servers.stream.messages();
-    assert_eq!(messages.iter().map(|message| message.len() as u64).sum::<u64>(), stream);
+    assert_eq!(
+        messages
+            .iter()
+            .map(|message| message.len() as u64)
+            .sum::<u64>(),
+        stream
+    );
     assert!(first > 100, "{first}");
     assert_eq!(read_all(&mut servers, 0, &ann), texts);
     // Another owner still has all messages.
@@ -530,7 +633,13 @@ fn snapshot_purges_what_it_replaces() {
     servers.submit(
         0,
         7,
-        Request::Acknowledge(ann.clone(), Position { sequence: Sequence(u64::MAX), ..Position::default() }),
+        Request::Acknowledge(
+            ann.clone(),
+            Position {
+                sequence: Sequence(u64::MAX),
+                ..Position::default()
+            },
+        ),
     );
     servers.run(1.0);
     let stream = servers.hosts[0].owner().stream_bytes();
@@ -556,11 +665,17 @@ fn page_outside_of_the_cache_blocks_no_command() {
     servers.send(0, 8, "ann", "next");
     servers.run(8.0);
     let events = servers.events(0);
-    assert!(matches!(&events[..], [event] if event.starts_with("8 Sent(Stored")), "{events:?}");
+    assert!(
+        matches!(&events[..], [event] if event.starts_with("8 Sent(Stored")),
+        "{events:?}"
+    );
     assert!(servers.hosts[0].pages.is_empty());
     servers.are_gets_lost = false;
     servers.run(1.5);
-    let page = servers.hosts[0].pages.pop().expect("the request is repeated");
+    let page = servers.hosts[0]
+        .pages
+        .pop()
+        .expect("the request is repeated");
     assert_eq!(&*page.messages[0].text, "0");
 }
 
@@ -570,7 +685,11 @@ fn page_without_an_answer_is_unavailable() {
     servers.run(11.0);
     servers.check(0, &["7 unavailable"]);
     servers.are_gets_lost = false;
-    assert_eq!(read_all(&mut servers, 0, &ann).len(), 200, "the flow is still open");
+    assert_eq!(
+        read_all(&mut servers, 0, &ann).len(),
+        200,
+        "the flow is still open"
+    );
 }
 
 #[test]
@@ -578,14 +697,25 @@ fn sends_are_refused_while_a_replica_lacks_space() {
     let (mut servers, owner) = Servers::owned(1);
     servers.create(owner, "ann");
     servers.events(owner);
-    let storage = |free: u64| Storage { free: free << 30, total: 100 << 30 };
+    let storage = |free: u64| Storage {
+        free: free << 30,
+        total: 100 << 30,
+    };
     for (free, answer) in [(9, "8 Sent(Refused(NoSpace))"), (10, "8 Sent(Stored")] {
-        servers.hosts[owner].member.handle_storage(0, &[storage(50), storage(free)]);
+        servers.hosts[owner]
+            .member
+            .handle_storage(0, &[storage(50), storage(free)]);
         servers.send(owner, 8, "ann", "text");
         let events = servers.events(owner);
         assert!(events[0].starts_with(answer), "{events:?}");
     }
-    servers.hosts[owner].member.handle_storage(0, &[Storage { free: (1 << 30) - 1, total: 2 << 30 }]);
+    servers.hosts[owner].member.handle_storage(
+        0,
+        &[Storage {
+            free: (1 << 30) - 1,
+            total: 2 << 30,
+        }],
+    );
     servers.send(owner, 8, "ann", "text");
     servers.check(owner, &["8 Sent(Refused(NoSpace))"]);
     servers.submit(owner, 8, Request::Create(name("bob"), None));
@@ -595,7 +725,9 @@ fn sends_are_refused_while_a_replica_lacks_space() {
 #[test]
 fn list_without_an_owner_is_unavailable() {
     let (mut servers, owner) = Servers::owned(1);
-    ["bob", "ann"].iter().for_each(|user| _ = servers.create(owner, user));
+    ["bob", "ann"]
+        .iter()
+        .for_each(|user| _ = servers.create(owner, user));
     servers.events(owner);
     let list = |member: &mut Member, now, out: &mut Vec<Action>| {
         member.list((7, 1), None, 10, now);
@@ -603,12 +735,18 @@ fn list_without_an_owner_is_unavailable() {
     };
     servers.act(owner, list);
     let names = r#"["ann", "bob"]"#;
-    servers.check(owner, &[&format!("7 Names {{ names: {names}, is_complete: true }}")]);
+    servers.check(
+        owner,
+        &[&format!("7 Names {{ names: {names}, is_complete: true }}")],
+    );
     servers.deaf.insert(owner);
     servers.act(owner, list);
     servers.run(21.0);
     let events = servers.events(owner);
-    assert!(events.iter().any(|event| event == "7 unavailable"), "{events:?}");
+    assert!(
+        events.iter().any(|event| event == "7 unavailable"),
+        "{events:?}"
+    );
 }
 
 #[test]
@@ -617,7 +755,9 @@ fn session_closes_at_every_other_server() {
     servers.events(0);
     servers.cut.insert((0, 2));
     let session: SessionToken = "token".parse().unwrap();
-    servers.act(0, |member, now, out| member.open_session(session.clone(), now, out));
+    servers.act(0, |member, now, out| {
+        member.open_session(session.clone(), now, out)
+    });
     servers.check(0, &[]);
     assert_eq!(servers.events(1).pop().unwrap(), "session token closes");
     // A server that was cut off closes it when it is reached.
@@ -625,7 +765,11 @@ fn session_closes_at_every_other_server() {
     servers.run(10.0);
     servers.cut.clear();
     servers.run(10.0);
-    assert!(servers.events(2).contains(&"session token closes".to_owned()));
+    assert!(
+        servers
+            .events(2)
+            .contains(&"session token closes".to_owned())
+    );
     servers.run(60.0);
     servers.events(1);
     servers.run(60.0);
@@ -634,7 +778,10 @@ fn session_closes_at_every_other_server() {
 
 #[test]
 fn new_format_waits_until_all_live_servers_read_it() {
-    let newer = Config { newest_format: 2, ..Config::new(LIMITS) };
+    let newer = Config {
+        newest_format: 2,
+        ..Config::new(LIMITS)
+    };
     let mut servers = Servers::new(2, newer);
     let ids = [1, 2].map(ServerId);
     servers.hosts[1].member = Member::new(ServerId(2), &ids, 1, Config::new(LIMITS));
@@ -654,10 +801,22 @@ fn new_format_waits_until_all_live_servers_read_it() {
     servers.hosts[1].is_paused = false;
     servers.run(120.0);
     assert_eq!(servers.format(), 2);
-    assert!(servers.hosts[1].member.seats().all(|seat| seat.owner().is_none()));
+    assert!(
+        servers.hosts[1]
+            .member
+            .seats()
+            .all(|seat| seat.owner().is_none())
+    );
     servers.hosts[0].is_paused = false;
     servers.run(1.0);
-    servers.submit(0, 7, Request::Names { after: None, limit: 1 });
+    servers.submit(
+        0,
+        7,
+        Request::Names {
+            after: None,
+            limit: 1,
+        },
+    );
     assert!(servers.events(0).iter().any(|event| event.contains("ann")));
 }
 
@@ -668,5 +827,9 @@ fn ended_reception_of_a_deleted_account_says_so() {
     let ann = servers.create(owner, "ann");
     servers.submit(other, 7, subscribe(&ann));
     servers.submit(owner, 8, Request::Delete(ann));
-    assert!(servers.received(other, 7).ends_with(&[format!("{:?}", End::Deleted)]));
+    assert!(
+        servers
+            .received(other, 7)
+            .ends_with(&[format!("{:?}", End::Deleted)])
+    );
 }

@@ -116,7 +116,12 @@ pub struct ServeArgs {
     /// A user that may create and delete any account and set any password, after login by
     /// password. May be repeated; HARKD_ADMIN takes a comma-separated list. Create the account
     /// first: harkd user add USER [default: none]
-    #[arg(long = "admin", env = "HARKD_ADMIN", value_name = "USER", help_heading = "Accounts")]
+    #[arg(
+        long = "admin",
+        env = "HARKD_ADMIN",
+        value_name = "USER",
+        help_heading = "Accounts"
+    )]
     pub admins: Vec<CommaList<UserName>>,
     /// Permission to list the users: `all`: anyone; `users`: users that are logged in;
     /// `admin`: admins only
@@ -187,7 +192,13 @@ pub struct ServeArgs {
     /// Level of the log on standard error: error, warn, info, debug, trace or off; or a filter
     /// such as `info,hark_server::store=debug`. Texts and passwords are never logged. At info and
     /// above, lines of one kind are limited to a burst of 100, then one a second
-    #[arg(long, env = "HARKD_LOG", value_name = "LEVEL", default_value = "info", help_heading = "Logging")]
+    #[arg(
+        long,
+        env = "HARKD_LOG",
+        value_name = "LEVEL",
+        default_value = "info",
+        help_heading = "Logging"
+    )]
     pub log: String,
     /// Format of the log
     #[arg(long, env = "HARKD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text,
@@ -195,7 +206,12 @@ pub struct ServeArgs {
     pub log_format: LogFormat,
     /// Permission to watch the log over gRPC: a USER, with its password; or `loopback`: any
     /// caller on this machine. Create the account first: harkd user add USER [default: no one]
-    #[arg(long, env = "HARKD_WATCH_LOGS", value_name = "USER|loopback", help_heading = "Logging")]
+    #[arg(
+        long,
+        env = "HARKD_WATCH_LOGS",
+        value_name = "USER|loopback",
+        help_heading = "Logging"
+    )]
     pub watch_logs: Option<MayWatch>,
 }
 
@@ -319,14 +335,22 @@ fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     if let Ok(address) = text.parse() {
         return Ok(address);
     }
-    let (host, port) = text.rsplit_once(':').ok_or("expected ADDRESS:PORT, such as 127.0.0.1:3000")?;
-    let port: u16 = port.parse().map_err(|_| "the port must be a number from 0 to 65535")?;
+    let (host, port) = text
+        .rsplit_once(':')
+        .ok_or("expected ADDRESS:PORT, such as 127.0.0.1:3000")?;
+    let port: u16 = port
+        .parse()
+        .map_err(|_| "the port must be a number from 0 to 65535")?;
     match host {
         "" | "localhost" => Ok(loopback(port)),
         _ => {
-            let resolved =
-                (host, port).to_socket_addrs().map_err(|error| format!("cannot resolve {host}: {error}"))?;
-            resolved.into_iter().next().ok_or_else(|| format!("{host} has no address"))
+            let resolved = (host, port)
+                .to_socket_addrs()
+                .map_err(|error| format!("cannot resolve {host}: {error}"))?;
+            resolved
+                .into_iter()
+                .next()
+                .ok_or_else(|| format!("{host} has no address"))
         }
     }
 }
@@ -362,7 +386,10 @@ impl ServeArgs {
     /// Returns the settings of the fronts, with the watchers of the log.
     #[must_use]
     pub fn settings(&self, watchers: &Watchers, tls: Option<Tls>) -> Settings {
-        let watch = |may_watch| WatchLogs { may_watch, watchers: watchers.clone() };
+        let watch = |may_watch| WatchLogs {
+            may_watch,
+            watchers: watchers.clone(),
+        };
         Settings {
             ack_timeout: Duration::from_secs(self.ack_timeout),
             watch_logs: self.watch_logs.clone().map(watch),
@@ -427,14 +454,21 @@ mod tests {
         {
             let long = argument.get_long().unwrap();
             let expected = format!("HARKD_{}", long.to_uppercase().replace('-', "_"));
-            assert_eq!(argument.get_env().and_then(|env| env.to_str()), Some(&*expected), "--{long}");
+            assert_eq!(
+                argument.get_env().and_then(|env| env.to_str()),
+                Some(&*expected),
+                "--{long}"
+            );
         }
     }
 
     #[test]
     fn admins_are_repeated_or_comma_separated() {
         let cli = Cli::parse_from(["harkd", "--admin=ann", "--admin=bob,eve"]);
-        assert_eq!(cli.serve.rules().admins, ["ann", "bob", "eve"].map(|name| name.parse().unwrap()));
+        assert_eq!(
+            cli.serve.rules().admins,
+            ["ann", "bob", "eve"].map(|name| name.parse().unwrap())
+        );
         let cli = Cli::parse_from(["harkd", "--admin="]);
         assert_eq!(cli.serve.rules().admins, []);
         assert!(Cli::try_parse_from(["harkd", "--admin=a b"]).is_err());
@@ -456,7 +490,11 @@ mod tests {
             assert_eq!(parse_bool(text), Ok(expected), "{text:?}");
         }
         assert!(parse_bool("maybe").is_err() && parse_bool("2").is_err());
-        assert!(Cli::parse_from(["harkd", "--require-password"]).serve.require_password);
+        assert!(
+            Cli::parse_from(["harkd", "--require-password"])
+                .serve
+                .require_password
+        );
     }
 
     #[test]
@@ -477,7 +515,11 @@ mod tests {
     #[test]
     fn every_flag_has_a_help_heading() {
         for argument in Cli::command().get_arguments() {
-            assert!(argument.get_help_heading().is_some(), "{:?}", argument.get_long());
+            assert!(
+                argument.get_help_heading().is_some(),
+                "{:?}",
+                argument.get_long()
+            );
         }
     }
 }

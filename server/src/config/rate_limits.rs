@@ -12,16 +12,31 @@ use crate::limit::Rate;
 pub struct RateLimitArgs {
     /// New connections per second from one address; further ones are refused. An IPv6 network
     /// (/64) counts as one address
-    #[arg(long, env = "HARKD_MAX_CONNECTS_PER_SECOND", value_name = "COUNT", default_value_t = 100)]
+    #[arg(
+        long,
+        env = "HARKD_MAX_CONNECTS_PER_SECOND",
+        value_name = "COUNT",
+        default_value_t = 100
+    )]
     pub max_connects_per_second: u64,
     /// Commands per second on one connection; further ones are read later
-    #[arg(long, env = "HARKD_MAX_COMMANDS_PER_SECOND", value_name = "COUNT", default_value_t = 1000)]
+    #[arg(
+        long,
+        env = "HARKD_MAX_COMMANDS_PER_SECOND",
+        value_name = "COUNT",
+        default_value_t = 1000
+    )]
     pub max_commands_per_second: u64,
     /// Bytes per second from one connection; further ones are read later
     #[arg(long, env = "HARKD_MAX_BYTES_PER_SECOND", value_name = "BYTES", default_value_t = 4 * MIB)]
     pub max_bytes_per_second: u64,
     /// Commands per second of one user, over all its connections; further ones are read later
-    #[arg(long, env = "HARKD_MAX_USER_COMMANDS_PER_SECOND", value_name = "COUNT", default_value_t = 2000)]
+    #[arg(
+        long,
+        env = "HARKD_MAX_USER_COMMANDS_PER_SECOND",
+        value_name = "COUNT",
+        default_value_t = 2000
+    )]
     pub max_user_commands_per_second: u64,
     /// Bytes of texts per second from one user, over all its connections; further ones are read
     /// later

@@ -80,14 +80,24 @@ pub struct ClusterArgs {
     )]
     pub nats_password_file: Option<PathBuf>,
     /// File with a token in its first line
-    #[arg(long, global = true, env = "HARKD_NATS_TOKEN_FILE", value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        env = "HARKD_NATS_TOKEN_FILE",
+        value_name = "FILE"
+    )]
     pub nats_token_file: Option<PathBuf>,
     /// Certificate authorities to trust for NATS, in PEM, besides those of the system
     #[arg(long, global = true, env = "HARKD_NATS_CA", value_name = "FILE")]
     pub nats_ca: Option<PathBuf>,
     /// Monitoring addresses of the nodes, comma-separated. At its start the server checks that
     /// each node syncs before it acknowledges, and warns about any that does not
-    #[arg(long, global = true, env = "HARKD_NATS_MONITOR", value_name = "HOST:PORT")]
+    #[arg(
+        long,
+        global = true,
+        env = "HARKD_NATS_MONITOR",
+        value_name = "HOST:PORT"
+    )]
     pub nats_monitor: Vec<CommaList<String>>,
 }
 
@@ -157,8 +167,15 @@ impl StoreArgs {
     ///
     /// # Errors
     /// One line with the cause and the remedy.
-    #[cfg_attr(not(feature = "cluster"), expect(unused_variables, reason = "only clusters need it"))]
-    pub async fn open(&self, config: ShardConfig, text_bytes_max: usize) -> anyhow::Result<Arc<dyn Store>> {
+    #[cfg_attr(
+        not(feature = "cluster"),
+        expect(unused_variables, reason = "only clusters need it")
+    )]
+    pub async fn open(
+        &self,
+        config: ShardConfig,
+        text_bytes_max: usize,
+    ) -> anyhow::Result<Arc<dyn Store>> {
         match self.place()? {
             StorePlace::Memory => {
                 tracing::warn!("store in memory: all messages are lost when the server stops");
@@ -179,7 +196,9 @@ impl StoreArgs {
 fn is_misspelt(text: &str) -> bool {
     let has_scheme = text.split_once(':').is_some_and(|(scheme, _)| {
         scheme.starts_with(|c: char| c.is_ascii_alphabetic())
-            && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+            && scheme
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
     });
     has_scheme || text.eq_ignore_ascii_case("memory")
 }
@@ -191,7 +210,9 @@ fn on_cluster(url: &str) -> anyhow::Result<StorePlace> {
 
 #[cfg(not(feature = "cluster"))]
 fn on_cluster(_url: &str) -> anyhow::Result<StorePlace> {
-    anyhow::bail!("this harkd was built without cluster support; build it with `--features cluster`")
+    anyhow::bail!(
+        "this harkd was built without cluster support; build it with `--features cluster`"
+    )
 }
 
 impl ClusterArgs {
@@ -204,7 +225,12 @@ impl ClusterArgs {
             ("--nats-user", self.nats_user.is_some()),
             ("--nats-token-file", self.nats_token_file.is_some()),
             ("--nats-ca", self.nats_ca.is_some()),
-            ("--nats-monitor", self.nats_monitor.iter().any(|CommaList(nodes)| !nodes.is_empty())),
+            (
+                "--nats-monitor",
+                self.nats_monitor
+                    .iter()
+                    .any(|CommaList(nodes)| !nodes.is_empty()),
+            ),
         ]
         .into_iter()
         .find_map(|(flag, is_set)| is_set.then_some(flag))
@@ -223,7 +249,12 @@ impl ClusterArgs {
             nodes,
             credentials: self.credentials()?,
             ca: self.nats_ca.clone(),
-            monitors: self.nats_monitor.iter().flat_map(|CommaList(nodes)| nodes).cloned().collect(),
+            monitors: self
+                .nats_monitor
+                .iter()
+                .flat_map(|CommaList(nodes)| nodes)
+                .cloned()
+                .collect(),
             replicas: self.replicas.map(usize::from),
             shards: self.shards.unwrap_or(SHARDS),
             text_bytes_max,
@@ -235,21 +266,32 @@ impl ClusterArgs {
     }
 
     fn credentials(&self) -> anyhow::Result<Credentials> {
-        Ok(match (&self.nats_creds, &self.nats_user, &self.nats_password_file, &self.nats_token_file) {
-            (Some(file), ..) => Credentials::File(file.clone()),
-            (_, Some(user), Some(file), _) => Credentials::Password(user.clone(), first_line(file)?),
-            (.., Some(file)) => Credentials::Token(first_line(file)?),
-            _ => Credentials::None,
-        })
+        Ok(
+            match (
+                &self.nats_creds,
+                &self.nats_user,
+                &self.nats_password_file,
+                &self.nats_token_file,
+            ) {
+                (Some(file), ..) => Credentials::File(file.clone()),
+                (_, Some(user), Some(file), _) => {
+                    Credentials::Password(user.clone(), first_line(file)?)
+                }
+                (.., Some(file)) => Credentials::Token(first_line(file)?),
+                _ => Credentials::None,
+            },
+        )
     }
 }
 
 #[cfg(feature = "cluster")]
 fn first_line(file: &std::path::Path) -> anyhow::Result<zeroize::Zeroizing<String>> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let text = zeroize::Zeroizing::new(text);
     let line = text.lines().next().filter(|line| !line.is_empty());
-    line.map(|line| line.to_owned().into()).with_context(|| format!("{} is empty", file.display()))
+    line.map(|line| line.to_owned().into())
+        .with_context(|| format!("{} is empty", file.display()))
 }
 
 #[cfg(test)]
@@ -264,7 +306,9 @@ mod tests {
             #[command(flatten)]
             store: StoreArgs,
         }
-        Flags::parse_from([&["harkd"], words].concat()).store.place()
+        Flags::parse_from([&["harkd"], words].concat())
+            .store
+            .place()
     }
 
     fn place(text: &str) -> anyhow::Result<StorePlace> {
@@ -273,9 +317,20 @@ mod tests {
 
     #[test]
     fn unknown_scheme_is_refused() {
-        for text in ["nat://a", "redis://x", "NATS://a:4222", "sqlite:x", "memory", "Memory", "Memory:"] {
+        for text in [
+            "nat://a",
+            "redis://x",
+            "NATS://a:4222",
+            "sqlite:x",
+            "memory",
+            "Memory",
+            "Memory:",
+        ] {
             let refused = place(text).unwrap_err().to_string();
-            assert!(refused.contains(&format!("unknown --store {text:?}")), "{refused}");
+            assert!(
+                refused.contains(&format!("unknown --store {text:?}")),
+                "{refused}"
+            );
         }
         for folder in ["./memory", "./redis:x", "a/b:c", "1:2", "..", "memory.d"] {
             assert_eq!(place(folder).unwrap(), StorePlace::Folder(folder.into()));
@@ -284,11 +339,19 @@ mod tests {
 
     #[test]
     fn cluster_flags_with_a_local_store_are_refused() {
-        for flag in ["--replicas=3", "--shards=12", "--nats-ca=x", "--nats-monitor=a:1"] {
+        for flag in [
+            "--replicas=3",
+            "--shards=12",
+            "--nats-ca=x",
+            "--nats-monitor=a:1",
+        ] {
             for store in ["memory:", "/srv/hark"] {
                 let refused = parse(&["--store", store, flag]).unwrap_err().to_string();
                 let name = flag.split('=').next().unwrap();
-                assert!(refused.contains(name) && refused.contains(store), "{refused}");
+                assert!(
+                    refused.contains(name) && refused.contains(store),
+                    "{refused}"
+                );
             }
             #[cfg(feature = "cluster")]
             assert!(parse(&["--store=nats://a:4222", flag]).is_ok(), "{flag}");
@@ -302,12 +365,16 @@ mod tests {
             assert_eq!(place(text).unwrap().to_string(), text);
         }
         assert_eq!(place("memory:").unwrap(), StorePlace::Memory);
-        assert_eq!(place("/srv/hark").unwrap(), StorePlace::Folder("/srv/hark".into()));
+        assert_eq!(
+            place("/srv/hark").unwrap(),
+            StorePlace::Folder("/srv/hark".into())
+        );
         #[cfg(not(feature = "cluster"))]
         for url in ["nats://a:4222", "tls://a:4222/team"] {
             let refused = place(url).unwrap_err().to_string();
             assert!(
-                refused.contains("without cluster support") && refused.contains("--features cluster"),
+                refused.contains("without cluster support")
+                    && refused.contains("--features cluster"),
                 "{refused}"
             );
         }

@@ -14,10 +14,20 @@ use crate::front::{Tls, TlsError};
 pub struct TlsArgs {
     /// The server's certificate chain, in PEM. The same port then accepts TLS. SIGHUP reloads
     /// it and its key
-    #[arg(long, env = "HARKD_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    #[arg(
+        long,
+        env = "HARKD_TLS_CERT",
+        value_name = "FILE",
+        requires = "tls_key"
+    )]
     pub tls_cert: Option<PathBuf>,
     /// The certificate's private key, in PEM. It must not be world-readable
-    #[arg(long, env = "HARKD_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    #[arg(
+        long,
+        env = "HARKD_TLS_KEY",
+        value_name = "FILE",
+        requires = "tls_cert"
+    )]
     pub tls_key: Option<PathBuf>,
     /// Refuse connections without TLS [default: if there is a certificate and the address is not
     /// the loopback]
@@ -84,7 +94,9 @@ impl TlsArgs {
     /// # Errors
     /// As [`Tls::read`].
     pub fn read(&self) -> Result<Option<Tls>, TlsError> {
-        let (Some(certificate), Some(key)) = (&self.tls_cert, &self.tls_key) else { return Ok(None) };
+        let (Some(certificate), Some(key)) = (&self.tls_cert, &self.tls_key) else {
+            return Ok(None);
+        };
         Tls::read(certificate.clone(), key.clone()).map(Some)
     }
 
@@ -107,28 +119,44 @@ mod tests {
     use crate::config::{Cli, ServeArgs, TlsArgsError};
 
     fn flags(words: &[&str]) -> ServeArgs {
-        Cli::try_parse_from([&["harkd"], words].concat()).unwrap().serve
+        Cli::try_parse_from([&["harkd"], words].concat())
+            .unwrap()
+            .serve
     }
 
     #[track_caller]
     fn check(listen: &str, words: &[&str], expected: Option<&str>) {
         let (listen, flags) = (listen.parse().unwrap(), flags(words));
         let refusal = flags.tls.check(listen, flags.require_password).err();
-        assert_eq!(refusal.map(|refusal| refusal.to_string()).as_deref(), expected, "{listen} {words:?}");
+        assert_eq!(
+            refusal.map(|refusal| refusal.to_string()).as_deref(),
+            expected,
+            "{listen} {words:?}"
+        );
     }
 
     const TLS: &[&str] = &["--tls-cert=c", "--tls-key=k"];
 
     #[test]
     fn loopback_needs_no_confirmation() {
-        for listen in ["127.0.0.1:3000", "127.9.9.9:0", "[::1]:3000", "[::ffff:127.0.0.1]:1"] {
+        for listen in [
+            "127.0.0.1:3000",
+            "127.9.9.9:0",
+            "[::1]:3000",
+            "[::ffff:127.0.0.1]:1",
+        ] {
             check(listen, &[], None);
         }
     }
 
     #[test]
     fn refusal_names_all_missing_flags() {
-        for listen in ["0.0.0.0:3000", "[::]:3000", "192.168.1.2:3000", "[::ffff:10.0.0.1]:3000"] {
+        for listen in [
+            "0.0.0.0:3000",
+            "[::]:3000",
+            "192.168.1.2:3000",
+            "[::ffff:10.0.0.1]:3000",
+        ] {
             let both = format!(
                 "other machines can reach {listen}: add --tls-cert FILE and --tls-key FILE (or \
                  --allow-plaintext), and --require-password (or --allow-open-accounts)"
@@ -144,7 +172,11 @@ mod tests {
             );
             check(listen, &["--allow-plaintext"], Some(&accounts));
             check(listen, TLS, Some(&accounts));
-            check(listen, &["--allow-plaintext", "--allow-open-accounts"], None);
+            check(
+                listen,
+                &["--allow-plaintext", "--allow-open-accounts"],
+                None,
+            );
             check(listen, &[TLS, &["--require-password"]].concat(), None);
         }
     }
@@ -152,21 +184,34 @@ mod tests {
     #[test]
     fn certificate_refuses_plaintext_from_other_machines() {
         let is_tls_only = |listen: &str, words: &[&str]| {
-            flags(&[TLS, words].concat()).tls.is_tls_only(listen.parse().unwrap())
+            flags(&[TLS, words].concat())
+                .tls
+                .is_tls_only(listen.parse().unwrap())
         };
         assert!(is_tls_only("0.0.0.0:1", &[]));
         assert!(!is_tls_only("0.0.0.0:1", &["--allow-plaintext"]));
         assert!(!is_tls_only("127.0.0.1:1", &[]));
         assert!(is_tls_only("127.0.0.1:1", &["--tls-only"]));
-        assert!(!flags(&["--allow-plaintext"]).tls.is_tls_only("0.0.0.0:1".parse().unwrap()));
+        assert!(
+            !flags(&["--allow-plaintext"])
+                .tls
+                .is_tls_only("0.0.0.0:1".parse().unwrap())
+        );
     }
 
     #[test]
     fn certificate_needs_a_key_and_opposites_conflict() {
         for words in [&["--tls-cert=c"][..], &["--tls-key=k"]] {
-            assert!(Cli::try_parse_from([&["harkd"], words].concat()).is_err(), "{words:?}");
+            assert!(
+                Cli::try_parse_from([&["harkd"], words].concat()).is_err(),
+                "{words:?}"
+            );
         }
-        let refusal = |words: &[&str]| flags(words).tls.check("127.0.0.1:1".parse().unwrap(), false);
+        let refusal = |words: &[&str]| {
+            flags(words)
+                .tls
+                .check("127.0.0.1:1".parse().unwrap(), false)
+        };
         assert_eq!(refusal(&["--tls-only"]), Err(TlsArgsError::NoCertificate));
         let both = [TLS, &["--tls-only", "--allow-plaintext"]].concat();
         assert_eq!(refusal(&both), Err(TlsArgsError::Contradiction));

@@ -25,5 +25,7 @@ pub(super) async fn close(
         while stream.read(&mut dropped).await? > 0 {}
         Ok(())
     };
-    tokio::time::timeout(DRAIN_TIMEOUT, close).await.unwrap_or(Ok(()))
+    tokio::time::timeout(DRAIN_TIMEOUT, close)
+        .await
+        .unwrap_or(Ok(()))
 }

@@ -65,7 +65,11 @@ impl Fronts {
     /// Returns the fronts of `chat`.
     #[must_use]
     pub fn new(chat: Arc<Chat>, settings: Settings) -> Self {
-        Self { grpc: Grpc::new(&chat, &settings), chat, settings }
+        Self {
+            grpc: Grpc::new(&chat, &settings),
+            chat,
+            settings,
+        }
     }
 
     /// Returns the settings.
@@ -151,7 +155,12 @@ impl Fronts {
             Some(WireProtocol::Wire(framing)) => {
                 let connection = ClientConnection::new(Arc::clone(&self.chat), address, shutdown);
                 let connection = connection.limited_by(self.chat.rate_limiter(address));
-                Ok(Some(Wire::new(stream, framing, connection, self.settings.ack_timeout)))
+                Ok(Some(Wire::new(
+                    stream,
+                    framing,
+                    connection,
+                    self.settings.ack_timeout,
+                )))
             }
             // Boxed, so that other connections do not reserve memory for it.
             Some(WireProtocol::Grpc) => {
@@ -180,14 +189,23 @@ pub async fn refuse(stream: TcpStream, address: IpAddr, refusal: Refusal) -> io:
 }
 
 /// Refuses a connection in the protocol of its first byte.
-async fn refuse_as(stream: TcpStream, first: u8, address: IpAddr, refusal: &Refusal) -> io::Result<()> {
+async fn refuse_as(
+    stream: TcpStream,
+    first: u8,
+    address: IpAddr,
+    refusal: &Refusal,
+) -> io::Result<()> {
     let mut output = BytesMut::new();
     match protocol(first, address, 0) {
         Some(WireProtocol::Wire(mut framing)) => {
             let reply = Reply::NotOk(refusal.clone());
-            framing.encode(None, &reply, &mut output).map_err(io::Error::other)?;
+            framing
+                .encode(None, &reply, &mut output)
+                .map_err(io::Error::other)?;
         }
-        Some(WireProtocol::Grpc) => return Box::pin(grpc::refuse(stream, refusal, REFUSAL_TIMEOUT)).await,
+        Some(WireProtocol::Grpc) => {
+            return Box::pin(grpc::refuse(stream, refusal, REFUSAL_TIMEOUT)).await;
+        }
         None => {}
     }
     drain::close(stream, &mut output).await
@@ -226,8 +244,14 @@ fn delivery(message: &Message) -> Delivery {
 
 /// Completes the handshake and waits for the first byte inside, which stays unread.
 /// Returns `None` if the peer closes before.
-async fn open_tls(tls: &Tls, stream: TcpStream, address: IpAddr) -> io::Result<Option<(tls::Stream, u8)>> {
-    let Some(mut stream) = tls.accept(stream, address).await else { return Ok(None) };
+async fn open_tls(
+    tls: &Tls,
+    stream: TcpStream,
+    address: IpAddr,
+) -> io::Result<Option<(tls::Stream, u8)>> {
+    let Some(mut stream) = tls.accept(stream, address).await else {
+        return Ok(None);
+    };
     let first = stream.fill_buf().await?.first().copied();
     Ok(first.map(|first| (stream, first)))
 }

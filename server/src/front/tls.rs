@@ -117,7 +117,13 @@ impl Tls {
     /// If a file cannot be read, the two do not match, or the key is world-accessible.
     pub fn read(certificate: PathBuf, key: PathBuf) -> Result<Self, TlsError> {
         let current = Mutex::new(Arc::new(read(&certificate, &key)?));
-        Ok(Self { shared: Arc::new(TlsState { certificate, key, current }) })
+        Ok(Self {
+            shared: Arc::new(TlsState {
+                certificate,
+                key,
+                current,
+            }),
+        })
     }
 
     /// Reloads the files for later handshakes. Open connections go on. Blocks while it
@@ -135,8 +141,9 @@ impl Tls {
     /// and logs the reason.
     pub(super) async fn accept(&self, stream: TcpStream, address: IpAddr) -> Option<Stream> {
         let current = Arc::clone(&self.shared.current.lock());
-        let accepting = TlsAcceptor::from(current)
-            .accept_with(stream, |session| session.set_buffer_limit(Some(UNSENT_BYTES_MAX)));
+        let accepting = TlsAcceptor::from(current).accept_with(stream, |session| {
+            session.set_buffer_limit(Some(UNSENT_BYTES_MAX))
+        });
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting).await {
             Ok(Ok(stream)) => Some(Box::new(stream)),
             Ok(Err(error)) => {
@@ -167,36 +174,60 @@ fn read(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, private));
+        .and_then(|builder| {
+            builder
+                .with_no_client_auth()
+                .with_single_cert(chain, private)
+        });
     let mut config = config.map_err(|source| match source {
-        rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
-            TlsError::Mismatch { certificate: certificate.to_owned(), key: key.to_owned() }
-        }
-        source => TlsError::Unusable { certificate: certificate.to_owned(), key: key.to_owned(), source },
+        rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => TlsError::Mismatch {
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+        },
+        source => TlsError::Unusable {
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+            source,
+        },
     })?;
     config.alpn_protocols = vec![ALPN_HTTP_2.to_vec()];
     Ok(config)
 }
 
 fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let text = fs::read(path).map_err(|source| TlsError::Unreadable { path: path.to_owned(), source })?;
+    let text = fs::read(path).map_err(|source| TlsError::Unreadable {
+        path: path.to_owned(),
+        source,
+    })?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     match chain {
         Ok(chain) if chain.is_empty() => Err(TlsError::NoCertificate(path.to_owned())),
         Ok(chain) => Ok(chain),
-        Err(source) => Err(TlsError::NoPem { path: path.to_owned(), source }),
+        Err(source) => Err(TlsError::NoPem {
+            path: path.to_owned(),
+            source,
+        }),
     }
 }
 
 fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let unreadable = |source| TlsError::Unreadable { path: path.to_owned(), source };
+    let unreadable = |source| TlsError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
     let mode = fs::metadata(path).map_err(unreadable)?.permissions().mode() & 0o777;
     if mode & MODE_OTHERS != 0 {
-        return Err(TlsError::OpenKey { path: path.to_owned(), mode });
+        return Err(TlsError::OpenKey {
+            path: path.to_owned(),
+            mode,
+        });
     }
     let text = Zeroizing::new(fs::read(path).map_err(unreadable)?);
     PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {
         pem::Error::NoItemsFound => TlsError::NoKey(path.to_owned()),
-        source => TlsError::NoPem { path: path.to_owned(), source },
+        source => TlsError::NoPem {
+            path: path.to_owned(),
+            source,
+        },
     })
 }

@@ -51,8 +51,18 @@ impl BlockBuilder {
         put_number(&mut payload, before.messages);
         put_number(&mut payload, before.bytes);
         let first = message.position.sequence.0;
-        let tail = Position { sequence: Sequence(first.wrapping_sub(1)), ..before };
-        let mut block = Self { inbox, first, tail, time_ms: 0, sender: None, payload };
+        let tail = Position {
+            sequence: Sequence(first.wrapping_sub(1)),
+            ..before
+        };
+        let mut block = Self {
+            inbox,
+            first,
+            tail,
+            time_ms: 0,
+            sender: None,
+            payload,
+        };
         block.push(message);
         block
     }
@@ -75,7 +85,14 @@ impl BlockBuilder {
     /// Adds the next message of the inbox.
     pub(super) fn push(&mut self, message: &Message) {
         let payload = &mut self.payload;
-        put_number(payload, message.position.sequence.0.wrapping_sub(self.tail.sequence.0));
+        put_number(
+            payload,
+            message
+                .position
+                .sequence
+                .0
+                .wrapping_sub(self.tail.sequence.0),
+        );
         put_number(payload, message.time_ms.wrapping_sub(self.time_ms));
         match &message.sender {
             None => payload.push(0),
@@ -96,13 +113,18 @@ impl BlockBuilder {
     /// Returns the block for the log.
     pub(super) fn finish(self) -> Block {
         let last = self.tail.sequence.0;
-        Block { inbox: self.inbox, first: self.first, last, payload: self.payload.into() }
+        Block {
+            inbox: self.inbox,
+            first: self.first,
+            last,
+            payload: self.payload.into(),
+        }
     }
 }
 
 /// Merges consecutive blocks of one inbox, as far as the blocks take more messages. Gaps
 /// stay as they are.
-#[cfg(any(test, feature = "cluster"))]
+#[cfg(feature = "cluster")]
 pub(crate) fn merge(blocks: &[Block]) -> Result<Vec<Block>, Malformed> {
     let mut merged = Vec::new();
     let mut builder: Option<BlockBuilder> = None;
@@ -146,11 +168,19 @@ impl Gap {
     /// Returns the block that replaces the missing messages.
     pub(crate) fn block(self, inbox: u64) -> Block {
         let mut payload = vec![GAP];
-        put_number(&mut payload, self.end.messages.saturating_sub(self.messages));
+        put_number(
+            &mut payload,
+            self.end.messages.saturating_sub(self.messages),
+        );
         put_number(&mut payload, self.end.bytes.saturating_sub(self.bytes));
         put_number(&mut payload, self.messages);
         put_number(&mut payload, self.bytes);
-        Block { inbox, first: self.first, last: self.end.sequence.0, payload: payload.into() }
+        Block {
+            inbox,
+            first: self.first,
+            last: self.end.sequence.0,
+            payload: payload.into(),
+        }
     }
 }
 
@@ -171,8 +201,18 @@ pub(crate) fn decode(block: &Block) -> Result<BlockContent<'_>, Malformed> {
     match kind {
         MESSAGES if !rest.is_empty() => {
             let sequence = Sequence(block.first.checked_sub(1).ok_or(Malformed)?);
-            let position = Position { sequence, messages, bytes };
-            Ok(BlockContent::Messages(Messages { block, rest, position, time_ms: 0, sender: &[] }))
+            let position = Position {
+                sequence,
+                messages,
+                bytes,
+            };
+            Ok(BlockContent::Messages(Messages {
+                block,
+                rest,
+                position,
+                time_ms: 0,
+                sender: &[],
+            }))
         }
         GAP => {
             let (missing, missing_bytes) = (take_number(&mut rest)?, take_number(&mut rest)?);
@@ -181,8 +221,17 @@ pub(crate) fn decode(block: &Block) -> Result<BlockContent<'_>, Malformed> {
                 messages: messages.checked_add(missing).ok_or(Malformed)?,
                 bytes: bytes.checked_add(missing_bytes).ok_or(Malformed)?,
             };
-            let gap = Gap { first: block.first, end, messages: missing, bytes: missing_bytes };
-            if rest.is_empty() { Ok(BlockContent::Gap(gap)) } else { Err(Malformed) }
+            let gap = Gap {
+                first: block.first,
+                end,
+                messages: missing,
+                bytes: missing_bytes,
+            };
+            if rest.is_empty() {
+                Ok(BlockContent::Gap(gap))
+            } else {
+                Err(Malformed)
+            }
         }
         _ => Err(Malformed),
     }
@@ -201,7 +250,12 @@ pub(crate) fn measure(block: &Block) -> Result<(Position, Position), Malformed> 
             }
             Ok((before, end))
         }
-        BlockContent::Gap(Gap { first, end, messages, bytes }) => {
+        BlockContent::Gap(Gap {
+            first,
+            end,
+            messages,
+            bytes,
+        }) => {
             let before = Position {
                 sequence: Sequence(first.saturating_sub(1)),
                 messages: end.messages.saturating_sub(messages),
@@ -261,7 +315,11 @@ impl<'b> Messages<'b> {
         }
         let text_bytes = take_number(rest)?;
         let text = take_slice(rest, text_bytes)?;
-        let Position { sequence, messages, bytes } = self.position;
+        let Position {
+            sequence,
+            messages,
+            bytes,
+        } = self.position;
         let sequence = sequence.0.checked_add(step).ok_or(Malformed)?;
         self.position = Position {
             sequence: Sequence(sequence),
@@ -273,7 +331,13 @@ impl<'b> Messages<'b> {
             return Err(Malformed);
         }
         let payload = &self.block.payload;
-        Ok(Stored { position: self.position, time_ms: self.time_ms, sender: self.sender, text, payload })
+        Ok(Stored {
+            position: self.position,
+            time_ms: self.time_ms,
+            sender: self.sender,
+            text,
+            payload,
+        })
     }
 }
 
@@ -281,14 +345,20 @@ impl Stored<'_> {
     /// Returns the message. Its text is a slice of the block. If the sender of the
     /// previous message `former` is the same, the name is shared.
     pub(crate) fn message(&self, former: Option<&Arc<Message>>) -> Result<Message, Malformed> {
-        let text = ByteString::try_from(self.payload.slice_ref(self.text)).map_err(|_| Malformed)?;
+        let text =
+            ByteString::try_from(self.payload.slice_ref(self.text)).map_err(|_| Malformed)?;
         let former = former.and_then(|message| message.sender.as_ref());
         let sender = match former {
             _ if self.sender.is_empty() => None,
             Some(former) if former.as_str().as_bytes() == self.sender => Some(former.clone()),
             _ => Some(name(self.sender)?),
         };
-        Ok(Message { position: self.position, sender, time_ms: self.time_ms, text })
+        Ok(Message {
+            position: self.position,
+            sender,
+            time_ms: self.time_ms,
+            text,
+        })
     }
 }
 
@@ -299,7 +369,12 @@ impl Stored<'_> {
 /// If it does not.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn check_any(first: u64, last: u64, payload: &[u8]) {
-    let block = Block { inbox: 7, first, last, payload: Bytes::copy_from_slice(payload) };
+    let block = Block {
+        inbox: 7,
+        first,
+        last,
+        payload: Bytes::copy_from_slice(payload),
+    };
     if let Ok(messages) = decode_all(&block)
         && let Some(first) = messages.first()
     {
@@ -309,7 +384,10 @@ pub(super) fn check_any(first: u64, last: u64, payload: &[u8]) {
             bytes: first.position.bytes - first.text.len() as u64,
         };
         let mut builder = BlockBuilder::new(7, before, first);
-        messages.iter().skip(1).for_each(|message| builder.push(message));
+        messages
+            .iter()
+            .skip(1)
+            .for_each(|message| builder.push(message));
         assert_eq!(decode_all(&builder.finish()), Ok(messages));
     }
     if let Ok(BlockContent::Gap(gap)) = decode(&block) {
@@ -329,7 +407,11 @@ fn decode_all(block: &Block) -> Result<Vec<Message>, Malformed> {
 mod tests {
     use super::*;
 
-    const BEFORE: Position = Position { sequence: Sequence(7), messages: 2, bytes: 40 };
+    const BEFORE: Position = Position {
+        sequence: Sequence(7),
+        messages: 2,
+        bytes: 40,
+    };
 
     /// Messages with these numbers after [`BEFORE`].
     fn messages(of: &[(u64, Option<&str>, &str)]) -> Vec<Message> {
@@ -379,25 +461,50 @@ mod tests {
     #[test]
     fn later_messages_of_one_sender_take_few_bytes() {
         let all = messages(&[(1 << 52, Some("bob"), ""), ((1 << 52) + 1, Some("bob"), "")]);
-        assert_eq!(encode(&all).payload.len() - encode(&all[..1]).payload.len(), 4);
+        assert_eq!(
+            encode(&all).payload.len() - encode(&all[..1]).payload.len(),
+            4
+        );
     }
 
     #[test]
     fn block_under_other_numbers_is_malformed() {
         let block = encode(&messages(&[(8, None, "so"), (9, Some("bob"), "hello")]));
         for last in [7, 8, 10] {
-            assert_eq!(decode_all(&Block { last, ..block.clone() }), Err(Malformed));
+            assert_eq!(
+                decode_all(&Block {
+                    last,
+                    ..block.clone()
+                }),
+                Err(Malformed)
+            );
         }
         for end in 0..block.payload.len() {
             let payload = block.payload.slice(..end);
-            assert_eq!(decode_all(&Block { payload, ..block.clone() }), Err(Malformed), "{end}");
+            assert_eq!(
+                decode_all(&Block {
+                    payload,
+                    ..block.clone()
+                }),
+                Err(Malformed),
+                "{end}"
+            );
         }
     }
 
     #[test]
     fn gap_keeps_the_running_counts() {
-        let end = Position { sequence: Sequence(30), messages: 12, bytes: 340 };
-        let gap = Gap { first: 9, end, messages: 10, bytes: 300 };
+        let end = Position {
+            sequence: Sequence(30),
+            messages: 12,
+            bytes: 340,
+        };
+        let gap = Gap {
+            first: 9,
+            end,
+            messages: 10,
+            bytes: 300,
+        };
         let block = gap.block(7);
         assert_eq!((block.inbox, block.first, block.last), (7, 9, 30));
         assert!(matches!(decode(&block), Ok(BlockContent::Gap(read)) if read == gap));
@@ -406,19 +513,37 @@ mod tests {
     #[test]
     fn merged_blocks_hold_the_same_messages() {
         let long = "x".repeat(PAYLOAD_BYTES_MAX / 2);
-        let of: Vec<_> = (9..20).map(|number| (number, Some("bob"), &*long)).collect();
+        let of: Vec<_> = (9..20)
+            .map(|number| (number, Some("bob"), &*long))
+            .collect();
         let all = messages(&of);
         let single = |at: usize| {
-            let before = if at == 0 { BEFORE } else { all[at - 1].position };
+            let before = if at == 0 {
+                BEFORE
+            } else {
+                all[at - 1].position
+            };
             BlockBuilder::new(7, before, &all[at]).finish()
         };
         let blocks: Vec<_> = (0..all.len()).map(single).collect();
         let merged = merge(&blocks).unwrap();
         assert_eq!(merged.len(), 6);
-        let again: Vec<_> = merged.iter().flat_map(|block| decode_all(block).unwrap()).collect();
+        let again: Vec<_> = merged
+            .iter()
+            .flat_map(|block| decode_all(block).unwrap())
+            .collect();
         assert_eq!(again, all);
-        let gap = Gap { first: 3, end: BEFORE, messages: 1, bytes: 5 }.block(7);
-        assert_eq!(merge(&[gap.clone(), blocks[0].clone()]).unwrap(), [gap, blocks[0].clone()]);
+        let gap = Gap {
+            first: 3,
+            end: BEFORE,
+            messages: 1,
+            bytes: 5,
+        }
+        .block(7);
+        assert_eq!(
+            merge(&[gap.clone(), blocks[0].clone()]).unwrap(),
+            [gap, blocks[0].clone()]
+        );
     }
 
     #[test]

@@ -93,11 +93,18 @@ pub(super) fn take_position(rest: &mut &[u8], base: u64) -> Result<Position, Mal
     let sequence = Sequence(take_near(rest, base)?);
     let messages = take_number(rest)?;
     let bytes = take_number(rest)?;
-    Ok(Position { sequence, messages, bytes })
+    Ok(Position {
+        sequence,
+        messages,
+        bytes,
+    })
 }
 
 pub(super) fn name(bytes: &[u8]) -> Result<UserName, Malformed> {
-    std::str::from_utf8(bytes).map_err(|_| Malformed)?.parse().map_err(|_| Malformed)
+    std::str::from_utf8(bytes)
+        .map_err(|_| Malformed)?
+        .parse()
+        .map_err(|_| Malformed)
 }
 
 #[cfg(test)]
@@ -126,7 +133,10 @@ mod tests {
     fn truncated_and_oversized_numbers_are_refused() {
         assert_eq!(take_number(&mut &[0x80; 3][..]), Err(Malformed));
         assert_eq!(take_number(&mut &[0xff; 11][..]), Err(Malformed));
-        assert_eq!(take_u32(&mut &[0x80, 0x80, 0x80, 0x80, 0x10][..]), Err(Malformed));
+        assert_eq!(
+            take_u32(&mut &[0x80, 0x80, 0x80, 0x80, 0x10][..]),
+            Err(Malformed)
+        );
         assert_eq!(take_text(&mut &[5, b'a'][..]), Err(Malformed));
         assert_eq!(take_fixed(&mut &[0; 7][..]), Err(Malformed));
     }

@@ -63,7 +63,7 @@ pub(crate) enum AccountChange {
 #[derive(Debug)]
 pub(crate) struct Delivery {
     /// The inbox, by the incarnation of its account.
-    #[cfg(any(test, feature = "cluster"))]
+    #[cfg(feature = "cluster")]
     pub(crate) inbox: u64,
     /// The subscription.
     pub(crate) publisher: Publisher,
@@ -85,7 +85,11 @@ pub(crate) struct SubscriptionEnd {
 impl Changes {
     /// Begins a frame. `counter` is the last assigned number.
     pub(super) fn begin(&mut self, time_ms: u64, running: Duration, counter: u64) {
-        self.clock = Clock { time_ms, running, counter };
+        self.clock = Clock {
+            time_ms,
+            running,
+            counter,
+        };
         self.records.clear();
         self.records.extend_from_slice(&self.clock.encode());
         self.is_full = false;
@@ -102,7 +106,9 @@ impl Changes {
     pub(super) fn record_outcome(&mut self, slot: u32, id: u32, outcome: Outcome) {
         match &mut self.outcomes {
             Some((of, run))
-                if *of == slot && run.length < RUN_LENGTH_MAX && run.is_continued_by(id, outcome) =>
+                if *of == slot
+                    && run.length < RUN_LENGTH_MAX
+                    && run.is_continued_by(id, outcome) =>
             {
                 run.length += 1;
             }
@@ -121,7 +127,9 @@ impl Changes {
 
     /// Returns the block at `at` if it belongs to this inbox.
     pub(super) fn block_of(&mut self, inbox: u64, at: u32) -> Option<&mut BlockBuilder> {
-        self.blocks.get_mut(at as usize).filter(|block| block.inbox() == inbox)
+        self.blocks
+            .get_mut(at as usize)
+            .filter(|block| block.inbox() == inbox)
     }
 
     /// Adds a block and returns its index.
@@ -163,20 +171,33 @@ impl Changes {
         }
         let records = std::mem::take(&mut self.records);
         let blocks = self.blocks.drain(..).map(BlockBuilder::finish).collect();
-        Frame { records, blocks, checkpoint: None }
+        Frame {
+            records,
+            blocks,
+            checkpoint: None,
+        }
     }
 }
 
 impl Effects {
     /// Ends a subscription when the frame is durable.
     pub(super) fn end(&mut self, account: &Account, publisher: Publisher, end: End) {
-        self.ends.push(SubscriptionEnd { account: account.clone(), publisher, end });
+        self.ends.push(SubscriptionEnd {
+            account: account.clone(),
+            publisher,
+            end,
+        });
     }
 
     /// Publishes messages and ends of subscriptions, in any order: an end drops all
     /// messages of its subscription.
     pub(crate) fn publish(&mut self) {
-        for Delivery { publisher, messages, .. } in self.deliveries.drain(..) {
+        for Delivery {
+            publisher,
+            messages,
+            ..
+        } in self.deliveries.drain(..)
+        {
             publisher.appended(messages);
         }
         for SubscriptionEnd { publisher, end, .. } in self.ends.drain(..) {
@@ -186,7 +207,15 @@ impl Effects {
 
     /// Clears all changes but keeps the memory.
     pub(crate) fn clear(&mut self) {
-        let Self { is_awaited, is_reserving, ended, cursors, accounts, deliveries, ends } = self;
+        let Self {
+            is_awaited,
+            is_reserving,
+            ended,
+            cursors,
+            accounts,
+            deliveries,
+            ends,
+        } = self;
         (*is_awaited, *is_reserving) = (false, false);
         ended.clear();
         cursors.clear();

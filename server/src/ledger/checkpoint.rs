@@ -65,8 +65,14 @@ impl Checkpoint {
             let records = sessions.map(|session| (session.slot, Record::Session(session)));
             self.take(records, bytes_max, changes, Stage::Complete);
         }
-        let part = CheckpointPart { is_first, is_last: self.is_complete() };
-        Frame { checkpoint: Some(part), ..changes.take_whole_frame(ledger.time_ms) }
+        let part = CheckpointPart {
+            is_first,
+            is_last: self.is_complete(),
+        };
+        Frame {
+            checkpoint: Some(part),
+            ..changes.take_whole_frame(ledger.time_ms)
+        }
     }
 
     fn take(

@@ -22,7 +22,11 @@ pub(crate) struct OutcomeRun {
 impl OutcomeRun {
     /// Returns a run of one id.
     pub(crate) const fn of(id: u32, outcome: Outcome) -> Self {
-        Self { first: id, length: 1, outcome }
+        Self {
+            first: id,
+            length: 1,
+            outcome,
+        }
     }
 
     /// Returns the id after the last one.
@@ -38,9 +42,9 @@ impl OutcomeRun {
     /// Returns the outcome of an id that is in this run, or of one that continues it.
     pub(crate) fn outcome_of(self, id: u32) -> Outcome {
         match self.outcome {
-            Outcome::Stored(Sequence(number)) => {
-                Outcome::Stored(Sequence(number.wrapping_add(u64::from(id.wrapping_sub(self.first)))))
-            }
+            Outcome::Stored(Sequence(number)) => Outcome::Stored(Sequence(
+                number.wrapping_add(u64::from(id.wrapping_sub(self.first))),
+            )),
             refused @ Outcome::Refused(_) => refused,
         }
     }
@@ -49,7 +53,11 @@ impl OutcomeRun {
     fn without(self, ids: u32) -> Option<Self> {
         let first = self.first.wrapping_add(ids);
         let length = self.length.checked_sub(ids).filter(|length| *length > 0)?;
-        Some(Self { first, length, outcome: self.outcome_of(first) })
+        Some(Self {
+            first,
+            length,
+            outcome: self.outcome_of(first),
+        })
     }
 
     /// Returns whether `id` with this outcome directly continues the run.
@@ -102,7 +110,11 @@ impl DedupTable {
     }
 
     fn of(highest: u32, remembered: u32, runs: Vec<OutcomeRun>) -> Self {
-        let mut table = Self { highest, remembered, ..Self::default() };
+        let mut table = Self {
+            highest,
+            remembered,
+            ..Self::default()
+        };
         runs.into_iter().for_each(|run| table.push(run));
         table
     }
@@ -257,7 +269,9 @@ impl PackedRuns {
     fn forget_oldest(&mut self) -> bool {
         let mut rest = self.bytes.get(self.start..).unwrap_or_default();
         let mut end = self.before;
-        let Some(run) = end.take(&mut rest) else { return false };
+        let Some(run) = end.take(&mut rest) else {
+            return false;
+        };
         self.forgotten += 1;
         if self.forgotten == run.length {
             self.start = self.bytes.len() - rest.len();
@@ -296,7 +310,11 @@ impl RunEnd {
             None => Outcome::Stored(Sequence(take_near(rest, self.number).ok()?)),
             Some(place) => Outcome::Refused(*Code::ALL.get(usize::from(place))?),
         };
-        let run = OutcomeRun { first: (self.id + skipped) as u32, length: length as u32, outcome };
+        let run = OutcomeRun {
+            first: (self.id + skipped) as u32,
+            length: length as u32,
+            outcome,
+        };
         self.pass(run);
         Some(run)
     }
@@ -311,7 +329,10 @@ impl RunEnd {
 
 /// Returns 1 + the index of a code. New codes are added at the end.
 fn place_of(code: Code) -> u8 {
-    1 + Code::ALL.iter().position(|known| *known == code).unwrap_or(0) as u8
+    1 + Code::ALL
+        .iter()
+        .position(|known| *known == code)
+        .unwrap_or(0) as u8
 }
 
 #[cfg(test)]
@@ -371,7 +392,13 @@ mod tests {
 
     #[test]
     fn order_of_arrival_does_not_change_the_table() {
-        let outcome = |id| if id % 10 == 0 { FULL } else { stored(5000 + u64::from(id)) };
+        let outcome = |id| {
+            if id % 10 == 0 {
+                FULL
+            } else {
+                stored(5000 + u64::from(id))
+            }
+        };
         let mut in_order = DedupTable::default();
         (1..=1024).for_each(|id| in_order.record(id, outcome(id)));
         for step in [3, 7, 1023] {
@@ -401,13 +428,20 @@ mod tests {
     fn alternating_outcomes_take_few_bytes() {
         let mut table = DedupTable::default();
         for id in 1..=5000 {
-            let outcome = if id % 2 == 0 { FULL } else { stored((1 << 50) | (u64::from(id) * 37)) };
+            let outcome = if id % 2 == 0 {
+                FULL
+            } else {
+                stored((1 << 50) | (u64::from(id) * 37))
+            };
             table.record(id, outcome);
             assert_eq!(table.look_up(id), Known::Decided(outcome));
         }
         assert_eq!(table.runs().count(), OUTCOMES_REMEMBERED);
         assert!(table.heap_bytes() < 2500, "{}", table.heap_bytes());
-        assert_eq!(DedupTable::from_runs(5000, table.runs().collect()), Some(table));
+        assert_eq!(
+            DedupTable::from_runs(5000, table.runs().collect()),
+            Some(table)
+        );
     }
 
     #[test]
@@ -421,7 +455,11 @@ mod tests {
 
     #[test]
     fn overlapping_and_excessive_runs_are_refused() {
-        let run = |first, length| OutcomeRun { first, length, outcome: FULL };
+        let run = |first, length| OutcomeRun {
+            first,
+            length,
+            outcome: FULL,
+        };
         assert!(DedupTable::from_runs(9, vec![run(1, 3), run(4, 6)]).is_some());
         assert!(DedupTable::from_runs(9, vec![run(1, 3), run(3, 1)]).is_none());
         assert!(DedupTable::from_runs(9, vec![run(0, 1)]).is_none());

@@ -4,15 +4,21 @@
 
 use super::{Limits, Replay, block, record};
 
-const LIMITS: Limits =
-    Limits { accounts_max: 100, sessions_max: 100, queued_messages_max: 100, queued_bytes_max: 100 };
+const LIMITS: Limits = Limits {
+    accounts_max: 100,
+    sessions_max: 100,
+    queued_messages_max: 100,
+    queued_bytes_max: 100,
+};
 
 /// Decodes the bytes as the records of a frame, or as the messages of a block.
 ///
 /// # Panics
 /// If encoding does not reproduce the decoded bytes, or two replays differ.
 pub fn records(data: &[u8]) {
-    let [what, first, last, bytes @ ..] = data else { return };
+    let [what, first, last, bytes @ ..] = data else {
+        return;
+    };
     if what % 2 == 0 {
         block::check_any(u64::from(*first), u64::from(*last), bytes);
         return;

@@ -36,7 +36,16 @@ impl Ledger {
             return Created::TooMany;
         }
         self.skip_number(cursor.0, changes);
-        self.insert(name, password, Position { sequence: cursor, messages: 0, bytes: 0 }, changes)
+        self.insert(
+            name,
+            password,
+            Position {
+                sequence: cursor,
+                messages: 0,
+                bytes: 0,
+            },
+            changes,
+        )
     }
 
     /// Stores a message under its own number. Its counts continue those of the inbox. No
@@ -47,7 +56,9 @@ impl Ledger {
         message: Message,
         changes: &mut Changes,
     ) -> Imported {
-        let Some(inbox) = self.inboxes.by_name(to) else { return Imported::NoSuchUser };
+        let Some(inbox) = self.inboxes.by_name(to) else {
+            return Imported::NoSuchUser;
+        };
         let sequence = message.position.sequence;
         if sequence <= inbox.cursor.sequence || sequence == inbox.tail.sequence {
             return Imported::Known;
@@ -61,7 +72,13 @@ impl Ledger {
             bytes: inbox.tail.bytes + message.text.len() as u64,
         };
         self.time_ms = self.time_ms.max(message.time_ms);
-        inbox.push(Message { position, ..message }, changes);
+        inbox.push(
+            Message {
+                position,
+                ..message
+            },
+            changes,
+        );
         changes.effects.is_awaited = true;
         self.skip_number(sequence.0, changes);
         Imported::Stored

@@ -55,7 +55,9 @@ impl Inboxes {
     }
 
     fn slot(&self, name: &UserName) -> Option<u32> {
-        let found = self.by_name.find(self.hasher.hash_one(name), |slot| is_of(&self.inboxes, *slot, name));
+        let found = self.by_name.find(self.hasher.hash_one(name), |slot| {
+            is_of(&self.inboxes, *slot, name)
+        });
         found.copied()
     }
 
@@ -66,27 +68,41 @@ impl Inboxes {
 
     /// Returns the inbox of an account that has not ended.
     pub(super) fn get_mut(&mut self, account: &Account) -> Option<&mut Inbox> {
-        self.by_name(&account.name).filter(|inbox| inbox.account.incarnation == account.incarnation)
+        self.by_name(&account.name)
+            .filter(|inbox| inbox.account.incarnation == account.incarnation)
     }
 
     /// Returns whether an account has not ended.
     pub(super) fn is_alive(&self, account: &Account) -> bool {
-        self.get(&account.name).is_some_and(|inbox| inbox.account.incarnation == account.incarnation)
+        self.get(&account.name)
+            .is_some_and(|inbox| inbox.account.incarnation == account.incarnation)
     }
 
     /// Adds an inbox with a new name. Returns its slot, or `None` if all 2³² are in use.
     pub(super) fn insert(&mut self, inbox: Inbox) -> Option<u32> {
-        let Self { inboxes, by_name, hasher } = self;
+        let Self {
+            inboxes,
+            by_name,
+            hasher,
+        } = self;
         let hash = hasher.hash_one(&inbox.account.name);
         let slot = inboxes.insert(inbox).ok()?;
-        let rehash = |slot: &u32| inboxes.get(*slot).map_or(0, |inbox| hasher.hash_one(&inbox.account.name));
+        let rehash = |slot: &u32| {
+            inboxes
+                .get(*slot)
+                .map_or(0, |inbox| hasher.hash_one(&inbox.account.name))
+        };
         by_name.insert_unique(hash, slot, rehash);
         Some(slot)
     }
 
     /// Removes the inbox of a name.
     pub(super) fn remove(&mut self, name: &UserName) -> Option<Inbox> {
-        let Self { inboxes, by_name, hasher } = self;
+        let Self {
+            inboxes,
+            by_name,
+            hasher,
+        } = self;
         let found = by_name.find_entry(hasher.hash_one(name), |slot| is_of(inboxes, *slot, name));
         let (slot, _) = found.ok()?.remove();
         inboxes.remove(slot)
@@ -110,15 +126,31 @@ impl Inboxes {
 
 /// Returns whether the inbox in a slot has this name.
 fn is_of(inboxes: &Slots<Inbox>, slot: u32, name: &UserName) -> bool {
-    inboxes.get(slot).is_some_and(|inbox| inbox.account.name == *name)
+    inboxes
+        .get(slot)
+        .is_some_and(|inbox| inbox.account.name == *name)
 }
 
 impl Inbox {
     /// Creates an inbox from its record.
     pub(super) fn new(record: AccountRecord) -> Self {
-        let AccountRecord { name, incarnation, password, cursor, tail } = record;
+        let AccountRecord {
+            name,
+            incarnation,
+            password,
+            cursor,
+            tail,
+        } = record;
         let account = Account { name, incarnation };
-        Self { account, password, cursor, tail, publisher: None, block_at: 0, delivery_at: 0 }
+        Self {
+            account,
+            password,
+            cursor,
+            tail,
+            publisher: None,
+            block_at: 0,
+            delivery_at: 0,
+        }
     }
 
     /// Returns the record of the inbox.
@@ -134,13 +166,19 @@ impl Inbox {
 
     /// Returns the account, for the directory.
     pub(super) fn entry(&self) -> AccountEntry {
-        AccountEntry { account: self.account.clone(), password: self.password.clone() }
+        AccountEntry {
+            account: self.account.clone(),
+            password: self.password.clone(),
+        }
     }
 
     /// Writes the account.
     pub(super) fn write(&self, changes: &mut Changes) {
         changes.record(&Record::Account(self.record()));
-        changes.effects.accounts.push(AccountChange::Present(self.entry()));
+        changes
+            .effects
+            .accounts
+            .push(AccountChange::Present(self.entry()));
         changes.effects.is_awaited = true;
     }
 
@@ -166,7 +204,9 @@ impl Inbox {
     fn deliver(&mut self, message: Message, changes: &mut Changes) {
         self.tail = message.position;
         self.publisher.take_if(|publisher| publisher.is_ended());
-        let Some(publisher) = &self.publisher else { return };
+        let Some(publisher) = &self.publisher else {
+            return;
+        };
         let deliveries = &mut changes.effects.deliveries;
         match deliveries.get_mut(self.delivery_at as usize) {
             Some(delivery) if delivery.publisher.is_same(publisher) => {
@@ -176,7 +216,7 @@ impl Inbox {
                 self.delivery_at = deliveries.len() as u32;
                 let publisher = publisher.clone();
                 deliveries.push(Delivery {
-                    #[cfg(any(test, feature = "cluster"))]
+                    #[cfg(feature = "cluster")]
                     inbox: self.account.incarnation,
                     publisher,
                     messages: vec![Arc::new(message)],

@@ -45,11 +45,11 @@ use self::record::{AccountRecord, Record};
 use self::sessions::Sessions;
 use crate::log::Frame;
 use crate::store::{
-    Account, AccountEntry, Append, Created, End, Message, Outcome, PasswordHash, Position, Publisher,
-    Subscription, Unavailable,
+    Account, AccountEntry, Append, Created, End, Message, Outcome, PasswordHash, Position,
+    Publisher, Subscription, Unavailable,
 };
 
-#[cfg(any(test, feature = "cluster"))]
+#[cfg(feature = "cluster")]
 pub(crate) use self::block::merge;
 pub(crate) use self::block::{BlockContent, Gap, decode, measure};
 pub(crate) use self::bytes::Malformed;
@@ -57,7 +57,7 @@ pub(crate) use self::changes::{AccountChange, Changes, SubscriptionEnd};
 pub(crate) use self::checkpoint::Checkpoint;
 pub(crate) use self::dedup::Known;
 pub(crate) use self::import::Imported;
-#[cfg(any(test, feature = "cluster"))]
+#[cfg(feature = "cluster")]
 pub(crate) use self::numbers::NUMBERS_PER_SECOND_BITS;
 pub use self::numbers::{COUNTER_MAX, WrongClock};
 pub(crate) use self::numbers::{counter_at, until_next_second};
@@ -117,7 +117,7 @@ impl Ledger {
 
     /// From now on trusts the named senders: their accounts may be in another shard,
     /// whose owner has checked them.
-    #[cfg(any(test, feature = "cluster"))]
+    #[cfg(feature = "cluster")]
     pub(crate) const fn vouch_for_senders(&mut self) {
         self.are_senders_vouched_for = true;
     }
@@ -154,7 +154,7 @@ impl Ledger {
     }
 
     /// Returns a frame without changes, outside of any other frame.
-    #[cfg(any(test, feature = "cluster"))]
+    #[cfg(feature = "cluster")]
     pub(crate) fn empty_frame(&self, changes: &mut Changes) -> Frame {
         changes.begin(self.time_ms, self.running, self.numbers.last());
         changes.take_whole_frame(self.time_ms)
@@ -184,9 +184,17 @@ impl Ledger {
         changes: &mut Changes,
     ) -> Created {
         let incarnation = self.next_number(changes);
-        let record = AccountRecord { name: name.clone(), incarnation, password, cursor, tail: cursor };
+        let record = AccountRecord {
+            name: name.clone(),
+            incarnation,
+            password,
+            cursor,
+            tail: cursor,
+        };
         let slot = self.inboxes.insert(Inbox::new(record));
-        let Some(inbox) = slot.and_then(|slot| self.inboxes.at(slot)) else { return Created::TooMany };
+        let Some(inbox) = slot.and_then(|slot| self.inboxes.at(slot)) else {
+            return Created::TooMany;
+        };
         inbox.write(changes);
         Created::Created
     }
@@ -200,7 +208,9 @@ impl Ledger {
         changes: &mut Changes,
     ) -> bool {
         let inbox = self.inboxes.get_mut(account);
-        let Some(inbox) = inbox.filter(|inbox| inbox.password.as_ref() == old) else { return false };
+        let Some(inbox) = inbox.filter(|inbox| inbox.password.as_ref() == old) else {
+            return false;
+        };
         inbox.password = Some(new);
         inbox.write(changes);
         true
@@ -211,10 +221,14 @@ impl Ledger {
         if !self.inboxes.is_alive(account) {
             return false;
         }
-        let Some(inbox) = self.inboxes.remove(&account.name) else { return false };
+        let Some(inbox) = self.inboxes.remove(&account.name) else {
+            return false;
+        };
         changes.record(&Record::AccountEnd(account.incarnation));
         let effects = &mut changes.effects;
-        effects.accounts.push(AccountChange::Ended(account.name.clone()));
+        effects
+            .accounts
+            .push(AccountChange::Ended(account.name.clone()));
         effects.ended.push(account.incarnation);
         effects.is_awaited = true;
         if let Some(publisher) = inbox.publisher {
@@ -235,31 +249,42 @@ impl Ledger {
         if append.fence.is_closed() {
             return Err(Unavailable);
         }
-        let Some(send) = append.send_id.take() else { return Ok(self.decide(append, context, changes)) };
+        let Some(send) = append.send_id.take() else {
+            return Ok(self.decide(append, context, changes));
+        };
         let (id, now) = (send.id.value(), context.running);
-        Ok(match self.sessions.look_up(&send.session, id, send.from, now) {
-            None => Outcome::Refused(Code::TooMany),
-            Some((_, Known::Decided(outcome))) => outcome,
-            Some((_, Known::Skipped)) if send.in_order => Outcome::Refused(Code::BadRequest),
-            Some((_, Known::Expired)) => Outcome::Refused(Code::BadRequest),
-            Some((slot, Known::New | Known::Skipped)) => {
-                let outcome = self.decide(append, context, changes);
-                if outcome != Outcome::Refused(Code::NoSpace) {
-                    for run in self.sessions.take_deferred(slot, id) {
-                        for deferred in run.ids() {
-                            self.remember(slot, deferred, run.outcome, now, changes);
+        Ok(
+            match self.sessions.look_up(&send.session, id, send.from, now) {
+                None => Outcome::Refused(Code::TooMany),
+                Some((_, Known::Decided(outcome))) => outcome,
+                Some((_, Known::Skipped)) if send.in_order => Outcome::Refused(Code::BadRequest),
+                Some((_, Known::Expired)) => Outcome::Refused(Code::BadRequest),
+                Some((slot, Known::New | Known::Skipped)) => {
+                    let outcome = self.decide(append, context, changes);
+                    if outcome != Outcome::Refused(Code::NoSpace) {
+                        for run in self.sessions.take_deferred(slot, id) {
+                            for deferred in run.ids() {
+                                self.remember(slot, deferred, run.outcome, now, changes);
+                            }
                         }
+                        self.remember(slot, id, outcome, now, changes);
+                    } else if send.in_order {
+                        self.sessions.defer(slot, id, outcome);
                     }
-                    self.remember(slot, id, outcome, now, changes);
-                } else if send.in_order {
-                    self.sessions.defer(slot, id, outcome);
+                    outcome
                 }
-                outcome
-            }
-        })
+            },
+        )
     }
 
-    fn remember(&mut self, slot: u32, id: u32, outcome: Outcome, now: Duration, changes: &mut Changes) {
+    fn remember(
+        &mut self,
+        slot: u32,
+        id: u32,
+        outcome: Outcome,
+        now: Duration,
+        changes: &mut Changes,
+    ) {
         if let Some(session) = self.sessions.record(slot, id, outcome, now) {
             changes.record(&Record::Session(session));
         }
@@ -268,7 +293,8 @@ impl Ledger {
     }
 
     fn decide(&mut self, append: &mut Append, context: Context, changes: &mut Changes) -> Outcome {
-        self.store(append, context, changes).map_or_else(Outcome::Refused, Outcome::Stored)
+        self.store(append, context, changes)
+            .map_or_else(Outcome::Refused, Outcome::Stored)
     }
 
     /// Stores a message and takes its text, unless a rule forbids it.
@@ -282,7 +308,10 @@ impl Ledger {
             return Err(code);
         }
         let is_vouched_for = self.are_senders_vouched_for;
-        let sender = append.sender.take().filter(|sender| is_vouched_for || self.inboxes.is_alive(sender));
+        let sender = append
+            .sender
+            .take()
+            .filter(|sender| is_vouched_for || self.inboxes.is_alive(sender));
         let inbox = self.inboxes.by_name(&append.to).ok_or(Code::NoSuchUser)?;
         if sender.is_none() && !append.from_nobody {
             return Err(Code::Denied);
@@ -297,11 +326,25 @@ impl Ledger {
             return Err(Code::NoSpace);
         }
         let sequence = Sequence(next_number(&mut self.numbers, changes));
-        let position =
-            Position { sequence, messages: inbox.tail.messages + 1, bytes: inbox.tail.bytes + bytes };
+        let position = Position {
+            sequence,
+            messages: inbox.tail.messages + 1,
+            bytes: inbox.tail.bytes + bytes,
+        };
         self.time_ms = self.time_ms.max(append.time_ms);
-        let (sender, text) = (sender.map(|sender| sender.name), std::mem::take(&mut append.text));
-        inbox.push(Message { position, sender, time_ms: self.time_ms, text }, changes);
+        let (sender, text) = (
+            sender.map(|sender| sender.name),
+            std::mem::take(&mut append.text),
+        );
+        inbox.push(
+            Message {
+                position,
+                sender,
+                time_ms: self.time_ms,
+                text,
+            },
+            changes,
+        );
         changes.effects.is_awaited = true;
         Ok(sequence)
     }
@@ -315,7 +358,11 @@ impl Ledger {
 
     /// Subscribes to an inbox, and ends its former subscription. Returns `None` if the
     /// account has ended.
-    pub(crate) fn subscribe(&mut self, account: &Account, changes: &mut Changes) -> Option<Subscription> {
+    pub(crate) fn subscribe(
+        &mut self,
+        account: &Account,
+        changes: &mut Changes,
+    ) -> Option<Subscription> {
         let inbox = self.inboxes.get_mut(account)?;
         let (publisher, subscription) =
             Subscription::new(account.clone(), inbox.queued_messages(), inbox.cursor);
@@ -326,16 +373,30 @@ impl Ledger {
     }
 
     /// Forgets all messages up to `position`.
-    pub(crate) fn acknowledge(&mut self, account: &Account, position: Position, changes: &mut Changes) {
-        let Some(inbox) = self.inboxes.get_mut(account) else { return };
+    pub(crate) fn acknowledge(
+        &mut self,
+        account: &Account,
+        position: Position,
+        changes: &mut Changes,
+    ) {
+        let Some(inbox) = self.inboxes.get_mut(account) else {
+            return;
+        };
         // A position from outside must not exceed the end of the inbox.
-        let position = if position.sequence < inbox.tail.sequence { position } else { inbox.tail };
+        let position = if position.sequence < inbox.tail.sequence {
+            position
+        } else {
+            inbox.tail
+        };
         if position.sequence <= inbox.cursor.sequence {
             return;
         }
         inbox.cursor = position;
         changes.record(&Record::Cursor(account.incarnation, position));
-        changes.effects.cursors.push((account.incarnation, position));
+        changes
+            .effects
+            .cursors
+            .push((account.incarnation, position));
     }
 
     /// Adds a connection to a session. Returns whether there is room for the session.
@@ -367,8 +428,18 @@ impl Ledger {
         }
         let mut acks = Vec::new();
         let mut subscriptions = HashMap::new();
-        for Inbox { account, cursor, publisher, .. } in former.inboxes.into_inboxes() {
-            if self.inboxes.get_mut(&account).is_some_and(|inbox| inbox.cursor.sequence < cursor.sequence) {
+        for Inbox {
+            account,
+            cursor,
+            publisher,
+            ..
+        } in former.inboxes.into_inboxes()
+        {
+            if self
+                .inboxes
+                .get_mut(&account)
+                .is_some_and(|inbox| inbox.cursor.sequence < cursor.sequence)
+            {
                 acks.push((account.clone(), cursor));
             }
             if let Some(publisher) = publisher {
@@ -389,14 +460,14 @@ impl Ledger {
     }
 
     /// Looks up an account.
-    #[cfg(any(test, feature = "cluster"))]
+    #[cfg(feature = "cluster")]
     pub(crate) fn account(&self, name: &UserName) -> Option<AccountEntry> {
         self.inboxes.get(name).map(Inbox::entry)
     }
 
     /// Returns the cursor and the last position of an inbox; `None` if its account has
     /// ended.
-    #[cfg(any(test, feature = "cluster"))]
+    #[cfg(feature = "cluster")]
     pub(crate) fn positions(&self, account: &Account) -> Option<(Position, Position)> {
         let inbox = self.inboxes.get(&account.name);
         let inbox = inbox.filter(|inbox| inbox.account.incarnation == account.incarnation)?;
@@ -410,7 +481,9 @@ impl Ledger {
 
     /// Returns the accounts with the cursors and the last positions of their inboxes.
     pub(crate) fn inboxes(&self) -> impl Iterator<Item = (AccountEntry, Position, Position)> {
-        self.inboxes.iter_from(0).map(|(_, inbox)| (inbox.entry(), inbox.cursor, inbox.tail))
+        self.inboxes
+            .iter_from(0)
+            .map(|(_, inbox)| (inbox.entry(), inbox.cursor, inbox.tail))
     }
 
     /// Moves the last position of an inbox to a later one.

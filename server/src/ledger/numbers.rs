@@ -41,11 +41,17 @@ pub struct WrongClock {
 /// [`WrongClock`] if the time is before the release of this version or over 20 years
 /// after it.
 pub(crate) fn counter_at(time: SystemTime) -> Result<u64, WrongClock> {
-    let unix_seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let unix_seconds = time
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
     if !(RELEASED..=RELEASED + CLOCK_AHEAD_MAX).contains(&unix_seconds) {
         return Err(WrongClock { unix_seconds });
     }
-    let nanos = time.duration_since(UNIX_EPOCH).unwrap_or_default().subsec_nanos();
+    let nanos = time
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .subsec_nanos();
     let within_second = (u64::from(nanos) << NUMBERS_PER_SECOND_BITS) / 1_000_000_000;
     Ok((unix_seconds << NUMBERS_PER_SECOND_BITS) + within_second)
 }
@@ -68,7 +74,10 @@ pub(super) struct Numbers {
 impl Numbers {
     /// Returns a counter that begins after `last`, with nothing reserved.
     pub(super) const fn after(last: u64) -> Self {
-        Self { last, reserved: last }
+        Self {
+            last,
+            reserved: last,
+        }
     }
 
     /// Returns the last assigned number.
@@ -135,7 +144,10 @@ mod tests {
     fn next_full_second_is_at_most_a_second_away() {
         for nanos in [0, 1, 999_999_999] {
             let time = UNIX_EPOCH + Duration::new(5, nanos);
-            assert_eq!(time + until_next_second(time), UNIX_EPOCH + Duration::from_secs(6));
+            assert_eq!(
+                time + until_next_second(time),
+                UNIX_EPOCH + Duration::from_secs(6)
+            );
         }
     }
 

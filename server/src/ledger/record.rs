@@ -26,8 +26,8 @@ use hark_protocol::limits::OUTCOMES_REMEMBERED;
 use hark_protocol::{Code, Sequence, SessionToken, UserName};
 
 use super::bytes::{
-    Malformed, name, put_near, put_number, put_position, put_text, take_byte, take_fixed, take_near,
-    take_number, take_position, take_slice, take_text, take_u32,
+    Malformed, name, put_near, put_number, put_position, put_text, take_byte, take_fixed,
+    take_near, take_number, take_position, take_slice, take_text, take_u32,
 };
 use super::dedup::{DedupTable, OutcomeRun};
 use crate::store::{Outcome, PasswordHash, Position};
@@ -179,7 +179,13 @@ impl AccountRecord {
         let password = (!phc.is_empty()).then(|| PasswordHash::new(phc));
         let cursor = take_position(rest, counter)?;
         let tail = take_position(rest, counter)?;
-        Ok(Self { name, incarnation, password, cursor, tail })
+        Ok(Self {
+            name,
+            incarnation,
+            password,
+            cursor,
+            tail,
+        })
     }
 }
 
@@ -202,7 +208,12 @@ impl SessionRecord {
         let count = take_number(rest)?;
         let runs: Result<_, _> = (0..count).map(|_| take_run(rest, counter)).collect();
         let table = DedupTable::from_runs(highest, runs?).ok_or(Malformed)?;
-        Ok(Self { slot, token, used, table })
+        Ok(Self {
+            slot,
+            token,
+            used,
+            table,
+        })
     }
 }
 
@@ -216,7 +227,10 @@ pub(super) struct Records<'r> {
 impl<'r> Records<'r> {
     /// Returns the records in these bytes.
     pub(super) const fn new(records: &'r [u8]) -> Self {
-        Self { rest: records, counter: 0 }
+        Self {
+            rest: records,
+            counter: 0,
+        }
     }
 
     fn take(&mut self) -> Result<Record, Malformed> {
@@ -226,7 +240,11 @@ impl<'r> Records<'r> {
                 let (time_ms, running_ms) = (take_fixed(rest)?, take_fixed(rest)?);
                 self.counter = take_fixed(rest)?;
                 let running = Duration::from_millis(running_ms);
-                Record::Clock(Clock { time_ms, running, counter: self.counter })
+                Record::Clock(Clock {
+                    time_ms,
+                    running,
+                    counter: self.counter,
+                })
             }
             kind::COUNTER => Record::Counter(take_number(rest)?),
             kind::ACCOUNT => Record::Account(AccountRecord::take(rest, self.counter)?),
@@ -257,7 +275,13 @@ impl Iterator for Records<'_> {
 }
 
 fn take_slot(rest: &mut &[u8]) -> Result<u32, Malformed> {
-    take_u32(rest).and_then(|slot| if slot <= SESSION_SLOT_MAX { Ok(slot) } else { Err(Malformed) })
+    take_u32(rest).and_then(|slot| {
+        if slot <= SESSION_SLOT_MAX {
+            Ok(slot)
+        } else {
+            Err(Malformed)
+        }
+    })
 }
 
 fn put_run(to: &mut Vec<u8>, counter: u64, run: OutcomeRun) {
@@ -270,7 +294,12 @@ fn put_run(to: &mut Vec<u8>, counter: u64, run: OutcomeRun) {
         }
         // New codes are added at the end.
         Outcome::Refused(code) => {
-            to.push(1 + Code::ALL.iter().position(|known| *known == code).unwrap_or(0) as u8);
+            to.push(
+                1 + Code::ALL
+                    .iter()
+                    .position(|known| *known == code)
+                    .unwrap_or(0) as u8,
+            );
         }
     }
 }
@@ -283,7 +312,11 @@ fn take_run(rest: &mut &[u8], counter: u64) -> Result<OutcomeRun, Malformed> {
     };
     let fits = length > 0 && length as usize <= OUTCOMES_REMEMBERED && first > 0;
     if fits && first.checked_add(length - 1).is_some() {
-        Ok(OutcomeRun { first, length, outcome })
+        Ok(OutcomeRun {
+            first,
+            length,
+            outcome,
+        })
     } else {
         Err(Malformed)
     }
@@ -313,7 +346,11 @@ mod tests {
     use super::*;
 
     fn records() -> Vec<Record> {
-        let position = |sequence| Position { sequence: Sequence(sequence), messages: 7, bytes: 1 << 40 };
+        let position = |sequence| Position {
+            sequence: Sequence(sequence),
+            messages: 7,
+            bytes: 1 << 40,
+        };
         let mut table = DedupTable::default();
         table.record(2, Outcome::Stored(Sequence(1 << 52)));
         for (place, code) in Code::ALL.into_iter().enumerate() {
@@ -330,8 +367,19 @@ mod tests {
                 tail,
             })
         };
-        let clock = |counter| Record::Clock(Clock { time_ms: 9, running: Duration::from_millis(8), counter });
-        let session = SessionRecord { slot: 3, token: "s".parse().unwrap(), used: Duration::ZERO, table };
+        let clock = |counter| {
+            Record::Clock(Clock {
+                time_ms: 9,
+                running: Duration::from_millis(8),
+                counter,
+            })
+        };
+        let session = SessionRecord {
+            slot: 3,
+            token: "s".parse().unwrap(),
+            used: Duration::ZERO,
+            table,
+        };
         vec![
             clock(1 << 52),
             Record::Counter(u64::MAX),
@@ -343,7 +391,11 @@ mod tests {
             Record::Session(session),
             Record::Outcomes(
                 SESSION_SLOT_MAX,
-                OutcomeRun { first: 1, length: 1024, outcome: Outcome::Stored(Sequence(3)) },
+                OutcomeRun {
+                    first: 1,
+                    length: 1024,
+                    outcome: Outcome::Stored(Sequence(3)),
+                },
             ),
             clock(0),
             Record::SessionEnd(0),
@@ -391,13 +443,22 @@ mod tests {
     #[test]
     fn records_of_one_send_are_short() {
         let counter = (1 << 52) + 12_345;
-        let position = Position { sequence: Sequence(counter + 1), messages: 1000, bytes: 100_000 };
+        let position = Position {
+            sequence: Sequence(counter + 1),
+            messages: 1000,
+            bytes: 100_000,
+        };
         let records = [
             Record::Tail(1 << 52, position),
-            Record::Outcomes(40, OutcomeRun::of(1000, Outcome::Stored(Sequence(counter + 1)))),
+            Record::Outcomes(
+                40,
+                OutcomeRun::of(1000, Outcome::Stored(Sequence(counter + 1))),
+            ),
         ];
         let mut bytes = Vec::new();
-        records.iter().for_each(|record| record.put(&mut bytes, counter));
+        records
+            .iter()
+            .for_each(|record| record.put(&mut bytes, counter));
         assert_eq!(bytes.len(), 22);
     }
 
@@ -406,7 +467,15 @@ mod tests {
         for run in [(1, 1025), (1, 0), (0, 1), (u32::MAX, 2)] {
             let mut bytes = Vec::new();
             let (first, length) = run;
-            put_run(&mut bytes, 0, OutcomeRun { first, length, outcome: Outcome::Refused(Code::Denied) });
+            put_run(
+                &mut bytes,
+                0,
+                OutcomeRun {
+                    first,
+                    length,
+                    outcome: Outcome::Refused(Code::Denied),
+                },
+            );
             assert_eq!(take_run(&mut &*bytes, 0), Err(Malformed), "{run:?}");
         }
         let mut bytes = Vec::new();

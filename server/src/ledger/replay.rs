@@ -67,7 +67,11 @@ impl Replay {
                 }
             }
             Record::Session(session) => self.ledger.sessions.restore(session),
-            Record::Outcomes(slot, run) => self.ledger.sessions.replay_outcomes(slot, run, self.running),
+            Record::Outcomes(slot, run) => {
+                self.ledger
+                    .sessions
+                    .replay_outcomes(slot, run, self.running)
+            }
             Record::SessionEnd(slot) => self.ledger.sessions.replay_end(slot),
         }
     }
@@ -91,14 +95,20 @@ impl Replay {
 
     fn end(&mut self, incarnation: u64) {
         if let Some(slot) = self.by_incarnation.remove(&incarnation)
-            && let Some(name) = self.ledger.inboxes.at(slot).map(|inbox| inbox.account.name.clone())
+            && let Some(name) = self
+                .ledger
+                .inboxes
+                .at(slot)
+                .map(|inbox| inbox.account.name.clone())
         {
             self.ledger.inboxes.remove(&name);
         }
     }
 
     fn inbox(&mut self, incarnation: u64) -> Option<&mut Inbox> {
-        self.ledger.inboxes.at(*self.by_incarnation.get(&incarnation)?)
+        self.ledger
+            .inboxes
+            .at(*self.by_incarnation.get(&incarnation)?)
     }
 
     /// Returns the replayed cursor of an inbox; `None` if there is no such account.

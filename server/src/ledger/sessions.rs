@@ -64,8 +64,9 @@ struct Session {
 impl Session {
     /// Returns its approximate memory.
     fn bytes(&self) -> usize {
-        let deferred =
-            self.deferred.as_ref().map_or(0, |deferred| size_of::<DedupTable>() + deferred.heap_bytes());
+        let deferred = self.deferred.as_ref().map_or(0, |deferred| {
+            size_of::<DedupTable>() + deferred.heap_bytes()
+        });
         SESSION_BYTES + self.table.heap_bytes() + deferred
     }
 }
@@ -102,16 +103,27 @@ impl Sessions {
 
     /// Adds a connection to a session. Returns whether there is room for the session, in
     /// total and from this network.
-    pub(super) fn open(&mut self, token: &SessionToken, from: Option<IpAddr>, now: Duration) -> bool {
-        let Some((_, session)) = self.admit(token, from, now) else { return false };
+    pub(super) fn open(
+        &mut self,
+        token: &SessionToken,
+        from: Option<IpAddr>,
+        now: Duration,
+    ) -> bool {
+        let Some((_, session)) = self.admit(token, from, now) else {
+            return false;
+        };
         session.open += 1;
         true
     }
 
     /// Removes a connection from a session. A closed session without sends is forgotten.
     pub(super) fn close(&mut self, token: &SessionToken, now: Duration) {
-        let Some(&slot) = self.by_token.get(token) else { return };
-        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let Some(&slot) = self.by_token.get(token) else {
+            return;
+        };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
         session.open = session.open.saturating_sub(1);
         session.used = session.used.max(now);
         if session.open == 0 && session.table.highest() == 0 && !session.is_idle {
@@ -131,7 +143,10 @@ impl Sessions {
         now: Duration,
     ) -> Option<(u32, Known)> {
         if let Some(&slot) = self.by_token.get(token) {
-            return self.sessions.get(slot).map(|session| (slot, session.table.look_up(id)));
+            return self
+                .sessions
+                .get(slot)
+                .map(|session| (slot, session.table.look_up(id)));
         }
         let (slot, _) = self.admit(token, from, now)?;
         self.mark_idle(slot);
@@ -175,9 +190,13 @@ impl Sessions {
     /// Takes the deferred outcomes of ids below this one, which must be remembered before
     /// it.
     pub(super) fn take_deferred(&mut self, slot: u32, id: u32) -> Vec<OutcomeRun> {
-        let Some(session) = self.sessions.get_mut(slot) else { return Vec::new() };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return Vec::new();
+        };
         let before = session.bytes();
-        let Some(deferred) = session.deferred.take() else { return Vec::new() };
+        let Some(deferred) = session.deferred.take() else {
+            return Vec::new();
+        };
         let mut due = Vec::new();
         for run in deferred.runs() {
             let length = run.length.min(id.saturating_sub(run.first));
@@ -186,7 +205,10 @@ impl Sessions {
             }
             // The id itself is decided now.
             for later in run.ids().filter(|later| *later > id) {
-                session.deferred.get_or_insert_default().record(later, run.outcome);
+                session
+                    .deferred
+                    .get_or_insert_default()
+                    .record(later, run.outcome);
             }
         }
         self.bytes = self.bytes - before + session.bytes();
@@ -197,13 +219,23 @@ impl Sessions {
     /// minutes. Calls `forgotten` for each.
     pub(super) fn forget_idle(&mut self, now: Duration, mut forgotten: impl FnMut(Forgotten)) {
         for _ in 0..FORGOTTEN_MAX {
-            let is_due = |(since, _): &mut (Duration, _)| now.saturating_sub(*since) >= REMEMBERED_FOR;
-            let Some((_, token)) = self.idle.pop_front_if(is_due) else { break };
-            let Some(&slot) = self.by_token.get(&token) else { continue };
-            let Some(session) = self.sessions.get_mut(slot) else { continue };
+            let is_due =
+                |(since, _): &mut (Duration, _)| now.saturating_sub(*since) >= REMEMBERED_FOR;
+            let Some((_, token)) = self.idle.pop_front_if(is_due) else {
+                break;
+            };
+            let Some(&slot) = self.by_token.get(&token) else {
+                continue;
+            };
+            let Some(session) = self.sessions.get_mut(slot) else {
+                continue;
+            };
             session.is_idle = false;
             if session.open == 0 && now.saturating_sub(session.used) >= REMEMBERED_FOR {
-                forgotten(Forgotten { slot, is_recorded: session.is_recorded });
+                forgotten(Forgotten {
+                    slot,
+                    is_recorded: session.is_recorded,
+                });
                 self.remove(slot);
             } else {
                 self.mark_idle(slot);
@@ -214,7 +246,9 @@ impl Sessions {
     /// Returns the open sessions with their numbers of connections.
     pub(super) fn open_counts(&self) -> impl Iterator<Item = (&SessionToken, usize)> {
         let sessions = self.sessions.iter_from(0).map(|(_, session)| session);
-        sessions.filter(|session| session.open > 0).map(|session| (&session.token, session.open))
+        sessions
+            .filter(|session| session.open > 0)
+            .map(|session| (&session.token, session.open))
     }
 
     /// Restores the connections of an open session regardless of limits: they were
@@ -232,7 +266,12 @@ impl Sessions {
 
     /// Replays the record of a session.
     pub(super) fn restore(&mut self, record: SessionRecord) {
-        let SessionRecord { slot, token, used, table } = record;
+        let SessionRecord {
+            slot,
+            token,
+            used,
+            table,
+        } = record;
         self.replay_end(slot);
         // A token has one slot: the last record wins.
         if let Some(former) = self.by_token.get(&token).copied() {
@@ -256,7 +295,9 @@ impl Sessions {
     /// Replays outcomes. They are ignored for a session that only a later part of the
     /// checkpoint defines, because that part includes them.
     pub(super) fn replay_outcomes(&mut self, slot: u32, run: OutcomeRun, now: Duration) {
-        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
         let before = session.bytes();
         for id in run.ids() {
             session.table.record(id, run.outcome_of(id));
@@ -276,15 +317,21 @@ impl Sessions {
     /// Completes a replay.
     pub(super) fn finish_replay(&mut self) {
         self.sessions.collect_free();
-        let mut used: Vec<_> =
-            self.sessions.iter_from(0).map(|(slot, session)| (session.used, slot)).collect();
+        let mut used: Vec<_> = self
+            .sessions
+            .iter_from(0)
+            .map(|(slot, session)| (session.used, slot))
+            .collect();
         used.sort_unstable();
         used.into_iter().for_each(|(_, slot)| self.mark_idle(slot));
     }
 
     /// Returns the records of the sessions from this slot on.
     pub(super) fn records_from(&self, slot: u32) -> impl Iterator<Item = SessionRecord> {
-        let sessions = self.sessions.iter_from(slot).filter(|(_, session)| session.is_recorded);
+        let sessions = self
+            .sessions
+            .iter_from(slot)
+            .filter(|(_, session)| session.is_recorded);
         sessions.map(|(slot, session)| SessionRecord {
             slot,
             token: session.token.clone(),
@@ -305,10 +352,17 @@ impl Sessions {
             None if !self.quota.take(origin) => return None,
             None => self.insert(token, origin, now)?,
         };
-        self.sessions.get_mut(slot).map(|session| (slot, &mut **session))
+        self.sessions
+            .get_mut(slot)
+            .map(|session| (slot, &mut **session))
     }
 
-    fn insert(&mut self, token: &SessionToken, origin: Option<IpAddr>, now: Duration) -> Option<u32> {
+    fn insert(
+        &mut self,
+        token: &SessionToken,
+        origin: Option<IpAddr>,
+        now: Duration,
+    ) -> Option<u32> {
         let session = Session {
             token: token.clone(),
             table: DedupTable::default(),
@@ -362,10 +416,17 @@ mod tests {
     }
 
     fn known(sessions: &mut Sessions, text: &str, id: u32, now: Duration) -> Option<Known> {
-        sessions.look_up(&token(text), id, None, now).map(|(_, known)| known)
+        sessions
+            .look_up(&token(text), id, None, now)
+            .map(|(_, known)| known)
     }
 
-    fn record(sessions: &mut Sessions, text: &str, id: u32, now: Duration) -> Option<SessionRecord> {
+    fn record(
+        sessions: &mut Sessions,
+        text: &str,
+        id: u32,
+        now: Duration,
+    ) -> Option<SessionRecord> {
         let slot = *sessions.by_token.get(&token(text)).unwrap();
         sessions.record(slot, id, STORED, now)
     }
@@ -384,14 +445,27 @@ mod tests {
         sessions.close(&token("a"), 2 * MINUTE);
         assert_eq!(known(&mut sessions, "a", 1, 3 * MINUTE), Some(Known::New));
         assert!(record(&mut sessions, "a", 1, 3 * MINUTE).is_some());
-        assert!(record(&mut sessions, "a", 2, 3 * MINUTE).is_none(), "it has a record");
+        assert!(
+            record(&mut sessions, "a", 2, 3 * MINUTE).is_none(),
+            "it has a record"
+        );
         assert_eq!(forget(&mut sessions, 12 * MINUTE), 0);
-        assert_eq!(known(&mut sessions, "a", 1, 12 * MINUTE), Some(Known::Decided(STORED)));
+        assert_eq!(
+            known(&mut sessions, "a", 1, 12 * MINUTE),
+            Some(Known::Decided(STORED))
+        );
         assert_eq!(forget(&mut sessions, 13 * MINUTE), 1);
         assert_eq!(known(&mut sessions, "a", 1, 13 * MINUTE), Some(Known::New));
         let mut forgotten = Vec::new();
         sessions.forget_idle(1000 * MINUTE, |session| forgotten.push(session));
-        assert_eq!(forgotten, [Forgotten { slot: 0, is_recorded: false }], "b is open");
+        assert_eq!(
+            forgotten,
+            [Forgotten {
+                slot: 0,
+                is_recorded: false
+            }],
+            "b is open"
+        );
     }
 
     #[test]
@@ -415,7 +489,10 @@ mod tests {
             assert!(sessions.open(&token, None, MINUTE));
             assert!(sessions.open(&token, None, MINUTE));
             sessions.close(&token, MINUTE);
-            assert!(!sessions.open(&self::token("other"), None, MINUTE), "it is open still");
+            assert!(
+                !sessions.open(&self::token("other"), None, MINUTE),
+                "it is open still"
+            );
             sessions.close(&token, MINUTE);
         }
         assert!(sessions.by_token.is_empty() && sessions.idle.is_empty());
@@ -430,7 +507,10 @@ mod tests {
         assert!(sessions.open(&token("b"), None, MINUTE));
         assert!(!sessions.open(&token("c"), None, 2 * MINUTE));
         assert_eq!(known(&mut sessions, "c", 1, 2 * MINUTE), None);
-        assert!(sessions.open(&token("a"), None, 2 * MINUTE), "it is there already");
+        assert!(
+            sessions.open(&token("a"), None, 2 * MINUTE),
+            "it is there already"
+        );
         sessions.close(&token("a"), 2 * MINUTE);
         assert_eq!(forget(&mut sessions, 12 * MINUTE), 1);
         assert!(sessions.open(&token("c"), None, 12 * MINUTE));
@@ -441,14 +521,28 @@ mod tests {
         let mut sessions = Sessions::within(100, 4 * SESSION_BYTES);
         assert!(sessions.open(&token("a"), None, MINUTE));
         assert!(sessions.open(&token("b"), None, MINUTE));
-        let outcome =
-            |id| if id % 2 == 0 { STORED } else { Outcome::Refused(hark_protocol::Code::QueueFull) };
+        let outcome = |id| {
+            if id % 2 == 0 {
+                STORED
+            } else {
+                Outcome::Refused(hark_protocol::Code::QueueFull)
+            }
+        };
         let slot = *sessions.by_token.get(&token("a")).unwrap();
         (1..=1024).for_each(|id| drop(sessions.record(slot, id, outcome(id), MINUTE)));
-        assert!(!sessions.open(&token("c"), None, MINUTE), "there is no room for a third");
-        assert!(sessions.open(&token("b"), None, MINUTE), "it is there already");
+        assert!(
+            !sessions.open(&token("c"), None, MINUTE),
+            "there is no room for a third"
+        );
+        assert!(
+            sessions.open(&token("b"), None, MINUTE),
+            "it is there already"
+        );
         for id in 1..=1024 {
-            assert_eq!(known(&mut sessions, "a", id, MINUTE), Some(Known::Decided(outcome(id))));
+            assert_eq!(
+                known(&mut sessions, "a", id, MINUTE),
+                Some(Known::Decided(outcome(id)))
+            );
         }
         sessions.close(&token("a"), MINUTE);
         assert_eq!(forget(&mut sessions, 11 * MINUTE), 1);
@@ -466,10 +560,16 @@ mod tests {
         record(&mut sessions, "b", 1, MINUTE);
         assert!(!sessions.open(&token("c"), eve, MINUTE));
         assert_eq!(sessions.look_up(&token("c"), 1, eve, MINUTE), None);
-        assert!(sessions.open(&token("b"), eve, MINUTE), "it is there already");
+        assert!(
+            sessions.open(&token("b"), eve, MINUTE),
+            "it is there already"
+        );
         assert!(sessions.open(&token("c"), bob, MINUTE));
         for nth in 0..5 {
-            assert!(sessions.open(&token(&format!("n{nth}")), None, MINUTE), "these have no quota");
+            assert!(
+                sessions.open(&token(&format!("n{nth}")), None, MINUTE),
+                "these have no quota"
+            );
         }
         assert!(!sessions.open(&token("d"), bob, MINUTE), "there are eight");
         sessions.close(&token("a"), MINUTE);
@@ -477,6 +577,9 @@ mod tests {
         sessions.close(&token("b"), MINUTE);
         sessions.close(&token("d"), MINUTE);
         assert_eq!(forget(&mut sessions, 11 * MINUTE), 1);
-        assert!(!sessions.quota.knows(eve.unwrap()), "a network without sessions leaves nothing behind");
+        assert!(
+            !sessions.quota.knows(eve.unwrap()),
+            "a network without sessions leaves nothing behind"
+        );
     }
 }

@@ -10,7 +10,10 @@ pub(super) struct Slots<T> {
 
 impl<T> Default for Slots<T> {
     fn default() -> Self {
-        Self { items: Vec::new(), free: Vec::new() }
+        Self {
+            items: Vec::new(),
+            free: Vec::new(),
+        }
     }
 }
 
@@ -24,7 +27,9 @@ impl<T> Slots<T> {
             *place = Some(item);
             return Ok(slot);
         }
-        let Ok(slot) = u32::try_from(self.items.len()) else { return Err(item) };
+        let Ok(slot) = u32::try_from(self.items.len()) else {
+            return Err(item);
+        };
         self.items.push(Some(item));
         Ok(slot)
     }
@@ -36,12 +41,18 @@ impl<T> Slots<T> {
         if slot >= self.items.len() {
             self.items.resize_with(slot + 1, || None);
         }
-        self.items.get_mut(slot).and_then(|place| place.replace(item))
+        self.items
+            .get_mut(slot)
+            .and_then(|place| place.replace(item))
     }
 
     /// Collects the free slots after calls of [`Self::place`].
     pub(super) fn collect_free(&mut self) {
-        let free = self.items.iter().zip(0..).filter(|(item, _)| item.is_none());
+        let free = self
+            .items
+            .iter()
+            .zip(0..)
+            .filter(|(item, _)| item.is_none());
         self.free = free.map(|(_, slot)| slot).collect();
         // The lowest is used first.
         self.free.reverse();
@@ -69,7 +80,10 @@ impl<T> Slots<T> {
     /// Returns the used slots from `from` on, and their items.
     pub(super) fn iter_from(&self, from: u32) -> impl Iterator<Item = (u32, &T)> {
         let items = self.items.get(from as usize..).unwrap_or_default();
-        items.iter().zip(from..).filter_map(|(item, slot)| item.as_ref().map(|item| (slot, item)))
+        items
+            .iter()
+            .zip(from..)
+            .filter_map(|(item, slot)| item.as_ref().map(|item| (slot, item)))
     }
 
     /// Returns all items by value.
@@ -88,9 +102,15 @@ mod tests {
         let [a, b, c] = ["a", "b", "c"].map(|item| slots.insert(item).unwrap());
         assert_eq!(slots.remove(b), Some("b"));
         assert_eq!(slots.remove(b), None);
-        assert_eq!((slots.get(a), slots.get(b), slots.get(c)), (Some(&"a"), None, Some(&"c")));
+        assert_eq!(
+            (slots.get(a), slots.get(b), slots.get(c)),
+            (Some(&"a"), None, Some(&"c"))
+        );
         assert_eq!(slots.insert("d"), Ok(b));
-        assert_eq!(slots.iter_from(b).collect::<Vec<_>>(), [(b, &"d"), (c, &"c")]);
+        assert_eq!(
+            slots.iter_from(b).collect::<Vec<_>>(),
+            [(b, &"d"), (c, &"c")]
+        );
         assert_eq!(slots.iter_from(c + 1).count(), 0);
     }
 
@@ -100,6 +120,9 @@ mod tests {
         assert_eq!(slots.place(2, "c"), None);
         assert_eq!(slots.place(2, "d"), Some("c"));
         slots.collect_free();
-        assert_eq!(["x", "y", "z"].map(|item| slots.insert(item).unwrap()), [0, 1, 3]);
+        assert_eq!(
+            ["x", "y", "z"].map(|item| slots.insert(item).unwrap()),
+            [0, 1, 3]
+        );
     }
 }

@@ -12,8 +12,12 @@ use super::*;
 use crate::log::CheckpointPart;
 use crate::store::{Fence, SendId};
 
-const LIMITS: Limits =
-    Limits { accounts_max: 3, sessions_max: 3, queued_messages_max: 6, queued_bytes_max: 60 };
+const LIMITS: Limits = Limits {
+    accounts_max: 3,
+    sessions_max: 3,
+    queued_messages_max: 6,
+    queued_bytes_max: 60,
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -39,9 +43,16 @@ fn state(ledger: &Ledger) -> State {
     let accounts = ledger.inboxes.iter_from(0).map(|(_, inbox)| inbox.record());
     let sessions = ledger.sessions.records_from(0);
     State {
-        accounts: accounts.map(|account| (account.name.to_string(), account)).collect(),
+        accounts: accounts
+            .map(|account| (account.name.to_string(), account))
+            .collect(),
         sessions: sessions
-            .map(|session| (session.token.as_str().to_owned(), (session.slot, session.table)))
+            .map(|session| {
+                (
+                    session.token.as_str().to_owned(),
+                    (session.slot, session.table),
+                )
+            })
             .collect(),
         reserved: ledger.numbers.reserved(),
         time_ms: ledger.time_ms,
@@ -73,7 +84,15 @@ fn text(to: &str, text: &str) -> Append {
 
 fn send(session: &str, id: u32, to: &str, content: &str) -> Append {
     let (session, id) = (token(session), RequestId::new(id).unwrap());
-    Append { send_id: Some(SendId { session, id, in_order: true, from: None }), ..text(to, content) }
+    Append {
+        send_id: Some(SendId {
+            session,
+            id,
+            in_order: true,
+            from: None,
+        }),
+        ..text(to, content)
+    }
 }
 
 impl Driver {
@@ -82,10 +101,19 @@ impl Driver {
     }
 
     fn with(limits: Limits) -> Self {
-        let context = Context { running: Duration::ZERO, is_low_on_space: false };
+        let context = Context {
+            running: Duration::ZERO,
+            is_low_on_space: false,
+        };
         let (mut ledger, mut changes) = (Ledger::new(limits, 1000), Changes::default());
         ledger.begin(context, &mut changes);
-        Self { ledger, changes, context, checkpoint: None, frames: Vec::new() }
+        Self {
+            ledger,
+            changes,
+            context,
+            checkpoint: None,
+            frames: Vec::new(),
+        }
     }
 
     fn create(&mut self, user: &str) -> Created {
@@ -93,11 +121,15 @@ impl Driver {
     }
 
     fn account(&self, user: &str) -> Option<Account> {
-        self.ledger.accounts().map(|entry| entry.account).find(|account| account.name == name(user))
+        self.ledger
+            .accounts()
+            .map(|entry| entry.account)
+            .find(|account| account.name == name(user))
     }
 
     fn append(&mut self, mut append: Append) -> Result<Outcome, Unavailable> {
-        self.ledger.append(&mut append, self.context, &mut self.changes)
+        self.ledger
+            .append(&mut append, self.context, &mut self.changes)
     }
 
     #[track_caller]
@@ -140,11 +172,17 @@ impl Driver {
     /// Returns the frames from the beginning of the newest complete checkpoint on.
     fn needed_frames(&self) -> &[Frame] {
         let parts = || self.frames.iter().map(|frame| frame.checkpoint);
-        let is =
-            |test: fn(CheckpointPart) -> bool| move |part: Option<CheckpointPart>| part.is_some_and(test);
-        let Some(last) = parts().rposition(is(|part| part.is_last)) else { return &self.frames };
+        let is = |test: fn(CheckpointPart) -> bool| {
+            move |part: Option<CheckpointPart>| part.is_some_and(test)
+        };
+        let Some(last) = parts().rposition(is(|part| part.is_last)) else {
+            return &self.frames;
+        };
         let first = parts().take(last + 1).collect::<Vec<_>>();
-        let first = first.into_iter().rposition(is(|part| part.is_first)).unwrap();
+        let first = first
+            .into_iter()
+            .rposition(is(|part| part.is_first))
+            .unwrap();
         &self.frames[first..]
     }
 
@@ -171,7 +209,9 @@ impl Driver {
         let blocks = self.frames.iter().flat_map(|frame| &frame.blocks);
         let mut messages: Vec<Arc<Message>> = Vec::new();
         for block in blocks.filter(|block| block.inbox == account.incarnation) {
-            let Ok(BlockContent::Messages(stored)) = decode(block) else { panic!("{block:?}") };
+            let Ok(BlockContent::Messages(stored)) = decode(block) else {
+                panic!("{block:?}")
+            };
             for stored in stored {
                 let message = stored.unwrap().message(messages.last());
                 messages.push(Arc::new(message.unwrap()));
@@ -188,9 +228,25 @@ fn each_rule_refuses_a_send() {
     driver.create("amy");
     let amy = driver.account("amy").unwrap();
     driver.check_send(text("eve", "x"), Err(Code::NoSuchUser));
-    driver.check_send(Append { refusal: Some(Code::TooLarge), ..text("eve", "x") }, Err(Code::TooLarge));
-    driver.check_send(Append { from_nobody: false, ..text("bob", "x") }, Err(Code::Denied));
-    let from_amy = |from_nobody| Append { sender: Some(amy.clone()), from_nobody, ..text("bob", "x") };
+    driver.check_send(
+        Append {
+            refusal: Some(Code::TooLarge),
+            ..text("eve", "x")
+        },
+        Err(Code::TooLarge),
+    );
+    driver.check_send(
+        Append {
+            from_nobody: false,
+            ..text("bob", "x")
+        },
+        Err(Code::Denied),
+    );
+    let from_amy = |from_nobody| Append {
+        sender: Some(amy.clone()),
+        from_nobody,
+        ..text("bob", "x")
+    };
     driver.check_send(from_amy(false), Ok(()));
     assert!(driver.ledger.delete(&amy, &mut driver.changes));
     driver.create("amy");
@@ -202,7 +258,11 @@ fn each_rule_refuses_a_send() {
     driver.check_send(text("bob", ""), Err(Code::QueueFull));
     driver.next_frame();
     let bob = driver.account("bob").unwrap();
-    let senders: Vec<_> = driver.messages(&bob).into_iter().map(|message| message.sender).collect();
+    let senders: Vec<_> = driver
+        .messages(&bob)
+        .into_iter()
+        .map(|message| message.sender)
+        .collect();
     assert_eq!(senders[..2], [Some(name("amy")), None]);
 }
 
@@ -214,7 +274,10 @@ fn repeat_gets_the_number_of_its_message() {
     driver.check_send(send("s", 6, "amy", "x"), Err(Code::NoSuchUser));
     driver.create("amy");
     for _ in 0..2 {
-        let repeat = Append { refusal: Some(Code::TooLarge), ..send("s", 5, "bob", "x") };
+        let repeat = Append {
+            refusal: Some(Code::TooLarge),
+            ..send("s", 5, "bob", "x")
+        };
         assert_eq!(driver.append(repeat), Ok(Outcome::Stored(number)));
         driver.check_send(send("s", 6, "amy", "x"), Err(Code::NoSuchUser));
         driver.check_send(send("s", 4, "bob", "x"), Err(Code::BadRequest));
@@ -245,10 +308,15 @@ fn no_space_refuses_sends_alone_and_is_forgotten() {
     driver.check_send(send("s", 2, "bob", "x"), Err(Code::NoSpace));
     driver.check_send(send("new", 2, "bob", "x"), Err(Code::NoSpace));
     driver.check_send(text("bob", "x"), Err(Code::NoSpace));
-    assert_eq!(driver.append(send("s", 1, "bob", "x")), Ok(Outcome::Stored(number)));
+    assert_eq!(
+        driver.append(send("s", 1, "bob", "x")),
+        Ok(Outcome::Stored(number))
+    );
     assert!(!driver.next_frame(), "it writes nothing");
     driver.check_send(send("s", 3, "eve", "x"), Err(Code::NoSuchUser));
-    driver.ledger.acknowledge(&bob, driver.messages(&bob)[0].position, &mut driver.changes);
+    driver
+        .ledger
+        .acknowledge(&bob, driver.messages(&bob)[0].position, &mut driver.changes);
     assert_eq!(driver.create("amy"), Created::Created);
     assert!(driver.ledger.delete(&bob, &mut driver.changes));
     driver.create("bob");
@@ -287,14 +355,20 @@ fn session_is_recorded_with_its_first_send_alone() {
     let mut driver = Driver::new();
     driver.create("bob");
     driver.next_frame();
-    assert!(driver.ledger.open_session(&token("s"), None, Duration::ZERO));
+    assert!(
+        driver
+            .ledger
+            .open_session(&token("s"), None, Duration::ZERO)
+    );
     assert!(!driver.next_frame());
     (1..=3).for_each(|id| _ = driver.check_send(send("s", id, "bob", "x"), Ok(())));
     assert!(driver.next_frame());
     let sessions = |driver: &Driver| {
         let records = &driver.frames.last().unwrap().records;
         let records = record::Records::new(records).map(Result::unwrap);
-        records.filter(|record| matches!(record, Record::Session(_) | Record::Outcomes(..))).count()
+        records
+            .filter(|record| matches!(record, Record::Session(_) | Record::Outcomes(..)))
+            .count()
     };
     assert_eq!(sessions(&driver), 2, "the session, and one run of outcomes");
     driver.check_send(send("s", 4, "bob", "x"), Ok(()));
@@ -314,14 +388,30 @@ fn times_never_decrease_with_the_numbers() {
     driver.create("bob");
     let bob = driver.account("bob").unwrap();
     for time_ms in [50, 20, 60, 59] {
-        driver.check_send(Append { time_ms, ..text("bob", "x") }, Ok(()));
+        driver.check_send(
+            Append {
+                time_ms,
+                ..text("bob", "x")
+            },
+            Ok(()),
+        );
     }
     driver.next_frame();
-    let times: Vec<_> = driver.messages(&bob).iter().map(|message| message.time_ms).collect();
+    let times: Vec<_> = driver
+        .messages(&bob)
+        .iter()
+        .map(|message| message.time_ms)
+        .collect();
     assert_eq!(times, [50, 50, 60, 60]);
     driver.ledger = driver.replayed(1);
     driver.next_frame();
-    driver.check_send(Append { time_ms: 7, ..text("bob", "x") }, Ok(()));
+    driver.check_send(
+        Append {
+            time_ms: 7,
+            ..text("bob", "x")
+        },
+        Ok(()),
+    );
     driver.next_frame();
     assert_eq!(driver.messages(&bob).last().unwrap().time_ms, 60);
 }
@@ -343,7 +433,11 @@ fn numbers_go_on_above_the_persisted_counter() {
 
 #[test]
 fn messages_of_one_inbox_are_one_block_of_a_frame() {
-    let mut driver = Driver::with(Limits { queued_messages_max: 9999, queued_bytes_max: 1 << 30, ..LIMITS });
+    let mut driver = Driver::with(Limits {
+        queued_messages_max: 9999,
+        queued_bytes_max: 1 << 30,
+        ..LIMITS
+    });
     driver.create("bob");
     driver.create("amy");
     let bob = driver.account("bob").unwrap();
@@ -360,7 +454,11 @@ fn messages_of_one_inbox_are_one_block_of_a_frame() {
     driver.next_frame();
     assert!(!driver.changes.is_full());
     assert_eq!(driver.frames[0].blocks.len(), 2);
-    let counts: Vec<_> = driver.messages(&bob).iter().map(|message| message.position.messages).collect();
+    let counts: Vec<_> = driver
+        .messages(&bob)
+        .iter()
+        .map(|message| message.position.messages)
+        .collect();
     assert_eq!(counts, (1..=6).collect::<Vec<_>>());
 }
 
@@ -376,7 +474,13 @@ fn takeover_divides_the_deliveries_of_a_frame() {
     latter.follow();
     driver.check_send(text("bob", "2"), Ok(()));
     driver.check_send(text("bob", "3"), Ok(()));
-    let counts: Vec<_> = driver.changes.effects.deliveries.iter().map(|d| d.messages.len()).collect();
+    let counts: Vec<_> = driver
+        .changes
+        .effects
+        .deliveries
+        .iter()
+        .map(|d| d.messages.len())
+        .collect();
     assert_eq!(counts, [1, 2]);
     driver.changes.effects.publish();
     assert_eq!(former.end(), Some(End::TakenOver));
@@ -392,12 +496,18 @@ fn acknowledgement_never_leads_back_or_beyond_the_inbox() {
     driver.next_frame();
     let messages = driver.messages(&bob);
     let mut cursor_after = |position| {
-        driver.ledger.acknowledge(&bob, position, &mut driver.changes);
+        driver
+            .ledger
+            .acknowledge(&bob, position, &mut driver.changes);
         driver.ledger.inboxes().next().unwrap().1
     };
     assert_eq!(cursor_after(messages[1].position), messages[1].position);
     assert_eq!(cursor_after(messages[0].position), messages[1].position);
-    let beyond = Position { sequence: Sequence(u64::MAX), messages: 99, bytes: 99 };
+    let beyond = Position {
+        sequence: Sequence(u64::MAX),
+        messages: 99,
+        bytes: 99,
+    };
     assert_eq!(cursor_after(beyond), messages[2].position);
     driver.check_replay();
 }
@@ -408,12 +518,24 @@ fn imported_messages_keep_their_numbers() {
     let bob = name("bob");
     let hash = Some(PasswordHash::new("$x"));
     let cursor = Sequence(70_000_000);
-    let created = driver.ledger.import_account(&bob, hash, cursor, &mut driver.changes);
+    let created = driver
+        .ledger
+        .import_account(&bob, hash, cursor, &mut driver.changes);
     assert_eq!(created, Created::Created);
     let mut import = |number, content: &str| {
-        let position = Position { sequence: Sequence(number), ..Position::default() };
-        let message = Message { position, sender: None, time_ms: 5, text: ByteString::from(content) };
-        driver.ledger.import_message(&bob, message, &mut driver.changes)
+        let position = Position {
+            sequence: Sequence(number),
+            ..Position::default()
+        };
+        let message = Message {
+            position,
+            sender: None,
+            time_ms: 5,
+            text: ByteString::from(content),
+        };
+        driver
+            .ledger
+            .import_message(&bob, message, &mut driver.changes)
     };
     assert_eq!(import(70_000_000, "acknowledged"), Imported::Known);
     assert_eq!(import(70_000_007, "a"), Imported::Stored);
@@ -423,7 +545,10 @@ fn imported_messages_keep_their_numbers() {
     driver.next_frame();
     let account = driver.account("bob").unwrap();
     let messages = driver.messages(&account);
-    let positions: Vec<_> = messages.iter().map(|m| (m.position.sequence.0, m.position.messages)).collect();
+    let positions: Vec<_> = messages
+        .iter()
+        .map(|m| (m.position.sequence.0, m.position.messages))
+        .collect();
     assert_eq!(positions, [(70_000_007, 1), (90_000_000, 2)]);
     assert!(driver.replayed(1).counter() >= 90_000_000);
     let number = driver.check_send(text("bob", "x"), Ok(())).unwrap();
@@ -436,9 +561,21 @@ enum Op {
     Create(usize),
     SetPassword(usize),
     Delete(usize),
-    Append { to: usize, from: usize, bytes: usize },
-    Send { session: usize, ahead: i32, to: usize, in_order: bool },
-    Acknowledge { of: usize, nth: usize },
+    Append {
+        to: usize,
+        from: usize,
+        bytes: usize,
+    },
+    Send {
+        session: usize,
+        ahead: i32,
+        to: usize,
+        in_order: bool,
+    },
+    Acknowledge {
+        of: usize,
+        nth: usize,
+    },
     OpenSession(usize),
     CloseSession(usize),
     Wait(u64),
@@ -476,39 +613,69 @@ fn step(driver: &mut Driver, op: Op) {
             driver.create(&user(n));
         }
         Op::SetPassword(n) => {
-            let Some(account) = driver.account(&user(n)) else { return };
+            let Some(account) = driver.account(&user(n)) else {
+                return;
+            };
             let hash = PasswordHash::new(&format!("${}", driver.frames.len()));
-            driver.ledger.set_password(&account, None, hash, &mut driver.changes);
+            driver
+                .ledger
+                .set_password(&account, None, hash, &mut driver.changes);
         }
         Op::Delete(n) => {
-            let Some(account) = driver.account(&user(n)) else { return };
+            let Some(account) = driver.account(&user(n)) else {
+                return;
+            };
             assert!(driver.ledger.delete(&account, &mut driver.changes));
         }
         Op::Append { to, from, bytes } => {
             let sender = driver.account(&user(from));
             let time_ms = (driver.frames.len() as u64 * 7919) % 100;
-            let append = Append { sender, time_ms, ..text(&user(to), &"x".repeat(bytes)) };
+            let append = Append {
+                sender,
+                time_ms,
+                ..text(&user(to), &"x".repeat(bytes))
+            };
             let _ = driver.append(append);
         }
-        Op::Send { session: n, ahead, to, in_order } => {
+        Op::Send {
+            session: n,
+            ahead,
+            to,
+            in_order,
+        } => {
             let table = state(&driver.ledger).sessions.remove(session(n).as_str());
             let highest = table.map_or(0, |(_, table)| table.highest());
-            let mut append = send("s", highest.saturating_add_signed(ahead).max(1), &user(to), "x");
+            let mut append = send(
+                "s",
+                highest.saturating_add_signed(ahead).max(1),
+                &user(to),
+                "x",
+            );
             if let Some(send) = &mut append.send_id {
                 (send.session, send.in_order) = (session(n), in_order);
             }
             let _ = driver.append(append);
         }
         Op::Acknowledge { of, nth } => {
-            let Some(account) = driver.account(&user(of)) else { return };
+            let Some(account) = driver.account(&user(of)) else {
+                return;
+            };
             let messages = driver.messages(&account);
-            let Some(message) = messages.get(nth) else { return };
-            driver.ledger.acknowledge(&account, message.position, &mut driver.changes);
+            let Some(message) = messages.get(nth) else {
+                return;
+            };
+            driver
+                .ledger
+                .acknowledge(&account, message.position, &mut driver.changes);
         }
         Op::OpenSession(n) => {
-            driver.ledger.open_session(&session(n), None, driver.context.running);
+            driver
+                .ledger
+                .open_session(&session(n), None, driver.context.running);
         }
-        Op::CloseSession(n) => driver.ledger.close_session(&session(n), driver.context.running),
+        Op::CloseSession(n) => driver
+            .ledger
+            .close_session(&session(n), driver.context.running),
         Op::Wait(minutes) => driver.context.running += Duration::from_secs(60 * minutes),
         Op::Space(is_low) => driver.context.is_low_on_space = is_low,
         Op::Frame => {

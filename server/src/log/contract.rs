@@ -82,7 +82,12 @@ pub(crate) fn open_with(
 /// Returns a block with a unique payload.
 pub(crate) fn block(inbox: InboxId, first: u64, last: u64) -> Block {
     let payload = format!("{inbox}:{first}-{last};").repeat(3);
-    Block { inbox, first, last, payload: Bytes::from(payload) }
+    Block {
+        inbox,
+        first,
+        last,
+        payload: Bytes::from(payload),
+    }
 }
 
 /// Returns a frame with one block of one message.
@@ -91,15 +96,24 @@ pub(crate) fn frame(inbox: InboxId, number: u64) -> Frame {
 }
 
 pub(crate) fn blocks(blocks: Vec<Block>) -> Frame {
-    Frame { blocks, ..Frame::default() }
+    Frame {
+        blocks,
+        ..Frame::default()
+    }
 }
 
 pub(crate) fn records(text: &str) -> Frame {
-    Frame { records: text.as_bytes().to_vec(), ..Frame::default() }
+    Frame {
+        records: text.as_bytes().to_vec(),
+        ..Frame::default()
+    }
 }
 
 pub(crate) fn part(text: &str, is_first: bool, is_last: bool) -> Frame {
-    Frame { checkpoint: Some(CheckpointPart { is_first, is_last }), ..records(text) }
+    Frame {
+        checkpoint: Some(CheckpointPart { is_first, is_last }),
+        ..records(text)
+    }
 }
 
 /// Appends a frame that becomes durable.
@@ -108,7 +122,11 @@ pub(crate) fn append(log: &mut dyn Log, frame: Frame) {
 }
 
 /// Reads all live blocks above a number.
-pub(crate) fn read(reader: &dyn Reader, inbox: InboxId, after: u64) -> Result<Vec<Block>, ReadError> {
+pub(crate) fn read(
+    reader: &dyn Reader,
+    inbox: InboxId,
+    after: u64,
+) -> Result<Vec<Block>, ReadError> {
     let mut blocks = Vec::new();
     reader.read(inbox, after, &mut |block| {
         blocks.push(block);
@@ -135,7 +153,12 @@ pub(crate) fn read_begins_above_the_number(opener: &dyn Opener) {
     for number in [10, 20, 30] {
         append(&mut *log, blocks(vec![block(1, number, number + 5)]));
     }
-    check(&*log, 1, 14, &[block(1, 10, 15), block(1, 20, 25), block(1, 30, 35)]);
+    check(
+        &*log,
+        1,
+        14,
+        &[block(1, 10, 15), block(1, 20, 25), block(1, 30, 35)],
+    );
     check(&*log, 1, 15, &[block(1, 20, 25), block(1, 30, 35)]);
     check(&*log, 1, 27, &[block(1, 30, 35)]);
     check(&*log, 1, 35, &[]);
@@ -151,7 +174,11 @@ pub(crate) fn read_stops_when_the_visitor_breaks(opener: &dyn Opener) {
     log.reader()
         .read(1, 0, &mut |block| {
             visited = block.first;
-            if visited == 4 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if visited == 4 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         })
         .unwrap();
     assert_eq!(visited, 4);
@@ -173,7 +200,12 @@ pub(crate) fn released_blocks_are_not_read(opener: &dyn Opener) {
         append(&mut *log, frame(1, number));
     }
     log.release(1, 7);
-    check(&*log, 1, 0, &[block(1, 8, 8), block(1, 9, 9), block(1, 10, 10)]);
+    check(
+        &*log,
+        1,
+        0,
+        &[block(1, 8, 8), block(1, 9, 9), block(1, 10, 10)],
+    );
     log.release(1, 3);
     check(&*log, 1, 8, &[block(1, 9, 9), block(1, 10, 10)]);
     log.release(1, 10);
@@ -220,7 +252,8 @@ pub(crate) fn long_inbox_is_read_whole(opener: &dyn Opener) {
     let mut log = open(opener);
     let all: Vec<_> = (1..=1500).map(|number| block(7, number, number)).collect();
     for block in &all {
-        log.append(blocks(vec![block.clone()]), Durability::Process).unwrap();
+        log.append(blocks(vec![block.clone()]), Durability::Process)
+            .unwrap();
     }
     check(&*log, 7, 0, &all);
     check(&*log, 7, 1000, &all[1000..]);
@@ -253,10 +286,17 @@ fn watch(reader: &dyn Reader, inbox: InboxId, released: &AtomicU64) {
     let mut seen = 0;
     loop {
         let done = released.load(Ordering::SeqCst) == u64::MAX;
-        let numbers: Vec<_> = read(reader, inbox, 0).unwrap().iter().map(|block| block.first).collect();
+        let numbers: Vec<_> = read(reader, inbox, 0)
+            .unwrap()
+            .iter()
+            .map(|block| block.first)
+            .collect();
         let released = released.load(Ordering::SeqCst);
         for pair in numbers.windows(2) {
-            assert!(pair[1] == pair[0] + 10 || pair[1] - 10 <= released, "{released} {numbers:?}");
+            assert!(
+                pair[1] == pair[0] + 10 || pair[1] - 10 <= released,
+                "{released} {numbers:?}"
+            );
         }
         let last = numbers.last().copied().unwrap_or(released);
         assert!(last >= seen, "{last} {seen}");
@@ -277,7 +317,8 @@ pub(crate) fn readers_beside_appends_miss_nothing(opener: &dyn Opener) {
         })
         .collect();
     for number in 1..=3000 {
-        log.append(frame(number % 10, number), Durability::Process).unwrap();
+        log.append(frame(number % 10, number), Durability::Process)
+            .unwrap();
         if number > 100 {
             released.store(number - 100, Ordering::SeqCst);
             log.release(number % 10, number - 100);
@@ -296,7 +337,10 @@ pub(crate) fn records_are_replayed_in_order(opener: &dyn Opener) {
     }
     log.close().unwrap();
     let (mut log, replayed) = open_with(opener, &mut |_| Some(0));
-    assert_eq!(replayed, [b"one".to_vec(), b"two".to_vec(), b"three".to_vec()]);
+    assert_eq!(
+        replayed,
+        [b"one".to_vec(), b"two".to_vec(), b"three".to_vec()]
+    );
     append(&mut *log, records("four"));
     log.close().unwrap();
     for _ in 0..3 {
@@ -312,13 +356,18 @@ pub(crate) fn blocks_outlive_a_reopen(opener: &dyn Opener) {
     for number in 1..=50 {
         append(
             &mut *log,
-            blocks(vec![block(1, 2 * number, 2 * number), block(2, 2 * number + 1, 2 * number + 1)]),
+            blocks(vec![
+                block(1, 2 * number, 2 * number),
+                block(2, 2 * number + 1, 2 * number + 1),
+            ]),
         );
     }
     log.close().unwrap();
     for _ in 0..3 {
         let log = open(opener);
-        let expected: Vec<_> = (1..=50).map(|number| block(1, 2 * number, 2 * number)).collect();
+        let expected: Vec<_> = (1..=50)
+            .map(|number| block(1, 2 * number, 2 * number))
+            .collect();
         check(&*log, 1, 0, &expected);
         check(&*log, 2, 99, &[block(2, 101, 101)]);
         log.close().unwrap();
@@ -327,7 +376,14 @@ pub(crate) fn blocks_outlive_a_reopen(opener: &dyn Opener) {
 
 pub(crate) fn dropped_log_keeps_machine_durable_frames(opener: &dyn Opener) {
     let mut log = open(opener);
-    append(&mut *log, Frame { records: b"one".to_vec(), blocks: vec![block(1, 1, 1)], checkpoint: None });
+    append(
+        &mut *log,
+        Frame {
+            records: b"one".to_vec(),
+            blocks: vec![block(1, 1, 1)],
+            checkpoint: None,
+        },
+    );
     drop(log);
     let (log, replayed) = open_with(opener, &mut |_| Some(0));
     assert_eq!(replayed, [b"one"]);
@@ -369,7 +425,10 @@ pub(crate) fn incomplete_checkpoint_is_not_used(opener: &dyn Opener) {
     append(&mut *log, part("more", false, false));
     drop(log);
     let (mut log, replayed) = open_with(opener, &mut |_| Some(0));
-    assert_eq!(replayed, [b"whole".to_vec(), b"begun".to_vec(), b"more".to_vec()]);
+    assert_eq!(
+        replayed,
+        [b"whole".to_vec(), b"begun".to_vec(), b"more".to_vec()]
+    );
     append(&mut *log, part("again", true, false));
     append(&mut *log, part("end", false, true));
     drop(log);
@@ -401,9 +460,13 @@ pub(crate) fn blocks_before_a_checkpoint_are_kept(opener: &dyn Opener) {
     log.release(1, 99);
     drop(log);
     let (log, _) = open_with(opener, &mut |inbox| Some(if inbox == 1 { 99 } else { 0 }));
-    let expected: Vec<_> = (1..=100).map(|number| block(0, 2 * number, 2 * number)).collect();
+    let expected: Vec<_> = (1..=100)
+        .map(|number| block(0, 2 * number, 2 * number))
+        .collect();
     check(&*log, 0, 0, &expected);
-    let expected: Vec<_> = (50..100).map(|number| block(1, 2 * number + 1, 2 * number + 1)).collect();
+    let expected: Vec<_> = (50..100)
+        .map(|number| block(1, 2 * number + 1, 2 * number + 1))
+        .collect();
     check(&*log, 1, 0, &expected);
 }
 
@@ -434,7 +497,11 @@ pub(crate) fn space_of_released_blocks_is_used_again(opener: &dyn Opener) {
             largest = log.usage().file_bytes;
         }
     }
-    assert!(log.usage().file_bytes <= 3 * largest, "{} {largest}", log.usage().file_bytes);
+    assert!(
+        log.usage().file_bytes <= 3 * largest,
+        "{} {largest}",
+        log.usage().file_bytes
+    );
     check(&*log, 1, 0, &[block(1, 1, 1)]);
     check(&*log, 2, 0, &[]);
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use super::hash::IdHasher;
 use super::{
-    AppendError, Block, Durability, Frame, InboxId, Log, LogError, OpenError, Opener, ReadError, Reader,
-    Usage,
+    AppendError, Block, Durability, Frame, InboxId, Log, LogError, OpenError, Opener, ReadError,
+    Reader, Usage,
 };
 use crate::sync::RwLock;
 
@@ -24,7 +24,10 @@ const SEGMENT_BYTES: u64 = 64 << 20;
 pub struct MemoryOpener;
 
 impl Opener for MemoryOpener {
-    fn open(&self, _: &mut dyn FnMut(&[u8]) -> Result<(), OpenError>) -> Result<Box<dyn Log>, OpenError> {
+    fn open(
+        &self,
+        _: &mut dyn FnMut(&[u8]) -> Result<(), OpenError>,
+    ) -> Result<Box<dyn Log>, OpenError> {
         Ok(Box::new(MemoryLog::default()))
     }
 
@@ -59,7 +62,11 @@ impl Log for MemoryLog {
             let mut blocks = self.shared.blocks.write();
             for block in frame.blocks {
                 blocks.live_bytes += block.payload.len() as u64;
-                blocks.by_inbox.entry(block.inbox).or_default().push_back(block);
+                blocks
+                    .by_inbox
+                    .entry(block.inbox)
+                    .or_default()
+                    .push_back(block);
             }
         }
         Ok(())
@@ -103,7 +110,10 @@ impl Log for MemoryLog {
     }
 
     fn usage(&self) -> Usage {
-        Usage { live_bytes: self.shared.blocks.read().live_bytes, file_bytes: 0 }
+        Usage {
+            live_bytes: self.shared.blocks.read().live_bytes,
+            file_bytes: 0,
+        }
     }
 
     fn close(self: Box<Self>) -> Result<(), LogError> {
@@ -113,13 +123,18 @@ impl Log for MemoryLog {
 
 impl Drop for MemoryLog {
     fn drop(&mut self) {
-        *self.shared.blocks.write() = InboxBlocks { is_closed: true, ..InboxBlocks::default() };
+        *self.shared.blocks.write() = InboxBlocks {
+            is_closed: true,
+            ..InboxBlocks::default()
+        };
     }
 }
 
 impl InboxBlocks {
     fn release(&mut self, inbox: InboxId, through: u64) {
-        let Some(blocks) = self.by_inbox.get_mut(&inbox) else { return };
+        let Some(blocks) = self.by_inbox.get_mut(&inbox) else {
+            return;
+        };
         while let Some(block) = blocks.pop_front_if(|block| block.last <= through) {
             self.live_bytes -= block.payload.len() as u64;
         }
@@ -135,7 +150,9 @@ impl SharedBlocks {
         if blocks.is_closed {
             return Err(ReadError::Closed);
         }
-        let Some(blocks) = blocks.by_inbox.get(&inbox) else { return Ok(Vec::new()) };
+        let Some(blocks) = blocks.by_inbox.get(&inbox) else {
+            return Ok(Vec::new());
+        };
         let start = blocks.partition_point(|block| block.last <= after);
         Ok(blocks.range(start..).take(PAGE_BLOCKS).cloned().collect())
     }
@@ -150,7 +167,9 @@ impl Reader for SharedBlocks {
     ) -> Result<(), ReadError> {
         loop {
             let page = self.page(inbox, after)?;
-            let Some(last) = page.last() else { return Ok(()) };
+            let Some(last) = page.last() else {
+                return Ok(());
+            };
             after = last.last;
             for block in page {
                 if visit(block).is_break() {

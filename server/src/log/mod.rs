@@ -154,8 +154,10 @@ pub trait Opener: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// See [`OpenError`]. An error of `replay` is returned unchanged.
-    fn open(&self, replay: &mut dyn FnMut(&[u8]) -> Result<(), OpenError>)
-    -> Result<Box<dyn Log>, OpenError>;
+    fn open(
+        &self,
+        replay: &mut dyn FnMut(&[u8]) -> Result<(), OpenError>,
+    ) -> Result<Box<dyn Log>, OpenError>;
 
     /// Returns the folder of the log, for messages; empty for a log in memory.
     fn path(&self) -> &Path;
@@ -270,7 +272,10 @@ impl OpenError {
     /// Sets the folder of the damaged store in the error.
     fn of_store(self, path: &Path) -> Self {
         match self {
-            Self::Damaged { what, .. } => Self::Damaged { path: path.to_owned(), what },
+            Self::Damaged { what, .. } => Self::Damaged {
+                path: path.to_owned(),
+                what,
+            },
             other => other,
         }
     }

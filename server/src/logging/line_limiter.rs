@@ -44,9 +44,16 @@ impl LineLimiter {
     pub fn report(&self) {
         let suppressed: Vec<_> = {
             let mut callsites = self.callsites.lock();
-            let limited = callsites.values_mut().filter(|callsite| callsite.suppressed > 0);
+            let limited = callsites
+                .values_mut()
+                .filter(|callsite| callsite.suppressed > 0);
             limited
-                .map(|callsite| (callsite.name.clone(), std::mem::take(&mut callsite.suppressed)))
+                .map(|callsite| {
+                    (
+                        callsite.name.clone(),
+                        std::mem::take(&mut callsite.suppressed),
+                    )
+                })
                 .collect()
         };
         for (callsite, count) in suppressed {
@@ -68,7 +75,9 @@ impl LineLimiter {
             return true;
         }
         let mut callsites = self.callsites.lock();
-        let callsite = callsites.entry(line.callsite()).or_insert_with(|| Callsite::new(line));
+        let callsite = callsites
+            .entry(line.callsite())
+            .or_insert_with(|| Callsite::new(line));
         let is_admitted = callsite.lines.wait(LINES, now).is_zero();
         if is_admitted {
             callsite.lines.take(LINES, 1, now);
@@ -82,7 +91,11 @@ impl LineLimiter {
 impl Callsite {
     fn new(line: &Metadata<'_>) -> Self {
         let name = format!("{}:{}", line.target(), line.line().unwrap_or_default());
-        Self { name, lines: Bucket::default(), suppressed: 0 }
+        Self {
+            name,
+            lines: Bucket::default(),
+            suppressed: 0,
+        }
     }
 }
 
@@ -94,6 +107,10 @@ impl<'a> MakeWriter<'a> for LineLimiter {
     }
 
     fn make_writer_for(&'a self, line: &Metadata<'_>) -> Self::Writer {
-        if self.admits(line, Instant::now()) { self.make_writer() } else { OptionalWriter::none() }
+        if self.admits(line, Instant::now()) {
+            self.make_writer()
+        } else {
+            OptionalWriter::none()
+        }
     }
 }

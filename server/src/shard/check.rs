@@ -53,7 +53,11 @@ pub(crate) enum CheckError {
 pub(crate) fn check(folder: &Path) -> Result<Findings, CheckError> {
     let store = StoreSnapshot::open(folder)?;
     let inboxes = store.inboxes();
-    let mut findings = Findings { accounts: inboxes.len(), messages: 0, losses: Vec::new() };
+    let mut findings = Findings {
+        accounts: inboxes.len(),
+        messages: 0,
+        losses: Vec::new(),
+    };
     for inbox in inboxes {
         findings.messages += inbox.tail.messages.saturating_sub(inbox.cursor.messages);
         let (id, after) = (inbox.entry.account.incarnation, inbox.cursor.sequence.0);
@@ -63,7 +67,9 @@ pub(crate) fn check(folder: &Path) -> Result<Findings, CheckError> {
             ControlFlow::Continue(())
         })?;
         let losses = losses(&pieces, inbox.cursor, inbox.tail).into_iter();
-        findings.losses.extend(losses.map(|loss| (inbox.entry.account.name.clone(), loss)));
+        findings
+            .losses
+            .extend(losses.map(|loss| (inbox.entry.account.name.clone(), loss)));
     }
     Ok(findings)
 }
@@ -71,10 +77,14 @@ pub(crate) fn check(folder: &Path) -> Result<Findings, CheckError> {
 /// Replaces unreadable messages by gaps, and returns them.
 pub(crate) fn drop_damaged(folder: &Path) -> Result<Vec<(UserName, Loss)>, CheckError> {
     let mut replay = Replay::new(ShardConfig::UNBOUNDED.limits());
-    let mut repair = Repair::open(folder, &mut |records| replay_frame(&mut replay, folder, records))?;
+    let mut repair = Repair::open(folder, &mut |records| {
+        replay_frame(&mut replay, folder, records)
+    })?;
     let inboxes = inboxes(&replay.finish(0));
-    let cursors: HashMap<_, _> =
-        inboxes.iter().map(|inbox| (inbox.entry.account.incarnation, inbox.cursor.sequence.0)).collect();
+    let cursors: HashMap<_, _> = inboxes
+        .iter()
+        .map(|inbox| (inbox.entry.account.incarnation, inbox.cursor.sequence.0))
+        .collect();
     repair.retain(&mut |inbox| cursors.get(&inbox).copied());
     let mut dropped = Vec::new();
     for inbox in inboxes {
@@ -83,7 +93,11 @@ pub(crate) fn drop_damaged(folder: &Path) -> Result<Vec<(UserName, Loss)>, Check
             let id = inbox.entry.account.incarnation;
             let gaps: Vec<_> = losses.iter().map(|loss| loss.gap.block(id)).collect();
             repair.replace(id, gaps)?;
-            dropped.extend(losses.into_iter().map(|loss| (inbox.entry.account.name.clone(), loss)));
+            dropped.extend(
+                losses
+                    .into_iter()
+                    .map(|loss| (inbox.entry.account.name.clone(), loss)),
+            );
         }
     }
     repair.close()?;
@@ -114,7 +128,10 @@ impl From<Result<Block, DamagedBlock>> for CheckedBlock {
         match found {
             Ok(block) => match ledger::measure(&block) {
                 Ok((before, end)) => Self::Whole { before, end },
-                Err(Malformed) => Self::Damaged { first: block.first, last: block.last },
+                Err(Malformed) => Self::Damaged {
+                    first: block.first,
+                    last: block.last,
+                },
             },
             Err(DamagedBlock { first, last, .. }) => Self::Damaged { first, last },
         }
@@ -150,8 +167,19 @@ fn fill(losses: &mut Vec<Loss>, damaged: &mut Vec<(u64, u64)>, from: Position, t
         damaged.push((from.sequence.0.saturating_add(1), to.sequence.0));
     }
     for (first, last) in damaged.drain(..) {
-        let end = Position { sequence: Sequence(last), ..to };
-        losses.push(Loss { gap: Gap { first, end, messages, bytes }, is_missing });
+        let end = Position {
+            sequence: Sequence(last),
+            ..to
+        };
+        losses.push(Loss {
+            gap: Gap {
+                first,
+                end,
+                messages,
+                bytes,
+            },
+            is_missing,
+        });
         (messages, bytes) = (0, 0);
     }
 }
@@ -168,15 +196,25 @@ mod tests {
     use crate::store::Message;
 
     fn gaps_in(pieces: &[CheckedBlock], cursor: Position, tail: Position) -> Vec<Gap> {
-        losses(pieces, cursor, tail).into_iter().map(|loss| loss.gap).collect()
+        losses(pieces, cursor, tail)
+            .into_iter()
+            .map(|loss| loss.gap)
+            .collect()
     }
 
     const fn at(sequence: u64, messages: u64) -> Position {
-        Position { sequence: Sequence(sequence), messages, bytes: 10 * messages }
+        Position {
+            sequence: Sequence(sequence),
+            messages,
+            bytes: 10 * messages,
+        }
     }
 
     const fn whole(before: u64, last: u64, end: u64) -> CheckedBlock {
-        CheckedBlock::Whole { before: at(0, before), end: at(last, end) }
+        CheckedBlock::Whole {
+            before: at(0, before),
+            end: at(last, end),
+        }
     }
 
     const fn damaged(first: u64, last: u64) -> CheckedBlock {
@@ -184,31 +222,61 @@ mod tests {
     }
 
     const fn gap(first: u64, last: u64, messages: u64, end: u64) -> Gap {
-        Gap { first, end: at(last, end), messages, bytes: 10 * messages }
+        Gap {
+            first,
+            end: at(last, end),
+            messages,
+            bytes: 10 * messages,
+        }
     }
 
     #[test]
     fn whole_inbox_has_no_gap() {
         let pieces = [whole(0, 7, 3), whole(3, 9, 4)];
         assert_eq!(gaps_in(&pieces, at(0, 0), at(9, 4)), []);
-        assert_eq!(gaps_in(&pieces, at(6, 2), at(9, 4)), [], "partly acknowledged");
+        assert_eq!(
+            gaps_in(&pieces, at(6, 2), at(9, 4)),
+            [],
+            "partly acknowledged"
+        );
         assert_eq!(gaps_in(&[], at(9, 4), at(9, 4)), []);
     }
 
     #[test]
     fn gaps_of_damaged_blocks_count_all_messages() {
-        let pieces = [whole(0, 7, 3), damaged(8, 9), damaged(12, 12), whole(8, 20, 9)];
-        assert_eq!(gaps_in(&pieces, at(0, 0), at(20, 9)), [gap(8, 9, 5, 8), gap(12, 12, 0, 8)]);
+        let pieces = [
+            whole(0, 7, 3),
+            damaged(8, 9),
+            damaged(12, 12),
+            whole(8, 20, 9),
+        ];
+        assert_eq!(
+            gaps_in(&pieces, at(0, 0), at(20, 9)),
+            [gap(8, 9, 5, 8), gap(12, 12, 0, 8)]
+        );
         let at_end = gaps_in(&pieces[..3], at(0, 0), at(12, 7));
         assert_eq!(at_end, [gap(8, 9, 4, 7), gap(12, 12, 0, 7)]);
-        assert_eq!(gaps_in(&pieces[1..2], at(8, 4), at(9, 5)), [gap(8, 9, 1, 5)], "partly acknowledged");
+        assert_eq!(
+            gaps_in(&pieces[1..2], at(8, 4), at(9, 5)),
+            [gap(8, 9, 1, 5)],
+            "partly acknowledged"
+        );
     }
 
     #[test]
     fn missing_blocks_are_found_by_the_counts() {
-        let pieces = [whole(0, 7, 3), CheckedBlock::Whole { before: at(11, 5), end: at(20, 9) }];
+        let pieces = [
+            whole(0, 7, 3),
+            CheckedBlock::Whole {
+                before: at(11, 5),
+                end: at(20, 9),
+            },
+        ];
         assert_eq!(gaps_in(&pieces, at(0, 0), at(20, 9)), [gap(8, 11, 2, 5)]);
-        assert_eq!(gaps_in(&pieces, at(0, 0), at(25, 12))[1..], [gap(21, 25, 3, 12)]);
+        assert_eq!(
+            gaps_in(&pieces, at(0, 0), at(25, 12))[1..],
+            [gap(21, 25, 3, 12)]
+        );
         assert_eq!(gaps_in(&[], at(4, 2), at(9, 4)), [gap(5, 9, 2, 4)]);
         assert!(losses(&[], at(4, 2), at(9, 4))[0].is_missing);
     }
@@ -233,15 +301,35 @@ mod tests {
     /// Creates a store with messages 1 to 9 to amy, each in its own commit.
     fn filled(folder: &Path) {
         // Opening the store without a size keeps its small segments.
-        let config = DiskConfig { segment_bytes: Some(SEGMENT_BYTES), ..DiskConfig::default() };
-        drop(DiskOpener::with_config(folder, config).open(&mut |_| Ok(())).unwrap());
+        let config = DiskConfig {
+            segment_bytes: Some(SEGMENT_BYTES),
+            ..DiskConfig::default()
+        };
+        drop(
+            DiskOpener::with_config(folder, config)
+                .open(&mut |_| Ok(()))
+                .unwrap(),
+        );
         let amy: UserName = "amy".parse().unwrap();
         let mut store = OfflineStore::open(folder).unwrap();
         store.import_account(&amy, None, Sequence(0)).unwrap();
         for number in 1..=9 {
-            let position = Position { sequence: Sequence(number), ..Position::default() };
+            let position = Position {
+                sequence: Sequence(number),
+                ..Position::default()
+            };
             let text = format!("{number}: marked").into();
-            store.import_message(&amy, Message { position, sender: None, time_ms: 1, text }).unwrap();
+            store
+                .import_message(
+                    &amy,
+                    Message {
+                        position,
+                        sender: None,
+                        time_ms: 1,
+                        text,
+                    },
+                )
+                .unwrap();
             store.commit().unwrap();
         }
         store.close().unwrap();
@@ -251,8 +339,10 @@ mod tests {
     fn damage(folder: &Path, text: &str) {
         change_files(folder, |_, bytes| {
             let parts = bytes.windows(text.len()).enumerate();
-            let places: Vec<_> =
-                parts.filter(|(_, part)| *part == text.as_bytes()).map(|(at, _)| at).collect();
+            let places: Vec<_> = parts
+                .filter(|(_, part)| *part == text.as_bytes())
+                .map(|(at, _)| at)
+                .collect();
             places.iter().for_each(|at| bytes[*at] ^= 1);
             !places.is_empty()
         });
@@ -263,7 +353,12 @@ mod tests {
         change_files(folder, |_, bytes| {
             let places = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(text.as_bytes()));
             let frames: Vec<_> = places
-                .map(|place| (0..place).rev().find(|at| bytes[*at..].starts_with(b"frm3")).unwrap())
+                .map(|place| {
+                    (0..place)
+                        .rev()
+                        .find(|at| bytes[*at..].starts_with(b"frm3"))
+                        .unwrap()
+                })
                 .collect();
             frames.iter().for_each(|at| bytes[*at + 30] ^= 1);
             !frames.is_empty()
@@ -299,12 +394,20 @@ mod tests {
         damage(folder, "5: marked");
         let found = check(folder).unwrap();
         assert_eq!((found.accounts, found.messages), (1, 9));
-        let numbers =
-            |found: &Findings| found.losses.iter().map(|(_, loss)| loss.gap.first).collect::<Vec<_>>();
+        let numbers = |found: &Findings| {
+            found
+                .losses
+                .iter()
+                .map(|(_, loss)| loss.gap.first)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(numbers(&found), [5]);
         let dropped = drop_damaged(folder).unwrap();
         assert_eq!(
-            dropped.iter().map(|(_, loss)| (loss.gap.first, loss.gap.messages)).collect::<Vec<_>>(),
+            dropped
+                .iter()
+                .map(|(_, loss)| (loss.gap.first, loss.gap.messages))
+                .collect::<Vec<_>>(),
             [(5, 1)]
         );
         assert_eq!(numbers(&check(folder).unwrap()), [0; 0]);
@@ -320,11 +423,16 @@ mod tests {
         let folder = folder.path();
         filled(folder);
         damage_frame(folder, "5: marked");
-        assert!(matches!(check(folder), Err(CheckError::Open(OpenError::Damaged { .. }))));
+        assert!(matches!(
+            check(folder),
+            Err(CheckError::Open(OpenError::Damaged { .. }))
+        ));
         let (store, damaged) = salvage::rebuild(folder).unwrap();
         assert_eq!(store.lost().commits.len(), 1);
         let gaps = store.inboxes()[0].losses.iter().map(|loss| loss.gap);
-        let gaps: Vec<_> = gaps.map(|gap| (gap.first, gap.end.sequence.0, gap.messages)).collect();
+        let gaps: Vec<_> = gaps
+            .map(|gap| (gap.first, gap.end.sequence.0, gap.messages))
+            .collect();
         assert_eq!(gaps, [(5, 5, 1)]);
         assert!(damaged.join("HEAD").exists());
         drop(store);
@@ -347,19 +455,28 @@ mod tests {
         store.close().unwrap();
         let before = fs::read_dir(folder.join("log")).unwrap().count();
         change_files(folder, |name, bytes| {
-            let is_newest = bytes.windows(3).any(|part| part == b"bob") && name.ends_with(".segment");
+            let is_newest =
+                bytes.windows(3).any(|part| part == b"bob") && name.ends_with(".segment");
             if is_newest {
                 [8, 4104].iter().for_each(|at| bytes[*at] ^= 1);
             }
             is_newest
         });
-        assert!(matches!(check(folder), Err(CheckError::Open(OpenError::Damaged { .. }))));
+        assert!(matches!(
+            check(folder),
+            Err(CheckError::Open(OpenError::Damaged { .. }))
+        ));
         let store = salvage::SalvagedStore::open(folder).unwrap();
         assert!(!store.lost().files.is_empty());
         drop(store);
         assert_eq!(fs::read_dir(folder.join("log")).unwrap().count(), before);
         let (store, _) = salvage::rebuild(folder).unwrap();
-        assert!(store.inboxes().iter().all(|inbox| inbox.inbox.entry.account.name != bob));
+        assert!(
+            store
+                .inboxes()
+                .iter()
+                .all(|inbox| inbox.inbox.entry.account.name != bob)
+        );
         drop(store);
         check(folder).unwrap();
     }
@@ -370,9 +487,15 @@ mod tests {
         let folder = folder.path();
         filled(folder);
         fs::remove_file(folder.join("log/HEAD")).unwrap();
-        assert!(matches!(check(folder), Err(CheckError::Open(OpenError::Damaged { .. }))));
+        assert!(matches!(
+            check(folder),
+            Err(CheckError::Open(OpenError::Damaged { .. }))
+        ));
         let (store, _) = salvage::rebuild(folder).unwrap();
-        assert_eq!((store.lost().commits.len(), store.inboxes()[0].losses.len()), (0, 0));
+        assert_eq!(
+            (store.lost().commits.len(), store.inboxes()[0].losses.len()),
+            (0, 0)
+        );
         drop(store);
         assert_eq!(read(folder).0.len(), 9);
     }
@@ -395,7 +518,10 @@ mod tests {
         fs::remove_dir_all(folder.join("log")).unwrap();
         fs::create_dir(folder.join("log")).unwrap();
         let opened = OfflineStore::open(folder);
-        assert!(matches!(opened, Err(StartError::Log(OpenError::Damaged { .. }))), "{opened:?}");
+        assert!(
+            matches!(opened, Err(StartError::Log(OpenError::Damaged { .. }))),
+            "{opened:?}"
+        );
         assert_eq!(fs::read_dir(folder.join("log")).unwrap().count(), 0);
     }
 }

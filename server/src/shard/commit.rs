@@ -16,7 +16,9 @@ use super::recovery::{Failed, Recovery};
 use super::{ShardConfig, SharedShard, Sync};
 use crate::ledger::{Changes, Checkpoint, Context, Ledger, SubscriptionEnd};
 use crate::log::{AppendError, Durability, Frame, Log, Opener, RECORD_BYTES_MAX};
-use crate::store::{Append, Completer, Created, Fence, Outcome, Position, Subscription, Unavailable};
+use crate::store::{
+    Append, Completer, Created, Fence, Outcome, Position, Subscription, Unavailable,
+};
 
 /// Maximum commands in one commit.
 const COMMANDS_MAX: usize = 4096;
@@ -127,7 +129,9 @@ impl Completion {
     fn complete(self) {
         match self {
             Self::Created(completer, created) => completer.complete(Ok(created)),
-            Self::Flag(completer, flag) | Self::Opened(_, completer, flag) => completer.complete(Ok(flag)),
+            Self::Flag(completer, flag) | Self::Opened(_, completer, flag) => {
+                completer.complete(Ok(flag))
+            }
             Self::Subscribed(completer, subscription) => completer.complete(Ok(subscription)),
         }
     }
@@ -225,7 +229,11 @@ impl Committer {
             Some(_) if self.space == Space::None => Wait::Commands(Some(IDLE_INTERVAL)),
             Some(log) => {
                 let has_work = log.has_pending_work();
-                let timeout = if has_work { MAINTENANCE_INTERVAL } else { IDLE_INTERVAL };
+                let timeout = if has_work {
+                    MAINTENANCE_INTERVAL
+                } else {
+                    IDLE_INTERVAL
+                };
                 Wait::AcksSince(self.acks_committed, timeout)
             }
             None => Wait::Commands(None),
@@ -234,7 +242,10 @@ impl Committer {
 
     /// Decides and commits all waiting commands. Returns a request to close.
     fn commit(&mut self, acks: Acks) -> Option<Completer<()>> {
-        let context = Context { running: self.now(), is_low_on_space: self.space != Space::Ample };
+        let context = Context {
+            running: self.now(),
+            is_low_on_space: self.space != Space::Ample,
+        };
         self.ledger.begin(context, &mut self.changes);
         if !acks.is_empty() {
             self.acks_committed = Instant::now();
@@ -255,7 +266,8 @@ impl Committer {
         while self.changes.record_bytes() < bytes_max
             && let Some((account, position)) = acks.next()
         {
-            self.ledger.acknowledge(&account, position, &mut self.changes);
+            self.ledger
+                .acknowledge(&account, position, &mut self.changes);
         }
         acks.for_each(|(account, position)| self.shared.queue.acknowledge(&account, position));
     }
@@ -311,7 +323,11 @@ impl Committer {
         if let Some(permit) = append.permit {
             hold(&mut self.permits, permit);
         }
-        self.sent.push(Sent { completer, outcome, fence: is_of_session.then_some(append.fence) });
+        self.sent.push(Sent {
+            completer,
+            outcome,
+            fence: is_of_session.then_some(append.fence),
+        });
     }
 
     fn decide(&mut self, command: ShardCommand, now: Duration) -> Option<Completion> {
@@ -320,20 +336,32 @@ impl Committer {
             ShardCommand::Create(name, password, completer) => {
                 Completion::Created(completer, ledger.create(&name, password, changes))
             }
-            ShardCommand::SetPassword { account, old, new, completer } => {
-                Completion::Flag(completer, ledger.set_password(&account, old.as_ref(), new, changes))
-            }
+            ShardCommand::SetPassword {
+                account,
+                old,
+                new,
+                completer,
+            } => Completion::Flag(
+                completer,
+                ledger.set_password(&account, old.as_ref(), new, changes),
+            ),
             ShardCommand::Delete(account, completer) => {
                 Completion::Flag(completer, ledger.delete(&account, changes))
             }
-            ShardCommand::Subscribe { account, takes_over, completer } => {
+            ShardCommand::Subscribe {
+                account,
+                takes_over,
+                completer,
+            } => {
                 let may_subscribe = takes_over || ledger.is_free(&account);
                 // The former subscription may have acknowledged after this command was
                 // taken.
                 if let Some(position) = self.shared.queue.take_ack(&account) {
                     ledger.acknowledge(&account, position, changes);
                 }
-                let subscription = may_subscribe.then(|| ledger.subscribe(&account, changes)).flatten();
+                let subscription = may_subscribe
+                    .then(|| ledger.subscribe(&account, changes))
+                    .flatten();
                 Completion::Subscribed(completer, subscription)
             }
             ShardCommand::OpenSession(token, from, completer) => {
@@ -360,13 +388,24 @@ impl Committer {
     fn finish(&mut self) {
         let frame = self.ledger.finish(&mut self.changes);
         let is_maintenance = frame.is_none() && self.is_maintenance_due();
-        let frame = frame.or_else(|| is_maintenance.then(|| self.ledger.finish_empty(&mut self.changes)));
+        let frame =
+            frame.or_else(|| is_maintenance.then(|| self.ledger.finish_empty(&mut self.changes)));
         if let Some(frame) = frame {
-            let durability = if is_maintenance { Durability::Machine } else { self.durability() };
-            self.shared.in_flight.put(&mut self.sent, &mut self.completions);
+            let durability = if is_maintenance {
+                Durability::Machine
+            } else {
+                self.durability()
+            };
+            self.shared
+                .in_flight
+                .put(&mut self.sent, &mut self.completions);
             let appended = self.append_frame(frame, durability);
             let now = self.now();
-            for token in self.shared.in_flight.take(&mut self.sent, &mut self.completions) {
+            for token in self
+                .shared
+                .in_flight
+                .take(&mut self.sent, &mut self.completions)
+            {
                 self.ledger.close_session(&token, now);
             }
             if let Err(error) = appended {
@@ -374,7 +413,9 @@ impl Committer {
             }
             self.release(durability);
         }
-        self.shared.directory.change(&mut self.changes.effects.accounts);
+        self.shared
+            .directory
+            .change(&mut self.changes.effects.accounts);
         self.sent.drain(..).rev().for_each(Sent::complete);
         self.completions.drain(..).for_each(Completion::complete);
         self.permits.clear();
@@ -406,13 +447,16 @@ impl Committer {
                 Space::Ample => tracing::info!("disk space available again"),
             }
         }
-        self.shared.is_open.store(space != Space::None, Ordering::Release);
+        self.shared
+            .is_open
+            .store(space != Space::None, Ordering::Release);
     }
 
     /// Answers commands while no append is possible. Acknowledgements wait. Returns a
     /// request to close.
     fn wait_for_space(&mut self, acks: Acks) -> Option<Completer<()>> {
-        acks.into_iter().for_each(|(account, position)| self.shared.queue.acknowledge(&account, position));
+        acks.into_iter()
+            .for_each(|(account, position)| self.shared.queue.acknowledge(&account, position));
         let closing = self.refuse();
         if self.log.as_ref().is_some_and(|log| log.has_pending_work()) {
             match self.append_frame(Frame::default(), Durability::Machine) {
@@ -429,15 +473,23 @@ impl Committer {
         let effects = &self.changes.effects;
         let is_synced = match self.config.sync {
             Sync::Always => {
-                effects.is_awaited || effects.is_reserving || self.synced.elapsed() >= ACKS_SYNC_INTERVAL
+                effects.is_awaited
+                    || effects.is_reserving
+                    || self.synced.elapsed() >= ACKS_SYNC_INTERVAL
             }
             Sync::Os => effects.is_reserving,
         };
-        if is_synced { Durability::Machine } else { Durability::Process }
+        if is_synced {
+            Durability::Machine
+        } else {
+            Durability::Process
+        }
     }
 
     fn append_frame(&mut self, frame: Frame, durability: Durability) -> Result<(), AppendError> {
-        let Some(log) = &mut self.log else { return Ok(()) };
+        let Some(log) = &mut self.log else {
+            return Ok(());
+        };
         log.append(frame, durability)?;
         if durability == Durability::Machine {
             self.synced = Instant::now();
@@ -449,7 +501,10 @@ impl Committer {
     /// these messages and those of deleted accounts.
     fn release(&mut self, durability: Durability) {
         let effects = &mut self.changes.effects;
-        self.shared.readers.cursors.advance(&effects.cursors, &effects.ended);
+        self.shared
+            .readers
+            .cursors
+            .advance(&effects.cursors, &effects.ended);
         self.unsynced.extend(effects.cursors.drain(..));
         if durability == Durability::Process && self.config.sync == Sync::Always {
             return;
@@ -466,14 +521,19 @@ impl Committer {
     /// Appends the next part of a checkpoint, if one is due or under way.
     fn continue_checkpoint(&mut self) {
         let Some(log) = &self.log else { return };
-        if self.checkpoint.is_none() && !(log.is_checkpoint_due() && Instant::now() >= self.checkpoint_after)
+        if self.checkpoint.is_none()
+            && !(log.is_checkpoint_due() && Instant::now() >= self.checkpoint_after)
         {
             return;
         }
         let checkpoint = self.checkpoint.get_or_insert_default();
         let piece = checkpoint.next_piece(&self.ledger, &mut self.changes);
         let is_complete = checkpoint.is_complete();
-        let durability = if is_complete { Durability::Machine } else { Durability::Process };
+        let durability = if is_complete {
+            Durability::Machine
+        } else {
+            Durability::Process
+        };
         match self.append_frame(piece, durability) {
             Ok(()) if is_complete => {
                 self.checkpoint = None;
@@ -511,7 +571,11 @@ impl Committer {
         let (limits, counter) = (self.config.limits(), self.ledger.counter());
         let failed_before = self.failed.replace(Instant::now());
         let is_repeated = failed_before.is_some_and(|at| at.elapsed() < REPEATED_FAILURE);
-        let failed = Failed { log: self.log.take(), counter, is_repeated };
+        let failed = Failed {
+            log: self.log.take(),
+            counter,
+            is_repeated,
+        };
         self.recovery = Some(Recovery::start(opener, failed, limits, queue));
     }
 
@@ -558,7 +622,9 @@ impl Committer {
 
     fn close(&mut self) -> Result<(), Unavailable> {
         self.shared.readers.set(None);
-        let Some(log) = self.log.take() else { return Err(Unavailable) };
+        let Some(log) = self.log.take() else {
+            return Err(Unavailable);
+        };
         log.close().map_err(|error| {
             tracing::error!(%error, "unclean close of the store: the next start recovers it");
             Unavailable

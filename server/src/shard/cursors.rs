@@ -19,13 +19,19 @@ pub(super) struct Cursors {
 impl Cursors {
     /// Returns the cursor of an inbox.
     pub(super) fn get(&self, incarnation: u64) -> Position {
-        self.cursors.read().get(&incarnation).copied().unwrap_or_default()
+        self.cursors
+            .read()
+            .get(&incarnation)
+            .copied()
+            .unwrap_or_default()
     }
 
     /// Replaces all cursors.
     pub(super) fn replace(&self, cursors: impl Iterator<Item = (u64, Position)>) {
         // Collected without the lock, because it takes a while.
-        let cursors = cursors.filter(|(_, cursor)| *cursor != Position::default()).collect();
+        let cursors = cursors
+            .filter(|(_, cursor)| *cursor != Position::default())
+            .collect();
         *self.cursors.write() = cursors;
     }
 

@@ -33,16 +33,29 @@ impl Directory {
         let found = entries.as_ref().ok_or(Unavailable)?.get_key_value(name);
         Ok(found.map(|(name, entry)| {
             // The directory's copy of the name lives longer than the caller's.
-            let account = Account { name: name.clone(), incarnation: entry.incarnation };
-            AccountEntry { account, password: entry.password.clone() }
+            let account = Account {
+                name: name.clone(),
+                incarnation: entry.incarnation,
+            };
+            AccountEntry {
+                account,
+                password: entry.password.clone(),
+            }
         }))
     }
 
     /// Returns at most `limit` names after `after`.
-    pub(super) fn names(&self, after: Option<&UserName>, limit: usize) -> Result<Vec<UserName>, Unavailable> {
+    pub(super) fn names(
+        &self,
+        after: Option<&UserName>,
+        limit: usize,
+    ) -> Result<Vec<UserName>, Unavailable> {
         let after = after.map_or(Bound::Unbounded, Bound::Excluded);
         let entries = self.entries.read();
-        let range = entries.as_ref().ok_or(Unavailable)?.range::<UserName, _>((after, Bound::Unbounded));
+        let range = entries
+            .as_ref()
+            .ok_or(Unavailable)?
+            .range::<UserName, _>((after, Bound::Unbounded));
         Ok(range.take(limit).map(|(name, _)| name.clone()).collect())
     }
 
@@ -78,5 +91,11 @@ impl Directory {
 }
 
 fn split(AccountEntry { account, password }: AccountEntry) -> (UserName, DirectoryEntry) {
-    (account.name, DirectoryEntry { incarnation: account.incarnation, password })
+    (
+        account.name,
+        DirectoryEntry {
+            incarnation: account.incarnation,
+            password,
+        },
+    )
 }

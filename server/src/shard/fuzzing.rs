@@ -19,13 +19,20 @@ pub(crate) struct Home {
 impl Home {
     /// Opens a store. The previous one must have been dropped.
     pub(crate) fn open(&self, config: ShardConfig) -> ShardStore {
-        let config = ShardConfig { numbers_after: Some(0), ..config };
+        let config = ShardConfig {
+            numbers_after: Some(0),
+            ..config
+        };
         ShardStore::open(Arc::clone(&self.opener) as _, config).expect("it is memory")
     }
 
     /// Makes the next append fail, with all of the frame written or none of it.
     pub(crate) fn fail_next(&self, is_written: bool) {
-        self.opener.kept.fail_next(if is_written { Failure::After } else { Failure::Before });
+        self.opener.kept.fail_next(if is_written {
+            Failure::After
+        } else {
+            Failure::Before
+        });
     }
 }
 
@@ -33,10 +40,16 @@ impl Home {
 pub(crate) fn weak_hash(password: &str) -> PasswordHash {
     let params = Params::new(Params::MIN_M_COST, 1, 1, None).expect("these are allowed");
     let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-    PasswordHash::new(&argon2.hash_password(password.as_bytes()).expect("there is randomness").to_string())
+    PasswordHash::new(
+        &argon2
+            .hash_password(password.as_bytes())
+            .expect("there is randomness")
+            .to_string(),
+    )
 }
 
 /// Returns whether a hash takes almost no time to verify.
 pub(crate) fn is_weak(hash: &PasswordHash) -> bool {
-    hash.as_str().contains(&format!("m={},", Params::MIN_M_COST))
+    hash.as_str()
+        .contains(&format!("m={},", Params::MIN_M_COST))
 }

@@ -32,7 +32,11 @@ impl AnswersInFlight {
 
     /// Returns the remaining answers after an append, and the sessions opened by it whose
     /// openers were answered `unavailable`.
-    pub(super) fn take(&self, sent: &mut Vec<Sent>, completions: &mut Vec<Completion>) -> Vec<SessionToken> {
+    pub(super) fn take(
+        &self,
+        sent: &mut Vec<Sent>,
+        completions: &mut Vec<Completion>,
+    ) -> Vec<SessionToken> {
         let mut answers = self.answers.lock();
         std::mem::swap(&mut answers.sent, sent);
         std::mem::swap(&mut answers.completions, completions);
@@ -43,7 +47,11 @@ impl AnswersInFlight {
     pub(super) fn fail_if(&self, is_stalled: impl FnOnce() -> bool) {
         let mut answers = self.answers.lock();
         if is_stalled() {
-            let Answers { sent, completions, abandoned } = &mut *answers;
+            let Answers {
+                sent,
+                completions,
+                abandoned,
+            } = &mut *answers;
             sent.drain(..).for_each(Sent::fail);
             abandoned.extend(completions.drain(..).filter_map(Completion::fail));
         }

@@ -2,15 +2,18 @@
 //! hold back appends, fail them, and run out of space.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![cfg_attr(not(test), expect(dead_code, reason = "the fuzz targets need a part of it"))]
+#![cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the fuzz targets need a part of it")
+)]
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use crate::log::memory::MemoryOpener;
 use crate::log::{
-    AppendError, Block, CheckpointPart, Durability, Frame, InboxId, Log, LogError, OpenError, Opener, Reader,
-    Usage,
+    AppendError, Block, CheckpointPart, Durability, Frame, InboxId, Log, LogError, OpenError,
+    Opener, Reader, Usage,
 };
 
 /// Frames after which a checkpoint is due: few, so that every test has checkpoints.
@@ -60,7 +63,11 @@ impl Kept {
 
     /// Waits until an append is held.
     pub(crate) fn wait_until_held(&self) {
-        drop(self.changed.wait_while(self.lock(), |state| !state.is_held).unwrap());
+        drop(
+            self.changed
+                .wait_while(self.lock(), |state| !state.is_held)
+                .unwrap(),
+        );
     }
 
     /// Releases a held append.
@@ -101,7 +108,11 @@ impl Kept {
 
     /// Waits until `count` opens have failed.
     pub(crate) fn wait_for_failed_opens(&self, count: usize) {
-        drop(self.changed.wait_while(self.lock(), |state| state.failed_opens < count).unwrap());
+        drop(
+            self.changed
+                .wait_while(self.lock(), |state| state.failed_opens < count)
+                .unwrap(),
+        );
     }
 
     /// Returns the durability that each append asked for, except those of checkpoints.
@@ -138,12 +149,20 @@ impl KeptState {
         if let Some(part) = frame.checkpoint {
             self.checkpoints += usize::from(part.is_last);
         }
-        let bytes = frame.records.len() + frame.blocks.iter().map(|block| block.payload.len()).sum::<usize>();
+        let bytes = frame.records.len()
+            + frame
+                .blocks
+                .iter()
+                .map(|block| block.payload.len())
+                .sum::<usize>();
         self.longest_frame = self.longest_frame.max(bytes);
         self.records.push((frame.records.clone(), frame.checkpoint));
         self.blocks.extend(frame.blocks.iter().cloned());
         if frame.checkpoint.is_some_and(|part| part.is_last) {
-            let first = self.records.iter().rposition(|(_, part)| part.is_some_and(|part| part.is_first));
+            let first = self
+                .records
+                .iter()
+                .rposition(|(_, part)| part.is_some_and(|part| part.is_first));
             self.records.drain(..first.unwrap());
         }
     }
@@ -165,18 +184,28 @@ impl Opener for KeptOpener {
             state.failed_opens += 1;
             self.kept.changed.notify_all();
             let source = std::io::ErrorKind::StorageFull.into();
-            return Err(OpenError::Io { path: PathBuf::new(), source });
+            return Err(OpenError::Io {
+                path: PathBuf::new(),
+                source,
+            });
         }
         let mut inner = MemoryOpener.open(&mut |_| Ok(()))?;
         for (records, _) in &state.records {
             replay(records)?;
         }
         for block in &state.blocks {
-            let frame = Frame { blocks: vec![block.clone()], ..Frame::default() };
+            let frame = Frame {
+                blocks: vec![block.clone()],
+                ..Frame::default()
+            };
             inner.append(frame, Durability::Process).unwrap();
         }
         let kept = Arc::clone(&self.kept);
-        Ok(Box::new(KeptLog { inner, kept, is_poisoned: false }))
+        Ok(Box::new(KeptLog {
+            inner,
+            kept,
+            is_poisoned: false,
+        }))
     }
 
     fn path(&self) -> &Path {
@@ -208,20 +237,31 @@ impl Log for KeptLog {
         if state.is_holding {
             state.is_held = true;
             self.kept.changed.notify_all();
-            state = self.kept.changed.wait_while(state, |state| state.is_holding).unwrap();
+            state = self
+                .kept
+                .changed
+                .wait_while(state, |state| state.is_holding)
+                .unwrap();
             state.is_held = false;
         }
         drop(state);
         if failure.is_some() {
             self.is_poisoned = true;
             let source = std::io::ErrorKind::StorageFull.into();
-            return Err(LogError { path: PathBuf::new(), source }.into());
+            return Err(LogError {
+                path: PathBuf::new(),
+                source,
+            }
+            .into());
         }
         self.inner.append(frame, durability)
     }
 
     fn release(&mut self, inbox: InboxId, through: u64) {
-        self.kept.lock().blocks.retain(|block| block.inbox != inbox || block.last > through);
+        self.kept
+            .lock()
+            .blocks
+            .retain(|block| block.inbox != inbox || block.last > through);
         self.inner.release(inbox, through);
     }
 
@@ -235,12 +275,18 @@ impl Log for KeptLog {
 
     fn is_checkpoint_due(&self) -> bool {
         let state = self.kept.lock();
-        let last = state.records.iter().rposition(|(_, part)| part.is_some_and(|part| part.is_last));
+        let last = state
+            .records
+            .iter()
+            .rposition(|(_, part)| part.is_some_and(|part| part.is_last));
         state.records.len() - last.map_or(0, |last| last + 1) > FRAMES_MAX
     }
 
     fn segment_bytes(&self) -> u64 {
-        self.kept.lock().segment_bytes.unwrap_or_else(|| self.inner.segment_bytes())
+        self.kept
+            .lock()
+            .segment_bytes
+            .unwrap_or_else(|| self.inner.segment_bytes())
     }
 
     fn is_low_on_space(&self) -> bool {

@@ -52,8 +52,8 @@ use crate::log::Opener;
 use crate::log::disk::{DiskConfig, DiskOpener};
 use crate::log::memory::MemoryOpener;
 use crate::store::{
-    Account, AccountEntry, Append, Completer, Created, Outcome, Page, PasswordHash, Pending, Position,
-    ReadLimit, Store, Subscription,
+    Account, AccountEntry, Append, Completer, Created, Outcome, Page, PasswordHash, Pending,
+    Position, ReadLimit, Store, Subscription,
 };
 use crate::sync::Mutex;
 
@@ -102,7 +102,10 @@ impl ShardConfig {
     };
 
     /// For tools, which refuse no account.
-    const UNBOUNDED: Self = Self { accounts_max: usize::MAX, ..Self::DEFAULT };
+    const UNBOUNDED: Self = Self {
+        accounts_max: usize::MAX,
+        ..Self::DEFAULT
+    };
 
     const fn limits(&self) -> Limits {
         Limits {
@@ -114,7 +117,8 @@ impl ShardConfig {
     }
 
     fn counter_floor(&self) -> CounterFloor {
-        self.numbers_after.map_or(CounterFloor::Clock, CounterFloor::After)
+        self.numbers_after
+            .map_or(CounterFloor::Clock, CounterFloor::After)
     }
 }
 
@@ -166,7 +170,10 @@ impl ShardStore {
     /// # Errors
     /// See [`StartError`].
     pub fn on_disk(folder: &Path, config: ShardConfig) -> Result<Self, StartError> {
-        let layout = DiskConfig { segment_bytes: config.segment_bytes, ..DiskConfig::default() };
+        let layout = DiskConfig {
+            segment_bytes: config.segment_bytes,
+            ..DiskConfig::default()
+        };
         Self::open(Arc::new(DiskOpener::with_config(folder, layout)), config)
     }
 
@@ -178,7 +185,11 @@ impl ShardStore {
         Self::open(Arc::new(MemoryOpener), config)
     }
 
-    fn start(opener: Arc<dyn Opener>, config: ShardConfig, deadlines: Deadlines) -> Result<Self, StartError> {
+    fn start(
+        opener: Arc<dyn Opener>,
+        config: ShardConfig,
+        deadlines: Deadlines,
+    ) -> Result<Self, StartError> {
         let opened = open::open(&*opener, config.limits(), config.counter_floor())?;
         let shared = Arc::<SharedShard>::default();
         let watched = Watched {
@@ -200,9 +211,15 @@ impl ShardStore {
                 Closed::complete(closed);
             }
         };
-        let thread = thread::Builder::new().name("store-commit".to_owned()).spawn(commit);
+        let thread = thread::Builder::new()
+            .name("store-commit".to_owned())
+            .spawn(commit);
         let thread = thread.map_err(StartError::Thread)?;
-        Ok(Self { shared, _watchdog: watchdog, thread: Mutex::new(Some(thread)) })
+        Ok(Self {
+            shared,
+            _watchdog: watchdog,
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     fn ask<T>(&self, command: impl FnOnce(Completer<T>) -> ShardCommand) -> Pending<T> {
@@ -221,8 +238,18 @@ impl Store for ShardStore {
         Pending::ready(self.shared.directory.account(name))
     }
 
-    fn set_password(&self, account: &Account, old: Option<PasswordHash>, new: PasswordHash) -> Pending<bool> {
-        self.ask(|completer| ShardCommand::SetPassword { account: account.clone(), old, new, completer })
+    fn set_password(
+        &self,
+        account: &Account,
+        old: Option<PasswordHash>,
+        new: PasswordHash,
+    ) -> Pending<bool> {
+        self.ask(|completer| ShardCommand::SetPassword {
+            account: account.clone(),
+            old,
+            new,
+            completer,
+        })
     }
 
     fn delete(&self, account: &Account) -> Pending<bool> {
@@ -234,7 +261,9 @@ impl Store for ShardStore {
     }
 
     fn append_all(&self, appends: &mut Vec<(Append, Completer<Outcome>)>) {
-        self.shared.queue.push(ShardCommand::Appends(std::mem::take(appends).into_iter()));
+        self.shared
+            .queue
+            .push(ShardCommand::Appends(std::mem::take(appends).into_iter()));
     }
 
     fn receive(&self, account: &Account) -> Pending<Option<Subscription>> {
@@ -262,7 +291,9 @@ impl Store for ShardStore {
         let (completer, pending) = Pending::new();
         let (shared, account) = (Arc::clone(&self.shared), account.clone());
         // The caller awaits the outcome instead of the thread.
-        drop(runtime.spawn_blocking(move || completer.complete(shared.readers.read(&account, after, limit))));
+        drop(runtime.spawn_blocking(move || {
+            completer.complete(shared.readers.read(&account, after, limit))
+        }));
         pending
     }
 
@@ -275,7 +306,9 @@ impl Store for ShardStore {
     }
 
     fn close_session(&self, session: &SessionToken) {
-        self.shared.queue.push(ShardCommand::CloseSession(session.clone()));
+        self.shared
+            .queue
+            .push(ShardCommand::CloseSession(session.clone()));
     }
 
     fn is_available(&self) -> bool {

@@ -27,8 +27,16 @@ impl OfflineStore {
     /// Opens the store in a folder, and creates it if there is none.
     pub(crate) fn open(folder: &Path) -> Result<Self, StartError> {
         let opener = DiskOpener::new(folder);
-        let opened = open::open(&opener, ShardConfig::UNBOUNDED.limits(), CounterFloor::After(0))?;
-        let mut store = Self { opened, changes: Changes::default(), text_bytes: 0 };
+        let opened = open::open(
+            &opener,
+            ShardConfig::UNBOUNDED.limits(),
+            CounterFloor::After(0),
+        )?;
+        let mut store = Self {
+            opened,
+            changes: Changes::default(),
+            text_bytes: 0,
+        };
         store.begin();
         Ok(store)
     }
@@ -40,7 +48,10 @@ impl OfflineStore {
         password: Option<PasswordHash>,
         cursor: Sequence,
     ) -> Result<Created, AppendError> {
-        let created = self.opened.ledger.import_account(name, password, cursor, &mut self.changes);
+        let created = self
+            .opened
+            .ledger
+            .import_account(name, password, cursor, &mut self.changes);
         self.commit_some(name.as_str().len())?;
         Ok(created)
     }
@@ -54,10 +65,17 @@ impl OfflineStore {
     ) -> Result<Imported, AppendError> {
         let bytes = message.text.len();
         let sequence = message.position.sequence;
-        let imported = self.opened.ledger.import_message(to, message, &mut self.changes);
+        let imported = self
+            .opened
+            .ledger
+            .import_message(to, message, &mut self.changes);
         if let Imported::Behind(incarnation) = imported {
             self.commit()?;
-            return Ok(if self.has(incarnation, sequence) { Imported::Known } else { imported });
+            return Ok(if self.has(incarnation, sequence) {
+                Imported::Known
+            } else {
+                imported
+            });
         }
         self.commit_some(bytes)?;
         Ok(imported)
@@ -65,15 +83,26 @@ impl OfflineStore {
 
     /// Returns whether a message is in an inbox and readable.
     fn has(&self, incarnation: u64, sequence: Sequence) -> bool {
-        let limit = ReadLimit { messages: 1, bytes: 0 };
+        let limit = ReadLimit {
+            messages: 1,
+            bytes: 0,
+        };
         let after = Sequence(sequence.0.saturating_sub(1));
         let page = read_page(&*self.opened.log.reader(), incarnation, after, limit);
-        page.is_ok_and(|page| page.messages.iter().any(|message| message.position.sequence == sequence))
+        page.is_ok_and(|page| {
+            page.messages
+                .iter()
+                .any(|message| message.position.sequence == sequence)
+        })
     }
 
     fn commit_some(&mut self, bytes: usize) -> Result<(), AppendError> {
         self.text_bytes += bytes;
-        if self.text_bytes >= TEXT_BYTES_MAX || self.changes.is_full() { self.commit() } else { Ok(()) }
+        if self.text_bytes >= TEXT_BYTES_MAX || self.changes.is_full() {
+            self.commit()
+        } else {
+            Ok(())
+        }
     }
 
     /// Makes the imported records durable.
@@ -89,7 +118,13 @@ impl OfflineStore {
     fn begin(&mut self) {
         self.text_bytes = 0;
         let running = self.opened.ledger.running();
-        self.opened.ledger.begin(Context { running, is_low_on_space: false }, &mut self.changes);
+        self.opened.ledger.begin(
+            Context {
+                running,
+                is_low_on_space: false,
+            },
+            &mut self.changes,
+        );
     }
 
     /// Closes the store in order.

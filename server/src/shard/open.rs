@@ -55,11 +55,18 @@ pub(crate) fn open(
         CounterFloor::After(number) => number,
         CounterFloor::Clock => counter(replay.counter().is_none())?,
     };
-    Ok(OpenShard { log, ledger: replay.finish(counter) })
+    Ok(OpenShard {
+        log,
+        ledger: replay.finish(counter),
+    })
 }
 
 /// Replays a frame of the log at `path`.
-pub(super) fn replay_frame(replay: &mut Replay, path: &Path, records: &[u8]) -> Result<(), OpenError> {
+pub(super) fn replay_frame(
+    replay: &mut Replay,
+    path: &Path,
+    records: &[u8],
+) -> Result<(), OpenError> {
     replay.frame(records).map_err(|_| OpenError::Damaged {
         path: path.to_owned(),
         what: "a record is malformed or of a later version".to_owned(),
@@ -73,7 +80,11 @@ fn counter(is_new: bool) -> Result<u64, WrongClock> {
         return Ok(counter);
     }
     // A former store at this address may have used numbers of this second.
-    let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let seconds = |time: SystemTime| {
+        time.duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs()
+    };
     while seconds(SystemTime::now()) == seconds(begun) {
         thread::sleep(ledger::until_next_second(SystemTime::now()));
     }

@@ -167,8 +167,9 @@ impl Queue {
     pub(super) fn stall(&self) {
         let mut state = self.state.lock();
         state.is_stalled = true;
-        let (patient, refused) =
-            std::mem::take(&mut state.commands).into_iter().partition(ShardCommand::is_patient);
+        let (patient, refused) = std::mem::take(&mut state.commands)
+            .into_iter()
+            .partition(ShardCommand::is_patient);
         state.commands = patient;
         drop(state);
         let refused: Vec<ShardCommand> = refused;
@@ -218,7 +219,9 @@ impl Queue {
                     Some(ACKS_LINGER.saturating_sub(since.elapsed()))
                 }
                 Wait::AcksSince(_, timeout) => Some(timeout.saturating_sub(begun.elapsed())),
-                Wait::Commands(timeout) => timeout.map(|timeout| timeout.saturating_sub(begun.elapsed())),
+                Wait::Commands(timeout) => {
+                    timeout.map(|timeout| timeout.saturating_sub(begun.elapsed()))
+                }
             };
             if limit.is_some_and(|limit| limit.is_zero()) {
                 break;

@@ -34,7 +34,9 @@ impl Readers {
     ) -> Result<Page, Unavailable> {
         let reader = self.reader.read().clone();
         let reader = reader.ok_or(Unavailable)?;
-        let from = after.sequence.max(self.cursors.get(account.incarnation).sequence);
+        let from = after
+            .sequence
+            .max(self.cursors.get(account.incarnation).sequence);
         let read = read_page(&*reader, account.incarnation, from, limit);
         let mut page = read.map_err(|error| {
             tracing::error!(%error, account = %account.name, "messages cannot be read");
@@ -43,9 +45,12 @@ impl Readers {
         // Must follow the read: see [`Cursors`].
         let cursor = self.cursors.get(account.incarnation);
         if cursor.sequence > after.sequence {
-            page.messages.retain(|message| message.position.sequence > cursor.sequence);
-            page.starts_after =
-                page.starts_after.filter(|gap| gap.sequence > cursor.sequence).or(Some(cursor));
+            page.messages
+                .retain(|message| message.position.sequence > cursor.sequence);
+            page.starts_after = page
+                .starts_after
+                .filter(|gap| gap.sequence > cursor.sequence)
+                .or(Some(cursor));
         }
         Ok(page)
     }
@@ -73,7 +78,15 @@ pub(crate) fn read_page(
     after: Sequence,
     limit: ReadLimit,
 ) -> Result<Page, PageError> {
-    let mut scan = Scan { after, limit, page: Page { complete: true, ..Page::default() }, bytes: 0 };
+    let mut scan = Scan {
+        after,
+        limit,
+        page: Page {
+            complete: true,
+            ..Page::default()
+        },
+        bytes: 0,
+    };
     let mut malformed = None;
     let read = reader.read(inbox, after.0, &mut |block| {
         scan.take(&block).unwrap_or_else(|Malformed| {
@@ -81,11 +94,16 @@ pub(crate) fn read_page(
             ControlFlow::Break(())
         })
     });
-    let read = read.map_err(PageError::from).and_then(|()| malformed.map_or(Ok(()), Err));
+    let read = read
+        .map_err(PageError::from)
+        .and_then(|()| malformed.map_or(Ok(()), Err));
     match read {
         Ok(()) => Ok(scan.page),
         // The messages before the damage are returned; the next read starts with it.
-        Err(_) if !scan.page.messages.is_empty() => Ok(Page { complete: false, ..scan.page }),
+        Err(_) if !scan.page.messages.is_empty() => Ok(Page {
+            complete: false,
+            ..scan.page
+        }),
         Err(error) => Err(error),
     }
 }

@@ -39,8 +39,17 @@ pub(super) struct Failed {
 impl Recovery {
     /// Drops the failed log, and retries to open it until it succeeds. The queue then
     /// receives [`ShardCommand::Recovered`].
-    pub(super) fn start(opener: Arc<dyn Opener>, failed: Failed, limits: Limits, queue: Arc<Queue>) -> Self {
-        let Failed { log, counter, is_repeated } = failed;
+    pub(super) fn start(
+        opener: Arc<dyn Opener>,
+        failed: Failed,
+        limits: Limits,
+        queue: Arc<Queue>,
+    ) -> Self {
+        let Failed {
+            log,
+            counter,
+            is_repeated,
+        } = failed;
         let (stop, stopped) = mpsc::channel();
         let attempts = move || {
             drop(log);
@@ -63,8 +72,13 @@ impl Recovery {
                 backoff = (2 * backoff).min(BACKOFF_MAX);
             }
         };
-        let thread = thread::Builder::new().name("store-recover".to_owned()).spawn(attempts);
-        Self { stop: Some(stop), thread: Some(thread.unwrap_or_else(give_up)) }
+        let thread = thread::Builder::new()
+            .name("store-recover".to_owned())
+            .spawn(attempts);
+        Self {
+            stop: Some(stop),
+            thread: Some(thread.unwrap_or_else(give_up)),
+        }
     }
 }
 

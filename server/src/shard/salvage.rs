@@ -45,12 +45,21 @@ impl SalvagedStore {
 
     fn read(folder: &Path, open: Open) -> Result<Self, CheckError> {
         let mut replay = Replay::new(ShardConfig::UNBOUNDED.limits());
-        let log = open(folder, &mut |records| replay_frame(&mut replay, folder, records))?;
+        let log = open(folder, &mut |records| {
+            replay_frame(&mut replay, folder, records)
+        })?;
         let ledger = replay.finish(log.last_number());
-        let mut store = Self { log, ledger, inboxes: Vec::new(), unknown: Vec::new() };
+        let mut store = Self {
+            log,
+            ledger,
+            inboxes: Vec::new(),
+            unknown: Vec::new(),
+        };
         for inbox in inboxes(&store.ledger) {
             let inbox = store.measure(inbox)?;
-            store.ledger.raise_tail(&inbox.inbox.entry.account, inbox.inbox.tail);
+            store
+                .ledger
+                .raise_tail(&inbox.inbox.entry.account, inbox.inbox.tail);
             store.inboxes.push(inbox);
         }
         store.unknown = store.unknown_inboxes()?;
@@ -74,21 +83,29 @@ impl SalvagedStore {
         visit: &mut dyn FnMut(Block) -> ControlFlow<()>,
     ) -> Result<(), ReadError> {
         let id = inbox.inbox.entry.account.incarnation;
-        let mut gaps = inbox.losses.iter().map(|loss| loss.gap.block(id)).peekable();
+        let mut gaps = inbox
+            .losses
+            .iter()
+            .map(|loss| loss.gap.block(id))
+            .peekable();
         let mut is_ended = false;
-        self.log.visit(id, inbox.inbox.cursor.sequence.0, &mut |found| {
-            let first = match &found {
-                Ok(block) => block.first,
-                Err(damaged) => damaged.first,
-            };
-            let before = std::iter::from_fn(|| gaps.next_if(|gap| gap.first <= first));
-            let found = found
-                .ok()
-                .filter(|block| matches!(CheckedBlock::from(Ok(block.clone())), CheckedBlock::Whole { .. }));
-            let flow = before.chain(found).try_for_each(&mut *visit);
-            is_ended = flow.is_break();
-            flow
-        })?;
+        self.log
+            .visit(id, inbox.inbox.cursor.sequence.0, &mut |found| {
+                let first = match &found {
+                    Ok(block) => block.first,
+                    Err(damaged) => damaged.first,
+                };
+                let before = std::iter::from_fn(|| gaps.next_if(|gap| gap.first <= first));
+                let found = found.ok().filter(|block| {
+                    matches!(
+                        CheckedBlock::from(Ok(block.clone())),
+                        CheckedBlock::Whole { .. }
+                    )
+                });
+                let flow = before.chain(found).try_for_each(&mut *visit);
+                is_ended = flow.is_break();
+                flow
+            })?;
         if !is_ended {
             let _ = gaps.try_for_each(visit);
         }
@@ -116,12 +133,19 @@ impl SalvagedStore {
     }
 
     fn unknown_inboxes(&self) -> Result<Vec<(InboxId, usize)>, ReadError> {
-        let known: HashSet<_> =
-            self.inboxes.iter().map(|inbox| inbox.inbox.entry.account.incarnation).collect();
+        let known: HashSet<_> = self
+            .inboxes
+            .iter()
+            .map(|inbox| inbox.inbox.entry.account.incarnation)
+            .collect();
         let mut unknown = HashMap::new();
         // Blocks left by deleted accounts are no loss.
         let is_certain = self.lost().commits.is_empty() && !self.lost().has_no_checkpoint;
-        for inbox in self.log.inboxes().filter(|inbox| !is_certain && !known.contains(inbox)) {
+        for inbox in self
+            .log
+            .inboxes()
+            .filter(|inbox| !is_certain && !known.contains(inbox))
+        {
             self.log.visit(inbox, 0, &mut |_| {
                 *unknown.entry(inbox).or_insert(0) += 1;
                 ControlFlow::Continue(())
@@ -148,9 +172,16 @@ pub(crate) fn rebuild(folder: &Path) -> Result<(SalvagedStore, PathBuf), CheckEr
             }
             bytes = 0;
             failed = rebuild.append(std::mem::take(&mut frame)).err();
-            if failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if failed.is_some() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         })?;
-        failed.map_or(Ok(()), Err).and_then(|()| rebuild.append(frame)).map_err(RepairError::from)?;
+        failed
+            .map_or(Ok(()), Err)
+            .and_then(|()| rebuild.append(frame))
+            .map_err(RepairError::from)?;
     }
     append_ledger(&store.ledger, &mut rebuild).map_err(RepairError::from)?;
     let damaged = rebuild.finish().map_err(RepairError::from)?;

@@ -13,7 +13,10 @@ use crate::log::disk::snapshot;
 use crate::store::{Account, AccountEntry, Page, Position, ReadLimit};
 
 /// A page of an export.
-const PAGE: ReadLimit = ReadLimit { messages: 1024, bytes: 1024 * 1024 };
+const PAGE: ReadLimit = ReadLimit {
+    messages: 1024,
+    bytes: 1024 * 1024,
+};
 
 /// A store that is open for reading only.
 #[derive(Debug)]
@@ -36,9 +39,13 @@ impl StoreSnapshot {
     /// Opens the store in an existing folder.
     pub(crate) fn open(folder: &Path) -> Result<Self, OpenError> {
         let mut replay = Replay::new(ShardConfig::UNBOUNDED.limits());
-        let log =
-            snapshot::LogSnapshot::open(folder, &mut |records| replay_frame(&mut replay, folder, records))?;
-        Ok(Self { ledger: replay.finish(0), log })
+        let log = snapshot::LogSnapshot::open(folder, &mut |records| {
+            replay_frame(&mut replay, folder, records)
+        })?;
+        Ok(Self {
+            ledger: replay.finish(0),
+            log,
+        })
     }
 
     /// Returns the inboxes in the order of their names.
@@ -55,8 +62,13 @@ impl StoreSnapshot {
 /// Returns the inboxes of a ledger in the order of their names.
 pub(super) fn inboxes(ledger: &Ledger) -> Vec<InboxSnapshot> {
     let inboxes = ledger.inboxes();
-    let mut inboxes: Vec<_> =
-        inboxes.map(|(entry, cursor, tail)| InboxSnapshot { entry, cursor, tail }).collect();
+    let mut inboxes: Vec<_> = inboxes
+        .map(|(entry, cursor, tail)| InboxSnapshot {
+            entry,
+            cursor,
+            tail,
+        })
+        .collect();
     inboxes.sort_by(|a, b| a.entry.account.name.cmp(&b.entry.account.name));
     inboxes
 }

@@ -40,7 +40,11 @@ pub(super) struct Progress {
 
 impl Default for Progress {
     fn default() -> Self {
-        Self { base: Instant::now(), since: AtomicU64::new(0), is_slow: AtomicBool::new(false) }
+        Self {
+            base: Instant::now(),
+            since: AtomicU64::new(0),
+            is_slow: AtomicBool::new(false),
+        }
     }
 }
 
@@ -105,12 +109,24 @@ impl Watchdog {
                 look(&watched, deadlines);
             }
         };
-        let thread = thread::Builder::new().name("store-watch".to_owned()).spawn(watch)?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
+        let thread = thread::Builder::new()
+            .name("store-watch".to_owned())
+            .spawn(watch)?;
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
     }
 }
 
-fn look(Watched { progress, queue, in_flight }: &Watched, deadlines: Deadlines) {
+fn look(
+    Watched {
+        progress,
+        queue,
+        in_flight,
+    }: &Watched,
+    deadlines: Deadlines,
+) {
     let age = progress.age();
     if age < deadlines.slow {
         return;
@@ -120,7 +136,10 @@ fn look(Watched { progress, queue, in_flight }: &Watched, deadlines: Deadlines) 
         tracing::error!(age_ms, "slow commit: the disk does not answer");
     }
     if age >= deadlines.stalled && !queue.is_stalled() {
-        tracing::error!(age_ms, "stalled commit: its commands and waiting ones are answered unavailable");
+        tracing::error!(
+            age_ms,
+            "stalled commit: its commands and waiting ones are answered unavailable"
+        );
         queue.stall();
     }
     if age >= deadlines.stalled {

@@ -29,10 +29,18 @@ pub(crate) struct Limits {
 const EVENT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Limits that no test reaches.
-pub(crate) const WIDE: Limits = Limits { accounts: 1000, sessions: 1000, messages: 100_000, bytes: 1 << 30 };
+pub(crate) const WIDE: Limits = Limits {
+    accounts: 1000,
+    sessions: 1000,
+    messages: 100_000,
+    bytes: 1 << 30,
+};
 
 /// No limit on a page.
-pub(crate) const ALL: ReadLimit = ReadLimit { messages: usize::MAX, bytes: usize::MAX };
+pub(crate) const ALL: ReadLimit = ReadLimit {
+    messages: usize::MAX,
+    bytes: usize::MAX,
+};
 
 pub(crate) fn name(text: &str) -> UserName {
     text.parse().unwrap()
@@ -59,14 +67,26 @@ pub(crate) fn text(to: &str, text: &str) -> Append {
 
 /// Returns a message of a session.
 pub(crate) fn send(session: &str, id: u32, to: &str, content: &str) -> Append {
-    let send_id =
-        SendId { session: token(session), id: RequestId::new(id).unwrap(), in_order: true, from: None };
-    Append { send_id: Some(send_id), ..text(to, content) }
+    let send_id = SendId {
+        session: token(session),
+        id: RequestId::new(id).unwrap(),
+        in_order: true,
+        from: None,
+    };
+    Append {
+        send_id: Some(send_id),
+        ..text(to, content)
+    }
 }
 
 pub(crate) async fn create(store: &dyn Store, user: &str) -> Account {
     assert_eq!(store.create(&name(user), None).await, Ok(Created::Created));
-    store.account(&name(user)).await.unwrap().expect("it was just created").account
+    store
+        .account(&name(user))
+        .await
+        .unwrap()
+        .expect("it was just created")
+        .account
 }
 
 /// Stores a message and returns its number.
@@ -90,11 +110,20 @@ pub(crate) async fn read(store: &dyn Store, account: &Account) -> Vec<Arc<Messag
 }
 
 pub(crate) async fn texts(store: &dyn Store, account: &Account) -> Vec<String> {
-    read(store, account).await.iter().map(|message| message.text.to_string()).collect()
+    read(store, account)
+        .await
+        .iter()
+        .map(|message| message.text.to_string())
+        .collect()
 }
 
 pub(crate) async fn queued(store: &dyn Store, account: &Account) -> u64 {
-    store.receive(account).await.unwrap().expect("the account is there").queued()
+    store
+        .receive(account)
+        .await
+        .unwrap()
+        .expect("the account is there")
+        .queued()
 }
 
 #[track_caller]
@@ -106,14 +135,23 @@ pub(crate) async fn account_is_created_once(home: &dyn Home) {
     let store = home.open(WIDE);
     assert!(store.account(&name("bob")).await.unwrap().is_none());
     let hash = PasswordHash::new("$hash");
-    check(store.create(&name("bob"), Some(hash.clone())).await, Created::Created);
+    check(
+        store.create(&name("bob"), Some(hash.clone())).await,
+        Created::Created,
+    );
     check(store.create(&name("bob"), None).await, Created::Exists);
     let entry = store.account(&name("bob")).await.unwrap().unwrap();
-    assert_eq!((entry.account.name, entry.password), (name("bob"), Some(hash)));
+    assert_eq!(
+        (entry.account.name, entry.password),
+        (name("bob"), Some(hash))
+    );
 }
 
 pub(crate) async fn account_over_the_limit_is_refused(home: &dyn Home) {
-    let store = home.open(Limits { accounts: 2, ..WIDE });
+    let store = home.open(Limits {
+        accounts: 2,
+        ..WIDE
+    });
     let a = create(&*store, "a").await;
     create(&*store, "b").await;
     check(store.create(&name("c"), None).await, Created::TooMany);
@@ -126,15 +164,31 @@ pub(crate) async fn password_changes_only_if_the_old_one_matches(home: &dyn Home
     let (one, two) = (PasswordHash::new("one"), PasswordHash::new("two"));
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
-    check(store.set_password(&bob, Some(two.clone()), one.clone()).await, false);
+    check(
+        store
+            .set_password(&bob, Some(two.clone()), one.clone())
+            .await,
+        false,
+    );
     check(store.set_password(&bob, None, one.clone()).await, true);
     check(store.set_password(&bob, None, two.clone()).await, false);
     check(store.set_password(&bob, Some(one), two.clone()).await, true);
     store.close().await.unwrap();
     let store = home.open(WIDE);
-    assert_eq!(store.account(&name("bob")).await.unwrap().unwrap().password, Some(two));
-    let other = Account { incarnation: bob.incarnation + 1, ..bob };
-    check(store.set_password(&other, None, PasswordHash::new("x")).await, false);
+    assert_eq!(
+        store.account(&name("bob")).await.unwrap().unwrap().password,
+        Some(two)
+    );
+    let other = Account {
+        incarnation: bob.incarnation + 1,
+        ..bob
+    };
+    check(
+        store
+            .set_password(&other, None, PasswordHash::new("x"))
+            .await,
+        false,
+    );
 }
 
 pub(crate) async fn names_are_paged_in_byte_order(home: &dyn Home) {
@@ -145,7 +199,10 @@ pub(crate) async fn names_are_paged_in_byte_order(home: &dyn Home) {
     }
     check(store.names(None, 99).await, all.map(name).to_vec());
     check(store.names(None, 2).await, vec![name("Zoe"), name("a")]);
-    check(store.names(Some(&name("a")), 2).await, vec![name("b"), name("ba")]);
+    check(
+        store.names(Some(&name("a")), 2).await,
+        vec![name("b"), name("ba")],
+    );
     check(store.names(Some(&name("aa")), 1).await, vec![name("b")]);
     check(store.names(Some(&name("ä")), 1).await, vec![]);
 }
@@ -154,16 +211,30 @@ pub(crate) async fn messages_are_read_in_order_of_their_numbers(home: &dyn Home)
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let amy = create(&*store, "amy").await;
-    stored(&*store, Append { sender: Some(amy.clone()), time_ms: 77, ..text("bob", "a,b\n") }).await;
+    stored(
+        &*store,
+        Append {
+            sender: Some(amy.clone()),
+            time_ms: 77,
+            ..text("bob", "a,b\n")
+        },
+    )
+    .await;
     stored(&*store, text("amy", "elsewhere")).await;
     stored(&*store, text("bob", "")).await;
     stored(&*store, text("bob", "xyz")).await;
     let messages = read(&*store, &bob).await;
     let first = &messages[0];
-    assert_eq!((first.sender.clone(), first.time_ms, &*first.text), (Some(name("amy")), 77, "a,b\n"));
+    assert_eq!(
+        (first.sender.clone(), first.time_ms, &*first.text),
+        (Some(name("amy")), 77, "a,b\n")
+    );
     assert_eq!(messages[1].sender, None);
     assert!(messages.is_sorted_by_key(|m| m.position.sequence));
-    let sums: Vec<_> = messages.iter().map(|m| (m.position.messages, m.position.bytes)).collect();
+    let sums: Vec<_> = messages
+        .iter()
+        .map(|m| (m.position.messages, m.position.bytes))
+        .collect();
     assert_eq!(sums, [(1, 4), (2, 4), (3, 7)]);
 }
 
@@ -174,7 +245,10 @@ pub(crate) async fn page_is_bounded_and_has_at_least_one_message(home: &dyn Home
         stored(&*store, text("bob", content)).await;
     }
     let page = async |after, messages, bytes| {
-        let page = store.read(&bob, after, ReadLimit { messages, bytes }).await.unwrap();
+        let page = store
+            .read(&bob, after, ReadLimit { messages, bytes })
+            .await
+            .unwrap();
         let last = page.messages.last().map(|m| m.position);
         (page.messages.len(), page.complete, last.unwrap_or(after))
     };
@@ -193,10 +267,19 @@ pub(crate) async fn send_is_refused_for_its_sender_or_recipient(home: &dyn Home)
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let refused = |code| Outcome::Refused(code);
-    check(store.append(text("amy", "x")).await, refused(Code::NoSuchUser));
-    let append = Append { refusal: Some(Code::RateLimited), ..text("amy", "x") };
+    check(
+        store.append(text("amy", "x")).await,
+        refused(Code::NoSuchUser),
+    );
+    let append = Append {
+        refusal: Some(Code::RateLimited),
+        ..text("amy", "x")
+    };
     check(store.append(append).await, refused(Code::RateLimited));
-    let append = Append { from_nobody: false, ..text("bob", "x") };
+    let append = Append {
+        from_nobody: false,
+        ..text("bob", "x")
+    };
     check(store.append(append).await, refused(Code::Denied));
     assert_eq!(texts(&*store, &bob).await, [""; 0]);
 }
@@ -207,14 +290,25 @@ pub(crate) async fn deleted_sender_is_anonymous_or_denied(home: &dyn Home) {
     let amy = create(&*store, "amy").await;
     check(store.delete(&amy).await, true);
     create(&*store, "amy").await;
-    let from_amy = |from_nobody| Append { sender: Some(amy.clone()), from_nobody, ..text("bob", "x") };
-    check(store.append(from_amy(false)).await, Outcome::Refused(Code::Denied));
+    let from_amy = |from_nobody| Append {
+        sender: Some(amy.clone()),
+        from_nobody,
+        ..text("bob", "x")
+    };
+    check(
+        store.append(from_amy(false)).await,
+        Outcome::Refused(Code::Denied),
+    );
     stored(&*store, from_amy(true)).await;
     assert_eq!(read(&*store, &bob).await[0].sender, None);
 }
 
 pub(crate) async fn full_queue_refuses_until_an_acknowledgement(home: &dyn Home) {
-    let store = home.open(Limits { messages: 3, bytes: 10, ..WIDE });
+    let store = home.open(Limits {
+        messages: 3,
+        bytes: 10,
+        ..WIDE
+    });
     let full = Outcome::Refused(Code::QueueFull);
     let bob = create(&*store, "bob").await;
     for content in ["1", "2", "3"] {
@@ -240,13 +334,19 @@ pub(crate) async fn acknowledgement_releases_up_to_its_position(home: &dyn Home)
     store.acknowledge(&bob, messages[1].position);
     store.acknowledge(&bob, messages[0].position);
     let receiver = store.receive(&bob).await.unwrap().unwrap();
-    assert_eq!((receiver.queued(), receiver.cursor()), (1, messages[1].position));
+    assert_eq!(
+        (receiver.queued(), receiver.cursor()),
+        (1, messages[1].position)
+    );
     store.acknowledge(&bob, messages[0].position);
     // A crash may undo an acknowledgement; a close does not.
     store.close().await.unwrap();
     let store = home.open(WIDE);
     let receiver = store.receive(&bob).await.unwrap().unwrap();
-    assert_eq!((receiver.queued(), receiver.cursor()), (1, messages[1].position));
+    assert_eq!(
+        (receiver.queued(), receiver.cursor()),
+        (1, messages[1].position)
+    );
     assert_eq!(texts(&*store, &bob).await, ["3"]);
 }
 
@@ -259,7 +359,10 @@ pub(crate) async fn recreated_account_inherits_nothing(home: &dyn Home) {
     check(store.delete(&former).await, true);
     check(store.delete(&former).await, false);
     assert!(store.receive(&former).await.unwrap().is_none());
-    check(store.append(text("bob", "x")).await, Outcome::Refused(Code::NoSuchUser));
+    check(
+        store.append(text("bob", "x")).await,
+        Outcome::Refused(Code::NoSuchUser),
+    );
     let bob = create(&*store, "bob").await;
     assert_ne!(bob, former);
     store.acknowledge(&former, old[1].position);
@@ -268,9 +371,15 @@ pub(crate) async fn recreated_account_inherits_nothing(home: &dyn Home) {
     assert!(read(&*store, &former).await.is_empty());
     check(store.delete(&former).await, false);
     let messages = read(&*store, &bob).await;
-    assert_eq!(messages.iter().map(|m| &*m.text).collect::<Vec<_>>(), ["new"]);
+    assert_eq!(
+        messages.iter().map(|m| &*m.text).collect::<Vec<_>>(),
+        ["new"]
+    );
     assert!(messages[0].position.sequence > old[1].position.sequence);
-    assert_eq!((messages[0].position.messages, messages[0].position.bytes), (1, 3));
+    assert_eq!(
+        (messages[0].position.messages, messages[0].position.bytes),
+        (1, 3)
+    );
 }
 
 pub(crate) async fn numbers_continue_after_a_reopen(home: &dyn Home) {
@@ -300,7 +409,10 @@ pub(crate) async fn repeat_gets_the_same_outcome(home: &dyn Home) {
     check(store.open_session(&token("s"), None).await, true);
     let unknown = Outcome::Refused(Code::NoSuchUser);
     // The second arrives while the first is in flight.
-    let (first, second) = (store.append(send("s", 5, "bob", "x")), store.append(send("s", 5, "bob", "x")));
+    let (first, second) = (
+        store.append(send("s", 5, "bob", "x")),
+        store.append(send("s", 5, "bob", "x")),
+    );
     let five = Outcome::Stored(number(first.await));
     check(second.await, five);
     check(store.append(send("s", 6, "amy", "y")).await, unknown);
@@ -308,7 +420,10 @@ pub(crate) async fn repeat_gets_the_same_outcome(home: &dyn Home) {
     let amy = create(&*store, "amy").await;
     for reopened in [false, true] {
         // A repeat is recognized before any check.
-        let append = Append { refusal: Some(Code::TooLarge), ..send("s", 5, "bob", "x") };
+        let append = Append {
+            refusal: Some(Code::TooLarge),
+            ..send("s", 5, "bob", "x")
+        };
         check(store.append(append).await, five);
         check(store.append(send("s", 6, "amy", "y")).await, unknown);
         assert_eq!(texts(&*store, &bob).await, ["x"], "reopened: {reopened}");
@@ -319,7 +434,10 @@ pub(crate) async fn repeat_gets_the_same_outcome(home: &dyn Home) {
     check(store.append(send("s", 6, "amy", "y")).await, unknown);
     number(store.append(send("s", 7, "amy", "z")).await);
     assert_eq!(texts(&*store, &bob).await, ["x"]);
-    assert_eq!(Outcome::Stored(read(&*store, &bob).await[0].position.sequence), five);
+    assert_eq!(
+        Outcome::Stored(read(&*store, &bob).await[0].position.sequence),
+        five
+    );
     assert_eq!(texts(&*store, &amy).await, ["z"]);
 }
 
@@ -339,7 +457,9 @@ pub(crate) async fn skipped_or_expired_id_is_refused(home: &dyn Home) {
 pub(crate) async fn last_1024_outcomes_of_a_session_are_remembered(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
-    let sends: Vec<_> = (1..=1100).map(|id| store.append(send("s", id, "bob", "x"))).collect();
+    let sends: Vec<_> = (1..=1100)
+        .map(|id| store.append(send("s", id, "bob", "x")))
+        .collect();
     for pending in sends {
         number(pending.await);
     }
@@ -347,14 +467,19 @@ pub(crate) async fn last_1024_outcomes_of_a_session_are_remembered(home: &dyn Ho
     let store = home.open(WIDE);
     number(store.append(send("s", 77, "bob", "x")).await);
     number(store.append(send("s", 1100, "bob", "x")).await);
-    check(store.append(send("s", 76, "bob", "x")).await, Outcome::Refused(Code::BadRequest));
+    check(
+        store.append(send("s", 76, "bob", "x")).await,
+        Outcome::Refused(Code::BadRequest),
+    );
     assert_eq!(texts(&*store, &bob).await.len(), 1100);
 }
 
 pub(crate) async fn messages_of_one_caller_keep_their_order(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
-    let sends: Vec<_> = (0..5000).map(|n| store.append(text("bob", &n.to_string()))).collect();
+    let sends: Vec<_> = (0..5000)
+        .map(|n| store.append(text("bob", &n.to_string())))
+        .collect();
     let mut numbers = Vec::new();
     for pending in sends {
         numbers.push(number(pending.await));
@@ -362,7 +487,12 @@ pub(crate) async fn messages_of_one_caller_keep_their_order(home: &dyn Home) {
     let expected: Vec<_> = (0..5000).map(|n| n.to_string()).collect();
     assert_eq!(texts(&*store, &bob).await, expected);
     let read = read(&*store, &bob).await;
-    assert!(read.iter().map(|message| message.position.sequence).eq(numbers), "each answer has its number");
+    assert!(
+        read.iter()
+            .map(|message| message.position.sequence)
+            .eq(numbers),
+        "each answer has its number"
+    );
 }
 
 pub(crate) async fn closed_fence_stores_nothing(home: &dyn Home) {
@@ -376,14 +506,20 @@ pub(crate) async fn closed_fence_stores_nothing(home: &dyn Home) {
 }
 
 pub(crate) async fn session_over_the_limit_evicts_none(home: &dyn Home) {
-    let store = home.open(Limits { sessions: 2, ..WIDE });
+    let store = home.open(Limits {
+        sessions: 2,
+        ..WIDE
+    });
     let bob = create(&*store, "bob").await;
     check(store.open_session(&token("a"), None).await, true);
     check(store.open_session(&token("b"), None).await, true);
     stored(&*store, send("a", 1, "bob", "x")).await;
     store.close_session(&token("a"));
     check(store.open_session(&token("c"), None).await, false);
-    check(store.append(send("c", 1, "bob", "y")).await, Outcome::Refused(Code::TooMany));
+    check(
+        store.append(send("c", 1, "bob", "y")).await,
+        Outcome::Refused(Code::TooMany),
+    );
     check(store.open_session(&token("a"), None).await, true);
     number(store.append(send("a", 1, "bob", "x")).await);
     assert_eq!(texts(&*store, &bob).await, ["x"]);
@@ -392,7 +528,9 @@ pub(crate) async fn session_over_the_limit_evicts_none(home: &dyn Home) {
 pub(crate) async fn session_opens_after_earlier_appends(home: &dyn Home) {
     let store = home.open(WIDE);
     create(&*store, "bob").await;
-    let sends: Vec<_> = (1..=100).map(|id| store.append(send("s", id, "bob", "x"))).collect();
+    let sends: Vec<_> = (1..=100)
+        .map(|id| store.append(send("s", id, "bob", "x")))
+        .collect();
     check(store.open_session(&token("s"), None).await, true);
     for mut pending in sends {
         assert!(futures::poll!(&mut pending).is_ready());
@@ -411,10 +549,15 @@ pub(crate) async fn following_subscription_gets_new_messages(home: &dyn Home) {
     stored(&*store, text("bob", "last")).await;
     let mut got = Vec::new();
     while got.len() < 2 {
-        let Event::Appended(messages) = next_event(&mut receiver).await else { panic!("messages") };
+        let Event::Appended(messages) = next_event(&mut receiver).await else {
+            panic!("messages")
+        };
         got.extend(messages);
     }
-    assert_eq!(got.iter().map(|message| &*message.text).collect::<Vec<_>>(), ["after", "last"]);
+    assert_eq!(
+        got.iter().map(|message| &*message.text).collect::<Vec<_>>(),
+        ["after", "last"]
+    );
     assert_eq!(got, read(&*store, &bob).await[1..]);
     assert_eq!(receiver.next_event(), None);
 }
@@ -456,7 +599,9 @@ pub(crate) async fn page_behind_the_cursor_names_its_start(home: &dyn Home) {
     stored(&*store, text("amy", "x")).await;
     let page = store.read(&bob, receiver.cursor(), ALL).await.unwrap();
     assert_eq!(page.messages, messages[2..]);
-    let start = page.starts_after.expect("a page that starts after the requested position");
+    let start = page
+        .starts_after
+        .expect("a page that starts after the requested position");
     assert!(start.sequence >= messages[1].position.sequence);
     assert!(messages[2].position.follows(start));
     let page = store.read(&bob, messages[2].position, ALL).await.unwrap();
@@ -486,7 +631,11 @@ pub(crate) async fn receive_if_free_does_not_take_over(home: &dyn Home) {
     stored(&*store, text("bob", "y")).await;
     assert!(matches!(next_event(&mut former).await, Event::Appended(_)));
     drop(former);
-    let latter = store.receive_if_free(&bob).await.unwrap().expect("no other subscription");
+    let latter = store
+        .receive_if_free(&bob)
+        .await
+        .unwrap()
+        .expect("no other subscription");
     assert_eq!(latter.queued(), 2);
     check(store.delete(&bob).await, true);
     assert!(store.receive_if_free(&bob).await.unwrap().is_none());
@@ -498,7 +647,11 @@ pub(crate) async fn acknowledged_messages_are_not_received_again(home: &dyn Home
     create(&*store, "eve").await;
     for round in 0..100 {
         stored(&*store, text("bob", "x")).await;
-        let former = store.receive_if_free(&bob).await.unwrap().expect("no other subscription");
+        let former = store
+            .receive_if_free(&bob)
+            .await
+            .unwrap()
+            .expect("no other subscription");
         let page = store.read(&bob, former.cursor(), ALL).await.unwrap();
         let others: Vec<_> = (0..500).map(|_| store.append(text("eve", "y"))).collect();
         let latter = store.receive_if_free(&bob);
@@ -509,7 +662,11 @@ pub(crate) async fn acknowledged_messages_are_not_received_again(home: &dyn Home
         // It was decided before or after the end of the former subscription.
         let latter = match latter.await.unwrap() {
             Some(latter) => latter,
-            None => store.receive_if_free(&bob).await.unwrap().expect("no other subscription"),
+            None => store
+                .receive_if_free(&bob)
+                .await
+                .unwrap()
+                .expect("no other subscription"),
         };
         assert_eq!(latter.queued(), 0);
         for other in others {
@@ -535,7 +692,10 @@ pub(crate) async fn permit_is_released_with_its_outcome(home: &dyn Home) {
     let room = Arc::new(tokio::sync::Semaphore::new(1));
     for _ in 0..10 {
         let permit = Some(Arc::clone(&room).acquire_owned().await.unwrap());
-        drop(store.append(Append { permit, ..text("bob", "x") }));
+        drop(store.append(Append {
+            permit,
+            ..text("bob", "x")
+        }));
     }
 }
 
@@ -560,8 +720,14 @@ pub(crate) async fn close_decides_pending_operations_and_refuses_later_ones(home
     assert_eq!(store.append(text("bob", "late")).await, Err(Unavailable));
     assert_eq!(store.create(&name("amy"), None).await, Err(Unavailable));
     assert_eq!(store.delete(&bob).await, Err(Unavailable));
-    assert_eq!(store.open_session(&token("s"), None).await, Err(Unavailable));
-    assert_eq!(store.read(&bob, Position::default(), ALL).await, Err(Unavailable));
+    assert_eq!(
+        store.open_session(&token("s"), None).await,
+        Err(Unavailable)
+    );
+    assert_eq!(
+        store.read(&bob, Position::default(), ALL).await,
+        Err(Unavailable)
+    );
     assert!(store.receive(&bob).await.is_err());
     assert!(store.account(&name("bob")).await.is_err());
     assert!(store.names(None, 1).await.is_err());
@@ -578,14 +744,19 @@ pub(crate) async fn answered_sends_survive_a_drop_without_close(home: &dyn Home)
     let first = stored(&*store, send("s", 1, "bob", "x")).await;
     drop(store);
     let store = home.open(WIDE);
-    check(store.append(send("s", 1, "bob", "x")).await, Outcome::Stored(first));
+    check(
+        store.append(send("s", 1, "bob", "x")).await,
+        Outcome::Stored(first),
+    );
     assert_eq!(texts(&*store, &bob).await, ["x"]);
 }
 
 /// Returns the next event. Panics if none comes in time.
 pub(crate) async fn next_event(receiver: &mut Subscription) -> Event {
     let event = std::future::poll_fn(|cx| receiver.poll_event(cx));
-    tokio::time::timeout(EVENT_TIMEOUT, event).await.expect("an event in time")
+    tokio::time::timeout(EVENT_TIMEOUT, event)
+        .await
+        .expect("an event in time")
 }
 
 /// Generates a test for each function of the suite; `$home` makes its empty [`Home`].

@@ -55,7 +55,12 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn account(&self, name: &UserName) -> Pending<Option<AccountEntry>>;
 
     /// Sets the password of an account if it is still `old`. Returns whether it was.
-    fn set_password(&self, account: &Account, old: Option<PasswordHash>, new: PasswordHash) -> Pending<bool>;
+    fn set_password(
+        &self,
+        account: &Account,
+        old: Option<PasswordHash>,
+        new: PasswordHash,
+    ) -> Pending<bool>;
 
     /// Deletes an account and its inbox. A subscription gets [`End::Deleted`] after this has
     /// resolved. Returns whether the account existed.
@@ -241,8 +246,15 @@ pub struct Fence(Arc<FenceState>);
 #[derive(Debug)]
 struct FenceState {
     is_closed: AtomicBool,
-    #[cfg_attr(not(feature = "cluster"), expect(dead_code, reason = "only clusters need it"))]
+    #[cfg_attr(
+        not(feature = "cluster"),
+        expect(dead_code, reason = "only clusters need it")
+    )]
     id: u64,
+    #[cfg_attr(
+        not(feature = "cluster"),
+        expect(dead_code, reason = "only clusters need it")
+    )]
     epoch: u64,
 }
 
@@ -253,7 +265,11 @@ impl Fence {
     pub fn new(epoch: u64) -> Self {
         static LAST_ID: AtomicU64 = AtomicU64::new(0);
         let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
-        Self(Arc::new(FenceState { is_closed: AtomicBool::new(false), id, epoch }))
+        Self(Arc::new(FenceState {
+            is_closed: AtomicBool::new(false),
+            id,
+            epoch,
+        }))
     }
 
     /// Closes the fence.
@@ -274,6 +290,7 @@ impl Fence {
     }
 
     /// Returns the epoch of the connection.
+    #[cfg(feature = "cluster")]
     pub(crate) fn epoch(&self) -> u64 {
         self.0.epoch
     }

@@ -58,9 +58,9 @@ impl<T: Unpin> Future for Pending<T> {
             PendingState::Waiting(receiver) => match receiver.try_recv() {
                 Ok(decided) => Poll::Ready(decided),
                 Err(TryRecvError::Closed) => Poll::Ready(Err(Unavailable)),
-                Err(TryRecvError::Empty) => {
-                    Pin::new(receiver).poll(cx).map(|decided| decided.unwrap_or(Err(Unavailable)))
-                }
+                Err(TryRecvError::Empty) => Pin::new(receiver)
+                    .poll(cx)
+                    .map(|decided| decided.unwrap_or(Err(Unavailable))),
             },
         }
     }

@@ -16,7 +16,10 @@ pub(crate) struct PerNetworkQuota {
 impl PerNetworkQuota {
     /// Returns the quotas for `max` sessions in total.
     pub(crate) fn of(max: usize) -> Self {
-        Self { each_max: max.div_ceil(SHARE), taken: HashMap::new() }
+        Self {
+            each_max: max.div_ceil(SHARE),
+            taken: HashMap::new(),
+        }
     }
 
     /// Takes a session. Returns false if the network has used up its quota. `None` has no

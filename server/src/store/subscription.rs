@@ -100,8 +100,19 @@ impl Subscription {
     #[must_use]
     pub fn new(account: Account, queued: u64, cursor: Position) -> (Publisher, Self) {
         let buffer = Arc::new(SubscriptionBuffer::default());
-        let events = Events { buffer: Arc::clone(&buffer), _released: None };
-        (Publisher { buffer }, Self { account, queued, cursor, events })
+        let events = Events {
+            buffer: Arc::clone(&buffer),
+            _released: None,
+        };
+        (
+            Publisher { buffer },
+            Self {
+                account,
+                queued,
+                cursor,
+                events,
+            },
+        )
     }
 
     /// Calls a function when it is dropped.
@@ -201,7 +212,11 @@ impl Events {
     /// Returns the end, if there is one. Takes no lock otherwise.
     #[must_use]
     pub fn end(&self) -> Option<End> {
-        if self.buffer.is_ended() { self.buffer.state.lock().end } else { None }
+        if self.buffer.is_ended() {
+            self.buffer.state.lock().end
+        } else {
+            None
+        }
     }
 }
 
@@ -232,7 +247,8 @@ impl Publisher {
         }
         for message in messages {
             let full = state.messages.len() >= BUFFERED_MESSAGES_MAX
-                || (!state.messages.is_empty() && state.bytes + message.text.len() > BUFFERED_BYTES_MAX);
+                || (!state.messages.is_empty()
+                    && state.bytes + message.text.len() > BUFFERED_BYTES_MAX);
             if full {
                 state.clear();
                 break;

@@ -48,11 +48,19 @@ impl io::Write for Kept {
 /// Returns the admitted lines of `test`.
 fn logged(test: impl FnOnce(&LineLimiter)) -> Vec<String> {
     let kept = Kept::default();
-    let layer = tracing_subscriber::fmt::layer().with_writer(kept.clone()).with_ansi(false);
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(kept.clone())
+        .with_ansi(false);
     let layer = layer.with_filter(LevelFilter::DEBUG);
-    with_default(tracing_subscriber::registry().with(layer), || test(&kept.limiter));
+    with_default(tracing_subscriber::registry().with(layer), || {
+        test(&kept.limiter)
+    });
     let bytes = std::mem::take(&mut *kept.lines.lock().unwrap());
-    String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
+    String::from_utf8(bytes)
+        .unwrap()
+        .lines()
+        .map(str::to_owned)
+        .collect()
 }
 
 fn count(lines: &[String], text: &str) -> usize {
@@ -73,10 +81,21 @@ fn repeated_lines_are_suppressed_and_counted() {
     let admitted = count(&lines, "again ");
     // More than the burst only on a machine that stalls for seconds.
     assert!((100..200).contains(&admitted), "{admitted} lines");
-    let reports: Vec<_> = lines.iter().filter(|line| line.contains("suppressed similar lines")).collect();
-    let [report] = reports[..] else { panic!("{reports:?}") };
+    let reports: Vec<_> = lines
+        .iter()
+        .filter(|line| line.contains("suppressed similar lines"))
+        .collect();
+    let [report] = reports[..] else {
+        panic!("{reports:?}")
+    };
     assert!(report.contains("callsite=\"it::line_limiter:"), "{report}");
-    let suppressed: usize = report.split("count=").nth(1).unwrap().trim().parse().unwrap();
+    let suppressed: usize = report
+        .split("count=")
+        .nth(1)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
     assert_eq!(admitted + suppressed, 20_000);
 }
 

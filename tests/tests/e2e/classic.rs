@@ -21,7 +21,12 @@ fn old_client(server: &Harkd, lines: &[&str]) -> Child {
         .stdout(Stdio::piped())
         .spawn()
         .expect("python3: install the package python3");
-    child.stdin.take().unwrap().write_all(lines.join("\n").as_bytes()).unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(lines.join("\n").as_bytes())
+        .unwrap();
     child
 }
 
@@ -29,7 +34,11 @@ fn old_client(server: &Harkd, lines: &[&str]) -> Child {
 fn output(child: Child) -> Vec<String> {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]
@@ -52,14 +61,30 @@ fn old_client_works_unchanged() {
     let (lines, expected): (Vec<&str>, Vec<&str>) = script.into_iter().unzip();
     assert_eq!(output(old_client(&server, &lines)), expected);
     let wrong = output(old_client(&server, &["list ("]));
-    assert!(wrong[0].starts_with("notok bad-pattern,") && wrong[0].contains("unclosed group"), "{wrong:?}");
+    assert!(
+        wrong[0].starts_with("notok bad-pattern,") && wrong[0].contains("unclosed group"),
+        "{wrong:?}"
+    );
     let mut received = output(old_client(&server, &["connect user3", "wait 2"]));
     // The answer and the texts arrive in either order.
-    let at = received.iter().position(|line| line == "ok 2").expect("the answer to connect");
+    let at = received
+        .iter()
+        .position(|line| line == "ok 2")
+        .expect("the answer to connect");
     received.remove(at);
-    assert_eq!(received, ["string hello", "string hello, again, and again,"]);
-    let ended =
-        output(old_client(&server, &["send user3 unread", "delete user3", "create user3", "connect user3"]));
+    assert_eq!(
+        received,
+        ["string hello", "string hello, again, and again,"]
+    );
+    let ended = output(old_client(
+        &server,
+        &[
+            "send user3 unread",
+            "delete user3",
+            "create user3",
+            "connect user3",
+        ],
+    ));
     assert_eq!(ended, ["ok", "ok deleted", "ok", "ok 0"]);
 }
 
@@ -69,10 +94,15 @@ async fn waiting_old_client_gets_new_messages() {
     let mut alice = Wire::connect(server.address()).await;
     alice.create("bob").await;
     let mut bob = old_client(&server, &["connect bob", "wait 3"]);
-    let mut lines = BufReader::new(bob.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut lines = BufReader::new(bob.stdout.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
     assert_eq!(lines.next().as_deref(), Some("ok 0"));
     alice.sent("bob", "one, two").await;
-    Classic::connect(server.address()).await.ok("send", "bob,three").await;
+    Classic::connect(server.address())
+        .await
+        .ok("send", "bob,three")
+        .await;
     alice.sent("bob", "").await;
     assert!(lines.eq(["string one, two", "string three", "string"]));
     assert!(bob.wait().unwrap().success());
@@ -108,8 +138,14 @@ async fn command_without_fields_is_refused_after_timeout() {
     let start = Instant::now();
     let (answer, why) = classic.ask("create", "").await;
     let took = start.elapsed();
-    assert!(answer == "notok" && why.starts_with("bad-request,"), "{answer} {why}");
-    assert!((Duration::from_millis(50)..Duration::from_secs(5)).contains(&took), "{took:?}");
+    assert!(
+        answer == "notok" && why.starts_with("bad-request,"),
+        "{answer} {why}"
+    );
+    assert!(
+        (Duration::from_millis(50)..Duration::from_secs(5)).contains(&took),
+        "{took:?}"
+    );
     classic.ok("create", "bob").await;
 }
 
@@ -118,8 +154,13 @@ async fn overlong_bare_message_is_refused_as_a_whole() {
     let server = Harkd::start();
     let mut classic = Classic::connect(server.address()).await;
     classic.ok("create", "bob").await;
-    let (answer, why) = classic.ask("send", &format!("bob,{}", "x".repeat(3000 - 19))).await;
-    assert!(answer == "notok" && why.starts_with("too-large,"), "{answer} {why}");
+    let (answer, why) = classic
+        .ask("send", &format!("bob,{}", "x".repeat(3000 - 19)))
+        .await;
+    assert!(
+        answer == "notok" && why.starts_with("too-large,"),
+        "{answer} {why}"
+    );
     classic.ok("ping", "").await;
     classic.ok("send", "bob,short").await;
     // The longest text.
@@ -135,7 +176,9 @@ async fn overlong_bare_message_is_refused_as_a_whole() {
 async fn long_list_takes_several_messages() {
     let server = Harkd::start();
     let mut wire = Wire::connect(server.address()).await;
-    let users: Vec<String> = (0..100).map(|n| format!("{n:03}-{}", "u".repeat(50))).collect();
+    let users: Vec<String> = (0..100)
+        .map(|n| format!("{n:03}-{}", "u".repeat(50)))
+        .collect();
     for user in &users {
         wire.create(user).await;
     }
@@ -153,7 +196,10 @@ async fn long_list_takes_several_messages() {
         assert!(messages > 1, "one would have been enough");
         assert_eq!(classic.ok("ping", "").await, "");
     }
-    assert_eq!(classic.ask("list", "nobody").await, ("list".to_owned(), String::new()));
+    assert_eq!(
+        classic.ask("list", "nobody").await,
+        ("list".to_owned(), String::new())
+    );
     classic.ok("ping", "").await;
 }
 
@@ -173,7 +219,13 @@ async fn requests_are_answered_in_order() {
         ("delete", "bob,secret", "ok"),
         ("sned", "bob,x", "notok"),
     ];
-    classic.write(&requests.map(|(command, payload, _)| Classic::padded(command, payload)).concat()).await;
+    classic
+        .write(
+            &requests
+                .map(|(command, payload, _)| Classic::padded(command, payload))
+                .concat(),
+        )
+        .await;
     for (command, payload, expected) in requests {
         let (answer, why) = classic.next().await.unwrap();
         assert_eq!(answer, expected, "{command} {payload}: {why}");
@@ -195,7 +247,10 @@ async fn messages_written_to_classic_reader_are_acknowledged() {
         came.push(bob.next().await.unwrap());
     }
     came.retain(|(command, _)| command == "string");
-    assert_eq!(came.iter().map(|(_, text)| &**text).collect::<Vec<_>>(), ["one", "two"]);
+    assert_eq!(
+        came.iter().map(|(_, text)| &**text).collect::<Vec<_>>(),
+        ["one", "two"]
+    );
     alice.sent("bob", "three").await;
     assert_eq!(bob.text().await, "three");
     bob.ok("ping", "").await;
@@ -223,7 +278,10 @@ async fn classic_and_native_users_talk_to_each_other() {
     bob.receive("bob").await;
     amy.ok("send", "bob,hi, bob").await;
     let message = bob.message().await;
-    assert_eq!((&*message.text, message.sender), ("hi, bob", Some(name("amy"))));
+    assert_eq!(
+        (&*message.text, message.sender),
+        ("hi, bob", Some(name("amy")))
+    );
     bob.sent("amy", "hi,\namy").await;
     assert_eq!(amy.text().await, "hi,\namy");
     amy.ok("disconnect", "").await;
@@ -241,11 +299,19 @@ async fn bye_sessions_and_acks_are_unsupported() {
     thief.receive("bob").await;
     bob.ok("ping", "").await;
     bob.ok("connect", "bob").await;
-    thief.ok(Request::Delete { user: name("bob"), password: None }).await;
+    thief
+        .ok(Request::Delete {
+            user: name("bob"),
+            password: None,
+        })
+        .await;
     bob.ok("ping", "").await;
     // A refused `hello` closes the connection, so it comes last.
     for (command, payload) in [("ack", "1"), ("hello", "1,session")] {
         let (answer, why) = bob.ask(command, payload).await;
-        assert!(answer == "notok" && why.starts_with("bad-request,"), "{command}: {answer} {why}");
+        assert!(
+            answer == "notok" && why.starts_with("bad-request,"),
+            "{command}: {answer} {why}"
+        );
     }
 }

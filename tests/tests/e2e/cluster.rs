@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use hark_protocol::{ByeReason, Code, Delivery, Frame, Reply, Request};
-use hark_tests::{Client, Front, Harkd, Link, Nats, StoreLocation, TIMEOUT, Trial, Wire, name, send};
+use hark_tests::{
+    Client, Front, Harkd, Link, Nats, StoreLocation, TIMEOUT, Trial, Wire, name, send,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -39,23 +41,38 @@ fn servers() -> [Harkd; 2] {
 async fn clients(servers: &[Harkd; 2]) -> [Client; 2] {
     let [one, two] = servers;
     // Each test also crosses two fronts.
-    [Front::Native.connect(one.address()).await, Front::Bidi.connect(two.address()).await]
+    [
+        Front::Native.connect(one.address()).await,
+        Front::Bidi.connect(two.address()).await,
+    ]
 }
 
 fn create(user: &str, password: Option<&str>) -> Request {
-    Request::Create { user: name(user), password: password.map(|password| password.parse().unwrap()) }
+    Request::Create {
+        user: name(user),
+        password: password.map(|password| password.parse().unwrap()),
+    }
 }
 
 fn login(user: &str, password: Option<&str>) -> Request {
-    Request::Login { user: name(user), password: password.map(|password| password.parse().unwrap()) }
+    Request::Login {
+        user: name(user),
+        password: password.map(|password| password.parse().unwrap()),
+    }
 }
 
 fn connect(user: &str) -> Request {
-    Request::Connect { user: name(user), password: None }
+    Request::Connect {
+        user: name(user),
+        password: None,
+    }
 }
 
 fn delete(user: &str) -> Request {
-    Request::Delete { user: name(user), password: None }
+    Request::Delete {
+        user: name(user),
+        password: None,
+    }
 }
 
 /// Returns the names of all users.
@@ -84,14 +101,24 @@ async fn message_reaches_receiver_at_another_server() {
     for n in 0..50 {
         alice.sent("bob", &format!("ping {n}")).await;
         let ping = bob.message().await;
-        assert_eq!((&*ping.text, ping.sender), (&*format!("ping {n}"), Some(name("alice"))));
+        assert_eq!(
+            (&*ping.text, ping.sender),
+            (&*format!("ping {n}"), Some(name("alice")))
+        );
         bob.ack(ping.sequence).await;
         bob.sent("alice", &format!("pong {n}")).await;
         let pong = alice.message().await;
-        assert_eq!((&*pong.text, pong.sender), (&*format!("pong {n}"), Some(name("bob"))));
+        assert_eq!(
+            (&*pong.text, pong.sender),
+            (&*format!("pong {n}"), Some(name("bob")))
+        );
         alice.ack(pong.sequence).await;
     }
-    assert!(began.elapsed() < BELOW_POLL_INTERVAL, "a hundred messages took {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < BELOW_POLL_INTERVAL,
+        "a hundred messages took {:?}",
+        began.elapsed()
+    );
 }
 
 #[tokio::test]
@@ -103,11 +130,22 @@ async fn connect_at_another_server_takes_over() {
     for text in ["one", "two", "three"] {
         latter.sent("bob", text).await;
     }
-    let [one, two, three] = [former.message().await, former.message().await, former.message().await];
+    let [one, two, three] = [
+        former.message().await,
+        former.message().await,
+        former.message().await,
+    ];
     former.ack(one.sequence).await;
-    assert_eq!(latter.receive("bob").await, 2, "an ack at the former server counts at the latter");
+    assert_eq!(
+        latter.receive("bob").await,
+        2,
+        "an ack at the former server counts at the latter"
+    );
     assert_eq!(former.next().await, Some(BYE_TAKEN_OVER));
-    assert_eq!([latter.message().await, latter.message().await], [two.clone(), three.clone()]);
+    assert_eq!(
+        [latter.message().await, latter.message().await],
+        [two.clone(), three.clone()]
+    );
     latter.sent("bob", "four").await;
     assert_eq!(&*latter.message().await.text, "four");
     assert!(former.is_quiet().await, "no further messages");
@@ -116,7 +154,10 @@ async fn connect_at_another_server_takes_over() {
     former.ack(two.sequence).await;
     let until = Instant::now() + TIMEOUT;
     while latter.receive("bob").await != 2 {
-        assert!(Instant::now() < until, "the ack at the former server was lost");
+        assert!(
+            Instant::now() < until,
+            "the ack at the former server was lost"
+        );
         while latter.message().await.text != *"four" {}
     }
     assert_eq!(latter.message().await, three);
@@ -146,11 +187,18 @@ async fn deletion_is_seen_by_every_server() {
         one.sent("bob", "new").await;
         assert_eq!(one.receive("bob").await, 1);
         let new = one.message().await;
-        assert!(&*new.text == "new" && new.sequence > unread.sequence, "{new:?}");
+        assert!(
+            &*new.text == "new" && new.sequence > unread.sequence,
+            "{new:?}"
+        );
         assert_eq!(two.ok(delete("bob")).await.as_deleted(), Some(true));
         assert_eq!(one.next().await, Some(BYE_DELETED));
     }
-    assert!(began.elapsed() < BELOW_POLL_INTERVAL, "twenty ends took {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < BELOW_POLL_INTERVAL,
+        "twenty ends took {:?}",
+        began.elapsed()
+    );
 }
 
 /// The other server has just sent to the account, so that it does not check
@@ -187,7 +235,11 @@ async fn account_changes_hold_at_every_server() {
     let [mut one, mut two] = clients(&servers).await;
     let names: Vec<String> = (0..20).map(|n| format!("user{n:02}")).collect();
     for (at, user) in names.iter().enumerate() {
-        let (maker, other) = if at % 2 == 0 { (&mut one, &mut two) } else { (&mut two, &mut one) };
+        let (maker, other) = if at % 2 == 0 {
+            (&mut one, &mut two)
+        } else {
+            (&mut two, &mut one)
+        };
         maker.ok(create(user, None)).await;
         assert_eq!(listed(other).await, names[..=at]);
     }
@@ -196,8 +248,14 @@ async fn account_changes_hold_at_every_server() {
     two.refused(login("bob", Some("wrong")), Code::Denied).await;
     two.ok(login("bob", Some("secret"))).await;
     let (old, new) = ("secret".parse().unwrap(), "changed".parse().unwrap());
-    two.ok(Request::Password { user: name("bob"), old: Some(old), new }).await;
-    one.refused(login("bob", Some("secret")), Code::Denied).await;
+    two.ok(Request::Password {
+        user: name("bob"),
+        old: Some(old),
+        new,
+    })
+    .await;
+    one.refused(login("bob", Some("secret")), Code::Denied)
+        .await;
     one.ok(login("bob", Some("changed"))).await;
 }
 
@@ -236,7 +294,10 @@ async fn concurrent_connects_leave_one_receiver() {
         let message = winner.message().await;
         assert_eq!(message.text, *text);
         winner.ack(message.sequence).await;
-        assert!(loser.is_quiet().await && winner.is_quiet().await, "round {round}");
+        assert!(
+            loser.is_quiet().await && winner.is_quiet().await,
+            "round {round}"
+        );
         // Acks are written with a delay; the next round must not depend on it.
         loser.ok(Request::Disconnect).await;
         winner.ok(Request::Disconnect).await;
@@ -288,21 +349,36 @@ async fn recreated_account_gets_no_former_messages() {
         let mut texts = Vec::new();
         for _ in 0..queued {
             let message = reader.message().await;
-            assert!(message.sequence.0 > last_sequence, "a number was used twice");
+            assert!(
+                message.sequence.0 > last_sequence,
+                "a number was used twice"
+            );
             last_sequence = message.sequence.0;
             texts.push(message.text.parse::<u32>().unwrap());
             reader.ack(message.sequence).await;
         }
         // Messages to this receiver must not affect the next round.
         reader.ok(Request::Disconnect).await;
-        assert!(texts.is_sorted_by(|one, other| one < other), "round {round}: {texts:?}");
+        assert!(
+            texts.is_sorted_by(|one, other| one < other),
+            "round {round}: {texts:?}"
+        );
         let (asked, made) = (asked.into_inner(), made.into_inner());
-        assert!(texts.iter().all(|text| *text >= asked), "round {round}: {texts:?} from before {asked}");
+        assert!(
+            texts.iter().all(|text| *text >= asked),
+            "round {round}: {texts:?} from before {asked}"
+        );
         // The first message requested after the account was created is `made +
         // 1`.
         let owed: Vec<u32> = stored.iter().copied().filter(|text| *text > made).collect();
-        assert!(owed.len() >= 3 && texts.ends_with(&owed), "round {round}: {texts:?} lacks some of {owed:?}");
-        assert!(texts.iter().all(|text| stored.contains(text)), "round {round}: {texts:?} of {stored:?}");
+        assert!(
+            owed.len() >= 3 && texts.ends_with(&owed),
+            "round {round}: {texts:?} lacks some of {owed:?}"
+        );
+        assert!(
+            texts.iter().all(|text| stored.contains(text)),
+            "round {round}: {texts:?} of {stored:?}"
+        );
     }
 }
 
@@ -312,18 +388,31 @@ async fn send_all(server: &Harkd, session: &str, count: u32, mut answered: impl 
     let mut open: Vec<u32> = (1..=count).collect();
     let until = Instant::now() + 3 * TIMEOUT;
     while !open.is_empty() {
-        assert!(Instant::now() < until, "{} sends have no outcome", open.len());
+        assert!(
+            Instant::now() < until,
+            "{} sends have no outcome",
+            open.len()
+        );
         let mut client = Wire::hello(server.address(), session).await;
-        client.write_all(open.iter().map(|id| (*id, send("bob", &id.to_string())))).await;
+        client
+            .write_all(open.iter().map(|id| (*id, send("bob", &id.to_string()))))
+            .await;
         let mut stored = HashSet::new();
         while stored.len() < open.len() {
             match next_within(&mut client, TIMEOUT).await {
-                Some(Frame { id: Some(id), message: Reply::Ok(_) }) => {
+                Some(Frame {
+                    id: Some(id),
+                    message: Reply::Ok(_),
+                }) => {
                     stored.insert(id.value());
                     answered(stored.len());
                 }
                 // The connection was closed, or the send has to be repeated.
-                None | Some(Frame { message: Reply::Error { .. }, .. }) => break,
+                None
+                | Some(Frame {
+                    message: Reply::Error { .. },
+                    ..
+                }) => break,
                 Some(other) => panic!("{other:?}"),
             }
         }
@@ -331,7 +420,10 @@ async fn send_all(server: &Harkd, session: &str, count: u32, mut answered: impl 
     }
 }
 
-async fn next_within<L: Link>(client: &mut Client<L>, answer_timeout: Duration) -> Option<Frame<Reply>> {
+async fn next_within<L: Link>(
+    client: &mut Client<L>,
+    answer_timeout: Duration,
+) -> Option<Frame<Reply>> {
     timeout(answer_timeout, client.next()).await.ok().flatten()
 }
 
@@ -342,7 +434,13 @@ async fn drain(server: &Harkd, count: u64) -> Vec<Delivery> {
     let mut all = Vec::new();
     for _ in 0..count {
         let message = bob.message().await;
-        bob.write(0, Request::Ack { sequence: message.sequence }).await;
+        bob.write(
+            0,
+            Request::Ack {
+                sequence: message.sequence,
+            },
+        )
+        .await;
         all.push(message);
     }
     assert!(bob.is_quiet().await);
@@ -374,7 +472,10 @@ async fn pipelined_sends_keep_order_across_leader_changes() {
         nats.wait_until_current();
         let texts = drain(&two, COUNT.into()).await;
         let expected: Vec<String> = (1..=COUNT).map(|n| n.to_string()).collect();
-        assert!(texts.iter().map(|message| &*message.text).eq(&expected), "round {round}: {texts:?}");
+        assert!(
+            texts.iter().map(|message| &*message.text).eq(&expected),
+            "round {round}: {texts:?}"
+        );
     }
 }
 
@@ -420,7 +521,9 @@ async fn repeat_is_stored_once_after_nats_restart() {
     let mut bob = Wire::connect(two.address()).await;
     bob.create("bob").await;
     bob.receive("bob").await;
-    let mut one = Harkd::builder().store(location.reached_by(&format!("nats://{deaf}"))).start();
+    let mut one = Harkd::builder()
+        .store(location.reached_by(&format!("nats://{deaf}")))
+        .start();
     let mut alice = Wire::hello(one.address(), "session").await;
     alice.write(1, send("bob", "once")).await;
     let message = bob.message().await;
@@ -465,8 +568,14 @@ mod long {
         let mut unaccepted = TcpStream::connect(two.address()).await.unwrap();
         tokio::time::sleep(OUT_OF_TOUCH).await;
         two.signal("CONT");
-        assert_eq!(next_within(&mut sender, TIMEOUT).await, None, "the connection is closed");
-        let read = timeout(TIMEOUT, unaccepted.read(&mut [0; 1])).await.unwrap();
+        assert_eq!(
+            next_within(&mut sender, TIMEOUT).await,
+            None,
+            "the connection is closed"
+        );
+        let read = timeout(TIMEOUT, unaccepted.read(&mut [0; 1]))
+            .await
+            .unwrap();
         assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
         let before = reader.message().await;
         assert_eq!(&*before.text, "before");

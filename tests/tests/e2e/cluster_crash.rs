@@ -59,7 +59,10 @@ impl Cluster {
     /// Starts everything on one machine.
     fn start() -> Self {
         let nats = Nats::start();
-        let servers = own_addresses(SERVERS).iter().map(|address| server(&nats, address).start()).collect();
+        let servers = own_addresses(SERVERS)
+            .iter()
+            .map(|address| server(&nats, address).start())
+            .collect();
         Self::of(nats, servers)
     }
 
@@ -67,11 +70,16 @@ impl Cluster {
     /// servers, which stays linked to its clients.
     fn with_far(far: &FarMachine, nodes: &[usize], has_server: bool) -> Self {
         let nats = Nats::builder(NODES).on(far, nodes.iter().copied()).start();
-        let mut servers: Vec<_> =
-            own_addresses(SERVERS).iter().map(|address| server(&nats, address)).collect();
+        let mut servers: Vec<_> = own_addresses(SERVERS)
+            .iter()
+            .map(|address| server(&nats, address))
+            .collect();
         if has_server {
             servers.pop();
-            let address = SocketAddr::new(FarMachine::FAR_ADDRESS_UNCUT.parse().expect("an address"), 0);
+            let address = SocketAddr::new(
+                FarMachine::FAR_ADDRESS_UNCUT.parse().expect("an address"),
+                0,
+            );
             let allowed = ["--allow-plaintext", "--allow-open-accounts"];
             servers.push(server(&nats, &address).args(allowed).run_by(far.enter()));
         }
@@ -80,7 +88,10 @@ impl Cluster {
     }
 
     fn of(nats: Nats, servers: Vec<Harkd>) -> Self {
-        Self { nats, servers: servers.into_iter().map(Some).collect() }
+        Self {
+            nats,
+            servers: servers.into_iter().map(Some).collect(),
+        }
     }
 
     async fn promise(&self, answer_timeout: Duration, trial: &mut Trial) -> Promise {
@@ -102,7 +113,11 @@ impl Cluster {
             (None, Fault::Kill) => self.nats.kill(process),
             (None, Fault::Freeze) => self.nats.freeze(process),
             (Some(n), Fault::Kill) => self.server(n).as_mut().expect("a server that runs").kill(),
-            (Some(n), Fault::Freeze) => self.server(n).as_ref().expect("a server that runs").signal("STOP"),
+            (Some(n), Fault::Freeze) => self
+                .server(n)
+                .as_ref()
+                .expect("a server that runs")
+                .signal("STOP"),
         }
     }
 
@@ -114,15 +129,24 @@ impl Cluster {
                 let server = self.server(n);
                 *server = server.take().map(Harkd::restart);
             }
-            (Some(n), Fault::Freeze) => self.server(n).as_ref().expect("a server that runs").signal("CONT"),
+            (Some(n), Fault::Freeze) => self
+                .server(n)
+                .as_ref()
+                .expect("a server that runs")
+                .signal("CONT"),
         }
     }
 }
 
 fn server(nats: &Nats, address: &SocketAddr) -> HarkdBuilder {
     let certificate = Arc::new(Authority::trusted().sign(&[&address.ip().to_string()]));
-    let builder = Harkd::builder().listen(&address.to_string()).certificate(Some(&certificate));
-    builder.store(nats.url()).args(["--log", LOG]).arg(format!("--max-queued-messages={QUEUED_MAX}"))
+    let builder = Harkd::builder()
+        .listen(&address.to_string())
+        .certificate(Some(&certificate));
+    builder
+        .store(nats.url())
+        .args(["--log", LOG])
+        .arg(format!("--max-queued-messages={QUEUED_MAX}"))
 }
 
 /// Injects faults of this kind until the time is over: into a random process,
@@ -149,7 +173,10 @@ async fn inject_faults(
             *count += 1;
         }
     }
-    tell(&promise, format_args!("{fault:?} of nodes and servers, in all: {faults:?}"));
+    tell(
+        &promise,
+        format_args!("{fault:?} of nodes and servers, in all: {faults:?}"),
+    );
     let report = promise.end().await;
     assert!(faults.iter().sum::<u32>() > 0, "no fault was injected");
     report.assert_all_tried();
@@ -165,7 +192,11 @@ async fn cut(mut trial: Trial, far: &FarMachine, cluster: Cluster, first_ms: u64
         let before = promise.answers();
         pause(&mut trial.random, 500..3000).await;
         promise.answer_after(before).await;
-        let ms = if cuts == 0 { first_ms } else { trial.random.random_range(500..10_000) };
+        let ms = if cuts == 0 {
+            first_ms
+        } else {
+            trial.random.random_range(500..10_000)
+        };
         tell(&promise, format_args!("a cut of {ms} ms"));
         far.cut();
         sleep(Duration::from_millis(ms)).await;
@@ -184,9 +215,14 @@ async fn cut(mut trial: Trial, far: &FarMachine, cluster: Cluster, first_ms: u64
 async fn until_unavailable(server: SocketAddr) {
     let mut link = Front::Native.link(server).await.expect("a server");
     for id in 1.. {
-        link.write_all(vec![(id, send("reader0", "from nobody who counts"))]).await.expect("a server");
+        link.write_all(vec![(id, send("reader0", "from nobody who counts"))])
+            .await
+            .expect("a server");
         match link.next().await.expect("an answer").message {
-            Reply::Error { failure: Failure::Unavailable, .. } => return,
+            Reply::Error {
+                failure: Failure::Unavailable,
+                ..
+            } => return,
             Reply::Ok(_) | Reply::NotOk(_) => sleep(Duration::from_millis(100)).await,
             other => panic!("{other:?}"),
         }
@@ -194,7 +230,11 @@ async fn until_unavailable(server: SocketAddr) {
 }
 
 fn tell(promise: &Promise, what: std::fmt::Arguments<'_>) {
-    println!("{:6.1} s, {} answers: {what}", promise.elapsed().as_secs_f64(), promise.answers());
+    println!(
+        "{:6.1} s, {} answers: {what}",
+        promise.elapsed().as_secs_f64(),
+        promise.answers()
+    );
 }
 
 async fn pause(random: &mut StdRng, ms: Range<u64>) {
@@ -209,13 +249,21 @@ async fn promise_holds_under_kills() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn promise_holds_under_freezes() {
-    inject_faults(Trial::from_env(), Fault::Freeze, 500..9000, FAILOVER_TIMEOUT).await;
+    inject_faults(
+        Trial::from_env(),
+        Fault::Freeze,
+        500..9000,
+        FAILOVER_TIMEOUT,
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn promise_holds_while_a_node_is_cut_off() {
     let test = "promise_holds_while_a_node_is_cut_off";
-    let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
+    let Some(far) = FarMachine::of_test(module_path!(), test) else {
+        return;
+    };
     let cluster = block_in_place(|| Cluster::with_far(&far, &[NODES - 1], false));
     cut(Trial::from_env(), &far, cluster, SHORT_MS).await;
 }
@@ -227,9 +275,17 @@ mod long {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn promise_holds_while_a_server_is_cut_off() {
         let test = "promise_holds_while_a_server_is_cut_off";
-        let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
+        let Some(far) = FarMachine::of_test(module_path!(), test) else {
+            return;
+        };
         let cluster = block_in_place(|| Cluster::with_far(&far, &[], true));
-        let server = cluster.servers.iter().flatten().next_back().expect("a server").address();
+        let server = cluster
+            .servers
+            .iter()
+            .flatten()
+            .next_back()
+            .expect("a server")
+            .address();
         let told = tokio::spawn(until_unavailable(server));
         cut(Trial::from_env(), &far, cluster, LONG_MS).await;
         assert!(told.is_finished(), "no answer about the unknown outcome");
@@ -239,7 +295,9 @@ mod long {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn promise_holds_while_server_and_node_are_cut_off() {
         let test = "promise_holds_while_server_and_node_are_cut_off";
-        let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
+        let Some(far) = FarMachine::of_test(module_path!(), test) else {
+            return;
+        };
         let cluster = block_in_place(|| Cluster::with_far(&far, &[NODES - 1], true));
         cut(Trial::from_env(), &far, cluster, SHORT_MS).await;
     }

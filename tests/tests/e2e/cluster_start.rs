@@ -18,9 +18,21 @@ fn check_refused(builder: HarkdBuilder, words: &[&str]) {
     let refusal = builder.try_start().map(|server| server.log()).unwrap_err();
     assert!(!refusal.status.success());
     let lines: Vec<&str> = refusal.log.lines().collect();
-    let said = lines.iter().position(|line| line.starts_with("harkd: ")).expect("a line of harkd's own");
-    assert_eq!(said, lines.len() - 1, "one line, and the last: {}", refusal.log);
-    assert!(words.iter().all(|word| lines[said].contains(word)), "{:?} lacks one of {words:?}", lines[said]);
+    let said = lines
+        .iter()
+        .position(|line| line.starts_with("harkd: "))
+        .expect("a line of harkd's own");
+    assert_eq!(
+        said,
+        lines.len() - 1,
+        "one line, and the last: {}",
+        refusal.log
+    );
+    assert!(
+        words.iter().all(|word| lines[said].contains(word)),
+        "{:?} lacks one of {words:?}",
+        lines[said]
+    );
 }
 
 fn at(address: impl std::fmt::Display) -> HarkdBuilder {
@@ -29,8 +41,18 @@ fn at(address: impl std::fmt::Display) -> HarkdBuilder {
 
 #[test]
 fn unreachable_cluster_is_refused_with_its_address() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    check_refused(at(free), &["cannot connect to the cluster", &free.to_string(), "is it running"]);
+    let free = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    check_refused(
+        at(free),
+        &[
+            "cannot connect to the cluster",
+            &free.to_string(),
+            "is it running",
+        ],
+    );
 }
 
 /// Starts a pretended node that sends `INFO` with these values in place of
@@ -43,7 +65,9 @@ fn pretended_node(values: Value) -> SocketAddr {
         "port": address.port(), "headers": true, "max_payload": 1_048_576, "proto": 1, "client_id": 1,
         "jetstream": true,
     });
-    info.as_object_mut().unwrap().extend(values.as_object().unwrap().clone());
+    info.as_object_mut()
+        .unwrap()
+        .extend(values.as_object().unwrap().clone());
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
@@ -77,7 +101,10 @@ fn node_without_jetstream_is_refused() {
 #[test]
 fn node_with_small_payload_limit_is_refused() {
     let nats = Nats::builder(1).config("max_payload: 16KB").start();
-    check_refused(at(nats.address_of(0)), &["16384", "max_payload", "--max-frame"]);
+    check_refused(
+        at(nats.address_of(0)),
+        &["16384", "max_payload", "--max-frame"],
+    );
     let fitting = at(nats.address_of(0)).args(["--max-frame=8192", "--shards=1"]);
     drop(fitting.start());
 }
@@ -86,10 +113,21 @@ fn node_with_small_payload_limit_is_refused() {
 fn foreign_stream_is_refused_and_untouched() {
     let nats = Nats::builder(1).start();
     let orders = json!({ "name": "chat-shard-0", "subjects": ["orders"], "num_replicas": 1 });
-    let made = request(nats.address_of(0), "$JS.API.STREAM.CREATE.chat-shard-0", &orders);
+    let made = request(
+        nats.address_of(0),
+        "$JS.API.STREAM.CREATE.chat-shard-0",
+        &orders,
+    );
     assert!(made["error"].is_null(), "{made}");
-    check_refused(at(nats.address_of(0)), &["chat-shard-0", "its subjects", "--store nats://…/NAME"]);
-    let found = request(nats.address_of(0), "$JS.API.STREAM.INFO.chat-shard-0", &Value::Null);
+    check_refused(
+        at(nats.address_of(0)),
+        &["chat-shard-0", "its subjects", "--store nats://…/NAME"],
+    );
+    let found = request(
+        nats.address_of(0),
+        "$JS.API.STREAM.INFO.chat-shard-0",
+        &Value::Null,
+    );
     assert_eq!(found["config"]["subjects"], orders["subjects"]);
     // There is room for another chat on the same cluster.
     drop(Harkd::builder().store(StoreLocation::on(&nats)).start());
@@ -102,22 +140,35 @@ fn chat_with_the_former_layout_is_refused() {
         "name": "chat-accounts", "subjects": ["chat.account.*"], "num_replicas": 1,
         "metadata": { "hark-layout": "1" },
     });
-    let made = request(nats.address_of(0), "$JS.API.STREAM.CREATE.chat-accounts", &accounts);
+    let made = request(
+        nats.address_of(0),
+        "$JS.API.STREAM.CREATE.chat-accounts",
+        &accounts,
+    );
     assert!(made["error"].is_null(), "{made}");
-    check_refused(at(nats.address_of(0)), &["chat-accounts", "early version", "--store nats://…/NAME"]);
+    check_refused(
+        at(nats.address_of(0)),
+        &["chat-accounts", "early version", "--store nats://…/NAME"],
+    );
 }
 
 #[test]
 fn more_replicas_than_nodes_are_refused() {
     let nats = Nats::builder(1).start();
-    let builder = Harkd::builder().store(StoreLocation::on(&nats)).arg("--replicas=3");
+    let builder = Harkd::builder()
+        .store(StoreLocation::on(&nats))
+        .arg("--replicas=3");
     check_refused(builder, &["-shard-0", "--replicas"]);
 }
 
 /// Sends a request to a node in the NATS text protocol.
 fn request(node: SocketAddr, subject: &str, body: &Value) -> Value {
     let mut stream = std::net::TcpStream::connect(node).unwrap();
-    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let body = if body.is_null() {
+        String::new()
+    } else {
+        body.to_string()
+    };
     let length = body.len();
     write!(
         stream,
@@ -125,7 +176,10 @@ fn request(node: SocketAddr, subject: &str, body: &Value) -> Value {
     )
     .unwrap();
     let lines = BufReader::new(stream).lines();
-    let answer = lines.map(Result::unwrap).skip_while(|line| !line.starts_with("MSG ")).nth(1);
+    let answer = lines
+        .map(Result::unwrap)
+        .skip_while(|line| !line.starts_with("MSG "))
+        .nth(1);
     serde_json::from_str(&answer.unwrap()).unwrap()
 }
 
@@ -161,32 +215,51 @@ fn secret(line: &str) -> (PathBuf, TempDir) {
 
 #[test]
 fn nats_password_comes_from_a_file() {
-    let nats = Nats::builder(1).config("authorization { user: hark, password: right }").start();
+    let nats = Nats::builder(1)
+        .config("authorization { user: hark, password: right }")
+        .start();
     let location = StoreLocation::on(&nats);
     let (right, _right) = secret("right");
     let (wrong, _wrong) = secret("wrong");
     let with = |file: &PathBuf| {
         let file = file.display().to_string();
-        Harkd::builder().store(location.clone()).args(["--nats-user=hark", "--nats-password-file", &file])
+        Harkd::builder().store(location.clone()).args([
+            "--nats-user=hark",
+            "--nats-password-file",
+            &file,
+        ])
     };
     drop(with(&right).start());
-    check_refused(with(&wrong), &["cannot connect to the cluster", "authorization", "--nats-"]);
-    check_refused(Harkd::builder().store(location.clone()), &["cannot connect to the cluster", "--nats-"]);
+    check_refused(
+        with(&wrong),
+        &["cannot connect to the cluster", "authorization", "--nats-"],
+    );
+    check_refused(
+        Harkd::builder().store(location.clone()),
+        &["cannot connect to the cluster", "--nats-"],
+    );
     check_refused(with(&PathBuf::from("/none")), &["cannot read /none"]);
 }
 
 #[test]
 fn nats_token_comes_from_a_file() {
-    let nats = Nats::builder(1).config("authorization { token: right }").start();
+    let nats = Nats::builder(1)
+        .config("authorization { token: right }")
+        .start();
     let location = StoreLocation::on(&nats);
     for (line, is_right) in [("right", true), ("wrong", false)] {
         let (file, _folder) = secret(line);
         let file = file.display().to_string();
-        let builder = Harkd::builder().store(location.clone()).args(["--nats-token-file", &file]);
+        let builder = Harkd::builder()
+            .store(location.clone())
+            .args(["--nats-token-file", &file]);
         if is_right {
             drop(builder.start());
         } else {
-            check_refused(builder, &["cannot connect to the cluster", "authorization", "--nats-"]);
+            check_refused(
+                builder,
+                &["cannot connect to the cluster", "authorization", "--nats-"],
+            );
         }
     }
 }
@@ -200,8 +273,11 @@ fn jwt(signer: &KeyPair, subject: &KeyPair, nats: &Value) -> String {
     });
     let encode = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
     let header = json!({"typ": "JWT", "alg": "ed25519-nkey"});
-    let signed =
-        format!("{}.{}", encode(header.to_string().as_bytes()), encode(claims.to_string().as_bytes()));
+    let signed = format!(
+        "{}.{}",
+        encode(header.to_string().as_bytes()),
+        encode(claims.to_string().as_bytes())
+    );
     let signature = signer.sign(signed.as_bytes()).unwrap();
     format!("{signed}.{}", encode(&signature))
 }
@@ -238,12 +314,20 @@ fn nats_credentials_come_from_a_creds_file() {
             user.seed().unwrap(),
         ));
         let file = file.display().to_string();
-        (Harkd::builder().store(location.clone()).args(["--nats-creds", &file]), folder)
+        (
+            Harkd::builder()
+                .store(location.clone())
+                .args(["--nats-creds", &file]),
+            folder,
+        )
     };
     let (right, _right) = with(&account);
     drop(right.start());
     let (wrong, _wrong) = with(&stranger);
-    check_refused(wrong, &["cannot connect to the cluster", "authorization", "--nats-"]);
+    check_refused(
+        wrong,
+        &["cannot connect to the cluster", "authorization", "--nats-"],
+    );
 }
 
 #[test]
@@ -260,12 +344,20 @@ fn tls_nodes_are_trusted_by_named_authority() {
     nats.wait_until_current();
     let location = StoreLocation::on(&nats);
     for scheme in ["tls", "nats"] {
-        let builder = || Harkd::builder().store(location.reached_by(&format!("{scheme}://{address}")));
+        let builder =
+            || Harkd::builder().store(location.reached_by(&format!("{scheme}://{address}")));
         let authority = certificate.authority().display().to_string();
         drop(builder().args(["--nats-ca", &authority]).start());
-        check_refused(builder(), &["cannot connect to the cluster", "certificate", "--nats-ca"]);
+        check_refused(
+            builder(),
+            &["cannot connect to the cluster", "certificate", "--nats-ca"],
+        );
     }
-    let other = Authority::new().sign(&["localhost"]).authority().display().to_string();
+    let other = Authority::new()
+        .sign(&["localhost"])
+        .authority()
+        .display()
+        .to_string();
     let builder = Harkd::builder().store(location.reached_by(&format!("tls://{address}")));
     check_refused(
         builder.args(["--nats-ca", &other]),
@@ -275,27 +367,56 @@ fn tls_nodes_are_trusted_by_named_authority() {
 
 #[test]
 fn secret_in_the_address_is_refused() {
-    check_refused(at("hark:secret@127.0.0.1"), &["must not contain a user or a secret", "--nats-user"]);
+    check_refused(
+        at("hark:secret@127.0.0.1"),
+        &["must not contain a user or a secret", "--nats-user"],
+    );
 }
 
 #[test]
 fn sync_setting_of_nodes_is_logged() {
     for (builder, words) in [
-        (Nats::builder(1), "INFO hark_server::cluster::io::monitor: the node syncs before it acknowledges"),
-        (Nats::builder(1).without_sync(), "does NOT sync before it acknowledges"),
+        (
+            Nats::builder(1),
+            "INFO hark_server::cluster::io::monitor: the node syncs before it acknowledges",
+        ),
+        (
+            Nats::builder(1).without_sync(),
+            "does NOT sync before it acknowledges",
+        ),
     ] {
         let nats = builder.start();
         let location = StoreLocation::on(&nats);
         let silent = Harkd::builder().store(location.clone()).start();
-        assert!(silent.log().contains("only seen with --nats-monitor"), "{}", silent.log());
+        assert!(
+            silent.log().contains("only seen with --nats-monitor"),
+            "{}",
+            silent.log()
+        );
         let monitor = nats.monitor_of(0).to_string();
-        let server = Harkd::builder().store(location).args(["--nats-monitor", &monitor]).start();
+        let server = Harkd::builder()
+            .store(location)
+            .args(["--nats-monitor", &monitor])
+            .start();
         assert!(server.log().contains(words), "{}", server.log());
     }
     let nats = Nats::builder(1).start();
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let server = Harkd::builder().store(StoreLocation::on(&nats)).args(["--nats-monitor", &nobody]).start();
-    assert!(server.log().contains("the node does not say whether it syncs"), "{}", server.log());
+    let nobody = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .to_string();
+    let server = Harkd::builder()
+        .store(StoreLocation::on(&nats))
+        .args(["--nats-monitor", &nobody])
+        .start();
+    assert!(
+        server
+            .log()
+            .contains("the node does not say whether it syncs"),
+        "{}",
+        server.log()
+    );
 }
 
 #[tokio::test]
@@ -304,9 +425,17 @@ async fn operator_manages_accounts_of_a_running_cluster() {
     let location = StoreLocation::on(&nats);
     let user = |arguments: &[&str]| {
         let mut command = Command::new(hark_tests::binary("harkd"));
-        command.args(location.args()).arg("user").args(arguments).stdin(Stdio::null());
+        command
+            .args(location.args())
+            .arg("user")
+            .args(arguments)
+            .stdin(Stdio::null());
         let output = command.output().unwrap();
-        let said = if output.status.success() { output.stdout } else { output.stderr };
+        let said = if output.status.success() {
+            output.stdout
+        } else {
+            output.stderr
+        };
         String::from_utf8(said).unwrap()
     };
     // The chat does not exist yet; the first command creates it.
@@ -315,16 +444,35 @@ async fn operator_manages_accounts_of_a_running_cluster() {
     let mut bob = Wire::connect(server.address()).await;
     bob.receive("bob").await;
     let (file, _folder) = secret("secret");
-    assert_eq!(user(&["add", "eve", "--password-file", file.to_str().unwrap()]), "added eve\n");
+    assert_eq!(
+        user(&["add", "eve", "--password-file", file.to_str().unwrap()]),
+        "added eve\n"
+    );
     let password = |text: &str| Some(text.parse().unwrap());
     let mut eve = Wire::connect(server.address()).await;
-    eve.ok(Request::Login { user: name("eve"), password: password("secret") }).await;
+    eve.ok(Request::Login {
+        user: name("eve"),
+        password: password("secret"),
+    })
+    .await;
     let (file, _folder) = secret("new");
-    let changed = user(&["set-password", "eve", "--password-file", file.to_str().unwrap()]);
+    let changed = user(&[
+        "set-password",
+        "eve",
+        "--password-file",
+        file.to_str().unwrap(),
+    ]);
     assert_eq!(changed, "set the password of eve\n");
-    eve.ok(Request::Login { user: name("eve"), password: password("new") }).await;
+    eve.ok(Request::Login {
+        user: name("eve"),
+        password: password("new"),
+    })
+    .await;
     assert_eq!(user(&["list"]), "bob\neve\n");
     assert_eq!(user(&["remove", "bob"]), "removed bob\n");
-    assert_eq!(bob.next().await.map(|frame| frame.message), Some(Reply::Bye(ByeReason::Deleted)));
+    assert_eq!(
+        bob.next().await.map(|frame| frame.message),
+        Some(Reply::Bye(ByeReason::Deleted))
+    );
     assert_eq!(user(&["list"]), "eve\n");
 }

@@ -18,7 +18,9 @@ const QUEUED_MAX: u64 = 400;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn promise_holds_under_kill_9() {
     let mut trial = Trial::from_env();
-    let mut server = Harkd::builder().arg(format!("--max-queued-messages={QUEUED_MAX}")).start();
+    let mut server = Harkd::builder()
+        .arg(format!("--max-queued-messages={QUEUED_MAX}"))
+        .start();
     let config = LoadConfig {
         servers: vec![server.address()],
         fronts: FRONTS.to_vec(),
@@ -35,6 +37,10 @@ async fn promise_holds_under_kill_9() {
     let report = promise.end().await;
     println!("{kills} kills");
     assert!(kills > 0, "nothing was killed");
-    assert_eq!((report.timed_out, report.byes_missed), (0, 0), "some answer did not come");
+    assert_eq!(
+        (report.timed_out, report.byes_missed),
+        (0, 0),
+        "some answer did not come"
+    );
     report.assert_all_tried();
 }

@@ -41,7 +41,10 @@ fn builder(store: &Path) -> HarkdBuilder {
 }
 
 fn with_password(user: &str, password: &str) -> Request {
-    Request::Login { user: name(user), password: Some(password.parse().unwrap()) }
+    Request::Login {
+        user: name(user),
+        password: Some(password.parse().unwrap()),
+    }
 }
 
 /// Fills a store so that it has several segments with live content, and stops
@@ -51,7 +54,11 @@ async fn fill(home: &Path, is_clean: bool) {
     let mut wire = Wire::hello(server.address(), SESSION).await;
     wire.create("bob").await;
     wire.create("sink").await;
-    wire.ok(Request::Create { user: name("eve"), password: Some(SECRET.parse().unwrap()) }).await;
+    wire.ok(Request::Create {
+        user: name("eve"),
+        password: Some(SECRET.parse().unwrap()),
+    })
+    .await;
     for n in 1..=QUEUED - 50 {
         send_as(&mut wire, n).await;
     }
@@ -104,7 +111,11 @@ impl Template {
         let home = tempfile::tempdir().unwrap();
         let store = home.path().join("store");
         fill(&store, is_clean).await;
-        let mut template = Self { _home: home, folders: Vec::new(), files: Vec::new() };
+        let mut template = Self {
+            _home: home,
+            folders: Vec::new(),
+            files: Vec::new(),
+        };
         template.add(&store, Path::new(""));
         template
     }
@@ -140,17 +151,35 @@ impl Template {
     /// Returns every possible damage, at random places.
     fn damages(&self, random: &mut StdRng) -> Vec<Damage> {
         let mut damages = Vec::new();
-        let mut add = |path: &Path, how| damages.push(Damage { path: path.to_owned(), how });
+        let mut add = |path: &Path, how| {
+            damages.push(Damage {
+                path: path.to_owned(),
+                how,
+            })
+        };
         for (path, content) in &self.files {
             let length = content.bytes.len();
-            for how in [How::Gone, How::Folder, How::Forbidden, How::Longer, How::Cut(0)] {
+            for how in [
+                How::Gone,
+                How::Folder,
+                How::Forbidden,
+                How::Longer,
+                How::Cut(0),
+            ] {
                 add(path, how);
             }
-            for range in [0..length.min(16), 0..length, length.saturating_sub(24)..length] {
+            for range in [
+                0..length.min(16),
+                0..length,
+                length.saturating_sub(24)..length,
+            ] {
                 if !range.is_empty() {
                     add(
                         path,
-                        How::Flipped { at: random.random_range(range), bit: random.random_range(0..8) },
+                        How::Flipped {
+                            at: random.random_range(range),
+                            bit: random.random_range(0..8),
+                        },
                     );
                 }
             }
@@ -170,8 +199,13 @@ impl Template {
     /// Returns the segment with the messages, which the last start has copied
     /// into one segment.
     fn newest_segment(&self) -> Option<&Path> {
-        let segments = self.files.iter().filter(|(_, content)| content.bytes.starts_with(b"harkseg"));
-        segments.max_by_key(|(_, content)| content.bytes.len()).map(|(path, _)| &**path)
+        let segments = self
+            .files
+            .iter()
+            .filter(|(_, content)| content.bytes.starts_with(b"harkseg"));
+        segments
+            .max_by_key(|(_, content)| content.bytes.len())
+            .map(|(path, _)| &**path)
     }
 
     /// Returns one damage of each kind to each kind of file, and damage to a
@@ -188,12 +222,21 @@ impl Template {
     /// Returns a flipped bit in this text, in its file.
     fn text_damage(&self, n: u32) -> Option<Damage> {
         let begin = format!("{n}:xxxx");
-        let location = |bytes: &[u8]| bytes.windows(begin.len()).position(|part| part == begin.as_bytes());
-        let mut places =
-            self.files.iter().filter_map(|(path, content)| Some((path, location(&content.bytes)?)));
+        let location = |bytes: &[u8]| {
+            bytes
+                .windows(begin.len())
+                .position(|part| part == begin.as_bytes())
+        };
+        let mut places = self
+            .files
+            .iter()
+            .filter_map(|(path, content)| Some((path, location(&content.bytes)?)));
         places
             .find(|(path, _)| self.newest_segment() == Some(path))
-            .map(|(path, at)| Damage { path: path.clone(), how: How::Flipped { at, bit: 0 } })
+            .map(|(path, at)| Damage {
+                path: path.clone(),
+                how: How::Flipped { at, bit: 0 },
+            })
     }
 }
 
@@ -231,7 +274,12 @@ impl Damage {
             How::Flipped { at, bit } => flip(&path, at, bit),
             How::Cut(length) => writable(&path).set_len(length as u64).unwrap(),
             How::Longer => {
-                OpenOptions::new().append(true).open(&path).unwrap().write_all(b"garbage").unwrap();
+                OpenOptions::new()
+                    .append(true)
+                    .open(&path)
+                    .unwrap()
+                    .write_all(b"garbage")
+                    .unwrap();
             }
             How::Gone => remove(&path),
             How::Folder => {
@@ -249,8 +297,18 @@ impl Damage {
     /// Returns the kind of the damage, without the numbers in file names and
     /// the exact position.
     fn kind(&self, template: &Template) -> String {
-        let kind: String = self.path.to_str().unwrap().chars().filter(|c| !c.is_ascii_digit()).collect();
-        let content = template.files.iter().find(|(path, _)| *path == self.path).map(|(_, content)| content);
+        let kind: String = self
+            .path
+            .to_str()
+            .unwrap()
+            .chars()
+            .filter(|c| !c.is_ascii_digit())
+            .collect();
+        let content = template
+            .files
+            .iter()
+            .find(|(path, _)| *path == self.path)
+            .map(|(_, content)| content);
         let length = content.map_or(0, |content| content.bytes.len());
         let how = match self.how {
             How::Flipped { at, .. } if at < 16 => "flipped at its head".to_owned(),
@@ -274,28 +332,42 @@ impl fmt::Display for Damage {
 }
 
 fn writable(path: &Path) -> File {
-    OpenOptions::new().read(true).write(true).open(path).unwrap()
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap()
 }
 
 fn flip(path: &Path, at: usize, bit: u32) {
     let file = writable(path);
     let mut byte = [0];
     file.read_exact_at(&mut byte, at as u64).unwrap();
-    file.write_all_at(&[byte[0] ^ (1 << bit)], at as u64).unwrap();
+    file.write_all_at(&[byte[0] ^ (1 << bit)], at as u64)
+        .unwrap();
 }
 
 fn remove(path: &Path) {
-    if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
+    if path.is_dir() {
+        fs::remove_dir_all(path).unwrap()
+    } else {
+        fs::remove_file(path).unwrap()
+    }
 }
 
 /// Returns the builder of a server that respects permissions even if the test
 /// runs as root.
 fn unprivileged(store: &Path) -> HarkdBuilder {
-    let is_root = fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
+    let is_root =
+        fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
     if !is_root {
         return builder(store);
     }
-    let setpriv = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--"];
+    let setpriv = [
+        "setpriv",
+        "--bounding-set=-dac_override,-dac_read_search",
+        "--",
+    ];
     builder(store).run_by(setpriv)
 }
 
@@ -311,7 +383,11 @@ enum Reaction {
 /// Starts a server on a damaged store, and checks its reaction.
 async fn check_reaction(store: &Path, damage: &Damage) -> Reaction {
     let start = || {
-        let server = if let How::Forbidden = damage.how { unprivileged(store) } else { builder(store) };
+        let server = if let How::Forbidden = damage.how {
+            unprivileged(store)
+        } else {
+            builder(store)
+        };
         server.try_start()
     };
     match start() {
@@ -335,13 +411,21 @@ async fn check_reaction(store: &Path, damage: &Damage) -> Reaction {
 /// Returns whether all messages of bob are delivered. Acknowledges none.
 async fn is_delivered(server: &Harkd) -> bool {
     let mut wire = Wire::connect(server.address()).await;
-    match wire.ask(Request::Connect { user: name("bob"), password: None }).await {
+    match wire
+        .ask(Request::Connect {
+            user: name("bob"),
+            password: None,
+        })
+        .await
+    {
         Reply::Ok(_) => {}
         reply if is_unavailable(&reply) => return false,
         other => panic!("{other:?}"),
     }
     for n in ACKNOWLEDGED + 1..=QUEUED {
-        let Ok(message) = timeout(SILENCE, wire.message()).await else { return false };
+        let Ok(message) = timeout(SILENCE, wire.message()).await else {
+            return false;
+        };
         assert_eq!(message.text, text(n));
     }
     true
@@ -349,7 +433,12 @@ async fn is_delivered(server: &Harkd) -> bool {
 
 /// Returns the output of `harkd check` on a store, and whether it succeeds.
 fn check_store(store: &Path, arguments: &[&str]) -> (bool, String) {
-    let output = harkd().arg("check").arg(store).args(arguments).output().unwrap();
+    let output = harkd()
+        .arg("check")
+        .arg(store)
+        .args(arguments)
+        .output()
+        .unwrap();
     let printed = String::from_utf8(output.stdout).unwrap();
     (output.status.success(), printed)
 }
@@ -360,11 +449,17 @@ async fn check_dropped(mut server: Harkd, store: &Path) {
     server.signal("TERM");
     assert!(server.wait().success());
     let (is_whole, printed) = check_store(store, &[]);
-    assert!(!is_whole && printed.contains("bob: damaged from number "), "{printed}");
+    assert!(
+        !is_whole && printed.contains("bob: damaged from number "),
+        "{printed}"
+    );
     let (is_dropped, printed) = check_store(store, &["--drop-damaged"]);
     assert!(is_dropped && printed.contains("bob: dropped"), "{printed}");
     let (is_whole, printed) = check_store(store, &[]);
-    assert!(is_whole && printed.contains(" 0 damaged blocks"), "{printed}");
+    assert!(
+        is_whole && printed.contains(" 0 damaged blocks"),
+        "{printed}"
+    );
     check_rest(store).await;
 }
 
@@ -373,11 +468,22 @@ async fn check_dropped(mut server: Harkd, store: &Path) {
 #[track_caller]
 fn check_refusal(store: &Path, Refusal { status, log }: &Refusal) -> String {
     assert_eq!(status.code(), Some(1), "{log}");
-    assert!(!log.contains("panic") && !log.contains("backtrace"), "{log}");
-    let lines: Vec<_> = log.lines().filter(|line| line.starts_with("harkd: ")).collect();
-    let [line] = *lines else { panic!("not one line:\n{log}") };
+    assert!(
+        !log.contains("panic") && !log.contains("backtrace"),
+        "{log}"
+    );
+    let lines: Vec<_> = log
+        .lines()
+        .filter(|line| line.starts_with("harkd: "))
+        .collect();
+    let [line] = *lines else {
+        panic!("not one line:\n{log}")
+    };
     assert!(log.ends_with(&format!("{line}\n")), "{log}");
-    assert!(line.contains(store.to_str().unwrap()) && line.contains("; "), "{log}");
+    assert!(
+        line.contains(store.to_str().unwrap()) && line.contains("; "),
+        "{log}"
+    );
     line.to_owned()
 }
 
@@ -385,16 +491,25 @@ fn check_refusal(store: &Path, Refusal { status, log }: &Refusal) -> String {
 async fn check_whole(mut server: Harkd) {
     let mut wire = Wire::hello(server.address(), SESSION).await;
     wire.write(7, Request::List { pattern: None }).await;
-    assert_eq!(wire.reply_to(7).await, Reply::List(vec![name("bob"), name("eve"), name("sink")]));
+    assert_eq!(
+        wire.reply_to(7).await,
+        Reply::List(vec![name("bob"), name("eve"), name("sink")])
+    );
     wire.ok(with_password("eve", SECRET)).await;
-    wire.refused(with_password("eve", "wrong"), Code::Denied).await;
+    wire.refused(with_password("eve", "wrong"), Code::Denied)
+        .await;
     // A repeat has the former answer, and stores nothing.
     send_as(&mut wire, QUEUED).await;
     wire.sent("bob", "after it").await;
     let mut read = read(&server).await;
     assert_eq!(read.pop().unwrap(), "after it");
     let expected: Vec<_> = (ACKNOWLEDGED + 1..=QUEUED).map(text).collect();
-    assert!(read == expected, "{} messages, not {}", read.len(), expected.len());
+    assert!(
+        read == expected,
+        "{} messages, not {}",
+        read.len(),
+        expected.len()
+    );
     drop(wire);
     server.signal("TERM");
     assert!(server.wait().success());
@@ -410,14 +525,24 @@ async fn check_rest(store: &Path) {
     send_as(&mut wire, QUEUED).await;
     wire.sent("bob", "the end").await;
     let left = read_to(&server, "the end").await;
-    let numbers: Vec<u32> =
-        left.iter().map(|text| text.split_once(':').unwrap().0.parse().unwrap()).collect();
+    let numbers: Vec<u32> = left
+        .iter()
+        .map(|text| text.split_once(':').unwrap().0.parse().unwrap())
+        .collect();
     assert!(
-        numbers.iter().zip(&left).all(|(number, left)| *left == text(*number)),
+        numbers
+            .iter()
+            .zip(&left)
+            .all(|(number, left)| *left == text(*number)),
         "texts that were never sent"
     );
     assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
-    assert!(numbers.iter().all(|number| (ACKNOWLEDGED + 1..=QUEUED).contains(number)), "{numbers:?}");
+    assert!(
+        numbers
+            .iter()
+            .all(|number| (ACKNOWLEDGED + 1..=QUEUED).contains(number)),
+        "{numbers:?}"
+    );
     drop(wire);
     server.signal("TERM");
     assert!(server.wait().success());
@@ -464,7 +589,10 @@ async fn try_all(is_clean: bool) {
     // The representative damages include all kinds.
     while begun.elapsed() < time || refused == 0 || undelivered == 0 || whole == 0 {
         let Some(damage) = damages.pop() else {
-            assert!(refused > 0 && undelivered > 0 && whole > 0, "{refused} {undelivered} {whole}");
+            assert!(
+                refused > 0 && undelivered > 0 && whole > 0,
+                "{refused} {undelivered} {whole}"
+            );
             damages = template.damages(&mut random);
             damages.shuffle(&mut random);
             continue;
@@ -493,7 +621,13 @@ async fn damage_after_a_kill_is_detected() {
 }
 
 fn is_unavailable(reply: &Reply) -> bool {
-    matches!(reply, Reply::Error { failure: Failure::Unavailable, .. })
+    matches!(
+        reply,
+        Reply::Error {
+            failure: Failure::Unavailable,
+            ..
+        }
+    )
 }
 
 /// Damages the first hundred unread texts of bob while they are in use.
@@ -522,7 +656,10 @@ async fn damage_found_while_running_affects_one_inbox() {
     let server = builder(&store).start();
     let mut wire = Wire::connect(server.address()).await;
     damage_messages(&store);
-    let connect = |user| Request::Connect { user: name(user), password: None };
+    let connect = |user| Request::Connect {
+        user: name(user),
+        password: None,
+    };
     assert!(is_unavailable(&wire.ask(connect("bob")).await));
     server.wait_for_log("messages cannot be read");
     // The damage persists, and affects no other user.
@@ -532,14 +669,21 @@ async fn damage_found_while_running_affects_one_inbox() {
     wire.ok(connect("amy")).await;
     assert_eq!(wire.message().await.text, "hello");
     wire.sent("bob", "stored all the same").await;
-    wire.ok(Request::Delete { user: name("amy"), password: None }).await;
+    wire.ok(Request::Delete {
+        user: name("amy"),
+        password: None,
+    })
+    .await;
     wire.ok(with_password("eve", SECRET)).await;
     wire.sent("eve", "hello").await;
     drop(wire);
     let mut server = server.stop_and_restart();
     assert!(!server.log().contains("panic"), "{}", server.log());
     let mut wire = Wire::connect(server.address()).await;
-    assert!(is_unavailable(&wire.ask(connect("bob")).await), "it is not forgotten");
+    assert!(
+        is_unavailable(&wire.ask(connect("bob")).await),
+        "it is not forgotten"
+    );
     drop(wire);
     server.signal("TERM");
     assert!(server.wait().success());

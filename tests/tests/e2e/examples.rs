@@ -15,7 +15,11 @@ impl Example {
     fn run(name: &str, server: &Harkd, arguments: &[&str]) -> Self {
         let mut command = Command::new(example(name));
         command.arg(server.address().to_string()).args(arguments);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { child, lines }
     }
@@ -57,7 +61,10 @@ async fn bot_answers_each_message() {
     for (text, answer) in [("hello", "HELLO"), ("größe", "GRÖSSE")] {
         ann.sent("shouter", text).await;
         let message = ann.message().await;
-        assert_eq!((message.sender, &*message.text), (Some(name("shouter")), answer));
+        assert_eq!(
+            (message.sender, &*message.text),
+            (Some(name("shouter")), answer)
+        );
     }
     ann.receive("shouter").await;
     bot.succeed();

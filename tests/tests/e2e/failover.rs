@@ -42,18 +42,30 @@ const MESSAGES: usize = 100;
 const SHARE: Duration = Duration::from_secs(5);
 
 fn list(addresses: &[SocketAddr]) -> String {
-    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 fn command(transport: Transport, servers: &str, state: &Path) -> Command {
     let mut command = hark(state);
-    command.envs(transport.iter().copied()).env("HARK_SERVER", servers);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .envs(transport.iter().copied())
+        .env("HARK_SERVER", servers);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command
 }
 
 fn run(transport: Transport, servers: &str, state: &Path, arguments: &[&str]) -> Output {
-    command(transport, servers, state).args(arguments).output().unwrap()
+    command(transport, servers, state)
+        .args(arguments)
+        .output()
+        .unwrap()
 }
 
 /// Returns the output of a command, which has to succeed without messages on
@@ -61,7 +73,11 @@ fn run(transport: Transport, servers: &str, state: &Path, arguments: &[&str]) ->
 #[track_caller]
 fn fine(output: &Output) -> String {
     let notices = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && notices.is_empty(), "{}: {notices}", output.status);
+    assert!(
+        output.status.success() && notices.is_empty(),
+        "{}: {notices}",
+        output.status
+    );
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
@@ -73,7 +89,10 @@ fn ended(mut child: Child) -> Output {
 }
 
 fn server(address: SocketAddr, store: &Path) -> Harkd {
-    Harkd::builder().listen(&address.to_string()).store(store).start()
+    Harkd::builder()
+        .listen(&address.to_string())
+        .store(store)
+        .start()
 }
 
 fn moving_store_is_read_once_in_order(transport: Transport) {
@@ -89,22 +108,33 @@ fn moving_store_is_read_once_in_order(transport: Transport) {
     let sent = (moves_max + 1) * MESSAGES;
     let count = sent.to_string();
     let mut listening = command(transport, &servers, folder.path());
-    listening.args(["--timeout=60", "listen", "bob", "--count", &count]).stderr(Stdio::null());
+    listening
+        .args(["--timeout=60", "listen", "bob", "--count", &count])
+        .stderr(Stdio::null());
     let mut listening = listening.spawn().unwrap();
     let mut sending = command(transport, &servers, folder.path());
-    let mut sending = sending.arg("--timeout=60").stdin(Stdio::piped()).spawn().unwrap();
+    let mut sending = sending
+        .arg("--timeout=60")
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut stdin = sending.stdin.take().unwrap();
     let typing = std::thread::spawn(move || {
         stdin.write_all(b"login amy\n").unwrap();
         for n in 0..sent {
-            stdin.write_all(format!("send bob {n}\n").as_bytes()).unwrap();
+            stdin
+                .write_all(format!("send bob {n}\n").as_bytes())
+                .unwrap();
         }
     });
     let answering = std::thread::spawn(|| ended(sending));
     let (mut moves, mut read) = (0, 0);
     for line in BufReader::new(listening.stdout.take().unwrap()).lines() {
         let line = line.unwrap();
-        assert!(line.ends_with(&format!(" {read}")), "{read} was to come, and it is {line}");
+        assert!(
+            line.ends_with(&format!(" {read}")),
+            "{read} was to come, and it is {line}"
+        );
         read += 1;
         if read % MESSAGES == 0 && moves < moves_max {
             moves += 1;
@@ -114,7 +144,10 @@ fn moving_store_is_read_once_in_order(transport: Transport) {
     }
     typing.join().unwrap();
     let answers = fine(&answering.join().unwrap());
-    assert_eq!(answers.lines().filter(|line| *line == "ok").count(), sent + 1);
+    assert_eq!(
+        answers.lines().filter(|line| *line == "ok").count(),
+        sent + 1
+    );
     assert_eq!((read, moves), (sent, moves_max));
     assert!(listening.wait().unwrap().success());
     // All messages were acknowledged, and their record is independent of the
@@ -124,7 +157,11 @@ fn moving_store_is_read_once_in_order(transport: Transport) {
     let connect = || {
         let command = &mut command(transport, &list(&other_order), folder.path());
         let mut hark = command.stdin(Stdio::piped()).spawn().unwrap();
-        hark.stdin.take().unwrap().write_all(b"connect bob\n").unwrap();
+        hark.stdin
+            .take()
+            .unwrap()
+            .write_all(b"connect bob\n")
+            .unwrap();
         fine(&ended(hark))
     };
     // Acknowledgements that are lost with their connection cost a redelivery, which
@@ -132,34 +169,54 @@ fn moving_store_is_read_once_in_order(transport: Transport) {
     if connect() != "ok 0\n" {
         assert_eq!(connect(), "ok 0\n");
     }
-    assert_eq!(folder.path().join("hark/taken").read_dir().unwrap().count(), 1);
+    assert_eq!(
+        folder.path().join("hark/taken").read_dir().unwrap().count(),
+        1
+    );
 }
 
 fn hanging_server_costs_only_its_share(transport: Transport) {
     let folder = tempfile::tempdir().unwrap();
     let addresses = own_addresses(3);
-    let (gone, hanging) = (addresses[0], server(addresses[1], &folder.path().join("hanging")));
+    let (gone, hanging) = (
+        addresses[0],
+        server(addresses[1], &folder.path().join("hanging")),
+    );
     let there = server(addresses[2], &folder.path().join("there"));
     let start = Instant::now();
-    let said = run(transport, &list(&[gone, there.address()]), folder.path(), &["ping"]);
+    let said = run(
+        transport,
+        &list(&[gone, there.address()]),
+        folder.path(),
+        &["ping"],
+    );
     assert_eq!(fine(&said), "ok\n");
     assert!(start.elapsed() < SHARE);
     hanging.signal("STOP");
-    let said = run(transport, &list(&[hanging.address(), there.address()]), folder.path(), &["ping"]);
+    let said = run(
+        transport,
+        &list(&[hanging.address(), there.address()]),
+        folder.path(),
+        &["ping"],
+    );
     assert_eq!(fine(&said), "ok\n");
     let neither = list(&[gone, hanging.address()]);
     let said = run(transport, &neither, folder.path(), &["--timeout=1", "ping"]);
     assert_eq!(said.status.code(), Some(3));
     let why = String::from_utf8(said.stderr).unwrap();
-    assert_eq!(why, format!("hark: not sent: cannot reach {neither} within 1 s\n"));
+    assert_eq!(
+        why,
+        format!("hark: not sent: cannot reach {neither} within 1 s\n")
+    );
 }
 
 fn each_server_proves_its_own_name(transport: Transport) {
     let folder = tempfile::tempdir().unwrap();
     let certificates =
         [["localhost"], ["127.0.0.1"]].map(|names| Arc::new(Authority::trusted().sign(&names)));
-    let [mut first, second] =
-        certificates.each_ref().map(|own| Harkd::builder().certificate(Some(own)).start());
+    let [mut first, second] = certificates
+        .each_ref()
+        .map(|own| Harkd::builder().certificate(Some(own)).start());
     let port = |server: &Harkd| server.address().port();
     let (first_port, second_port) = (port(&first), port(&second));
     let authority = certificates[0].authority();
@@ -170,19 +227,33 @@ fn each_server_proves_its_own_name(transport: Transport) {
     first.kill();
     fine(&run(transport, &both, folder.path(), &arguments));
     // The second server has an account of that name, so it was used.
-    let said = run(transport, &format!("127.0.0.1:{second_port}"), folder.path(), &arguments);
+    let said = run(
+        transport,
+        &format!("127.0.0.1:{second_port}"),
+        folder.path(),
+        &arguments,
+    );
     assert_eq!(said.status.code(), Some(1), "{said:?}");
 
     let first = first.restart();
     let one = format!("127.0.0.1:{},127.0.0.1:{second_port}", port(&first));
     let delete = ["--ca", authority.to_str().unwrap(), "delete", "amy"];
-    assert_eq!(fine(&run(transport, &one, folder.path(), &delete)), "ok deleted\n");
-    assert_eq!(fine(&run(transport, &one, folder.path(), &delete)), "ok absent\n");
+    assert_eq!(
+        fine(&run(transport, &one, folder.path(), &delete)),
+        "ok deleted\n"
+    );
+    assert_eq!(
+        fine(&run(transport, &one, folder.path(), &delete)),
+        "ok absent\n"
+    );
     let none = format!("127.0.0.1:{},localhost:{second_port}", port(&first));
     let start = Instant::now();
     let said = run(transport, &none, folder.path(), &delete);
     let why = String::from_utf8_lossy(&said.stderr);
-    assert!(why.contains("certificate is not valid for localhost, only for 127.0.0.1"), "{why}");
+    assert!(
+        why.contains("certificate is not valid for localhost, only for 127.0.0.1"),
+        "{why}"
+    );
     assert!(start.elapsed() < SHARE, "waiting does not help");
 }
 
@@ -202,7 +273,11 @@ fn chat_shows_the_current_server(transport: Transport) {
     present.kill();
     // The next server may have refused before the loss of the first is shown.
     chat.wait_for("* no connection to ");
-    chat.wait_for_prompt(&format!("bob@{:width$}> ", "(offline)", width = first.to_string().len()));
+    chat.wait_for_prompt(&format!(
+        "bob@{:width$}> ",
+        "(offline)",
+        width = first.to_string().len()
+    ));
     let _present = server(second, &store);
     chat.wait_for(&format!("* connected to {second}"));
     chat.wait_for_prompt(&format!("bob@{second}> "));
@@ -212,10 +287,14 @@ fn chat_shows_the_current_server(transport: Transport) {
 #[test]
 fn client_leaves_and_finds_a_cut_off_server() {
     let test = "client_leaves_and_finds_a_cut_off_server";
-    let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
+    let Some(far) = FarMachine::of_test(module_path!(), test) else {
+        return;
+    };
     let folder = tempfile::tempdir().unwrap();
     let open = ["--allow-plaintext", "--allow-open-accounts"];
-    let there = Harkd::builder().args(open).listen(&format!("{}:0", FarMachine::FAR_ADDRESS));
+    let there = Harkd::builder()
+        .args(open)
+        .listen(&format!("{}:0", FarMachine::FAR_ADDRESS));
     let there = there.run_by(far.enter()).start();
     let here = Harkd::start();
     let servers = list(&[there.address(), here.address()]);
@@ -228,7 +307,15 @@ fn client_leaves_and_finds_a_cut_off_server() {
     let said = create();
     assert_eq!(said.status.code(), Some(1), "{said:?}");
     let delete = ["delete", "amy"];
-    assert_eq!(fine(&run(NATIVE, &there.address().to_string(), folder.path(), &delete)), "ok deleted\n");
+    assert_eq!(
+        fine(&run(
+            NATIVE,
+            &there.address().to_string(),
+            folder.path(),
+            &delete
+        )),
+        "ok deleted\n"
+    );
 }
 
 #[test]
@@ -239,7 +326,9 @@ fn log_is_of_the_first_reachable_server() {
     let mut logs = command(NATIVE, &list(&[gone, server.address()]), folder.path());
     let mut logs = logs.arg("logs").spawn().unwrap();
     let mut line = String::new();
-    BufReader::new(logs.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    BufReader::new(logs.stderr.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
     assert_eq!(line, format!("hark: the log of {}\n", server.address()));
     logs.kill().unwrap();
     logs.wait().unwrap();

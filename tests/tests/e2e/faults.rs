@@ -25,7 +25,9 @@ fn on(disk: &SmallDisk) -> Harkd {
 }
 
 fn builder(disk: &SmallDisk) -> HarkdBuilder {
-    Harkd::builder().run_by(disk.enter()).store(disk.path().join("store"))
+    Harkd::builder()
+        .run_by(disk.enter())
+        .store(disk.path().join("store"))
 }
 
 /// A client that sends in a session and never repeats a refused send.
@@ -41,7 +43,8 @@ impl Sender {
     async fn burst(&mut self, server: &Harkd) -> bool {
         let mut wire = Wire::hello(server.address(), "session").await;
         let ids = self.last_id + 1..=self.last_id + BURST;
-        wire.write_all(ids.clone().map(|id| (id, send("bob", &text(id))))).await;
+        wire.write_all(ids.clone().map(|id| (id, send("bob", &text(id)))))
+            .await;
         let mut refused = 0;
         for id in ids {
             match wire.reply_to(id).await {
@@ -61,7 +64,9 @@ impl Sender {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        timeout(TIMEOUT, bursts).await.expect("the server does not notice");
+        timeout(TIMEOUT, bursts)
+            .await
+            .expect("the server does not notice");
     }
 }
 
@@ -77,8 +82,16 @@ async fn read(server: &Harkd, user: &str) -> Vec<String> {
         texts.push(message.text.to_string());
     }
     // A barrier after the acknowledgements.
-    wire.ok(Request::Create { user: name("barrier"), password: None }).await;
-    wire.ok(Request::Delete { user: name("barrier"), password: None }).await;
+    wire.ok(Request::Create {
+        user: name("barrier"),
+        password: None,
+    })
+    .await;
+    wire.ok(Request::Delete {
+        user: name("barrier"),
+        password: None,
+    })
+    .await;
     texts
 }
 
@@ -93,15 +106,28 @@ async fn full_disk_refuses_only_sends() {
         assert!(sender.burst(&server).await);
         disk.fill();
         sender.burst_until(false, &server).await;
-        wire.refused(send("bob", "from nobody"), Code::NoSpace).await;
-        wire.refused(send("amy", "from nobody"), Code::NoSuchUser).await;
+        wire.refused(send("bob", "from nobody"), Code::NoSpace)
+            .await;
+        wire.refused(send("amy", "from nobody"), Code::NoSuchUser)
+            .await;
         wire.ping().await;
         wire.create("eve").await;
-        wire.ok(Request::Login { user: name("eve"), password: None }).await;
+        wire.ok(Request::Login {
+            user: name("eve"),
+            password: None,
+        })
+        .await;
         wire.write(7, Request::List { pattern: None }).await;
-        assert_eq!(wire.reply_to(7).await, Reply::List(vec![name("bob"), name("eve")]));
+        assert_eq!(
+            wire.reply_to(7).await,
+            Reply::List(vec![name("bob"), name("eve")])
+        );
         assert!(matches!(wire.reply_to(7).await, Reply::Ok(_)));
-        wire.ok(Request::Delete { user: name("eve"), password: None }).await;
+        wire.ok(Request::Delete {
+            user: name("eve"),
+            password: None,
+        })
+        .await;
         received.extend(read(&server, "bob").await);
         assert_eq!(received, sender.stored);
         assert!(!sender.burst(&server).await, "it is still full");
@@ -123,7 +149,10 @@ async fn server_killed_on_a_full_disk_starts_on_it() {
     sender.burst_until(false, &server).await;
     let server = server.kill_and_restart();
     assert!(!sender.burst(&server).await, "it is still full");
-    assert_eq!(read(&server, "bob").await, std::mem::take(&mut sender.stored));
+    assert_eq!(
+        read(&server, "bob").await,
+        std::mem::take(&mut sender.stored)
+    );
     disk.free();
     sender.burst_until(true, &server).await;
     let server = server.kill_and_restart();
@@ -137,7 +166,10 @@ async fn new_store_on_a_full_disk_is_refused_in_one_line() {
     let refusal = builder(&disk).try_start().expect_err("no room for a store");
     assert_eq!(refusal.status.code(), Some(1), "{refusal:?}");
     let line = refusal.log.lines().last().unwrap();
-    assert!(line.starts_with("harkd: ") && line.contains("No space left on device"), "{line}");
+    assert!(
+        line.starts_with("harkd: ") && line.contains("No space left on device"),
+        "{line}"
+    );
     assert!(!refusal.log.contains("panic"), "{refusal:?}");
 }
 
@@ -158,7 +190,11 @@ async fn disk_filled_by_the_store_is_used_again() {
         assert!(answered < DISK_MIB as usize, "more than the disk holds");
     }
     assert!(answered > 5, "only {answered}");
-    wire.ok(Request::Login { user: name("bob"), password: None }).await;
+    wire.ok(Request::Login {
+        user: name("bob"),
+        password: None,
+    })
+    .await;
     let texts = read(&server, "bob").await;
     assert!(texts.iter().enumerate().all(|(n, text)| *text == large(n)));
     assert_eq!(texts.len(), answered);
@@ -167,7 +203,9 @@ async fn disk_filled_by_the_store_is_used_again() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(TIMEOUT, goes_on).await.expect("the space is not used again");
+    timeout(TIMEOUT, goes_on)
+        .await
+        .expect("the space is not used again");
     let server = server.kill_and_restart();
     assert!(!server.log().contains("panic"), "{}", server.log());
     assert_eq!(read(&server, "bob").await, [large(0)]);
@@ -185,7 +223,11 @@ struct Call {
 
 impl Call {
     fn is(&self, names: &[&str]) -> bool {
-        names.iter().any(|name| self.text.strip_prefix(name).is_some_and(|rest| rest.starts_with('(')))
+        names.iter().any(|name| {
+            self.text
+                .strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with('('))
+        })
     }
 
     fn is_sync(&self) -> bool {
@@ -206,17 +248,36 @@ struct Traced {
 
 impl Traced {
     fn start(arguments: &[&str]) -> Self {
-        let works = Command::new("strace").args(["-o", "/dev/null", "true"]).output();
+        let works = Command::new("strace")
+            .args(["-o", "/dev/null", "true"])
+            .output();
         let works = works.expect("strace: install the package strace");
         let said = String::from_utf8_lossy(&works.stderr);
-        assert!(works.status.success(), "this test needs to trace processes (ptrace): {said}");
+        assert!(
+            works.status.success(),
+            "this test needs to trace processes (ptrace): {said}"
+        );
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("trace");
         let trace = "trace=recvfrom,sendto,write,pwrite64,fdatasync,fsync";
         // Detached, so that the started process becomes the server.
-        let strace = ["strace", "-D", "-f", "-q", "-s", "2000", "-e", trace, "-o", output.to_str().unwrap()];
+        let strace = [
+            "strace",
+            "-D",
+            "-f",
+            "-q",
+            "-s",
+            "2000",
+            "-e",
+            trace,
+            "-o",
+            output.to_str().unwrap(),
+        ];
         let builder = Harkd::builder().run_by(strace);
-        let server = arguments.iter().fold(builder, |builder, argument| builder.arg(*argument)).start();
+        let server = arguments
+            .iter()
+            .fold(builder, |builder, argument| builder.arg(*argument))
+            .start();
         Self { server, folder }
     }
 
@@ -229,7 +290,9 @@ impl Traced {
         let end = [&*self.server.pid().to_string(), "+++", "exited"];
         wait_until("the end of the trace", || {
             let trace = std::fs::read_to_string(&output).unwrap();
-            trace.lines().any(|line| line.split_whitespace().take(3).eq(end))
+            trace
+                .lines()
+                .any(|line| line.split_whitespace().take(3).eq(end))
         });
         calls(&output)
     }
@@ -245,9 +308,17 @@ fn calls(output: &Path) -> Vec<Call> {
             unfinished.insert(thread, (at, begin));
         } else if let Some((_, rest)) = text.split_once(" resumed>") {
             let (entered, begin) = unfinished.remove(thread).expect("the begin of the call");
-            calls.push(Call { entered, returned: at, text: format!("{begin}{rest}") });
+            calls.push(Call {
+                entered,
+                returned: at,
+                text: format!("{begin}{rest}"),
+            });
         } else {
-            calls.push(Call { entered: at, returned: at, text: text.to_owned() });
+            calls.push(Call {
+                entered: at,
+                returned: at,
+                text: text.to_owned(),
+            });
         }
     }
     calls.sort_by_key(|call| call.entered);
@@ -271,12 +342,17 @@ fn check_synced(calls: &[Call], marker: &str) {
 /// Returns the read of a request, and the first write to its socket afterwards.
 #[track_caller]
 fn request<'a>(calls: &'a [Call], marker: &str) -> (&'a Call, &'a Call) {
-    let read = calls.iter().find(|call| call.is(&["recvfrom"]) && call.text.contains(marker));
-    let read = read.unwrap_or_else(|| panic!("{marker} was not read"));
-    let answer = calls
+    let read = calls
         .iter()
-        .find(|call| call.is(&["sendto"]) && call.file() == read.file() && call.entered > read.returned);
-    (read, answer.unwrap_or_else(|| panic!("{marker} was not answered")))
+        .find(|call| call.is(&["recvfrom"]) && call.text.contains(marker));
+    let read = read.unwrap_or_else(|| panic!("{marker} was not read"));
+    let answer = calls.iter().find(|call| {
+        call.is(&["sendto"]) && call.file() == read.file() && call.entered > read.returned
+    });
+    (
+        read,
+        answer.unwrap_or_else(|| panic!("{marker} was not answered")),
+    )
 }
 
 /// Checks that the text was written to a file and the file synced before the
@@ -284,12 +360,21 @@ fn request<'a>(calls: &'a [Call], marker: &str) -> (&'a Call, &'a Call) {
 #[track_caller]
 fn check_stored(calls: &[Call], marker: &str) {
     let (read, answer) = request(calls, marker);
-    let write = calls.iter().find(|call| call.is(&["write", "pwrite64"]) && call.text.contains(marker));
+    let write = calls
+        .iter()
+        .find(|call| call.is(&["write", "pwrite64"]) && call.text.contains(marker));
     let write = write.unwrap_or_else(|| panic!("{marker} was not written"));
-    let is_its_sync =
-        |call: &&Call| call.is_sync() && call.file() == write.file() && call.entered > write.returned;
-    let sync = calls.iter().find(is_its_sync).unwrap_or_else(|| panic!("{marker} was not synced"));
-    assert!(read.returned < write.entered && sync.returned < answer.entered, "{marker}: not in order");
+    let is_its_sync = |call: &&Call| {
+        call.is_sync() && call.file() == write.file() && call.entered > write.returned
+    };
+    let sync = calls
+        .iter()
+        .find(is_its_sync)
+        .unwrap_or_else(|| panic!("{marker} was not synced"));
+    assert!(
+        read.returned < write.entered && sync.returned < answer.entered,
+        "{marker}: not in order"
+    );
 }
 
 const SENDS: u32 = 50;
@@ -303,15 +388,36 @@ async fn every_ok_follows_its_sync() {
     let traced = Traced::start(&[]);
     let mut wire = Wire::connect(traced.server.address()).await;
     let secret = |password: &str| Some(password.parse().unwrap());
-    wire.ok(Request::Create { user: name("open-account"), password: None }).await;
-    wire.ok(Request::Create { user: name("closed-account"), password: secret("first") }).await;
+    wire.ok(Request::Create {
+        user: name("open-account"),
+        password: None,
+    })
+    .await;
+    wire.ok(Request::Create {
+        user: name("closed-account"),
+        password: secret("first"),
+    })
+    .await;
     let new = "new-password".parse().unwrap();
-    wire.ok(Request::Password { user: name("closed-account"), old: secret("first"), new }).await;
+    wire.ok(Request::Password {
+        user: name("closed-account"),
+        old: secret("first"),
+        new,
+    })
+    .await;
     for n in 0..SENDS {
         wire.sent("open-account", &marker(n)).await;
     }
-    wire.ok(Request::Delete { user: name("closed-account"), password: secret("new-password") }).await;
-    wire.ok(Request::Delete { user: name("open-account"), password: None }).await;
+    wire.ok(Request::Delete {
+        user: name("closed-account"),
+        password: secret("new-password"),
+    })
+    .await;
+    wire.ok(Request::Delete {
+        user: name("open-account"),
+        password: None,
+    })
+    .await;
     drop(wire);
     let calls = traced.calls();
     for n in 0..SENDS {
@@ -338,11 +444,23 @@ async fn sync_os_answers_without_sync() {
     }
     drop(wire);
     let calls = traced.calls();
-    let (first, last) = (request(&calls, &marker(0)).0, request(&calls, &marker(SENDS - 1)).1);
+    let (first, last) = (
+        request(&calls, &marker(0)).0,
+        request(&calls, &marker(SENDS - 1)).1,
+    );
     let is_between = |call: &&Call| call.entered > first.returned && call.returned < last.entered;
     let between: Vec<&Call> = calls.iter().filter(is_between).collect();
-    let mut writes = between.iter().filter(|call| call.is(&["write", "pwrite64"]));
-    let write = writes.find(|call| call.text.contains(&marker(1))).expect("it was written");
+    let mut writes = between
+        .iter()
+        .filter(|call| call.is(&["write", "pwrite64"]));
+    let write = writes
+        .find(|call| call.text.contains(&marker(1)))
+        .expect("it was written");
     // Other files may be prepared meanwhile.
-    assert!(!between.iter().any(|call| call.is_sync() && call.file() == write.file()), "{between:?}");
+    assert!(
+        !between
+            .iter()
+            .any(|call| call.is_sync() && call.file() == write.file()),
+        "{between:?}"
+    );
 }

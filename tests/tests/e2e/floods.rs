@@ -38,13 +38,19 @@ fn limited<'a>(arguments: impl IntoIterator<Item = &'a str>) -> HarkdBuilder {
     ];
     let chosen: Vec<&str> = arguments.into_iter().collect();
     let flag = |argument: &str| argument.split('=').next().unwrap().to_owned();
-    let remaining = all.into_iter().filter(|one| chosen.iter().all(|other| flag(one) != flag(other)));
-    remaining.chain(chosen.iter().copied()).fold(Harkd::builder(), HarkdBuilder::arg)
+    let remaining = all
+        .into_iter()
+        .filter(|one| chosen.iter().all(|other| flag(one) != flag(other)));
+    remaining
+        .chain(chosen.iter().copied())
+        .fold(Harkd::builder(), HarkdBuilder::arg)
 }
 
 /// Sends pings, as many at once as possible.
 async fn ping(client: &mut Client, count: u32) {
-    client.write_all((1..=count).map(|id| (id, Request::Ping))).await;
+    client
+        .write_all((1..=count).map(|id| (id, Request::Ping)))
+        .await;
     for id in 1..=count {
         let reply = client.reply_to(id).await;
         assert!(matches!(reply, Reply::Ok(_)), "{reply:?}");
@@ -52,7 +58,10 @@ async fn ping(client: &mut Client, count: u32) {
 }
 
 fn login(user: &str) -> Request {
-    Request::Login { user: name(user), password: None }
+    Request::Login {
+        user: name(user),
+        password: None,
+    }
 }
 
 #[track_caller]
@@ -90,13 +99,24 @@ async fn connections_of_a_user_share_its_rate(one: Front, other: Front) {
     };
     let (_, sent) = tokio::join!(flood, others);
     check_took(begun, Duration::from_millis(4900));
-    assert!(sent.elapsed() > Duration::from_millis(200), "eve has waited for bob: {:?}", sent - begun);
+    assert!(
+        sent.elapsed() > Duration::from_millis(200),
+        "eve has waited for bob: {:?}",
+        sent - begun
+    );
 }
 
 async fn loopback_is_not_throttled_by_default(one: Front, other: Front) {
-    let rates = ["connects", "commands", "bytes", "user-commands", "user-bytes"];
-    let builder =
-        rates.iter().fold(Harkd::builder(), |all, rate| all.arg(format!("--max-{rate}-per-second=1")));
+    let rates = [
+        "connects",
+        "commands",
+        "bytes",
+        "user-commands",
+        "user-bytes",
+    ];
+    let builder = rates.iter().fold(Harkd::builder(), |all, rate| {
+        all.arg(format!("--max-{rate}-per-second=1"))
+    });
     let server = builder.start();
     let begun = Instant::now();
     for front in [one, other].repeat(5) {
@@ -114,8 +134,16 @@ async fn connection_over_byte_rate_is_delayed(one: Front, other: Front) {
     check_bytes(client).await;
     // Another connection has a limit of its own.
     let begun = Instant::now();
-    other.connect(server.address()).await.sent("bob", &"x".repeat(60_000)).await;
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    other
+        .connect(server.address())
+        .await
+        .sent("bob", &"x".repeat(60_000))
+        .await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 async fn user_over_byte_rate_is_delayed(one: Front, other: Front) {
@@ -138,7 +166,9 @@ async fn user_over_byte_rate_is_delayed(one: Front, other: Front) {
 async fn check_bytes(mut client: Client) {
     let begun = Instant::now();
     let text = "x".repeat(60_000);
-    client.write_all((1..=11).map(|id| (id, send("bob", &text)))).await;
+    client
+        .write_all((1..=11).map(|id| (id, send("bob", &text))))
+        .await;
     client.write(12, Request::Ping).await;
     client.reply_to(12).await;
     check_took(begun, Duration::from_millis(700));
@@ -148,7 +178,11 @@ async fn check_bytes(mut client: Client) {
 }
 
 async fn throttled_session_stores_once_in_order(one: Front, other: Front) {
-    let server = limited(["--max-commands-per-second=200", "--max-user-commands-per-second=200"]).start();
+    let server = limited([
+        "--max-commands-per-second=200",
+        "--max-user-commands-per-second=200",
+    ])
+    .start();
     let mut bob = other.connect(server.address()).await;
     bob.create("bob").await;
     let requests = |from: u32| (from..=1500).map(|id| (id, send("bob", &id.to_string())));
@@ -172,7 +206,13 @@ async fn throttled_session_stores_once_in_order(one: Front, other: Front) {
         let message = bob.message().await;
         assert_eq!(*message.text, *id.to_string());
         if id % 100 == 0 {
-            bob.write(0, Request::Ack { sequence: message.sequence }).await;
+            bob.write(
+                0,
+                Request::Ack {
+                    sequence: message.sequence,
+                },
+            )
+            .await;
         }
     }
 }
@@ -182,7 +222,8 @@ async fn throttled_user_still_receives_at_full_speed(one: Front, other: Front) {
     let mut bob = one.connect(server.address()).await;
     bob.create("bob").await;
     bob.receive("bob").await;
-    bob.write_all((1..=2000).map(|id| (id, Request::Ping))).await;
+    bob.write_all((1..=2000).map(|id| (id, Request::Ping)))
+        .await;
     bob.reply_to(500).await;
     // From here on one command is read every 10 ms, for 15 s.
     let mut eve = other.connect(server.address()).await;
@@ -214,7 +255,9 @@ async fn connections_over_the_rate_are_refused_with_wait(one: Front, other: Fron
     let mut refused = Wire::connect(server.address()).await;
     refused.write(1, Request::Ping).await;
     let frame = refused.next().await.expect("a word");
-    let Reply::NotOk(refusal) = frame.message else { panic!("{frame:?}") };
+    let Reply::NotOk(refusal) = frame.message else {
+        panic!("{frame:?}")
+    };
     assert_eq!((frame.id, refusal.code), (None, Code::RateLimited));
     assert_eq!(refused.next().await, None);
     tokio::time::sleep(refusal.retry_after().expect("the seconds to wait")).await;
@@ -228,19 +271,26 @@ async fn old_client_over_the_rate_is_delayed() {
     let mut client = Classic::connect(server.address()).await;
     let begun = Instant::now();
     for _ in 0..30 {
-        assert_eq!(client.ask("ping", "").await, ("ok".to_owned(), String::new()));
+        assert_eq!(
+            client.ask("ping", "").await,
+            ("ok".to_owned(), String::new())
+        );
     }
     check_took(begun, Duration::from_millis(900));
 }
 
 fn open_files(server: &Harkd) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count()
+    std::fs::read_dir(format!("/proc/{}/fd", server.pid()))
+        .unwrap()
+        .count()
 }
 
 /// Limits the open files of a running server.
 fn limit_files(server: &Harkd, files_max: usize) {
     let pid = server.pid().to_string();
-    let status = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={files_max}")]).status();
+    let status = Command::new("prlimit")
+        .args(["--pid", &pid, &format!("--nofile={files_max}")])
+        .status();
     assert!(status.expect("prlimit, of util-linux").success());
 }
 
@@ -250,7 +300,13 @@ async fn sessions_per_address_are_limited(one: Front, other: Front) {
     for nth in 0..20 {
         let mut nobody = [one, other][nth % 2].connect(server.address()).await;
         let session = format!("session{nth}").parse().unwrap();
-        match nobody.ask(Request::Hello { version: 1, session }).await {
+        match nobody
+            .ask(Request::Hello {
+                version: 1,
+                session,
+            })
+            .await
+        {
             // A refusal is remembered like any other outcome.
             Reply::Ok(_) => drop(nobody.refused(send("bob", "x"), Code::Denied).await),
             Reply::NotOk(refusal) if refusal.code == Code::TooMany => refused += 1,
@@ -260,8 +316,15 @@ async fn sessions_per_address_are_limited(one: Front, other: Front) {
     assert_eq!(refused, 18, "a quarter of all is for one address");
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
-    let mut elsewhere = Client::over(Native::over(socket.connect(server.address()).await.unwrap()));
-    elsewhere.ok(Request::Hello { version: 1, session: "elsewhere".parse().unwrap() }).await;
+    let mut elsewhere = Client::over(Native::over(
+        socket.connect(server.address()).await.unwrap(),
+    ));
+    elsewhere
+        .ok(Request::Hello {
+            version: 1,
+            session: "elsewhere".parse().unwrap(),
+        })
+        .await;
 }
 
 /// Waits until the server has created the files that the store prepares.
@@ -294,8 +357,14 @@ async fn unacceptable_connections_cost_no_time(one: Front, other: Front) {
         bob.ack(message.sequence).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let (used, elapsed) = (server.processor_time() - before, begun.elapsed().as_millis() as u64 / 10);
-    assert!(used < elapsed / 4, "{used} of {elapsed} hundredths of a second");
+    let (used, elapsed) = (
+        server.processor_time() - before,
+        begun.elapsed().as_millis() as u64 / 10,
+    );
+    assert!(
+        used < elapsed / 4,
+        "{used} of {elapsed} hundredths of a second"
+    );
     // The store may close a file, whose slot the next connection takes.
     let reported = server.log().matches("cannot accept connections").count();
     assert!(reported <= 3, "{}", server.log());
@@ -310,8 +379,14 @@ async fn unacceptable_connections_cost_no_time(one: Front, other: Front) {
 
 #[tokio::test]
 async fn connections_leave_files_for_the_store() {
-    let server = Harkd::builder().run_by(["prlimit", "--nofile=500:500"]).start();
-    assert!(server.log().contains("connections limited by open files"), "{}", server.log());
+    let server = Harkd::builder()
+        .run_by(["prlimit", "--nofile=500:500"])
+        .start();
+    assert!(
+        server.log().contains("connections limited by open files"),
+        "{}",
+        server.log()
+    );
     let mut wire = Wire::connect(server.address()).await;
     wire.create("bob").await;
     let mut crowd = Vec::new();
@@ -319,30 +394,43 @@ async fn connections_leave_files_for_the_store() {
         crowd.push(TcpStream::connect(server.address()).await.unwrap());
     }
     wait_until("a connection to be refused", || {
-        server.log().contains("has reached its limit of connections")
+        server
+            .log()
+            .contains("has reached its limit of connections")
     });
     // The store creates further files meanwhile.
     let text = "x".repeat(60_000);
     for _ in 0..10 {
-        wire.write_all((1..=60).map(|id| (id, send("bob", &text)))).await;
+        wire.write_all((1..=60).map(|id| (id, send("bob", &text))))
+            .await;
         for id in 1..=60 {
             assert!(matches!(wire.reply_to(id).await, Reply::Ok(_)));
         }
     }
-    assert!(!server.log().contains("cannot accept") && !server.log().contains("ERROR"), "{}", server.log());
+    assert!(
+        !server.log().contains("cannot accept") && !server.log().contains("ERROR"),
+        "{}",
+        server.log()
+    );
     drop(crowd);
 }
 
 #[tokio::test]
 async fn log_lines_of_refused_connections_are_limited() {
     const REFUSED: usize = 400;
-    let mut server = Harkd::builder().arg("--max-connections-per-address=1").arg("--limit-loopback").start();
+    let mut server = Harkd::builder()
+        .arg("--max-connections-per-address=1")
+        .arg("--limit-loopback")
+        .start();
     let mut wire = Wire::connect(server.address()).await;
     wire.ping().await;
     for _ in 0..REFUSED {
         let mut refused = Wire::connect(server.address()).await;
         refused.write(1, Request::Ping).await;
-        assert!(matches!(refused.next().await.expect("a word").message, Reply::NotOk(_)));
+        assert!(matches!(
+            refused.next().await.expect("a word").message,
+            Reply::NotOk(_)
+        ));
     }
     drop(wire);
     server.signal("TERM");
@@ -353,7 +441,14 @@ async fn log_lines_of_refused_connections_are_limited() {
     let suppressed: usize = log
         .lines()
         .filter(|line| line.contains("suppressed similar lines"))
-        .filter_map(|line| line.split_once("count=")?.1.split_whitespace().next()?.parse::<usize>().ok())
+        .filter_map(|line| {
+            line.split_once("count=")?
+                .1
+                .split_whitespace()
+                .next()?
+                .parse::<usize>()
+                .ok()
+        })
         .sum();
     assert_eq!(lines + suppressed, REFUSED, "{log}");
 }

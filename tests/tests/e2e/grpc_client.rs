@@ -40,14 +40,24 @@ fn python() -> Command {
 
 fn client(server: &Harkd, scenario: &str) -> Child {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/grpc_client.py");
-    python().arg(script).arg(server.address().to_string()).arg(scenario).spawn().unwrap()
+    python()
+        .arg(script)
+        .arg(server.address().to_string())
+        .arg(scenario)
+        .spawn()
+        .unwrap()
 }
 
 /// Waits for the exit of a program, which has to succeed.
 #[track_caller]
 fn check(mut program: Child) {
     let mut said = String::new();
-    program.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    program
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut said)
+        .unwrap();
     let status = program.wait().unwrap();
     assert!(status.success(), "{status}:\n{said}");
 }
@@ -72,10 +82,17 @@ fn calls_are_answered_and_refused() {
 fn calls_and_session_work_over_tls() {
     for scenario in ["calls", "session"] {
         let certificate = Arc::new(Certificate::trusted());
-        let server = Harkd::builder().certificate(Some(&certificate)).arg("--tls-only").start();
+        let server = Harkd::builder()
+            .certificate(Some(&certificate))
+            .arg("--tls-only")
+            .start();
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/grpc_client.py");
         let mut command = python();
-        command.arg(script).arg(server.address().to_string()).arg(scenario).arg(certificate.authority());
+        command
+            .arg(script)
+            .arg(server.address().to_string())
+            .arg(scenario)
+            .arg(certificate.authority());
         check(command.spawn().unwrap());
     }
 }
@@ -94,8 +111,10 @@ fn whole_session_runs_over_one_stream() {
 async fn long_list_is_paged() {
     let server = Harkd::builder().arg("--max-list=2500").start();
     let mut wire = Wire::connect(server.address()).await;
-    let users =
-        (0..3000).map(|n| Request::Create { user: name(&format!("{n:04}-{:040}", 0)), password: None });
+    let users = (0..3000).map(|n| Request::Create {
+        user: name(&format!("{n:04}-{:040}", 0)),
+        password: None,
+    });
     wire.write_all((1..).zip(users)).await;
     wire.reply_to(3000).await;
     run(&server, "pages");
@@ -108,7 +127,10 @@ fn deadlines_and_cancelling_end_calls() {
 
 #[test]
 fn log_is_watched() {
-    run(&Harkd::builder().arg("--watch-logs=loopback").start(), "logs");
+    run(
+        &Harkd::builder().arg("--watch-logs=loopback").start(),
+        "logs",
+    );
 }
 
 #[test]
@@ -135,13 +157,20 @@ async fn document_client_reconnects_and_sees_each_message_once() {
     assert_eq!(output.next(), "['bob']");
     assert_eq!(output.next(), "(anonymous) says hello, bob");
     let server = server.stop_and_restart();
-    Wire::connect(server.address()).await.sent("bob", "after a stop").await;
+    Wire::connect(server.address())
+        .await
+        .sent("bob", "after a stop")
+        .await;
     assert_eq!(output.next(), "(anonymous) says after a stop");
     let server = server.kill_and_restart();
     let mut wire = Wire::connect(server.address()).await;
     wire.sent("bob", "after a kill").await;
     assert_eq!(output.next(), "(anonymous) says after a kill");
-    wire.ok(Request::Delete { user: name("bob"), password: None }).await;
+    wire.ok(Request::Delete {
+        user: name("bob"),
+        password: None,
+    })
+    .await;
     assert_eq!(output.next(), "bye: deleted");
     check(client);
 }
@@ -158,7 +187,11 @@ async fn document_session_reconnects_and_sends_once() {
     let mut wire = Wire::connect(server.address()).await;
     wire.sent("bob", "after a kill").await;
     assert_eq!(output.next(), "(anonymous) says after a kill");
-    wire.ok(Request::Delete { user: name("bob"), password: None }).await;
+    wire.ok(Request::Delete {
+        user: name("bob"),
+        password: None,
+    })
+    .await;
     check(session);
 }
 
@@ -205,14 +238,25 @@ struct Document {
 impl Document {
     fn read() -> Self {
         let text = fs::read_to_string(root().join("docs/GRPC.md")).unwrap();
-        let document = Self { programs: blocks(&text, "python"), folder: tempfile::tempdir().unwrap() };
-        let [commands, ..] = &*blocks(&text, "sh") else { panic!("no commands in the document") };
+        let document = Self {
+            programs: blocks(&text, "python"),
+            folder: tempfile::tempdir().unwrap(),
+        };
+        let [commands, ..] = &*blocks(&text, "sh") else {
+            panic!("no commands in the document")
+        };
         // ./test has installed these packages.
-        let generate: Vec<&str> = commands.lines().filter(|line| !line.starts_with("pip install ")).collect();
+        let generate: Vec<&str> = commands
+            .lines()
+            .filter(|line| !line.starts_with("pip install "))
+            .collect();
         assert_eq!(generate.len(), 1, "{commands}");
-        std::os::unix::fs::symlink(root().join("grpc"), document.folder.path().join("grpc")).unwrap();
+        std::os::unix::fs::symlink(root().join("grpc"), document.folder.path().join("grpc"))
+            .unwrap();
         let mut shell = Command::new("sh");
-        shell.args(["-ec", &generate.concat()]).current_dir(&document.folder);
+        shell
+            .args(["-ec", &generate.concat()])
+            .current_dir(&document.folder);
         let path = std::env::var("PATH").unwrap();
         shell.env("PATH", format!("{}:{path}", python_folder().display()));
         assert!(shell.status().unwrap().success(), "{generate:?}");
@@ -223,10 +267,18 @@ impl Document {
     fn start(&self, server: &Harkd, program: &str) -> Child {
         assert!(program.contains("localhost:3000"), "{program}");
         let program = program.replace("localhost:3000", &server.address().to_string());
-        let file = tempfile::Builder::new().suffix(".py").tempfile_in(&self.folder).unwrap();
+        let file = tempfile::Builder::new()
+            .suffix(".py")
+            .tempfile_in(&self.folder)
+            .unwrap();
         fs::write(&file, program).unwrap();
         let path = file.into_temp_path().keep().unwrap();
-        python().arg("-u").arg(path).current_dir(&self.folder).spawn().unwrap()
+        python()
+            .arg("-u")
+            .arg(path)
+            .current_dir(&self.folder)
+            .spawn()
+            .unwrap()
     }
 
     /// Starts a program that continues where the first one has created its
@@ -240,6 +292,9 @@ impl Document {
 /// Returns the blocks of the document in this language.
 fn blocks(document: &str, language: &str) -> Vec<String> {
     let opening = format!("\n```{language}\n");
-    let blocks = document.split(&opening).skip(1).map(|rest| rest.split("\n```").next().unwrap());
+    let blocks = document
+        .split(&opening)
+        .skip(1)
+        .map(|rest| rest.split("\n```").next().unwrap());
     blocks.map(str::to_owned).collect()
 }

@@ -47,7 +47,14 @@ async fn unread_messages_stay_in_the_store() {
         let user = format!("user{user}");
         wire.create(&user).await;
         for id in 1..=messages {
-            wire.write(id, Request::Send { user: name(&user), text: "x".repeat(60_000).into() }).await;
+            wire.write(
+                id,
+                Request::Send {
+                    user: name(&user),
+                    text: "x".repeat(60_000).into(),
+                },
+            )
+            .await;
         }
         wire.reply_to(messages).await;
     }
@@ -56,7 +63,10 @@ async fn unread_messages_stay_in_the_store() {
     let mut unread = Vec::new();
     // 240 MB in all.
     for user in 0..users {
-        let request = ConnectRequest { user: format!("user{user}"), password: String::new() };
+        let request = ConnectRequest {
+            user: format!("user{user}"),
+            password: String::new(),
+        };
         unread.push(client.connect(request).await.unwrap().into_inner());
     }
     check_growth(&server, before).await;
@@ -72,8 +82,14 @@ async fn unread_answers_pause_reading_of_requests() {
     for _ in 0..100 {
         // A gigabyte for each client, generated on demand.
         let requests = stream::iter((1..=100_000).map(|id| {
-            let send = Send { to: "nobody".to_owned(), text: "x".repeat(10_000) };
-            ChatRequest { id, command: Some(Command::Send(send)) }
+            let send = Send {
+                to: "nobody".to_owned(),
+                text: "x".repeat(10_000),
+            };
+            ChatRequest {
+                id,
+                command: Some(Command::Send(send)),
+            }
         }));
         unread.push(client.bi_di_chat(requests).await.unwrap().into_inner());
     }

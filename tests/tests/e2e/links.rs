@@ -17,7 +17,9 @@ const MIB: u64 = 1024 * 1024;
 
 /// Starts a server with a short timeout.
 fn impatient() -> Harkd {
-    Harkd::builder().arg(format!("--ack-timeout={}", ACK_TIMEOUT.as_secs())).start()
+    Harkd::builder()
+        .arg(format!("--ack-timeout={}", ACK_TIMEOUT.as_secs()))
+        .start()
 }
 
 /// Starts a server with a short timeout, a sender, and bob, who has received
@@ -46,7 +48,11 @@ async fn silent_peer_that_owes_acks_is_dropped() {
         assert_eq!(&*bob.message().await.text, text);
     }
     assert_eq!(bob.next().await, None);
-    assert!(start.elapsed() >= ACK_TIMEOUT, "it was given {:?}", start.elapsed());
+    assert!(
+        start.elapsed() >= ACK_TIMEOUT,
+        "it was given {:?}",
+        start.elapsed()
+    );
     server.wait_for_log("slow consumer");
     let mut bob = Wire::connect(server.address()).await;
     assert_eq!(bob.receive("bob").await, 2);
@@ -90,14 +96,25 @@ async fn each_ack_restarts_the_ack_timeout() {
     for _ in 0..6 {
         let message = bob.message().await;
         sleep(ACK_TIMEOUT / 4).await;
-        bob.write(0, Request::Ack { sequence: message.sequence }).await;
+        bob.write(
+            0,
+            Request::Ack {
+                sequence: message.sequence,
+            },
+        )
+        .await;
     }
     bob.ping().await;
 }
 
 /// Returns the beginning of a large frame.
 fn half_a_frame() -> Vec<u8> {
-    [&60_000_u32.to_be_bytes()[..], &1_u32.to_be_bytes(), b"send\0\0\0\0\0\0\0\0\0\0\0bob,"].concat()
+    [
+        &60_000_u32.to_be_bytes()[..],
+        &1_u32.to_be_bytes(),
+        b"send\0\0\0\0\0\0\0\0\0\0\0bob,",
+    ]
+    .concat()
 }
 
 /// Reads a byte now and then, until the server closes the connection.
@@ -116,7 +133,10 @@ fn beginnings() -> [(&'static str, Vec<u8>); 6] {
         ("a length", vec![0, 0]),
         ("half a classic command", b"crea".to_vec()),
         // The header of a large record.
-        ("half a handshake of TLS", vec![0x16, 3, 1, 0x3f, 0xff, 1, 0]),
+        (
+            "half a handshake of TLS",
+            vec![0x16, 3, 1, 0x3f, 0xff, 1, 0],
+        ),
         ("half the preface of HTTP/2", b"PRI * HTTP".to_vec()),
     ]
 }
@@ -149,7 +169,10 @@ async fn memory_per_connection(bytes: &[u8]) -> u64 {
     server.wait_until_read();
     alice.sent("bob", "while they are there").await;
     let after = server.resident_bytes();
-    assert!(server.connections() > peers.len(), "all were connected during the measurement");
+    assert!(
+        server.connections() > peers.len(),
+        "all were connected during the measurement"
+    );
     after.saturating_sub(before) / PEERS
 }
 
@@ -166,7 +189,10 @@ async fn incomplete_peers_are_dropped_in_time() {
         }
     }
     for (what, mut peer) in peers {
-        assert!(tokio::time::timeout(TIMEOUT, peer.end()).await.is_ok(), "{what}: it is not dropped");
+        assert!(
+            tokio::time::timeout(TIMEOUT, peer.end()).await.is_ok(),
+            "{what}: it is not dropped"
+        );
     }
     alice.sent("bob", "afterwards").await;
 }
@@ -220,7 +246,14 @@ async fn large_frame_over_slow_link_is_accepted() {
     let mut alice = Wire::connect(server.address()).await;
     alice.create("bob").await;
     let mut frame = Vec::from(12_023_u32.to_be_bytes());
-    frame.extend([&1_u32.to_be_bytes()[..], b"send\0\0\0\0\0\0\0\0\0\0\0bob,", &[b'x'; 12_000]].concat());
+    frame.extend(
+        [
+            &1_u32.to_be_bytes()[..],
+            b"send\0\0\0\0\0\0\0\0\0\0\0bob,",
+            &[b'x'; 12_000],
+        ]
+        .concat(),
+    );
     for piece in frame.chunks(1000) {
         alice.write_bytes(piece).await;
         sleep(ACK_TIMEOUT / 4).await;
@@ -241,7 +274,11 @@ async fn byte_by_byte_reader_is_dropped_in_time() {
     // The 30 MB are in the store, which has buffers of its own.
     let grown = server.resident_bytes().saturating_sub(before);
     println!("the server has grown by {} KiB", grown / 1024);
-    assert!(grown < 80 * MIB, "the server has grown by {} KiB", grown / 1024);
+    assert!(
+        grown < 80 * MIB,
+        "the server has grown by {} KiB",
+        grown / 1024
+    );
     let mut bob = Wire::connect(server.address()).await;
     assert_eq!(bob.receive("bob").await, 500);
     assert!(!sipping.is_finished());
@@ -266,7 +303,16 @@ async fn protocol_error_is_reported_once() {
     let noise = 18_u32.to_be_bytes().repeat(1000);
     wire.write_bytes(&noise).await;
     let error = wire.next().await.unwrap().message;
-    assert!(matches!(error, Reply::Error { failure: Failure::Protocol, .. }), "{error:?}");
+    assert!(
+        matches!(
+            error,
+            Reply::Error {
+                failure: Failure::Protocol,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
     assert_eq!(wire.next().await, None);
     let mut stream = wire.into_stream();
     for _ in 0..3 {
@@ -276,7 +322,12 @@ async fn protocol_error_is_reported_once() {
         }
         server.wait_until_read();
     }
-    assert_eq!(server.log().matches("malformed frame").count(), 1, "{}", server.log());
+    assert_eq!(
+        server.log().matches("malformed frame").count(),
+        1,
+        "{}",
+        server.log()
+    );
 }
 
 #[tokio::test]
@@ -284,12 +335,25 @@ async fn requester_that_never_reads_is_dropped() {
     let server = impatient();
     let mut wire = Wire::connect(server.address()).await;
     let users = 1..=1000;
-    wire.write_all(users.map(|n| (n, Request::Create { user: name(&format!("{n:0>60}")), password: None })))
-        .await;
+    wire.write_all(users.map(|n| {
+        (
+            n,
+            Request::Create {
+                user: name(&format!("{n:0>60}")),
+                password: None,
+            },
+        )
+    }))
+    .await;
     wire.reply_to(1000).await;
     wire.ping().await;
     let before = server.resident_bytes();
-    let frame = [&19_u32.to_be_bytes()[..], &1_u32.to_be_bytes(), b"list\0\0\0\0\0\0\0\0\0\0\0"].concat();
+    let frame = [
+        &19_u32.to_be_bytes()[..],
+        &1_u32.to_be_bytes(),
+        b"list\0\0\0\0\0\0\0\0\0\0\0",
+    ]
+    .concat();
     let requests = frame.repeat(1000);
     let mut stream = wire.into_stream();
     // The server reads until too many answers are pending, then stops, then
@@ -300,7 +364,11 @@ async fn requester_that_never_reads_is_dropped() {
     let mut other = Wire::connect(server.address()).await;
     other.ping().await;
     let grown = server.resident_bytes().saturating_sub(before);
-    assert!(grown < 8 * MIB, "the server has grown by {} KiB", grown / 1024);
+    assert!(
+        grown < 8 * MIB,
+        "the server has grown by {} KiB",
+        grown / 1024
+    );
 }
 
 #[tokio::test]
@@ -343,7 +411,10 @@ async fn excess_connections_are_refused_in_their_framing() {
     assert_eq!((refused.id, native.next().await), (None, None));
     let mut classic = Classic::connect(server.address()).await;
     let (answer, why) = classic.ask("ping", "").await;
-    assert!(answer == "notok" && why.starts_with("too-many,"), "{answer} {why}");
+    assert!(
+        answer == "notok" && why.starts_with("too-many,"),
+        "{answer} {why}"
+    );
     assert_eq!(classic.next().await, None);
     // A connection without input is closed silently.
     assert_eq!(Wire::connect(server.address()).await.next().await, None);

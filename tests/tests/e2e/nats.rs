@@ -45,9 +45,14 @@ fn request(nats: &Nats, node: usize, subject: &str, body: &str) -> Option<Value>
 
 fn create(nats: &Nats) {
     let replicas = nats.len().min(3);
-    let config =
-        json!({ "name": STREAM, "subjects": ["kept.>"], "storage": "file", "num_replicas": replicas });
-    let made = request(nats, 0, &format!("$JS.API.STREAM.CREATE.{STREAM}"), &config.to_string()).unwrap();
+    let config = json!({ "name": STREAM, "subjects": ["kept.>"], "storage": "file", "num_replicas": replicas });
+    let made = request(
+        nats,
+        0,
+        &format!("$JS.API.STREAM.CREATE.{STREAM}"),
+        &config.to_string(),
+    )
+    .unwrap();
     assert_eq!(made["config"]["num_replicas"], replicas, "{made}");
 }
 
@@ -64,7 +69,9 @@ fn publish(nats: &Nats, node: usize) -> u64 {
 /// Returns the number of messages on a node, by its own account.
 fn count(nats: &Nats, node: usize) -> u64 {
     let all = nats.ask(node, "/jsz?accounts=1&streams=1").unwrap();
-    all["account_details"][0]["stream_detail"][0]["state"]["messages"].as_u64().unwrap()
+    all["account_details"][0]["stream_detail"][0]["state"]["messages"]
+        .as_u64()
+        .unwrap()
 }
 
 /// Returns a node other than these.
@@ -88,7 +95,11 @@ fn killed_leader_is_replaced_and_catches_up() {
     nats.wait_until_current();
     nats.wait_until_current_in(STREAM, leader);
     wait_until("the node to have all", || count(&nats, leader) == before);
-    assert!(nats.log(leader).matches("Server is ready").count() == 2, "{}", nats.log(leader));
+    assert!(
+        nats.log(leader).matches("Server is ready").count() == 2,
+        "{}",
+        nats.log(leader)
+    );
 }
 
 #[test]
@@ -116,13 +127,17 @@ fn frozen_leader_is_replaced_and_catches_up() {
     nats.thaw(leader);
     nats.wait_until_current();
     nats.wait_until_current_in(STREAM, leader);
-    wait_until("the node to have all", || count(&nats, leader) == count(&nats, other));
+    wait_until("the node to have all", || {
+        count(&nats, leader) == count(&nats, other)
+    });
 }
 
 #[test]
 fn cut_off_node_catches_up() {
     let test = "cut_off_node_catches_up";
-    let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
+    let Some(far) = FarMachine::of_test(module_path!(), test) else {
+        return;
+    };
     let nats = Nats::builder(3).on(&far, [2]).start();
     create(&nats);
     let before = publish(&nats, 2);
@@ -133,17 +148,26 @@ fn cut_off_node_catches_up() {
     far.mend();
     nats.wait_until_current();
     nats.wait_until_current_in(STREAM, 2);
-    wait_until("the node to have all", || count(&nats, 2) == count(&nats, 0));
+    wait_until("the node to have all", || {
+        count(&nats, 2) == count(&nats, 0)
+    });
 }
 
 #[test]
 fn single_node_works_and_sync_is_configurable() {
-    let syncs = |nats: &Nats| nats.ask(0, "/jsz?config=1").unwrap()["config"]["sync_always"].clone();
+    let syncs =
+        |nats: &Nats| nats.ask(0, "/jsz?config=1").unwrap()["config"]["sync_always"].clone();
     let nats = Nats::builder(1).start();
     create(&nats);
-    assert_eq!((publish(&nats, 0), nats.leader_of(STREAM), nats.leader()), (1, 0, 0));
+    assert_eq!(
+        (publish(&nats, 0), nats.leader_of(STREAM), nats.leader()),
+        (1, 0, 0)
+    );
     assert_eq!(syncs(&nats), true);
-    let forgetful = Nats::builder(1).without_sync().config("max_payload: 2KB").start();
+    let forgetful = Nats::builder(1)
+        .without_sync()
+        .config("max_payload: 2KB")
+        .start();
     assert_eq!(syncs(&forgetful), Value::Null);
     assert_eq!(forgetful.ask(0, "/varz").unwrap()["max_payload"], 2048);
 }

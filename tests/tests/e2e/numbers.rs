@@ -15,8 +15,15 @@ fn on(store: &Path) -> HarkdBuilder {
 /// Sends to bob, and returns the number of the message.
 async fn number(server: &Harkd) -> Sequence {
     let mut wire = Wire::connect(server.address()).await;
-    wire.ask(Request::Create { user: name("bob"), password: None }).await;
-    wire.ok(send("bob", "hello")).await.as_stored().expect("a number")
+    wire.ask(Request::Create {
+        user: name("bob"),
+        password: None,
+    })
+    .await;
+    wire.ok(send("bob", "hello"))
+        .await
+        .as_stored()
+        .expect("a number")
 }
 
 #[tokio::test]
@@ -49,7 +56,11 @@ async fn restored_copy_of_a_store_repeats_no_number() {
     number(&server).await;
     server.signal("TERM");
     assert!(server.wait().success());
-    let copied = std::process::Command::new("cp").arg("-r").args([&store, &copy]).status().unwrap();
+    let copied = std::process::Command::new("cp")
+        .arg("-r")
+        .args([&store, &copy])
+        .status()
+        .unwrap();
     assert!(copied.success());
     let mut server = server.restart();
     let last = number(&server).await;
@@ -68,15 +79,27 @@ async fn export_and_import_keep_accounts_and_numbers() {
     let mut server = on(first.path()).start();
     let mut wire = Wire::connect(server.address()).await;
     let password = || Some("correct horse".parse().unwrap());
-    wire.ok(Request::Create { user: name("ann"), password: password() }).await;
+    wire.ok(Request::Create {
+        user: name("ann"),
+        password: password(),
+    })
+    .await;
     wire.create("bob").await;
-    wire.ok(Request::Login { user: name("ann"), password: password() }).await;
+    wire.ok(Request::Login {
+        user: name("ann"),
+        password: password(),
+    })
+    .await;
     for text in ["one", "two, \"quoted\"\n", "three 🦀"] {
         wire.sent("bob", text).await;
     }
     let mut reader = Wire::connect(server.address()).await;
     assert_eq!(reader.receive("bob").await, 3);
-    let expected = [reader.message().await, reader.message().await, reader.message().await];
+    let expected = [
+        reader.message().await,
+        reader.message().await,
+        reader.message().await,
+    ];
     reader.ack(expected[0].sequence).await;
     drop((wire, reader));
     server.signal("TERM");
@@ -85,18 +108,38 @@ async fn export_and_import_keep_accounts_and_numbers() {
     let exported = harkd().arg("export").arg(first.path()).output().unwrap();
     assert!(exported.status.success());
     let mut import = harkd();
-    import.arg("import").arg(second.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+    import
+        .arg("import")
+        .arg(second.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     let mut import = import.spawn().unwrap();
-    import.stdin.take().unwrap().write_all(&exported.stdout).unwrap();
+    import
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(&exported.stdout)
+        .unwrap();
     let imported = import.wait_with_output().unwrap();
     let printed = String::from_utf8(imported.stdout).unwrap();
-    assert!(imported.status.success() && printed.contains("2 accounts and 2 messages"), "{printed}");
+    assert!(
+        imported.status.success() && printed.contains("2 accounts and 2 messages"),
+        "{printed}"
+    );
 
     let server = on(second.path()).start();
     let mut wire = Wire::connect(server.address()).await;
-    wire.ok(Request::Login { user: name("ann"), password: password() }).await;
+    wire.ok(Request::Login {
+        user: name("ann"),
+        password: password(),
+    })
+    .await;
     assert_eq!(wire.receive("bob").await, 2);
     assert_eq!([wire.message().await, wire.message().await], expected[1..]);
-    let number = wire.ok(send("bob", "four")).await.as_stored().expect("a number");
+    let number = wire
+        .ok(send("bob", "four"))
+        .await
+        .as_stored()
+        .expect("a number");
     assert!(number > expected[2].sequence);
 }

@@ -20,11 +20,40 @@ async fn memory_for_password_hashing_is_bounded() {
         let user = name(&format!("user{n}"));
         let secret = || "secret".parse().unwrap();
         let mut wire = Wire::connect(server.address()).await;
-        wire.write(1, Request::Create { user: user.clone(), password: None }).await;
+        wire.write(
+            1,
+            Request::Create {
+                user: user.clone(),
+                password: None,
+            },
+        )
+        .await;
         // A read of the store, which also uses a blocking thread.
-        wire.write(2, Request::Connect { user: user.clone(), password: None }).await;
-        wire.write(3, Request::Password { user: user.clone(), old: None, new: secret() }).await;
-        wire.write(4, Request::Login { user, password: Some(secret()) }).await;
+        wire.write(
+            2,
+            Request::Connect {
+                user: user.clone(),
+                password: None,
+            },
+        )
+        .await;
+        wire.write(
+            3,
+            Request::Password {
+                user: user.clone(),
+                old: None,
+                new: secret(),
+            },
+        )
+        .await;
+        wire.write(
+            4,
+            Request::Login {
+                user,
+                password: Some(secret()),
+            },
+        )
+        .await;
         wires.push(wire);
     }
     for wire in &mut wires {
@@ -32,7 +61,11 @@ async fn memory_for_password_hashing_is_bounded() {
     }
     let growth = server.resident_bytes().saturating_sub(before);
     println!("{} MiB more for 80 hashes", growth / MIB);
-    let at_once =
-        std::thread::available_parallelism().map_or(1, |processors| processors.get() as u64 / 2).max(1);
-    assert!(growth < GROWTH_MAX + at_once * HASHING_BYTES, "{growth} bytes");
+    let at_once = std::thread::available_parallelism()
+        .map_or(1, |processors| processors.get() as u64 / 2)
+        .max(1);
+    assert!(
+        growth < GROWTH_MAX + at_once * HASHING_BYTES,
+        "{growth} bytes"
+    );
 }

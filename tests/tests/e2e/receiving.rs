@@ -44,15 +44,24 @@ async fn with_users(front: Front, users: &[&str]) -> (Harkd, Client) {
 }
 
 fn connect(user: &str) -> Request {
-    Request::Connect { user: name(user), password: None }
+    Request::Connect {
+        user: name(user),
+        password: None,
+    }
 }
 
 fn login(user: &str) -> Request {
-    Request::Login { user: name(user), password: None }
+    Request::Login {
+        user: name(user),
+        password: None,
+    }
 }
 
 fn delete(user: &str) -> Request {
-    Request::Delete { user: name(user), password: None }
+    Request::Delete {
+        user: name(user),
+        password: None,
+    }
 }
 
 async fn connect_delivers_queued_then_new_messages(one: Front, other: Front) {
@@ -64,7 +73,10 @@ async fn connect_delivers_queued_then_new_messages(one: Front, other: Front) {
     let mut bob = other.connect(server.address()).await;
     assert_eq!(bob.receive("bob").await, 2);
     let first = bob.message().await;
-    assert_eq!((&*first.text, first.sender), ("one, with a comma", Some(name("alice"))));
+    assert_eq!(
+        (&*first.text, first.sender),
+        ("one, with a comma", Some(name("alice")))
+    );
     assert_eq!(&*bob.message().await.text, "two\nlines");
     alice.sent("bob", "three").await;
     assert_eq!(&*bob.message().await.text, "three");
@@ -72,13 +84,20 @@ async fn connect_delivers_queued_then_new_messages(one: Front, other: Front) {
 
 async fn anonymous_message_has_time_but_no_sender(one: Front, other: Front) {
     let (server, mut alice) = with_users(one, &["bob"]).await;
-    let before = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
+    let before = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_millis();
     alice.sent("bob", "boo").await;
     let mut bob = other.connect(server.address()).await;
     bob.receive("bob").await;
     let message = bob.message().await;
     assert_eq!(message.sender, None);
-    assert!(u128::from(message.time_ms).abs_diff(before) < 60_000, "{} and {before}", message.time_ms);
+    assert!(
+        u128::from(message.time_ms).abs_diff(before) < 60_000,
+        "{} and {before}",
+        message.time_ms
+    );
 }
 
 async fn login_does_not_receive_and_does_not_take_over(one: Front, other: Front) {
@@ -99,16 +118,27 @@ async fn unacknowledged_message_is_repeated_with_same_number(one: Front, other: 
     }
     let mut bob = other.connect(server.address()).await;
     assert_eq!(bob.receive("bob").await, 3);
-    let [first, second, third] = [bob.message().await, bob.message().await, bob.message().await];
+    let [first, second, third] = [
+        bob.message().await,
+        bob.message().await,
+        bob.message().await,
+    ];
     assert!(first.sequence < second.sequence && second.sequence < third.sequence);
     bob.ack(first.sequence).await;
     drop(bob);
 
     let mut bob = one.connect(server.address()).await;
     assert_eq!(bob.receive("bob").await, 2);
-    assert_eq!([bob.message().await, bob.message().await], [second, third.clone()]);
+    assert_eq!(
+        [bob.message().await, bob.message().await],
+        [second, third.clone()]
+    );
     bob.ack(third.sequence).await;
-    assert_eq!(bob.receive("bob").await, 0, "an ack before a connect on the same connection counts");
+    assert_eq!(
+        bob.receive("bob").await,
+        0,
+        "an ack before a connect on the same connection counts"
+    );
     assert!(bob.is_quiet().await);
 }
 
@@ -128,7 +158,10 @@ async fn acknowledged_message_is_not_repeated_after_kill(one: Front, other: Fron
     assert_eq!(bob.receive("bob").await, 2);
     assert_eq!(bob.message().await, second);
     let third = bob.message().await;
-    assert!(third.sequence > second.sequence && &*third.text == "three", "{third:?}");
+    assert!(
+        third.sequence > second.sequence && &*third.text == "three",
+        "{third:?}"
+    );
 }
 
 async fn repeated_connect_pushes_again_after_its_ok(one: Front, other: Front) {
@@ -137,7 +170,11 @@ async fn repeated_connect_pushes_again_after_its_ok(one: Front, other: Front) {
     let mut bob = other.connect(server.address()).await;
     assert_eq!(bob.receive("bob").await, 1);
     let message = bob.message().await;
-    assert_eq!(bob.receive("bob").await, 1, "no bye: it takes over from itself");
+    assert_eq!(
+        bob.receive("bob").await,
+        1,
+        "no bye: it takes over from itself"
+    );
     assert_eq!(bob.message().await, message);
 }
 
@@ -163,7 +200,11 @@ async fn later_connect_takes_over(one: Front, other: Front) {
     alice.receive("alice").await;
     assert_eq!(alice.message().await.sender, Some(name("bob")));
     let mut again = other.connect(server.address()).await;
-    assert_eq!(again.receive("bob").await, 1, "two was never pushed to the former");
+    assert_eq!(
+        again.receive("bob").await,
+        1,
+        "two was never pushed to the former"
+    );
     assert_eq!(again.message().await, two);
 }
 
@@ -179,7 +220,11 @@ async fn other_login_and_disconnect_end_receiving(one: Front, other: Front) {
     assert!(bob.is_quiet().await);
     bob.ack(first.sequence).await;
 
-    assert_eq!(bob.receive("bob").await, 1, "the ack after the login counted for bob");
+    assert_eq!(
+        bob.receive("bob").await,
+        1,
+        "the ack after the login counted for bob"
+    );
     let two = bob.message().await;
     bob.ok(Request::Disconnect).await;
     bob.ack(two.sequence).await;
@@ -195,16 +240,25 @@ async fn connect_ok_separates_pushes_of_two_users(one: Front, other: Front) {
     let (server, mut alice) = with_users(one, &["alice", "bob"]).await;
     for n in 0..300 {
         let texts = [format!("a{n}"), format!("b{n}")];
-        alice.write_all([(2 * n + 1, send("alice", &texts[0])), (2 * n + 2, send("bob", &texts[1]))]).await;
+        alice
+            .write_all([
+                (2 * n + 1, send("alice", &texts[0])),
+                (2 * n + 2, send("bob", &texts[1])),
+            ])
+            .await;
     }
     alice.reply_to(600).await;
     let mut wire = other.connect(server.address()).await;
-    wire.write_all([(1, connect("alice")), (2, connect("bob"))]).await;
+    wire.write_all([(1, connect("alice")), (2, connect("bob"))])
+        .await;
     let mut seen = String::new();
     for _ in 0..2 + WINDOW_MESSAGES_MAX {
         match wire.next().await.unwrap() {
             Frame { id: Some(id), .. } => seen.push_str(&id.to_string()),
-            Frame { message: Reply::String(delivery), .. } => seen.push_str(&delivery.text[..1]),
+            Frame {
+                message: Reply::String(delivery),
+                ..
+            } => seen.push_str(&delivery.text[..1]),
             other => panic!("{other:?}"),
         }
     }
@@ -232,7 +286,13 @@ async fn malformed_ack_is_bad_request_with_id_0() {
     let mut frame = vec![0, 0, 0, 21, 0, 0, 0, 0];
     frame.extend_from_slice(b"ack\0\0\0\0\0\0\0\0\0\0\0\0no");
     wire.write_bytes(&frame).await;
-    let Some(Frame { id: None, message: Reply::NotOk(refusal) }) = wire.next().await else { panic!() };
+    let Some(Frame {
+        id: None,
+        message: Reply::NotOk(refusal),
+    }) = wire.next().await
+    else {
+        panic!()
+    };
     assert_eq!(refusal.code, Code::BadRequest);
     wire.ping().await;
 }
@@ -312,9 +372,12 @@ async fn slow_reader_is_cheap_and_delays_no_other() {
     let before = server.resident_bytes();
     let text = "x".repeat(1000);
     for _ in 0..20 {
-        alice.write_all((1..=1000).map(|id| (id, send("slow", &text)))).await;
+        alice
+            .write_all((1..=1000).map(|id| (id, send("slow", &text))))
+            .await;
         alice.reply_to(1000).await;
-        while !matches!(alice.next().await, Some(Frame { id: Some(id), .. }) if id.value() == 999) {}
+        while !matches!(alice.next().await, Some(Frame { id: Some(id), .. }) if id.value() == 999) {
+        }
         alice.sent("bob", "still here").await;
         let message = bob.message().await;
         bob.ack(message.sequence).await;

@@ -13,28 +13,69 @@ const WRONG: &str = "incorrect-mule-charger-nail";
 const TEXT: &str = "the eagle has landed at midnight";
 
 /// Substrings of the secrets, so that truncated or escaped ones are found.
-const SECRETS: [&str; 6] =
-    ["horse-battery", "rrect-horse", "mule-charger", "charger-nail", "eagle", "midnight"];
+const SECRETS: [&str; 6] = [
+    "horse-battery",
+    "rrect-horse",
+    "mule-charger",
+    "charger-nail",
+    "eagle",
+    "midnight",
+];
 
 fn connect(user: &str, password: &str) -> Request {
-    Request::Connect { user: name(user), password: Some(password.parse().unwrap()) }
+    Request::Connect {
+        user: name(user),
+        password: Some(password.parse().unwrap()),
+    }
 }
 
 /// Uses a password and a text in every request, over this front.
 async fn use_secrets(front: Front, server: &Harkd) {
     let user = format!("{front:?}");
     let password = || Some(PASSWORD.parse().unwrap());
-    let mut client = front.hello(server.address(), &format!("session-{user}")).await;
-    client.ok(Request::Create { user: name(&user), password: password() }).await;
-    client.refused(Request::Create { user: name(&user), password: password() }, Code::Exists).await;
+    let mut client = front
+        .hello(server.address(), &format!("session-{user}"))
+        .await;
+    client
+        .ok(Request::Create {
+            user: name(&user),
+            password: password(),
+        })
+        .await;
+    client
+        .refused(
+            Request::Create {
+                user: name(&user),
+                password: password(),
+            },
+            Code::Exists,
+        )
+        .await;
     client.refused(connect(&user, WRONG), Code::Denied).await;
-    client.ok(Request::Login { user: name(&user), password: password() }).await;
-    client.ok(Request::Send { user: name(&user), text: TEXT.into() }).await;
-    let absent = Request::Send { user: name("absent"), text: TEXT.into() };
+    client
+        .ok(Request::Login {
+            user: name(&user),
+            password: password(),
+        })
+        .await;
+    client
+        .ok(Request::Send {
+            user: name(&user),
+            text: TEXT.into(),
+        })
+        .await;
+    let absent = Request::Send {
+        user: name("absent"),
+        text: TEXT.into(),
+    };
     client.refused(absent, Code::NoSuchUser).await;
     client.ok(connect(&user, PASSWORD)).await;
     assert_eq!(&*client.message().await.text, TEXT);
-    let change = Request::Password { user: name(&user), old: password(), new: PASSWORD.parse().unwrap() };
+    let change = Request::Password {
+        user: name(&user),
+        old: password(),
+        new: PASSWORD.parse().unwrap(),
+    };
     client.ok(change).await;
 }
 
@@ -55,7 +96,8 @@ async fn misuse_secrets(server: &Harkd) {
     }
     // Bytes that violate the protocol.
     let mut wire = Wire::connect(server.address()).await;
-    wire.write_bytes(format!("\0\0\0\x05{PASSWORD}{TEXT}").as_bytes()).await;
+    wire.write_bytes(format!("\0\0\0\x05{PASSWORD}{TEXT}").as_bytes())
+        .await;
     let broken = wire.next().await.unwrap();
     assert!(matches!(broken.message, Reply::Error { .. }), "{broken:?}");
 }
@@ -71,8 +113,13 @@ async fn passwords_and_texts_are_never_logged() {
         misuse_secrets(&server).await;
         server.kill();
         let log = server.log();
-        assert!(log.contains("TRACE") && log.contains("wrong password"), "there is not much to look through");
-        let told = log.lines().find(|line| SECRETS.iter().any(|secret| line.contains(secret)));
+        assert!(
+            log.contains("TRACE") && log.contains("wrong password"),
+            "there is not much to look through"
+        );
+        let told = log
+            .lines()
+            .find(|line| SECRETS.iter().any(|secret| line.contains(secret)));
         assert_eq!(told, None);
     }
 }
@@ -83,7 +130,9 @@ fn count_in_memory(server: &Harkd, what: &str) -> usize {
     // Frozen, so that memory is not released meanwhile.
     server.signal("STOP");
     wait_until("the server to stand still", || {
-        fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") T ")
+        fs::read_to_string(format!("/proc/{pid}/stat"))
+            .unwrap()
+            .contains(") T ")
     });
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let memory = File::open(format!("/proc/{pid}/mem")).expect("the memory of a child");
@@ -96,7 +145,9 @@ fn count_in_memory(server: &Harkd, what: &str) -> usize {
         let (from, to) = range.split_once('-').unwrap();
         let [from, to] = [from, to].map(|address| u64::from_str_radix(address, 16).unwrap());
         let mut bytes = vec![0; usize::try_from(to - from).unwrap()];
-        memory.read_exact_at(&mut bytes, from).expect("memory that is mapped");
+        memory
+            .read_exact_at(&mut bytes, from)
+            .expect("memory that is mapped");
         looked_at += bytes.len();
         // Only valid text is searched.
         found += String::from_utf8_lossy(&bytes).matches(what).count();
@@ -111,14 +162,26 @@ async fn used_password_is_wiped_from_memory() {
     let server = Harkd::start();
     let mut wire = Wire::connect(server.address()).await;
     let password = || Some(PASSWORD.parse().unwrap());
-    wire.ok(Request::Create { user: name("bob"), password: password() }).await;
+    wire.ok(Request::Create {
+        user: name("bob"),
+        password: password(),
+    })
+    .await;
     wire.refused(connect("bob", WRONG), Code::Denied).await;
-    wire.ok(Request::Login { user: name("bob"), password: password() }).await;
+    wire.ok(Request::Login {
+        user: name("bob"),
+        password: password(),
+    })
+    .await;
     wire.ok(connect("bob", PASSWORD)).await;
     wire.sent("bob", TEXT).await;
     let mut classic = Classic::connect(server.address()).await;
     classic.ok("login", &format!("bob,{PASSWORD}")).await;
-    assert_ne!(count_in_memory(&server, TEXT), 0, "what is there is not found");
+    assert_ne!(
+        count_in_memory(&server, TEXT),
+        0,
+        "what is there is not found"
+    );
     for password in [PASSWORD, WRONG] {
         assert_eq!(count_in_memory(&server, password), 0, "{password}");
     }
@@ -146,17 +209,34 @@ fn store_folder_is_private_or_warned_about() {
 fn no_flag_takes_a_secret() {
     let helps = [
         hark_tests::harkd().arg("--help").output().unwrap(),
-        hark_tests::harkd().args(["user", "add", "--help"]).output().unwrap(),
-        hark_tests::harkd().args(["user", "set-password", "--help"]).output().unwrap(),
-        hark_tests::hark(Path::new("/nonexistent")).arg("--help").output().unwrap(),
-        hark_tests::hark(Path::new("/nonexistent")).args(["send", "--help"]).output().unwrap(),
+        hark_tests::harkd()
+            .args(["user", "add", "--help"])
+            .output()
+            .unwrap(),
+        hark_tests::harkd()
+            .args(["user", "set-password", "--help"])
+            .output()
+            .unwrap(),
+        hark_tests::hark(Path::new("/nonexistent"))
+            .arg("--help")
+            .output()
+            .unwrap(),
+        hark_tests::hark(Path::new("/nonexistent"))
+            .args(["send", "--help"])
+            .output()
+            .unwrap(),
     ];
     let mut looked_at = 0;
     for help in helps {
         let help = String::from_utf8(help.stdout).unwrap();
-        for flag in help.split_whitespace().filter(|word| word.starts_with("--")) {
+        for flag in help
+            .split_whitespace()
+            .filter(|word| word.starts_with("--"))
+        {
             let flag = flag.trim_end_matches(['.', ',', ';', ':', ')', '`']);
-            let is_about_one = ["password", "secret", "token", "key"].iter().any(|word| flag.contains(word));
+            let is_about_one = ["password", "secret", "token", "key"]
+                .iter()
+                .any(|word| flag.contains(word));
             let takes_none = ["--require-password", "--no-password"].contains(&flag);
             // The name of the file is allowed, not its content.
             let names_a_file = flag.ends_with("-file") || flag == "--tls-key";
@@ -171,7 +251,10 @@ fn no_flag_takes_a_secret() {
 async fn private_key_is_never_logged() {
     // The key is in the memory of a server that uses it, but never in its log.
     let certificate = std::sync::Arc::new(Certificate::trusted());
-    let mut server = Harkd::builder().certificate(Some(&certificate)).arg("--log=trace").start();
+    let mut server = Harkd::builder()
+        .certificate(Some(&certificate))
+        .arg("--log=trace")
+        .start();
     let mut client: Client = Front::Tls.connect(server.address()).await;
     client.ping().await;
     server.signal("HUP");

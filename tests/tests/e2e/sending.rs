@@ -24,7 +24,10 @@ hark_tests::through_all_fronts_on_all_stores! {
 }
 
 fn hello(session: &str) -> Request {
-    Request::Hello { version: 1, session: session.parse().unwrap() }
+    Request::Hello {
+        version: 1,
+        session: session.parse().unwrap(),
+    }
 }
 
 #[track_caller]
@@ -34,7 +37,10 @@ fn check_ok(reply: Reply) {
 
 #[track_caller]
 fn check_refused(reply: Reply, code: Code) {
-    assert!(matches!(&reply, Reply::NotOk(refusal) if refusal.code == code), "{reply:?} is not {code}");
+    assert!(
+        matches!(&reply, Reply::NotOk(refusal) if refusal.code == code),
+        "{reply:?} is not {code}"
+    );
 }
 
 async fn texts(front: Front, server: &Harkd, user: &str) -> Vec<String> {
@@ -55,14 +61,27 @@ async fn hello_returns_version_and_largest_frame(one: Front, other: Front) {
     late.ping().await;
     late.refused(hello("t"), Code::BadRequest).await;
     let mut newer = other.connect(server.address()).await;
-    newer.refused(Request::Hello { version: 2, session: "u".parse().unwrap() }, Code::BadRequest).await;
+    newer
+        .refused(
+            Request::Hello {
+                version: 2,
+                session: "u".parse().unwrap(),
+            },
+            Code::BadRequest,
+        )
+        .await;
 }
 
 async fn repeat_gets_the_same_answer(one: Front, other: Front) {
     let mut server = Harkd::start();
     let mut wire = one.hello(server.address(), "session").await;
     wire.create("bob").await;
-    wire.write_all([(10, send("bob", "one")), (12, send("nobody", "lost")), (15, send("bob", "two"))]).await;
+    wire.write_all([
+        (10, send("bob", "one")),
+        (12, send("nobody", "lost")),
+        (15, send("bob", "two")),
+    ])
+    .await;
     check_ok(wire.reply_to(10).await);
     check_refused(wire.reply_to(12).await, Code::NoSuchUser);
     check_ok(wire.reply_to(15).await);
@@ -72,9 +91,20 @@ async fn repeat_gets_the_same_answer(one: Front, other: Front) {
         let mut again = front.hello(server.address(), "session").await;
         // The refusal was decided as well: creating the user now does not
         // change the answer to the repeat.
-        drop(again.ask(Request::Create { user: name("nobody"), password: None }).await);
+        drop(
+            again
+                .ask(Request::Create {
+                    user: name("nobody"),
+                    password: None,
+                })
+                .await,
+        );
         again
-            .write_all([(10, send("bob", "one")), (12, send("nobody", "lost")), (15, send("bob", "two"))])
+            .write_all([
+                (10, send("bob", "one")),
+                (12, send("nobody", "lost")),
+                (15, send("bob", "two")),
+            ])
             .await;
         check_ok(again.reply_to(10).await);
         check_refused(again.reply_to(12).await, Code::NoSuchUser);
@@ -90,7 +120,8 @@ async fn repeat_is_answered_although_new_sends_are_refused(one: Front, other: Fr
     let server = Harkd::builder().arg("--max-queued-messages=1").start();
     let mut wire = one.hello(server.address(), "session").await;
     wire.create("bob").await;
-    wire.write_all([(100, send("bob", "one")), (101, send("bob", "two"))]).await;
+    wire.write_all([(100, send("bob", "one")), (101, send("bob", "two"))])
+        .await;
     check_ok(wire.reply_to(100).await);
     check_refused(wire.reply_to(101).await, Code::QueueFull);
     drop(wire);
@@ -113,7 +144,8 @@ async fn immediate_repeat_is_stored_once(one: Front, other: Front) {
     let server = Harkd::start();
     let mut wire = one.hello(server.address(), "session").await;
     wire.create("bob").await;
-    wire.write_all([(10, send("bob", "one")), (10, send("bob", "one"))]).await;
+    wire.write_all([(10, send("bob", "one")), (10, send("bob", "one"))])
+        .await;
     check_ok(wire.reply_to(10).await);
     check_ok(wire.reply_to(10).await);
     assert_eq!(texts(other, &server, "bob").await, ["one"]);
@@ -135,11 +167,15 @@ async fn hello_closes_former_connection_of_its_session(one: Front, other: Front)
     let server = Harkd::start();
     let mut former = one.hello(server.address(), "session").await;
     former.create("bob").await;
-    former.write_all((100..200).map(|id| (id, send("bob", &id.to_string())))).await;
+    former
+        .write_all((100..200).map(|id| (id, send("bob", &id.to_string()))))
+        .await;
     let mut latter = other.hello(server.address(), "session").await;
     // All accepted sends of the former connection are decided by now. Repeating
     // all in order and then sending a new one stores each once and in order.
-    latter.write_all((100..201).map(|id| (id, send("bob", &id.to_string())))).await;
+    latter
+        .write_all((100..201).map(|id| (id, send("bob", &id.to_string()))))
+        .await;
     for id in 100..201 {
         check_ok(latter.reply_to(id).await);
     }
@@ -154,9 +190,21 @@ async fn hello_closes_a_blocked_connection() {
     let mut former = Wire::hello(server.address(), "session").await;
     // Unread answers that fill all the buffers on the way.
     let user = |n: u32| name(&format!("{n:060}"));
-    former.write_all((1..=1000).map(|id| (id, Request::Create { user: user(id), password: None }))).await;
+    former
+        .write_all((1..=1000).map(|id| {
+            (
+                id,
+                Request::Create {
+                    user: user(id),
+                    password: None,
+                },
+            )
+        }))
+        .await;
     former.reply_to(1000).await;
-    former.write_all((1001..=1400).map(|id| (id, Request::List { pattern: None }))).await;
+    former
+        .write_all((1001..=1400).map(|id| (id, Request::List { pattern: None })))
+        .await;
     former.reply_to(1010).await;
     let _asleep = former.into_stream();
     let mut latter = Wire::hello(server.address(), "session").await;
@@ -179,7 +227,10 @@ async fn sends_behind_refused_hello_are_not_stored() {
     let server = Harkd::builder().arg("--max-sessions=1").start();
     let mut first = Wire::hello(server.address(), "first").await;
     first.create("bob").await;
-    let other = |version| Request::Hello { version, session: "other".parse().unwrap() };
+    let other = |version| Request::Hello {
+        version,
+        session: "other".parse().unwrap(),
+    };
     for (hello, code) in [(other(1), Code::TooMany), (other(2), Code::BadRequest)] {
         let mut wire = Wire::connect(server.address()).await;
         wire.write(9, hello).await;
@@ -195,13 +246,37 @@ async fn pipelined_requests_take_effect_in_order(one: Front, other: Front) {
     let mut wire = one.connect(server.address()).await;
     let user = || name("bob");
     wire.write_all([
-        (1, Request::Create { user: user(), password: None }),
+        (
+            1,
+            Request::Create {
+                user: user(),
+                password: None,
+            },
+        ),
         (2, send("bob", "one")),
-        (3, Request::Login { user: user(), password: None }),
+        (
+            3,
+            Request::Login {
+                user: user(),
+                password: None,
+            },
+        ),
         (4, send("bob", "two")),
-        (5, Request::Delete { user: user(), password: None }),
+        (
+            5,
+            Request::Delete {
+                user: user(),
+                password: None,
+            },
+        ),
         (6, send("bob", "three")),
-        (7, Request::Create { user: user(), password: None }),
+        (
+            7,
+            Request::Create {
+                user: user(),
+                password: None,
+            },
+        ),
         (8, send("bob", "four")),
         (9, Request::List { pattern: None }),
     ])
@@ -215,7 +290,11 @@ async fn pipelined_requests_take_effect_in_order(one: Front, other: Front) {
     let mut wire = other.connect(server.address()).await;
     assert_eq!(wire.receive("bob").await, 1);
     let four = wire.message().await;
-    assert_eq!((&*four.text, four.sender), ("four", None), "the user who sent it has ended");
+    assert_eq!(
+        (&*four.text, four.sender),
+        ("four", None),
+        "the user who sent it has ended"
+    );
 }
 
 async fn text_length_bounds_are_enforced(one: Front, other: Front) {
@@ -225,7 +304,8 @@ async fn text_length_bounds_are_enforced(one: Front, other: Front) {
     let longest = "x".repeat(65_536 - 256);
     wire.sent("bob", "").await;
     wire.sent("bob", &longest).await;
-    wire.refused(send("bob", &format!("{longest}x")), Code::TooLarge).await;
+    wire.refused(send("bob", &format!("{longest}x")), Code::TooLarge)
+        .await;
     assert_eq!(texts(other, &server, "bob").await, ["", &longest]);
 }
 
@@ -234,8 +314,23 @@ async fn invalid_user_or_pattern_is_refused(one: Front, other: Front) {
     for front in [one, other] {
         let mut client = front.connect(server.address()).await;
         client.refused(send("nobody", "x"), Code::NoSuchUser).await;
-        client.refused(Request::Connect { user: name("nobody"), password: None }, Code::NoSuchUser).await;
-        client.refused(Request::List { pattern: Some("(".into()) }, Code::BadPattern).await;
+        client
+            .refused(
+                Request::Connect {
+                    user: name("nobody"),
+                    password: None,
+                },
+                Code::NoSuchUser,
+            )
+            .await;
+        client
+            .refused(
+                Request::List {
+                    pattern: Some("(".into()),
+                },
+                Code::BadPattern,
+            )
+            .await;
         client.ping().await;
     }
 }
@@ -248,7 +343,11 @@ async fn wrong_frame_length_is_a_protocol_error() {
         wire.write(1, Request::Ping).await;
         wire.write_bytes(&length.to_be_bytes()).await;
         check_ok(wire.reply_to(1).await);
-        let Some(Frame { id: None, message: Reply::Error { failure, .. } }) = wire.next().await else {
+        let Some(Frame {
+            id: None,
+            message: Reply::Error { failure, .. },
+        }) = wire.next().await
+        else {
             panic!("no error for {length}");
         };
         assert_eq!(failure.as_str(), "protocol");
@@ -278,7 +377,9 @@ async fn malformed_request_keeps_the_connection_open() {
         check_refused(wire.reply_to(7).await, code);
     }
     wire.write(0, Request::Ping).await;
-    let Some(Frame { id: None, message }) = wire.next().await else { panic!() };
+    let Some(Frame { id: None, message }) = wire.next().await else {
+        panic!()
+    };
     check_refused(message, Code::BadRequest);
     wire.ping().await;
 }

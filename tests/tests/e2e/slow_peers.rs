@@ -10,10 +10,19 @@ use tokio::net::TcpStream;
 /// Fills all the buffers between a server and a client that does not read, and
 /// waits until the server's writes block.
 pub(crate) async fn fill_buffers(server: &Harkd, wire: &mut Wire) {
-    let users = (1..=1000).map(|n| (n, Request::Create { user: name(&format!("{n:060}")), password: None }));
+    let users = (1..=1000).map(|n| {
+        (
+            n,
+            Request::Create {
+                user: name(&format!("{n:060}")),
+                password: None,
+            },
+        )
+    });
     wire.write_all(users).await;
     wire.reply_to(1000).await;
-    wire.write_all((1..=500).map(|id| (id, Request::List { pattern: None }))).await;
+    wire.write_all((1..=500).map(|id| (id, Request::List { pattern: None })))
+        .await;
     let mut before = 0;
     wait_until("a full socket", || {
         std::thread::sleep(Duration::from_millis(20));
@@ -38,18 +47,28 @@ async fn hello_does_not_wait_for_blocked_connection() {
 
 #[tokio::test]
 async fn blocked_connection_delays_shutdown_within_limit() {
-    let mut server = Harkd::builder().arg("--drain-timeout=0").arg("--ack-timeout=3600").start();
+    let mut server = Harkd::builder()
+        .arg("--drain-timeout=0")
+        .arg("--ack-timeout=3600")
+        .start();
     let _blocked = blocked_session(&server).await;
     server.signal("TERM");
     assert!(server.wait().success());
-    assert!(!server.log().contains("connections still open"), "{}", server.log());
+    assert!(
+        !server.log().contains("connections still open"),
+        "{}",
+        server.log()
+    );
 }
 
 #[tokio::test]
 async fn waiting_for_fields_takes_no_cpu() {
     let server = Harkd::builder().arg("--ack-timeout=3600").start();
     let mut wire = Wire::connect(server.address()).await;
-    let users = (0..4000).map(|n| Request::Create { user: name(&format!("{n:064}")), password: None });
+    let users = (0..4000).map(|n| Request::Create {
+        user: name(&format!("{n:064}")),
+        password: None,
+    });
     wire.write_all((1..).zip(users)).await;
     wire.reply_to(4000).await;
     let mut classic = TcpStream::connect(server.address()).await.unwrap();

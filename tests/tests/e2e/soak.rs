@@ -53,9 +53,19 @@ async fn flood(mut client: Wire, sender: u64, text_bytes: usize, seen: Arc<Seen>
                 Reply::Ok(_) => _ = seen.sent.fetch_add(1, Ordering::Relaxed),
                 Reply::NotOk(refusal) if refusal.code == Code::QueueFull => {
                     let user = name(&user(round + u64::from(nth)));
-                    client.ok(Request::Delete { user: user.clone(), password: None }).await;
+                    client
+                        .ok(Request::Delete {
+                            user: user.clone(),
+                            password: None,
+                        })
+                        .await;
                     // Another sender may have recreated it.
-                    client.ask(Request::Create { user, password: None }).await;
+                    client
+                        .ask(Request::Create {
+                            user,
+                            password: None,
+                        })
+                        .await;
                 }
                 Reply::NotOk(refusal) if refusal.code == Code::NoSuchUser => {}
                 other => panic!("{other:?}"),
@@ -81,8 +91,11 @@ fn folder_bytes(folder: &Path) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unread_inboxes_keep_memory_and_disk_bounded() {
     let trial = Trial::from_env();
-    let disk =
-        if Path::new("/dev/shm").is_dir() { tempfile::tempdir_in("/dev/shm") } else { tempfile::tempdir() };
+    let disk = if Path::new("/dev/shm").is_dir() {
+        tempfile::tempdir_in("/dev/shm")
+    } else {
+        tempfile::tempdir()
+    };
     let disk = disk.unwrap();
     let store = disk.path().join("store");
     let limit = format!("--max-queued-bytes={INBOX_BYTES_MAX}");
@@ -107,9 +120,17 @@ async fn unread_inboxes_keep_memory_and_disk_bounded() {
     while let Some(sender) = senders.join_next().await {
         sender.unwrap();
     }
-    client.ok(Request::Create { user: name("last"), password: None }).await;
+    client
+        .ok(Request::Create {
+            user: name("last"),
+            password: None,
+        })
+        .await;
     client.sent("last", "still answered").await;
-    let (sent, stall) = (seen.sent.load(Ordering::Relaxed), seen.stall_ms.load(Ordering::Relaxed));
+    let (sent, stall) = (
+        seen.sent.load(Ordering::Relaxed),
+        seen.stall_ms.load(Ordering::Relaxed),
+    );
     println!(
         "{sent} sent, at most {} MiB resident, {} MiB of files, {stall} ms for an answer",
         resident >> 20,
@@ -118,5 +139,8 @@ async fn unread_inboxes_keep_memory_and_disk_bounded() {
     assert!(sent > 100, "only {sent} sends were answered");
     assert!(resident < RESIDENT_BYTES_MAX, "{resident} bytes resident");
     assert!(files < FILE_BYTES_MAX, "{files} bytes of files");
-    assert!(Duration::from_millis(stall) < STALL_MAX, "an answer took {stall} ms");
+    assert!(
+        Duration::from_millis(stall) < STALL_MAX,
+        "an answer took {stall} ms"
+    );
 }

@@ -15,7 +15,10 @@ use crate::slow_peers::fill_buffers;
 const BYE: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::Shutdown));
 
 fn create(user: &str, password: &str) -> Request {
-    Request::Create { user: name(user), password: Some(password.parse().unwrap()) }
+    Request::Create {
+        user: name(user),
+        password: Some(password.parse().unwrap()),
+    }
 }
 
 /// Returns a client that has requested more than it reads.
@@ -47,11 +50,18 @@ async fn shutdown_answers_pending_requests_and_says_bye() {
         let mut slow = Wire::connect(server.address()).await;
         // The first answer shows that the second request was accepted. Hashing
         // takes longer than the signal.
-        let eve = Request::Create { user: name("eve"), password: None };
-        slow.write_all([(1, eve), (2, create("amy", "secret"))]).await;
+        let eve = Request::Create {
+            user: name("eve"),
+            password: None,
+        };
+        slow.write_all([(1, eve), (2, create("amy", "secret"))])
+            .await;
         slow.reply_to(1).await;
         server.signal(signal);
-        assert!(matches!(slow.reply_to(2).await, Reply::Ok(_)), "on SIG{signal}");
+        assert!(
+            matches!(slow.reply_to(2).await, Reply::Ok(_)),
+            "on SIG{signal}"
+        );
         assert_eq!(slow.next().await, Some(BYE));
         assert_eq!(slow.next().await, None);
         assert_eq!(reader.next().await, Some(BYE));
@@ -70,12 +80,16 @@ async fn send_stored_during_shutdown_is_answered() {
     let mut server = Harkd::start();
     let mut wire = Wire::connect(server.address()).await;
     wire.create("bob").await;
-    wire.write_all((1..=1000).map(|id| (id, send("bob", &id.to_string())))).await;
+    wire.write_all((1..=1000).map(|id| (id, send("bob", &id.to_string()))))
+        .await;
     server.signal("TERM");
     let mut answered = Vec::new();
     loop {
         match wire.next().await {
-            Some(Frame { id: Some(id), message: Reply::Ok(_) }) => answered.push(id.value().to_string()),
+            Some(Frame {
+                id: Some(id),
+                message: Reply::Ok(_),
+            }) => answered.push(id.value().to_string()),
             Some(BYE) => break,
             other => panic!("{other:?}"),
         }
@@ -102,7 +116,9 @@ async fn stopping_server_accepts_no_connection() {
     wire.ping().await;
     server.signal("TERM");
     assert_eq!(wire.next().await, Some(BYE));
-    let refused = tokio::net::TcpStream::connect(server.address()).await.unwrap_err();
+    let refused = tokio::net::TcpStream::connect(server.address())
+        .await
+        .unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     drop(holdout);
     assert!(server.wait().success());
@@ -126,7 +142,9 @@ async fn acks_around_the_bye_count() {
         }
         readers.push((reader, numbers));
     }
-    let [(before, their), (after, its)] = &mut readers[..] else { panic!() };
+    let [(before, their), (after, its)] = &mut readers[..] else {
+        panic!()
+    };
     before.write(0, Request::Ack { sequence: their[2] }).await;
     server.signal("TERM");
     assert_eq!(after.next().await, Some(BYE));
@@ -167,8 +185,17 @@ async fn blocked_clients_delay_shutdown_by_drain_timeout() {
     assert_eq!(server.wait().code(), Some(0));
     let took = start.elapsed();
     // Some extra time for closing the connections and for a slow machine.
-    assert!((Duration::from_secs(1)..Duration::from_secs(8)).contains(&took), "it took {took:?}");
-    assert!(server.log().contains("drain timeout: closing the remaining connections"), "{}", server.log());
+    assert!(
+        (Duration::from_secs(1)..Duration::from_secs(8)).contains(&took),
+        "it took {took:?}"
+    );
+    assert!(
+        server
+            .log()
+            .contains("drain timeout: closing the remaining connections"),
+        "{}",
+        server.log()
+    );
 }
 
 #[tokio::test]
@@ -179,20 +206,38 @@ async fn second_signal_stops_at_once() {
         server.signal(first);
         server.wait_for_log("draining: no new connections");
         server.signal(second);
-        assert_eq!(server.wait().code(), Some(1), "SIG{first}, then SIG{second}");
+        assert_eq!(
+            server.wait().code(),
+            Some(1),
+            "SIG{first}, then SIG{second}"
+        );
     }
 }
 
 /// Returns the one-line error of a server that does not start.
 #[track_caller]
 fn refusal(command: &mut Command) -> String {
-    let Output { status, stdout, stderr } = command.output().unwrap();
-    let (stdout, stderr) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
-    assert!(status.code().is_some_and(|code| code != 0), "{status}: {stderr}");
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().unwrap();
+    let (stdout, stderr) = (
+        String::from_utf8(stdout).unwrap(),
+        String::from_utf8(stderr).unwrap(),
+    );
+    assert!(
+        status.code().is_some_and(|code| code != 0),
+        "{status}: {stderr}"
+    );
     assert_eq!(stdout, "");
-    let said: Vec<&str> =
-        stderr.lines().filter(|line| !line.contains(" INFO ") && !line.contains(" WARN ")).collect();
-    let [line] = said[..] else { panic!("not one line:\n{stderr}") };
+    let said: Vec<&str> = stderr
+        .lines()
+        .filter(|line| !line.contains(" INFO ") && !line.contains(" WARN "))
+        .collect();
+    let [line] = said[..] else {
+        panic!("not one line:\n{stderr}")
+    };
     line.to_owned()
 }
 
@@ -207,7 +252,10 @@ fn harkd_on(store: &Path) -> Command {
 fn check_refusal(command: &mut Command, words: &[&str]) {
     let line = refusal(command);
     assert!(line.starts_with("harkd: "), "{line}");
-    assert!(words.iter().all(|word| line.contains(word)), "{line:?} lacks one of {words:?}");
+    assert!(
+        words.iter().all(|word| line.contains(word)),
+        "{line:?} lacks one of {words:?}"
+    );
 }
 
 #[test]
@@ -224,7 +272,10 @@ fn store_in_use_is_refused_and_untouched() {
     let server = Harkd::start();
     let path = server.store().display().to_string();
     let pid = format!("in use by another harkd (pid {})", server.pid());
-    check_refusal(&mut harkd_on(server.store()), &[&path, &pid, "choose another"]);
+    check_refusal(
+        &mut harkd_on(server.store()),
+        &[&path, &pid, "choose another"],
+    );
     let server = server.kill_and_restart();
     assert!(server.store().join("FORMAT").exists());
 }
@@ -234,8 +285,14 @@ fn foreign_folder_is_refused_and_untouched() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("thesis.txt"), "years of work").unwrap();
     let path = folder.path().display().to_string();
-    check_refusal(&mut harkd_on(folder.path()), &[&path, "holds no store", "choose"]);
-    let left: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    check_refusal(
+        &mut harkd_on(folder.path()),
+        &[&path, "holds no store", "choose"],
+    );
+    let left: Vec<_> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     assert_eq!(left, ["thesis.txt"]);
 }
 
@@ -247,7 +304,11 @@ fn newer_store_format_is_refused() {
     fs::write(server.store().join("FORMAT"), "hark store 99\n").unwrap();
     check_refusal(
         &mut harkd_on(server.store()),
-        &["its format is 99", "reads format 3", "version that wrote it"],
+        &[
+            "its format is 99",
+            "reads format 3",
+            "version that wrote it",
+        ],
     );
 }
 
@@ -257,12 +318,18 @@ fn unusable_store_folder_is_refused() {
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
     for store in [file.clone(), file.join("store")] {
-        check_refusal(&mut harkd_on(&store), &[&store.display().to_string(), "check"]);
+        check_refusal(
+            &mut harkd_on(&store),
+            &[&store.display().to_string(), "check"],
+        );
     }
     // Even root cannot follow a link that leads to itself.
     let knot = folder.path().join("knot");
     std::os::unix::fs::symlink(&knot, &knot).unwrap();
-    check_refusal(&mut harkd_on(&knot), &[&knot.display().to_string(), "check"]);
+    check_refusal(
+        &mut harkd_on(&knot),
+        &[&knot.display().to_string(), "check"],
+    );
 }
 
 #[test]
@@ -276,22 +343,35 @@ fn invalid_flags_are_refused() {
         ("--registration=maybe", ["open, closed", "--help"]),
         ("--max-list=-1", ["--max-list <COUNT>", "--help"]),
     ] {
-        let Output { status, stderr, .. } = harkd().args([flag, "--store=memory:"]).output().unwrap();
+        let Output { status, stderr, .. } =
+            harkd().args([flag, "--store=memory:"]).output().unwrap();
         let stderr = String::from_utf8(stderr).unwrap();
         assert_eq!(status.code(), Some(2), "{flag}: {stderr}");
-        assert!(words.iter().all(|word| stderr.contains(word)), "{stderr:?} lacks one of {words:?}");
+        assert!(
+            words.iter().all(|word| stderr.contains(word)),
+            "{stderr:?} lacks one of {words:?}"
+        );
     }
     let mut command = harkd();
     command.args(["--log=loud", "--store=memory:"]);
-    check_refusal(&mut command, &["--log", "loud", "expected error, warn, info"]);
+    check_refusal(
+        &mut command,
+        &["--log", "loud", "expected error, warn, info"],
+    );
 }
 
 #[tokio::test]
 async fn memory_store_writes_no_file() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().to_str().unwrap();
-    let builder = Harkd::builder().run_by(["env", "--chdir", path]).env("HOME", path);
-    let server = builder.env("XDG_DATA_HOME", path).env("TMPDIR", path).store("memory:").start();
+    let builder = Harkd::builder()
+        .run_by(["env", "--chdir", path])
+        .env("HOME", path);
+    let server = builder
+        .env("XDG_DATA_HOME", path)
+        .env("TMPDIR", path)
+        .store("memory:")
+        .start();
     let mut wire = Wire::connect(server.address()).await;
     wire.create("bob").await;
     wire.sent("bob", "hello").await;
@@ -299,7 +379,10 @@ async fn memory_store_writes_no_file() {
     assert_eq!(&*wire.message().await.text, "hello");
     assert!(server.log().contains("in memory"), "{}", server.log());
     let first = server.log().lines().next().unwrap_or_default().to_owned();
-    assert!(first.contains("starting harkd") && first.contains("store=memory:"), "{first}");
+    assert!(
+        first.contains("starting harkd") && first.contains("store=memory:"),
+        "{first}"
+    );
     let server = server.kill_and_restart();
     let mut wire = Wire::connect(server.address()).await;
     wire.refused(send("bob", "hello"), Code::NoSuchUser).await;
@@ -334,12 +417,18 @@ fn help_lists_every_flag_with_variable_and_default() {
         ("log-format", "text"),
     ] {
         let is_its = |block: &&&str| block.split([' ', '\n']).next() == Some(flag);
-        let block = blocks.iter().find(is_its).unwrap_or_else(|| panic!("no --{flag} in\n{help}"));
+        let block = blocks
+            .iter()
+            .find(is_its)
+            .unwrap_or_else(|| panic!("no --{flag} in\n{help}"));
         // The help is wrapped to the terminal.
         let block = block.split_whitespace().collect::<Vec<_>>().join(" ");
         let variable = format!("[env: HARKD_{}=", flag.to_uppercase().replace('-', "_"));
         assert!(block.contains(&variable), "{block}");
-        assert!(default.is_empty() || block.contains(&format!("[default: {default}]")), "{block}");
+        assert!(
+            default.is_empty() || block.contains(&format!("[default: {default}]")),
+            "{block}"
+        );
     }
 }
 
@@ -347,12 +436,17 @@ fn help_lists_every_flag_with_variable_and_default() {
 fn version_is_that_of_the_package() {
     let Output { status, stdout, .. } = harkd().arg("--version").output().unwrap();
     assert!(status.success());
-    assert_eq!(String::from_utf8(stdout).unwrap(), concat!("harkd ", env!("CARGO_PKG_VERSION"), "\n"));
+    assert_eq!(
+        String::from_utf8(stdout).unwrap(),
+        concat!("harkd ", env!("CARGO_PKG_VERSION"), "\n")
+    );
 }
 
 #[tokio::test]
 async fn flags_override_environment_variables() {
-    let builder = Harkd::builder().env("HARKD_MAX_FRAME", "5000").env("HARKD_MAX_ACCOUNTS", "7");
+    let builder = Harkd::builder()
+        .env("HARKD_MAX_FRAME", "5000")
+        .env("HARKD_MAX_ACCOUNTS", "7");
     let builder = builder
         .env("HARKD_REQUIRE_PASSWORD", "yes")
         .env("HARKD_ADMIN", "")
@@ -360,18 +454,38 @@ async fn flags_override_environment_variables() {
         .env("HARKD_LOG_FORMAT", "json");
     let server = builder.arg("--max-accounts=1").start();
     let mut wire = Wire::connect(server.address()).await;
-    let hello = Request::Hello { version: 1, session: "s".parse().unwrap() };
+    let hello = Request::Hello {
+        version: 1,
+        session: "s".parse().unwrap(),
+    };
     assert_eq!(wire.ok(hello).await.as_hello(), Some((1, 5000)));
-    wire.refused(Request::Create { user: name("bob"), password: None }, Code::Denied).await;
+    wire.refused(
+        Request::Create {
+            user: name("bob"),
+            password: None,
+        },
+        Code::Denied,
+    )
+    .await;
     wire.ok(create("bob", "secret")).await;
     wire.refused(create("eve", "secret"), Code::TooMany).await;
     assert!(server.log().starts_with('{'), "{}", server.log());
 
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    check_refusal(harkd().env("HARKD_LISTEN", &address).env("HARKD_STORE", "memory:"), &[&address]);
+    check_refusal(
+        harkd()
+            .env("HARKD_LISTEN", &address)
+            .env("HARKD_STORE", "memory:"),
+        &[&address],
+    );
     let store = server.store().display().to_string();
-    check_refusal(harkd().env("HARKD_LISTEN", "127.0.0.1:0").env("HARKD_STORE", &store), &[&store]);
+    check_refusal(
+        harkd()
+            .env("HARKD_LISTEN", "127.0.0.1:0")
+            .env("HARKD_STORE", &store),
+        &[&store],
+    );
 }
 
 /// Secrets that must not be logged, neither as text nor as byte values.
@@ -388,7 +502,10 @@ async fn log_of_secrets(builder: HarkdBuilder) -> String {
     let log = server.log();
     server = server.restart();
     let mut bob = Wire::connect(server.address()).await;
-    let connect = Request::Connect { user: name("bob"), password: Some(password.parse().unwrap()) };
+    let connect = Request::Connect {
+        user: name("bob"),
+        password: Some(password.parse().unwrap()),
+    };
     assert_eq!(bob.ok(connect).await.as_queued(), Some(1));
     assert_eq!(&*bob.message().await.text, text);
     server.signal("TERM");
@@ -402,25 +519,52 @@ async fn native_secrets(server: &Harkd, text: &str, password: &str) {
     let mut wire = Wire::hello(server.address(), "session").await;
     let secret = || Some(password.parse().unwrap());
     wire.ok(create("bob", password)).await;
-    wire.ok(Request::Login { user: name("bob"), password: secret() }).await;
+    wire.ok(Request::Login {
+        user: name("bob"),
+        password: secret(),
+    })
+    .await;
     let wrong = Some(format!("not{password}").parse().unwrap());
-    wire.refused(Request::Login { user: name("bob"), password: wrong }, Code::Denied).await;
+    wire.refused(
+        Request::Login {
+            user: name("bob"),
+            password: wrong,
+        },
+        Code::Denied,
+    )
+    .await;
     let new = format!("new{password}").parse().unwrap();
-    wire.ok(Request::Password { user: name("bob"), old: secret(), new }).await;
+    wire.ok(Request::Password {
+        user: name("bob"),
+        old: secret(),
+        new,
+    })
+    .await;
     let old = Some(format!("new{password}").parse().unwrap());
     let new = password.parse().unwrap();
-    wire.ok(Request::Password { user: name("bob"), old, new }).await;
+    wire.ok(Request::Password {
+        user: name("bob"),
+        old,
+        new,
+    })
+    .await;
     wire.sent("bob", text).await;
     wire.refused(send("eve", text), Code::NoSuchUser).await;
-    wire.refused(send("bob", &text.repeat(6530)), Code::TooLarge).await;
-    for (command, payload) in
-        [("sned", text), ("send", text), ("ack", text), ("create", &*format!(",{password}"))]
-    {
+    wire.refused(send("bob", &text.repeat(6530)), Code::TooLarge)
+        .await;
+    for (command, payload) in [
+        ("sned", text),
+        ("send", text),
+        ("ack", text),
+        ("create", &*format!(",{password}")),
+    ] {
         let length = u32::try_from(19 + payload.len()).unwrap();
         let message = Classic::bare(command, payload);
-        wire.write_bytes(&[&length.to_be_bytes()[..], &7_u32.to_be_bytes(), &message].concat()).await;
+        wire.write_bytes(&[&length.to_be_bytes()[..], &7_u32.to_be_bytes(), &message].concat())
+            .await;
     }
-    wire.write_bytes(&[&[0, 0, 0, 18], text.as_bytes()].concat()).await;
+    wire.write_bytes(&[&[0, 0, 0, 18], text.as_bytes()].concat())
+        .await;
     while wire.next().await.is_some() {}
 }
 
@@ -430,12 +574,20 @@ async fn classic_secrets(server: &Harkd, text: &str, password: &str) {
     classic.ok("send", &format!("amy,{text}")).await;
     classic.ok("connect", &format!("amy,{password}")).await;
     assert_eq!(classic.text().await, text);
-    for (command, payload) in
-        [("sned", text), ("login", &*format!("amy,not{password}")), ("password", password)]
-    {
+    for (command, payload) in [
+        ("sned", text),
+        ("login", &*format!("amy,not{password}")),
+        ("password", password),
+    ] {
         assert_eq!(classic.ask(command, payload).await.0, "notok", "{command}");
     }
-    assert_eq!(classic.ask("send", &format!("amy,{}", text.repeat(300))).await.0, "notok");
+    assert_eq!(
+        classic
+            .ask("send", &format!("amy,{}", text.repeat(300)))
+            .await
+            .0,
+        "notok"
+    );
     let mut wrong = Classic::connect(server.address()).await;
     wrong.write(format!("Z{text}{password}").as_bytes()).await;
     assert_eq!(wrong.next().await, None);
@@ -443,7 +595,10 @@ async fn classic_secrets(server: &Harkd, text: &str, password: &str) {
 
 #[track_caller]
 fn check_secrecy(log: &str) {
-    assert!(log.contains("DEBUG") && log.contains("wrong password") && log.contains("0x5a"), "{log}");
+    assert!(
+        log.contains("DEBUG") && log.contains("wrong password") && log.contains("0x5a"),
+        "{log}"
+    );
     for secret in SECRETS {
         let numbers = format!("{:?}", secret.as_bytes());
         for form in [secret, numbers.trim_matches(['[', ']'])] {
@@ -465,6 +620,9 @@ async fn json_log_has_an_object_per_line() {
     for line in log.lines() {
         let entry: serde_json::Value =
             serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
-        assert!(entry["fields"]["message"].is_string() && entry["level"].is_string(), "{line}");
+        assert!(
+            entry["fields"]["message"].is_string() && entry["level"].is_string(),
+            "{line}"
+        );
     }
 }

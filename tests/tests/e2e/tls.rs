@@ -25,9 +25,14 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The beginning of a `ClientHello`.
 const HALF_A_HANDSHAKE: &[u8] = &[0x16, 0x03, 0x01, 0x02, 0x00, 0x01];
 
-async fn handshake(address: SocketAddr, protocols: &[&str]) -> std::io::Result<TlsStream<TcpStream>> {
+async fn handshake(
+    address: SocketAddr,
+    protocols: &[&str],
+) -> std::io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(address).await.unwrap();
-    TlsConnector::from(client_config(protocols)).connect(address.ip().into(), stream).await
+    TlsConnector::from(client_config(protocols))
+        .connect(address.ip().into(), stream)
+        .await
 }
 
 /// Returns the server's answer to these bytes, up to the end of the connection.
@@ -36,7 +41,11 @@ async fn answer(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     stream.write_all(bytes).await.unwrap();
     let mut said = Vec::new();
     // A connection that is closed with unread bytes is reset.
-    drop(timeout(TIMEOUT, stream.read_to_end(&mut said)).await.expect("the connection stays open"));
+    drop(
+        timeout(TIMEOUT, stream.read_to_end(&mut said))
+            .await
+            .expect("the connection stays open"),
+    );
     said
 }
 
@@ -48,7 +57,10 @@ fn frame(id: u32, request: &Request) -> Vec<u8> {
 
 /// Starts a server with a certificate and these arguments.
 fn server(arguments: &[&str]) -> Harkd {
-    arguments.iter().fold(Harkd::builder(), |builder, argument| builder.arg(*argument)).start()
+    arguments
+        .iter()
+        .fold(Harkd::builder(), |builder, argument| builder.arg(*argument))
+        .start()
 }
 
 /// Starts a server whose certificate can be replaced.
@@ -60,10 +72,17 @@ fn server_with(certificate: &Arc<Certificate>) -> Harkd {
 fn run(server: &str, words: &[&str]) -> (Option<i32>, String, String) {
     let state = tempfile::tempdir().unwrap();
     let mut command = hark(state.path());
-    command.env("HARK_SERVER", server).args(words).stdin(Stdio::null());
+    command
+        .env("HARK_SERVER", server)
+        .args(words)
+        .stdin(Stdio::null());
     let output = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
 }
 
 fn utf8(path: &Path) -> &str {
@@ -106,9 +125,25 @@ async fn late_tls_reader_gets_everything() {
     let stream = socket.connect(server.address()).await.unwrap();
     let address = stream.local_addr().unwrap();
     let connector = TlsConnector::from(client_config(&[]));
-    let mut reader = NativeTls::over(connector.connect(server.address().ip().into(), stream).await.unwrap());
-    reader.write_bytes(&frame(1, &Request::Connect { user: name("bob"), password: None })).await.unwrap();
-    wait_until("the server to be held up", || server.unsent_bytes(address) > 0);
+    let mut reader = NativeTls::over(
+        connector
+            .connect(server.address().ip().into(), stream)
+            .await
+            .unwrap(),
+    );
+    reader
+        .write_bytes(&frame(
+            1,
+            &Request::Connect {
+                user: name("bob"),
+                password: None,
+            },
+        ))
+        .await
+        .unwrap();
+    wait_until("the server to be held up", || {
+        server.unsent_bytes(address) > 0
+    });
     let mut reader = Client::over(reader);
     reader.reply_to(1).await;
     assert_eq!(reader.message().await.text.len(), TEXT_BYTES);
@@ -119,25 +154,43 @@ async fn classic_framing_works_over_tls() {
     let server = server(&[]);
     let mut stream = handshake(server.address(), &[]).await.unwrap();
     for (command, payload) in [("create", "bob"), ("send", "bob,hello"), ("connect", "bob")] {
-        stream.write_all(&Classic::padded(command, payload)).await.unwrap();
+        stream
+            .write_all(&Classic::padded(command, payload))
+            .await
+            .unwrap();
         let mut block = [0; 1024];
         stream.read_exact(&mut block).await.unwrap();
-        assert!(block.starts_with(b"ok\0"), "{command}: {}", String::from_utf8_lossy(&block));
+        assert!(
+            block.starts_with(b"ok\0"),
+            "{command}: {}",
+            String::from_utf8_lossy(&block)
+        );
     }
     let mut block = [0; 1024];
     stream.read_exact(&mut block).await.unwrap();
-    assert!(block.starts_with(b"string\0\0\0\0\0\0\0\0\0hello\0"), "{}", String::from_utf8_lossy(&block));
+    assert!(
+        block.starts_with(b"string\0\0\0\0\0\0\0\0\0hello\0"),
+        "{}",
+        String::from_utf8_lossy(&block)
+    );
 }
 
 #[tokio::test]
 async fn alpn_selects_http_2_or_nothing() {
     let server = server(&[]);
-    let stream = handshake(server.address(), &["h2", "http/1.1"]).await.unwrap();
+    let stream = handshake(server.address(), &["h2", "http/1.1"])
+        .await
+        .unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     let stream = handshake(server.address(), &[]).await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), None);
-    let error = handshake(server.address(), &["http/1.1"]).await.unwrap_err();
-    assert!(error.to_string().contains("NoApplicationProtocol"), "{error}");
+    let error = handshake(server.address(), &["http/1.1"])
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("NoApplicationProtocol"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -148,7 +201,11 @@ async fn tls_inside_tls_is_refused() {
     stream.flush().await.unwrap();
     let mut said = Vec::new();
     // It is closed silently.
-    drop(timeout(TIMEOUT, stream.read_to_end(&mut said)).await.expect("the connection stays open"));
+    drop(
+        timeout(TIMEOUT, stream.read_to_end(&mut said))
+            .await
+            .expect("the connection stays open"),
+    );
     assert!(said.is_empty(), "{said:?}");
     server.wait_for_log("TLS inside TLS");
 }
@@ -156,7 +213,10 @@ async fn tls_inside_tls_is_refused() {
 #[tokio::test]
 async fn tls_without_certificate_is_refused_and_logged() {
     let server = Harkd::builder().certificate(None).start();
-    assert_eq!(answer(server.address(), HALF_A_HANDSHAKE).await, [0x15, 3, 3, 0, 2, 2, 40]);
+    assert_eq!(
+        answer(server.address(), HALF_A_HANDSHAKE).await,
+        [0x15, 3, 3, 0, 2, 2, 40]
+    );
     server.wait_for_log("TLS connection refused: no certificate (--tls-cert and --tls-key)");
     Wire::connect(server.address()).await.ping().await;
 }
@@ -166,11 +226,22 @@ async fn tls_only_refuses_plain_text_in_every_framing() {
     let server = server(&["--tls-only"]);
     let reason = "denied,this server requires TLS; connect with TLS (hark --tls)";
     let native = answer(server.address(), &frame(7, &Request::Ping)).await;
-    assert!(String::from_utf8_lossy(&native).ends_with(reason), "{}", String::from_utf8_lossy(&native));
+    assert!(
+        String::from_utf8_lossy(&native).ends_with(reason),
+        "{}",
+        String::from_utf8_lossy(&native)
+    );
     let classic = answer(server.address(), &Classic::padded("ping", "")).await;
-    assert!(String::from_utf8_lossy(&classic).contains(reason), "{}", String::from_utf8_lossy(&classic));
+    assert!(
+        String::from_utf8_lossy(&classic).contains(reason),
+        "{}",
+        String::from_utf8_lossy(&classic)
+    );
     assert_eq!(classic.len(), 1024);
-    assert_eq!(answer(server.address(), b"GET / HTTP/1.1\r\n\r\n").await, b"");
+    assert_eq!(
+        answer(server.address(), b"GET / HTTP/1.1\r\n\r\n").await,
+        b""
+    );
     server.wait_for_log("plaintext connection refused");
     Front::Tls.connect(server.address()).await.ping().await;
 }
@@ -180,20 +251,29 @@ async fn excess_tls_connection_gets_an_alert() {
     let server = server(&["--max-connections-per-address=1", "--limit-loopback"]);
     let mut first = Front::Tls.connect(server.address()).await;
     first.ping().await;
-    assert_eq!(answer(server.address(), HALF_A_HANDSHAKE).await, [0x15, 3, 3, 0, 2, 2, 80]);
+    assert_eq!(
+        answer(server.address(), HALF_A_HANDSHAKE).await,
+        [0x15, 3, 3, 0, 2, 2, 80]
+    );
     let certificate = Certificate::trusted();
     let authority = certificate.authority();
     let words = ["--timeout=1", "--ca", utf8(&authority), "ping"];
     let (code, _, said) = run(&server.address().to_string(), &words);
     assert_eq!(code, Some(3));
-    assert!(said.contains("the server refused the connection for now"), "{said}");
+    assert!(
+        said.contains("the server refused the connection for now"),
+        "{said}"
+    );
 }
 
 #[tokio::test]
 async fn handshake_counts_as_a_connection() {
     let server = server(&["--max-connections-per-address=1", "--limit-loopback"]);
     let _stalled = stalled(&server).await;
-    assert_eq!(answer(server.address(), HALF_A_HANDSHAKE).await, [0x15, 3, 3, 0, 2, 2, 80]);
+    assert_eq!(
+        answer(server.address(), HALF_A_HANDSHAKE).await,
+        [0x15, 3, 3, 0, 2, 2, 80]
+    );
 }
 
 /// Returns a connection whose handshake has stalled.
@@ -215,8 +295,16 @@ mod long {
         let begun = Instant::now();
         let mut stalled = stalled(&server).await;
         let mut said = Vec::new();
-        drop(timeout(TIMEOUT, stalled.read_to_end(&mut said)).await.expect("the connection stays open"));
-        assert!(begun.elapsed() >= HANDSHAKE_TIMEOUT, "dropped after {:?}", begun.elapsed());
+        drop(
+            timeout(TIMEOUT, stalled.read_to_end(&mut said))
+                .await
+                .expect("the connection stays open"),
+        );
+        assert!(
+            begun.elapsed() >= HANDSHAKE_TIMEOUT,
+            "dropped after {:?}",
+            begun.elapsed()
+        );
         server.wait_for_log("TLS handshake timed out");
         Front::Tls.connect(server.address()).await.ping().await;
     }
@@ -233,7 +321,11 @@ async fn shutdown_does_not_wait_for_a_handshake() {
     let asked = Instant::now();
     server.signal("TERM");
     assert!(server.wait().success());
-    assert!(asked.elapsed() < HANDSHAKE_TIMEOUT / 2, "it took {:?}", asked.elapsed());
+    assert!(
+        asked.elapsed() < HANDSHAKE_TIMEOUT / 2,
+        "it took {:?}",
+        asked.elapsed()
+    );
     drop((stalled, silent));
 }
 
@@ -241,18 +333,41 @@ async fn shutdown_does_not_wait_for_a_handshake() {
 async fn shutdown_says_bye_and_closes_tls_in_order() {
     let mut server = server(&[]);
     let mut client = NativeTls::connect_tls(server.address()).await.unwrap();
-    client.write_bytes(&frame(1, &Request::Create { user: name("bob"), password: None })).await.unwrap();
-    client.write_bytes(&frame(2, &Request::Connect { user: name("bob"), password: None })).await.unwrap();
+    client
+        .write_bytes(&frame(
+            1,
+            &Request::Create {
+                user: name("bob"),
+                password: None,
+            },
+        ))
+        .await
+        .unwrap();
+    client
+        .write_bytes(&frame(
+            2,
+            &Request::Connect {
+                user: name("bob"),
+                password: None,
+            },
+        ))
+        .await
+        .unwrap();
     let mut client = Client::over(client);
     for _ in 0..2 {
         assert!(matches!(client.next().await.unwrap().message, Reply::Ok(_)));
     }
     server.signal("TERM");
-    assert_eq!(client.next().await, Some(Frame::new(None, Reply::Bye(ByeReason::Shutdown))));
+    assert_eq!(
+        client.next().await,
+        Some(Frame::new(None, Reply::Bye(ByeReason::Shutdown)))
+    );
     // `NativeTls` accepts a missing close_notify, so the raw stream is checked.
     let mut stream = client.into_link().into_stream();
     let mut rest = Vec::new();
-    let end = timeout(TIMEOUT, stream.read_to_end(&mut rest)).await.unwrap();
+    let end = timeout(TIMEOUT, stream.read_to_end(&mut rest))
+        .await
+        .unwrap();
     assert_eq!(end.expect("close_notify"), 0);
     drop(stream);
     assert!(server.wait().success());
@@ -265,7 +380,13 @@ async fn half_closed_tls_client_gets_its_answers() {
         let mut stream = handshake(server.address(), &[]).await.unwrap();
         let user = format!("bob{says_so}");
         let requests = [
-            frame(1, &Request::Create { user: name(&user), password: None }),
+            frame(
+                1,
+                &Request::Create {
+                    user: name(&user),
+                    password: None,
+                },
+            ),
             frame(2, &send(&user, "last words")),
         ];
         stream.write_all(&requests.concat()).await.unwrap();
@@ -273,16 +394,25 @@ async fn half_closed_tls_client_gets_its_answers() {
         if says_so {
             stream.shutdown().await.unwrap();
             let mut said = Vec::new();
-            timeout(TIMEOUT, stream.read_to_end(&mut said)).await.unwrap().unwrap();
+            timeout(TIMEOUT, stream.read_to_end(&mut said))
+                .await
+                .unwrap()
+                .unwrap();
             let oks = said.windows(3).filter(|bytes| bytes == b"ok\0").count();
             assert_eq!(oks, 2, "{said:?}");
         } else {
             // Without close_notify: only TCP is closed.
             let socket = stream.get_mut().0;
             socket.shutdown().await.unwrap();
-            timeout(TIMEOUT, socket.read_to_end(&mut Vec::new())).await.unwrap().unwrap();
+            timeout(TIMEOUT, socket.read_to_end(&mut Vec::new()))
+                .await
+                .unwrap()
+                .unwrap();
         }
-        assert_eq!(Wire::connect(server.address()).await.receive(&user).await, 1);
+        assert_eq!(
+            Wire::connect(server.address()).await.receive(&user).await,
+            1
+        );
     }
 }
 
@@ -292,7 +422,16 @@ async fn blocked_tls_client_is_dropped() {
     let mut writer = Wire::connect(server.address()).await;
     writer.create("bob").await;
     let mut reader = NativeTls::connect_tls(server.address()).await.unwrap();
-    reader.write_bytes(&frame(1, &Request::Connect { user: name("bob"), password: None })).await.unwrap();
+    reader
+        .write_bytes(&frame(
+            1,
+            &Request::Connect {
+                user: name("bob"),
+                password: None,
+            },
+        ))
+        .await
+        .unwrap();
     let text = "x".repeat(60_000);
     for _ in 0..100 {
         writer.sent("bob", &text).await;
@@ -323,9 +462,15 @@ async fn cost_of_idling(front: Front) -> u64 {
 
 #[tokio::test]
 async fn idle_tls_connection_memory_is_bounded() {
-    let (plain, inside) = (cost_of_idling(Front::Native).await, cost_of_idling(Front::Tls).await);
+    let (plain, inside) = (
+        cost_of_idling(Front::Native).await,
+        cost_of_idling(Front::Tls).await,
+    );
     println!("an idle connected user: {plain} bytes in plain text, {inside} inside TLS");
-    assert!(inside < plain + 16 * 1024, "{inside} bytes inside TLS, {plain} in plain text");
+    assert!(
+        inside < plain + 16 * 1024,
+        "{inside} bytes inside TLS, {plain} in plain text"
+    );
 }
 
 #[tokio::test]
@@ -338,11 +483,16 @@ async fn sighup_reloads_certificate_and_keeps_connections() {
     server.signal("HUP");
     server.wait_for_log("certificate reloaded");
     let error = handshake(server.address(), &[]).await.unwrap_err();
-    assert!(error.to_string().contains("invalid peer certificate"), "{error}");
+    assert!(
+        error.to_string().contains("invalid peer certificate"),
+        "{error}"
+    );
     before.ping().await;
     certificate.replace(Authority::trusted(), &["127.0.0.1"]);
     server.signal("HUP");
-    wait_until("the second reading", || server.log().matches("certificate reloaded").count() == 2);
+    wait_until("the second reading", || {
+        server.log().matches("certificate reloaded").count() == 2
+    });
     Front::Tls.connect(server.address()).await.ping().await;
     before.ping().await;
 }
@@ -355,11 +505,15 @@ async fn invalid_certificate_is_ignored_at_sighup() {
     certificate.replace(Authority::trusted(), &["127.0.0.1"]);
     std::fs::write(certificate.key(), key).unwrap();
     server.signal("HUP");
-    server.wait_for_log("cannot reload the certificate; the former one stays in use error=the private key ");
+    server.wait_for_log(
+        "cannot reload the certificate; the former one stays in use error=the private key ",
+    );
     Front::Tls.connect(server.address()).await.ping().await;
     std::fs::remove_file(certificate.path()).unwrap();
     server.signal("HUP");
-    server.wait_for_log("cannot reload the certificate; the former one stays in use error=cannot read ");
+    server.wait_for_log(
+        "cannot reload the certificate; the former one stays in use error=cannot read ",
+    );
     Front::Tls.connect(server.address()).await.ping().await;
 }
 
@@ -373,30 +527,67 @@ fn invalid_certificate_is_refused_at_start() {
     set_mode(&empty, 0o600);
     let check = |certificate: &Path, key: &Path, expected: &str| {
         let mut command = harkd();
-        command.args(["--listen=127.0.0.1:0", "--store=memory:", "--tls-cert"]).arg(certificate);
+        command
+            .args(["--listen=127.0.0.1:0", "--store=memory:", "--tls-cert"])
+            .arg(certificate);
         let output = command.arg("--tls-key").arg(key).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.starts_with("harkd: ") && said.contains(expected), "{said}");
+        assert!(
+            said.starts_with("harkd: ") && said.contains(expected),
+            "{said}"
+        );
         assert_eq!(said.lines().count(), 1, "{said}");
     };
-    check(&certificate.path(), &other.key(), " does not match the certificate ");
-    check(&certificate.path(), &folder.path().join("none"), "cannot read ");
-    check(&folder.path().join("none"), &certificate.key(), "cannot read ");
+    check(
+        &certificate.path(),
+        &other.key(),
+        " does not match the certificate ",
+    );
+    check(
+        &certificate.path(),
+        &folder.path().join("none"),
+        "cannot read ",
+    );
+    check(
+        &folder.path().join("none"),
+        &certificate.key(),
+        "cannot read ",
+    );
     check(&empty, &certificate.key(), " holds no certificate");
-    check(&certificate.path(), &empty, " holds no unencrypted private key");
-    check(&certificate.path(), &certificate.path(), "is accessible to every user of this machine");
+    check(
+        &certificate.path(),
+        &empty,
+        " holds no unencrypted private key",
+    );
+    check(
+        &certificate.path(),
+        &certificate.path(),
+        "is accessible to every user of this machine",
+    );
     set_mode(&certificate.path(), 0o600);
-    check(&certificate.path(), &certificate.path(), " holds no unencrypted private key");
+    check(
+        &certificate.path(),
+        &certificate.path(),
+        " holds no unencrypted private key",
+    );
     set_mode(&certificate.key(), 0o604);
-    check(&certificate.path(), &certificate.key(), "is accessible to every user of this machine");
+    check(
+        &certificate.path(),
+        &certificate.key(),
+        "is accessible to every user of this machine",
+    );
 }
 
 #[test]
 fn public_address_needs_explicit_flags() {
     let refused = |words: &[&str], expected: &str| {
         let mut command = harkd();
-        let output = command.args(["--listen=0.0.0.0:0", "--store=memory:"]).args(words).output().unwrap();
+        let output = command
+            .args(["--listen=0.0.0.0:0", "--store=memory:"])
+            .args(words)
+            .output()
+            .unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), said.as_str()), (Some(1), expected));
     };
@@ -413,7 +604,12 @@ fn public_address_needs_explicit_flags() {
 
 #[tokio::test]
 async fn plain_text_on_public_address_needs_permission() {
-    let everywhere = |builder: HarkdBuilder| builder.listen("0.0.0.0:0").arg("--allow-open-accounts").start();
+    let everywhere = |builder: HarkdBuilder| {
+        builder
+            .listen("0.0.0.0:0")
+            .arg("--allow-open-accounts")
+            .start()
+    };
     let server = everywhere(Harkd::builder());
     let refusal = answer(server.address(), &frame(1, &Request::Ping)).await;
     assert!(String::from_utf8_lossy(&refusal).contains("this server requires TLS"));
@@ -433,15 +629,28 @@ fn hark_supports_tls_over_every_transport() {
         .start();
     let address = server.address().to_string();
     let authority = certificate.authority();
-    for words in [&["create", "bob"][..], &["--grpc", "send", "bob", "hello"], &["logs", "--limit=1"]] {
-        let (code, out, said) = run(&address, &[&["--tls", "--ca", utf8(&authority)], words].concat());
+    for words in [
+        &["create", "bob"][..],
+        &["--grpc", "send", "bob", "hello"],
+        &["logs", "--limit=1"],
+    ] {
+        let (code, out, said) = run(
+            &address,
+            &[&["--tls", "--ca", utf8(&authority)], words].concat(),
+        );
         assert_eq!((code, said.as_str()), (Some(0), ""), "{words:?} {out}");
     }
-    let (code, out, said) = run(&address, &["--ca", utf8(&authority), "listen", "bob", "--count=1"]);
+    let (code, out, said) = run(
+        &address,
+        &["--ca", utf8(&authority), "listen", "bob", "--count=1"],
+    );
     assert_eq!((code, said.as_str()), (Some(0), ""));
     assert!(out.ends_with("hello\n"), "{out}");
     let by_name = format!("localhost:{}", server.address().port());
-    assert_eq!(run(&by_name, &["--ca", utf8(&authority), "ping"]).0, Some(0));
+    assert_eq!(
+        run(&by_name, &["--ca", utf8(&authority), "ping"]).0,
+        Some(0)
+    );
 }
 
 /// Runs `hark ping` over the wire protocol and over gRPC; each has to fail at
@@ -467,7 +676,9 @@ fn hark_refuses_untrusted_certificate_at_once() {
     let ca = ["--ca", utf8(&authority)];
     let renew = |count| {
         server.signal("HUP");
-        wait_until("the reading", || server.log().matches("certificate reloaded").count() == count);
+        wait_until("the reading", || {
+            server.log().matches("certificate reloaded").count() == count
+        });
     };
     check_tls_error(
         &address,
@@ -487,7 +698,11 @@ fn hark_refuses_untrusted_certificate_at_once() {
     );
     certificate.replace_by_expired(Authority::trusted(), &["127.0.0.1"]);
     renew(2);
-    check_tls_error(&address, &ca, "the server's certificate expired on 2020-02-03");
+    check_tls_error(
+        &address,
+        &ca,
+        "the server's certificate expired on 2020-02-03",
+    );
     certificate.replace_by_self_signed(&["127.0.0.1"], true);
     renew(3);
     check_tls_error(&address, &ca, "is a CA certificate (CA:TRUE)");
@@ -503,7 +718,11 @@ fn hark_refuses_untrusted_certificate_at_once() {
 #[test]
 fn hark_reports_tls_mismatch_at_once() {
     let encrypted = server(&["--tls-only"]);
-    check_tls_error(&encrypted.address().to_string(), &[], "connect with TLS (hark --tls)");
+    check_tls_error(
+        &encrypted.address().to_string(),
+        &[],
+        "connect with TLS (hark --tls)",
+    );
     let plain = Harkd::builder().certificate(None).start();
     check_tls_error(
         &plain.address().to_string(),
@@ -521,7 +740,11 @@ async fn hark_reports_a_foreign_server() {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut first = [0; 1];
             stream.read_exact(&mut first).await.unwrap();
-            let said: &[u8] = if first == [0x16] { b"SSH-2.0-x\r\n" } else { &[0x15, 3, 3, 0, 2, 2, 70] };
+            let said: &[u8] = if first == [0x16] {
+                b"SSH-2.0-x\r\n"
+            } else {
+                &[0x15, 3, 3, 0, 2, 2, 70]
+            };
             stream.write_all(said).await.unwrap();
             // The client closes the connection.
             drop(stream.read_to_end(&mut Vec::new()).await);
@@ -531,7 +754,10 @@ async fn hark_reports_a_foreign_server() {
         check_tls_error(&address, &["--tls"], "the server does not support TLS");
         let (code, _, said) = run(&address, &["--timeout=60", "ping"]);
         assert_eq!(code, Some(3));
-        assert!(said.contains("the server requires TLS") && said.contains("hark --tls"), "{said}");
+        assert!(
+            said.contains("the server requires TLS") && said.contains("hark --tls"),
+            "{said}"
+        );
     });
     serving.abort();
 }
@@ -561,12 +787,25 @@ async fn hark_never_falls_back_to_plain_text() {
     tokio::task::block_in_place(|| {
         let state = tempfile::tempdir().unwrap();
         let mut command = hark(state.path());
-        command.env("HARK_SERVER", &address).env("HARK_PASSWORD", "hunter2-hunter2");
+        command
+            .env("HARK_SERVER", &address)
+            .env("HARK_PASSWORD", "hunter2-hunter2");
         let mut child = command
-            .args(["--tls", "--timeout=60", "send", "--as", "amy", "bob", "a secret"])
+            .args([
+                "--tls",
+                "--timeout=60",
+                "send",
+                "--as",
+                "amy",
+                "bob",
+                "a secret",
+            ])
             .spawn()
             .unwrap();
-        let heard = tokio::runtime::Handle::current().block_on(timeout(TIMEOUT, hearing)).unwrap().unwrap();
+        let heard = tokio::runtime::Handle::current()
+            .block_on(timeout(TIMEOUT, hearing))
+            .unwrap()
+            .unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(heard.len(), TRIES);
@@ -574,7 +813,9 @@ async fn hark_never_falls_back_to_plain_text() {
             assert!(bytes.starts_with(&[0x16, 3]), "not a handshake: {bytes:?}");
             let text = String::from_utf8_lossy(&bytes);
             assert!(
-                !["hunter2", "secret", "amy", "bob", "hello"].iter().any(|word| text.contains(word)),
+                !["hunter2", "secret", "amy", "bob", "hello"]
+                    .iter()
+                    .any(|word| text.contains(word)),
                 "{text}"
             );
         }
@@ -587,8 +828,11 @@ fn chat_shows_untrusted_certificate() {
     let server = server_with(&certificate);
     let state = tempfile::tempdir().unwrap();
     let authority = certificate.authority();
-    let terminal =
-        hark_tests::Terminal::open(server.address(), state.path(), &[("HARK_CA", utf8(&authority))]);
+    let terminal = hark_tests::Terminal::open(
+        server.address(),
+        state.path(),
+        &[("HARK_CA", utf8(&authority))],
+    );
     terminal.wait_for("connected to");
     // The certificate after the restart is from another authority.
     certificate.replace(&Authority::new(), &["127.0.0.1"]);
@@ -601,12 +845,21 @@ fn chat_shows_untrusted_certificate() {
 #[test]
 fn openssl_client_is_compatible() {
     let certificate = Arc::new(Certificate::trusted());
-    let server = Harkd::builder().certificate(Some(&certificate)).arg("--tls-only").start();
+    let server = Harkd::builder()
+        .certificate(Some(&certificate))
+        .arg("--tls-only")
+        .start();
     let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tls_client.py");
     let mut command = Command::new("python3");
-    command.arg(program).arg(server.address().port().to_string()).arg(certificate.authority());
+    command
+        .arg(program)
+        .arg(server.address().port().to_string())
+        .arg(certificate.authority());
     let output = command.output().expect("python3; ./test installs it");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), "TLSv1.3 native classic\nTLSv1.2 native classic\n");
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        "TLSv1.3 native classic\nTLSv1.2 native classic\n"
+    );
 }

@@ -63,7 +63,10 @@ fn leave(mut terminal: Terminal, prompt: &str) -> String {
 
 #[track_caller]
 fn check_shown_once(screen: &str, message: &str) {
-    let times = screen.lines().filter(|line| line.ends_with(message)).count();
+    let times = screen
+        .lines()
+        .filter(|line| line.ends_with(message))
+        .count();
     assert_eq!(times, 1, "{message:?} is not there once:\n{screen}");
 }
 
@@ -84,9 +87,16 @@ fn transcript_in_terminals(transport: Transport) {
     // 3
     second.enter("send user3 hello", "→ user3: hello … stored");
     third.enter("ping", "the server responds");
-    assert!(!third.contents().contains("hello"), "it is not connected yet:\n{}", third.contents());
+    assert!(
+        !third.contents().contains("hello"),
+        "it is not connected yet:\n{}",
+        third.contents()
+    );
     // 4
-    third.enter("connect user3", "you are connected as user3; 1 message is waiting");
+    third.enter(
+        "connect user3",
+        "you are connected as user3; 1 message is waiting",
+    );
     third.wait_for("(anonymous): hello");
     // 5
     second.enter("send user3 hello, again", "→ user3: hello, again … stored");
@@ -101,7 +111,10 @@ fn transcript_in_terminals(transport: Transport) {
     server.kill();
     second.wait_for("* no connection to ");
     second.wait_for("(offline)");
-    second.enter("send user3 meanwhile", "→ user3: meanwhile … pending (waiting for the server)");
+    second.enter(
+        "send user3 meanwhile",
+        "→ user3: meanwhile … pending (waiting for the server)",
+    );
     server = server.restart();
     second.wait_for("→ user3: meanwhile … stored");
     let mut third = open(transport, &server, &states[1]);
@@ -115,15 +128,24 @@ fn transcript_in_terminals(transport: Transport) {
     check_shown_once(&screen, "(anonymous): meanwhile");
     assert!(!screen.contains("hello"), "{screen}");
     let mut third = open(transport, &server, &states[1]);
-    third.enter("connect user3", "you are connected as user3; no messages are waiting");
+    third.enter(
+        "connect user3",
+        "you are connected as user3; no messages are waiting",
+    );
     assert!(!leave(third, &user3).contains("(anonymous)"));
     // 7
     second.enter("send user3 unread", "→ user3: unread … stored");
     second.enter("delete user3", "user3 was deleted");
-    second.enter("send user3 x", "→ user3: x … refused (no-such-user): there is no user user3");
+    second.enter(
+        "send user3 x",
+        "→ user3: x … refused (no-such-user): there is no user user3",
+    );
     second.enter("create user3", "user3 was created");
     let mut third = open(transport, &server, &states[1]);
-    third.enter("connect user3", "you are connected as user3; no messages are waiting");
+    third.enter(
+        "connect user3",
+        "you are connected as user3; no messages are waiting",
+    );
     leave(third, &user3);
     leave(second, &nobody);
 }
@@ -138,16 +160,25 @@ fn terminal_keeps_receiving_across_server_kill(transport: Transport) {
     amy.enter("connect amy", "you are connected as amy");
     bob.enter("connect bob", "you are connected as bob");
     for n in 0..3 {
-        amy.enter(&format!("send bob before {n}"), &format!("→ bob: before {n} … stored"));
+        amy.enter(
+            &format!("send bob before {n}"),
+            &format!("→ bob: before {n} … stored"),
+        );
         bob.wait_for(&format!("amy: before {n}"));
         server.kill();
         amy.wait_for("(offline)");
-        bob.enter(&format!("send amy during {n}"), &format!("→ amy: during {n} … pending"));
+        bob.enter(
+            &format!("send amy during {n}"),
+            &format!("→ amy: during {n} … pending"),
+        );
         server = server.restart();
         amy.wait_for(&format!("bob: during {n}"));
         bob.wait_for(&format!("→ amy: during {n} … stored"));
     }
-    let (amy, bob) = (leave(amy, &prompt(&server, "amy@")), leave(bob, &prompt(&server, "bob@")));
+    let (amy, bob) = (
+        leave(amy, &prompt(&server, "amy@")),
+        leave(bob, &prompt(&server, "bob@")),
+    );
     for n in 0..3 {
         check_shown_once(&amy, &format!("bob: during {n}"));
         check_shown_once(&bob, &format!("amy: before {n}"));
@@ -161,7 +192,10 @@ fn early_keystrokes_are_executed(transport: Transport) {
     terminal.keys("create amy\rcreate bob\rsend bob one\rsend bob two\rconnect bob\r");
     terminal.wait_for("you are connected as bob; 2 messages are waiting");
     terminal.wait_for("(anonymous): two");
-    check_shown_once(&leave(terminal, &prompt(&server, "bob@")), "(anonymous): one");
+    check_shown_once(
+        &leave(terminal, &prompt(&server, "bob@")),
+        "(anonymous): one",
+    );
 }
 
 /// Returns a command for `hark` with its state in this folder.
@@ -173,22 +207,38 @@ fn command(transport: Transport, server: &Harkd, state: &Path) -> Command {
 }
 
 fn start(mut command: Command) -> Child {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
 }
 
 /// Returns the exit code and the lines of the output. Number and time of
 /// messages are replaced by letters.
 fn finish(child: Child) -> (i32, Vec<String>) {
-    let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = child.wait_with_output().unwrap();
     let stdout = String::from_utf8(stdout).unwrap();
-    let code = status.code().unwrap_or_else(|| panic!("{status}: {}", String::from_utf8_lossy(&stderr)));
+    let code = status
+        .code()
+        .unwrap_or_else(|| panic!("{status}: {}", String::from_utf8_lossy(&stderr)));
     (code, stdout.lines().map(without_numbers).collect())
 }
 
 fn without_numbers(line: &str) -> String {
     let words: Vec<&str> = line.splitn(5, ' ').collect();
-    let ["message", number, sender, time, text] = words[..] else { return line.to_owned() };
-    assert!(number.parse::<u64>().is_ok() && time.ends_with('Z'), "{line}");
+    let ["message", number, sender, time, text] = words[..] else {
+        return line.to_owned();
+    };
+    assert!(
+        number.parse::<u64>().is_ok() && time.ends_with('Z'),
+        "{line}"
+    );
     format!("message N {sender} T {text}")
 }
 
@@ -202,8 +252,17 @@ fn check_piped(
 ) {
     let mut child = start(command(transport, server, state.path()));
     let lines: Vec<&str> = dialogue.iter().map(|(line, _)| *line).collect();
-    child.stdin.take().unwrap().write_all(lines.join("\n").as_bytes()).unwrap();
-    let answers: Vec<&str> = dialogue.iter().flat_map(|(_, answers)| *answers).copied().collect();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(lines.join("\n").as_bytes())
+        .unwrap();
+    let answers: Vec<&str> = dialogue
+        .iter()
+        .flat_map(|(_, answers)| *answers)
+        .copied()
+        .collect();
     let (ended, said) = finish(child);
     assert_eq!(said, answers);
     assert_eq!(ended, code);
@@ -217,19 +276,34 @@ fn transcript_in_a_pipe(transport: Transport) {
         ("create user3", &["ok"]),
         ("list", &["ok 2 user2,user3"]),
         ("list r3$", &["ok 1 user3"]),
-        ("list (", &["notok bad-pattern not a regular expression: unclosed group"]),
+        (
+            "list (",
+            &["notok bad-pattern not a regular expression: unclosed group"],
+        ),
         ("login user2", &["ok"]),
         ("send user3 hello", &["ok"]),
         ("send user3 hello, again", &["ok"]),
     ];
     check_piped(transport, &server, &states[0], 1, dialogue);
-    let messages: &[&str] = &["ok 2", "message N user2 T hello", "message N user2 T hello, again"];
-    check_piped(transport, &server, &states[1], 0, &[("connect user3", messages)]);
+    let messages: &[&str] = &[
+        "ok 2",
+        "message N user2 T hello",
+        "message N user2 T hello, again",
+    ];
+    check_piped(
+        transport,
+        &server,
+        &states[1],
+        0,
+        &[("connect user3", messages)],
+    );
 
     // The server is killed, and restarted after the next line was piped.
     let mut second = start(command(transport, &server, states[0].path()));
     let mut keys = second.stdin.take().unwrap();
-    let mut lines = BufReader::new(second.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut lines = BufReader::new(second.stdout.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
     writeln!(keys, "send user3 later").unwrap();
     assert_eq!(lines.next().as_deref(), Some("ok"));
     server.kill();
@@ -237,9 +311,17 @@ fn transcript_in_a_pipe(transport: Transport) {
     let server = server.restart();
     assert_eq!(lines.next().as_deref(), Some("ok"));
     drop(keys);
-    assert_eq!((second.wait().unwrap().code(), lines.next()), (Some(0), None));
+    assert_eq!(
+        (second.wait().unwrap().code(), lines.next()),
+        (Some(0), None)
+    );
     let mut third = start(command(transport, &server, states[1].path()));
-    third.stdin.take().unwrap().write_all(b"connect user3").unwrap();
+    third
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"connect user3")
+        .unwrap();
     let (code, mut said) = finish(third);
     // An ack that was lost with the server increases the number, but repeats no
     // message.
@@ -249,7 +331,10 @@ fn transcript_in_a_pipe(transport: Transport) {
     let dialogue: &[(&str, &[&str])] = &[
         ("send user3 unread", &["ok"]),
         ("delete user3", &["ok deleted"]),
-        ("send user3 x", &["notok no-such-user there is no user user3"]),
+        (
+            "send user3 x",
+            &["notok no-such-user there is no user user3"],
+        ),
         ("delete user3", &["ok absent"]),
         ("create user3", &["ok"]),
         ("connect user3", &["ok 0"]),
@@ -266,7 +351,10 @@ fn transcript_as_commands(transport: Transport) {
         let (ended, said) = finish(start(command));
         assert_eq!(
             (ended, said),
-            (code, expected.iter().map(|line| (*line).to_owned()).collect()),
+            (
+                code,
+                expected.iter().map(|line| (*line).to_owned()).collect()
+            ),
             "{words:?}"
         );
     };
@@ -276,9 +364,21 @@ fn transcript_as_commands(transport: Transport) {
     check(&server, &states[0], &["list", "r3$"], 0, &["user3"]);
     check(&server, &states[0], &["list", "("], 1, &[]);
     check(&server, &states[0], &["send", "user3", "hello"], 0, &["ok"]);
-    check(&server, &states[0], &["send", "--as", "user2", "user3", "hello,", "again"], 0, &["ok"]);
+    check(
+        &server,
+        &states[0],
+        &["send", "--as", "user2", "user3", "hello,", "again"],
+        0,
+        &["ok"],
+    );
     let heard = ["message N , T hello", "message N user2 T hello, again"];
-    check(&server, &states[1], &["listen", "--count", "2", "user3"], 0, &heard);
+    check(
+        &server,
+        &states[1],
+        &["listen", "--count", "2", "user3"],
+        0,
+        &heard,
+    );
     check(&server, &states[0], &["send", "user3", "later"], 0, &["ok"]);
     server.kill();
     let mut command = command(transport, &server, states[0].path());
@@ -286,14 +386,34 @@ fn transcript_as_commands(transport: Transport) {
     let mut meanwhile = start(command);
     // It reports the outage and retries.
     let mut notice = String::new();
-    BufReader::new(meanwhile.stderr.take().unwrap()).read_line(&mut notice).unwrap();
+    BufReader::new(meanwhile.stderr.take().unwrap())
+        .read_line(&mut notice)
+        .unwrap();
     assert!(notice.contains("no connection to"), "{notice}");
     let server = server.restart();
     assert_eq!(finish(meanwhile), (0, vec!["ok".to_owned()]));
     let heard = ["message N , T later", "message N , T meanwhile"];
-    check(&server, &states[1], &["listen", "--count", "2", "user3"], 0, &heard);
-    check(&server, &states[0], &["send", "user3", "unread"], 0, &["ok"]);
-    check(&server, &states[0], &["delete", "user3"], 0, &["ok deleted"]);
+    check(
+        &server,
+        &states[1],
+        &["listen", "--count", "2", "user3"],
+        0,
+        &heard,
+    );
+    check(
+        &server,
+        &states[0],
+        &["send", "user3", "unread"],
+        0,
+        &["ok"],
+    );
+    check(
+        &server,
+        &states[0],
+        &["delete", "user3"],
+        0,
+        &["ok deleted"],
+    );
     check(&server, &states[0], &["send", "user3", "x"], 1, &[]);
 }
 
@@ -338,7 +458,14 @@ fn whole_line(output: &mut BufReader<ChildStdout>) -> Option<(u64, String)> {
     output.read_line(&mut line).unwrap();
     let object: Value = serde_json::from_str(line.strip_suffix('\n')?).unwrap();
     let sequence = object.get("sequence").and_then(Value::as_u64).unwrap();
-    Some((sequence, object.get("text").and_then(Value::as_str).unwrap().to_owned()))
+    Some((
+        sequence,
+        object
+            .get("text")
+            .and_then(Value::as_str)
+            .unwrap()
+            .to_owned(),
+    ))
 }
 
 fn text(n: u64) -> String {
@@ -362,16 +489,25 @@ async fn killed_listeners_print_every_message_once(transport: Transport) {
     while (printed.len() as u64) < MESSAGES {
         let left = MESSAGES - printed.len() as u64;
         let kill_after = random.random_range(1..=LINES_MAX);
-        let lines =
-            tokio::task::block_in_place(|| listen(transport, &server, state.path(), left, kill_after));
+        let lines = tokio::task::block_in_place(|| {
+            listen(transport, &server, state.path(), left, kill_after)
+        });
         // Only the line at the kill may be repeated.
-        let is_again = lines.first().is_some_and(|first| printed.last() == Some(first));
+        let is_again = lines
+            .first()
+            .is_some_and(|first| printed.last() == Some(first));
         printed.extend(lines.into_iter().skip(usize::from(is_again)));
         kills += 1;
     }
     sending.await.unwrap();
     assert!(kills >= KILLS_MIN, "{kills} kills");
-    assert!(printed.is_sorted_by(|(one, _), (next, _)| one < next), "out of order, or twice");
+    assert!(
+        printed.is_sorted_by(|(one, _), (next, _)| one < next),
+        "out of order, or twice"
+    );
     let expected: Vec<String> = (0..MESSAGES).map(text).collect();
-    assert!(printed.iter().map(|(_, text)| text).eq(&expected), "not everything was printed once");
+    assert!(
+        printed.iter().map(|(_, text)| text).eq(&expected),
+        "not everything was printed once"
+    );
 }

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 fn every_crate_forbids_unsafe_code() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let workspace = fs::read_to_string(root.join("Cargo.toml")).unwrap();
-    assert!(workspace.contains("[workspace.lints.rust]\nunsafe_code = \"forbid\"\n"), "{workspace}");
+    assert!(
+        workspace.contains("[workspace.lints.rust]\nunsafe_code = \"forbid\"\n"),
+        "{workspace}"
+    );
     let mut crates = Vec::new();
     find(root, &mut crates);
     let lax: Vec<_> = crates.iter().filter(|path| !forbids(path)).collect();
@@ -18,7 +21,10 @@ fn every_crate_forbids_unsafe_code() {
 /// Whether a crate has the lints of the workspace, or this one itself.
 fn forbids(path: &Path) -> bool {
     let manifest = fs::read_to_string(path.join("Cargo.toml")).unwrap();
-    let lints = ["[lints]\nworkspace = true\n", "[lints.rust]\nunsafe_code = \"forbid\"\n"];
+    let lints = [
+        "[lints]\nworkspace = true\n",
+        "[lints.rust]\nunsafe_code = \"forbid\"\n",
+    ];
     lints.iter().any(|lints| manifest.contains(lints))
 }
 

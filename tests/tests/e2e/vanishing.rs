@@ -10,7 +10,10 @@ const MIB: u64 = 1024 * 1024;
 /// Starts a server with short timeouts that listens on all interfaces.
 fn server() -> Harkd {
     let builder = Harkd::builder().listen("0.0.0.0:0").arg("--ack-timeout=2");
-    builder.arg("--allow-plaintext").arg("--allow-open-accounts").start()
+    builder
+        .arg("--allow-plaintext")
+        .arg("--allow-open-accounts")
+        .start()
 }
 
 /// A `hark listen` on the far machine.
@@ -25,11 +28,19 @@ impl Listener {
         let state = tempfile::tempdir().unwrap();
         let mut command = hark(state.path());
         command.args(flags).arg("--server");
-        command.arg(format!("{}:{}", FarMachine::NEAR_ADDRESS, server.address().port()));
+        command.arg(format!(
+            "{}:{}",
+            FarMachine::NEAR_ADDRESS,
+            server.address().port()
+        ));
         command.args(["listen", user]);
         let mut process = far.run(&command).stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(process.stdout.take().unwrap());
-        Self { process, lines, _state: state }
+        Self {
+            process,
+            lines,
+            _state: state,
+        }
     }
 
     fn line(&mut self) -> String {
@@ -48,7 +59,9 @@ impl Drop for Listener {
 }
 
 async fn a_reader_behind_a_cut_link_is_let_go_and_reads_the_rest_once(test: &str, flags: &[&str]) {
-    let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
+    let Some(far) = FarMachine::of_test(module_path!(), test) else {
+        return;
+    };
     let server = server();
     let mut alice = Wire::connect(server.address()).await;
     for user in ["bob", "idle"] {
@@ -70,13 +83,20 @@ async fn a_reader_behind_a_cut_link_is_let_go_and_reads_the_rest_once(test: &str
     }
     let grown = server.resident_bytes().saturating_sub(before);
     println!("the server has grown by {} KiB", grown / 1024);
-    assert!(grown < 60 * MIB, "the server has grown by {} KiB", grown / 1024);
+    assert!(
+        grown < 60 * MIB,
+        "the server has grown by {} KiB",
+        grown / 1024
+    );
     wait_until("the server to let go of both", || server.connections() == 1);
 
     far.mend();
     for n in 10..200 {
         let line = bob.line();
-        assert!(line.trim_end().ends_with(&format!(" {n}")), "{n} is not at the end of {line}");
+        assert!(
+            line.trim_end().ends_with(&format!(" {n}")),
+            "{n} is not at the end of {line}"
+        );
     }
     alice.sent("bob", "the last").await;
     assert!(bob.line().trim_end().ends_with("the last"));

@@ -18,7 +18,11 @@ use tonic::{Code, Status, Streaming};
 async fn channel(server: &Harkd) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{}", server.address())).unwrap();
     // Small flow control windows, so that unread events wait at the server.
-    endpoint.initial_stream_window_size(65_535).connect().await.unwrap()
+    endpoint
+        .initial_stream_window_size(65_535)
+        .connect()
+        .await
+        .unwrap()
 }
 
 /// A watcher.
@@ -26,11 +30,19 @@ struct Watch(Streaming<WatchLogsReply>);
 
 impl Watch {
     async fn try_open(server: &Harkd, request: WatchLogsRequest) -> Result<Self, Status> {
-        Ok(Self(LogWatcherClient::new(channel(server).await).watch_logs(request).await?.into_inner()))
+        Ok(Self(
+            LogWatcherClient::new(channel(server).await)
+                .watch_logs(request)
+                .await?
+                .into_inner(),
+        ))
     }
 
     async fn open(server: &Harkd, level: LogLevel) -> Self {
-        let request = WatchLogsRequest { level: level.into(), ..WatchLogsRequest::default() };
+        let request = WatchLogsRequest {
+            level: level.into(),
+            ..WatchLogsRequest::default()
+        };
         Self::try_open(server, request).await.unwrap()
     }
 
@@ -72,21 +84,38 @@ fn mark_of(event: &LogEvent) -> Option<u64> {
 
 #[tokio::test]
 async fn watcher_level_is_independent_of_stderr() {
-    let server = Harkd::builder().arg("--watch-logs=loopback").arg("--log=info").start();
+    let server = Harkd::builder()
+        .arg("--watch-logs=loopback")
+        .arg("--log=info")
+        .start();
     let mut info = Watch::open(&server, LogLevel::Unspecified).await;
     let mut debug = Watch::open(&server, LogLevel::Debug).await;
     let mut wire = Wire::connect(server.address()).await;
     mark(&mut wire, 7).await;
     let event = debug.until(7).await.pop().unwrap();
-    assert_eq!((event.level(), &*event.target), (LogLevel::Debug, "hark_server::chat::connection"));
+    assert_eq!(
+        (event.level(), &*event.target),
+        (LogLevel::Debug, "hark_server::chat::connection")
+    );
     assert_eq!(event.fields["address"], "127.0.0.1");
     assert!(event.time_ms > 1_700_000_000_000);
-    assert!(!server.log().contains("has no delivery"), "{}", server.log());
+    assert!(
+        !server.log().contains("has no delivery"),
+        "{}",
+        server.log()
+    );
 
     wire.create("eve").await;
-    let wrong = Request::Password { user: name("eve"), old: None, new: "secret".parse().unwrap() };
+    let wrong = Request::Password {
+        user: name("eve"),
+        old: None,
+        new: "secret".parse().unwrap(),
+    };
     wire.ok(wrong).await;
-    let wrong = Request::Login { user: name("eve"), password: Some("guess".parse().unwrap()) };
+    let wrong = Request::Login {
+        user: name("eve"),
+        password: Some("guess".parse().unwrap()),
+    };
     wire.refused(wrong, Word::Denied).await;
     loop {
         let event = info.event().await;
@@ -108,8 +137,12 @@ async fn events_are_filtered_by_target_and_limited() {
         limit,
         login: None,
     };
-    let mut elsewhere = Watch::try_open(&server, request("hark_server::store", 0)).await.unwrap();
-    let mut two = Watch::try_open(&server, request("hark_server::chat::connection", 2)).await.unwrap();
+    let mut elsewhere = Watch::try_open(&server, request("hark_server::store", 0))
+        .await
+        .unwrap();
+    let mut two = Watch::try_open(&server, request("hark_server::chat::connection", 2))
+        .await
+        .unwrap();
     let mut wire = Wire::connect(server.address()).await;
     for number in 1..=3 {
         mark(&mut wire, number).await;
@@ -121,7 +154,9 @@ async fn events_are_filtered_by_target_and_limited() {
     server.signal("TERM");
     // The stream ends with the server, and had no events of the chat.
     while let Some(event) = elsewhere.next().await {
-        let Event::Log(event) = event else { panic!("{event:?}") };
+        let Event::Log(event) = event else {
+            panic!("{event:?}")
+        };
         assert!(event.target.starts_with("hark_server::store"), "{event:?}");
     }
     assert!(server.wait().success());
@@ -134,10 +169,18 @@ const NEW_PASSWORD: &str = "another-password-for-nobody-else";
 /// Sends texts and passwords, right and wrong, in every way.
 async fn send_secrets(server: &Harkd, wire: &mut Wire) {
     let mut chat = ChatClient::new(channel(server).await);
-    let login =
-        |user: &str, password: &str| Credentials { user: user.to_owned(), password: password.to_owned() };
+    let login = |user: &str, password: &str| Credentials {
+        user: user.to_owned(),
+        password: password.to_owned(),
+    };
     let (user, password) = ("eve".to_owned(), PASSWORD.to_owned());
-    chat.create(CreateRequest { user, password, login: None }).await.unwrap();
+    chat.create(CreateRequest {
+        user,
+        password,
+        login: None,
+    })
+    .await
+    .unwrap();
     let send = |to: &str, from| SendRequest {
         to: to.to_owned(),
         text: TEXT.to_owned(),
@@ -146,18 +189,52 @@ async fn send_secrets(server: &Harkd, wire: &mut Wire) {
     };
     chat.send(send("eve", None)).await.unwrap();
     chat.send(send("nobody", None)).await.unwrap_err();
-    chat.send(send("eve", Some(login("eve", PASSWORD)))).await.unwrap();
-    chat.send(send("eve", Some(login("eve", NEW_PASSWORD)))).await.unwrap_err();
-    chat.send(send("eve", Some(login(TEXT, &format!("{PASSWORD},"))))).await.unwrap_err();
-    let (user, old, new) = ("eve".to_owned(), PASSWORD.to_owned(), NEW_PASSWORD.to_owned());
-    chat.password(PasswordRequest { user, old, new, login: None }).await.unwrap();
+    chat.send(send("eve", Some(login("eve", PASSWORD))))
+        .await
+        .unwrap();
+    chat.send(send("eve", Some(login("eve", NEW_PASSWORD))))
+        .await
+        .unwrap_err();
+    chat.send(send("eve", Some(login(TEXT, &format!("{PASSWORD},")))))
+        .await
+        .unwrap_err();
+    let (user, old, new) = (
+        "eve".to_owned(),
+        PASSWORD.to_owned(),
+        NEW_PASSWORD.to_owned(),
+    );
+    chat.password(PasswordRequest {
+        user,
+        old,
+        new,
+        login: None,
+    })
+    .await
+    .unwrap();
     let password = |text: &str| Some(text.parse().unwrap());
-    wire.refused(Request::Login { user: name("eve"), password: password(PASSWORD) }, Word::Denied).await;
-    wire.ok(Request::Connect { user: name("eve"), password: password(NEW_PASSWORD) }).await;
+    wire.refused(
+        Request::Login {
+            user: name("eve"),
+            password: password(PASSWORD),
+        },
+        Word::Denied,
+    )
+    .await;
+    wire.ok(Request::Connect {
+        user: name("eve"),
+        password: password(NEW_PASSWORD),
+    })
+    .await;
     let last = [wire.message().await, wire.message().await].map(|message| message.sequence)[1];
     wire.ack(last).await;
     wire.ok(Request::Disconnect).await;
-    wire.refused(Request::List { pattern: Some(format!("({TEXT}").into()) }, Word::BadPattern).await;
+    wire.refused(
+        Request::List {
+            pattern: Some(format!("({TEXT}").into()),
+        },
+        Word::BadPattern,
+    )
+    .await;
     // Bytes that violate the protocol.
     let mut broken = Wire::connect(server.address()).await;
     broken.write_bytes(&[0, 0, 0, 1]).await;
@@ -168,7 +245,10 @@ async fn send_secrets(server: &Harkd, wire: &mut Wire) {
 
 #[tokio::test]
 async fn watcher_sees_no_secrets_and_no_feedback() {
-    let server = Harkd::builder().arg("--watch-logs=loopback").arg("--log=trace").start();
+    let server = Harkd::builder()
+        .arg("--watch-logs=loopback")
+        .arg("--log=trace")
+        .start();
     let mut watch = Watch::open(&server, LogLevel::Trace).await;
     let mut wire = Wire::connect(server.address()).await;
     send_secrets(&server, &mut wire).await;
@@ -177,13 +257,26 @@ async fn watcher_sees_no_secrets_and_no_feedback() {
     mark(&mut marks, 1).await;
     let mut events = watch.until(1).await;
     // Both connections end once the server has noticed.
-    while events.iter().filter(|event| event.message == "connection closed").count() < 2 {
+    while events
+        .iter()
+        .filter(|event| event.message == "connection closed")
+        .count()
+        < 2
+    {
         events.push(watch.event().await);
     }
-    assert!(events.iter().any(|event| event.message == "wrong password"), "{events:?}");
+    assert!(
+        events.iter().any(|event| event.message == "wrong password"),
+        "{events:?}"
+    );
     for event in &events {
         let shown = format!("{event:?}");
-        assert!(![TEXT, PASSWORD, NEW_PASSWORD].iter().any(|secret| shown.contains(secret)), "{shown}");
+        assert!(
+            ![TEXT, PASSWORD, NEW_PASSWORD]
+                .iter()
+                .any(|secret| shown.contains(secret)),
+            "{shown}"
+        );
         assert!(event.target.starts_with("hark"), "{shown}");
     }
     // Sending events to the watcher causes no events.
@@ -207,11 +300,22 @@ async fn watcher_sees_connections_except_its_own() {
         for expected in ["connection opened", "connection closed"] {
             let event = watch.event().await;
             // The first event announces the watcher.
-            let event = if event.message == "log watcher connected" { watch.event().await } else { event };
-            assert_eq!((&*event.message, &*event.target), (expected, "hark_server::server"));
+            let event = if event.message == "log watcher connected" {
+                watch.event().await
+            } else {
+                event
+            };
+            assert_eq!(
+                (&*event.message, &*event.target),
+                (expected, "hark_server::server")
+            );
             assert_eq!(event.fields["address"], "127.0.0.1");
             let connection = Some(event.fields["connection"].clone());
-            assert_eq!(connection == begun, expected == "connection closed", "{connection:?} {begun:?}");
+            assert_eq!(
+                connection == begun,
+                expected == "connection closed",
+                "{connection:?} {begun:?}"
+            );
             begun = connection;
         }
     }
@@ -224,7 +328,13 @@ async fn slow_watcher_learns_what_it_missed() {
     let mut wire = Wire::connect(server.address()).await;
     let all = 20_000;
     for number in 1..=all {
-        wire.write(0, Request::Ack { sequence: Sequence(number) }).await;
+        wire.write(
+            0,
+            Request::Ack {
+                sequence: Sequence(number),
+            },
+        )
+        .await;
     }
     wire.ping().await;
     let (mut seen, mut missed) = (0, 0);
@@ -235,7 +345,9 @@ async fn slow_watcher_learns_what_it_missed() {
                 seen += count;
             }
             Event::Log(event) => {
-                let Some(number) = mark_of(&event) else { continue };
+                let Some(number) = mark_of(&event) else {
+                    continue;
+                };
                 seen += 1;
                 assert_eq!(number, seen);
             }
@@ -247,8 +359,14 @@ async fn slow_watcher_learns_what_it_missed() {
 }
 
 fn login(user: &str, password: &str) -> WatchLogsRequest {
-    let login = Some(Credentials { user: user.to_owned(), password: password.to_owned() });
-    WatchLogsRequest { login, ..WatchLogsRequest::default() }
+    let login = Some(Credentials {
+        user: user.to_owned(),
+        password: password.to_owned(),
+    });
+    WatchLogsRequest {
+        login,
+        ..WatchLogsRequest::default()
+    }
 }
 
 async fn refused(server: &Harkd, request: WatchLogsRequest) -> Status {
@@ -269,20 +387,36 @@ async fn log_is_private_by_default() {
 #[tokio::test]
 async fn watcher_account_is_created_by_operator_or_admin() {
     let server = Harkd::builder().arg("--watch-logs=watcher").start();
-    server.wait_for_log("log watcher 'watcher' has no account; create it with: harkd user add watcher");
+    server.wait_for_log(
+        "log watcher 'watcher' has no account; create it with: harkd user add watcher",
+    );
     let mut wire = Wire::connect(server.address()).await;
     for password in [None, Some("mine".parse().unwrap())] {
-        wire.refused(Request::Create { user: name("watcher"), password }, Word::Denied).await;
+        wire.refused(
+            Request::Create {
+                user: name("watcher"),
+                password,
+            },
+            Word::Denied,
+        )
+        .await;
     }
     refused(&server, login("watcher", "mine")).await;
 
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path().join("store");
     add_user(&store, "watcher", None);
-    let server = Harkd::builder().arg("--watch-logs=watcher").store(&store).start();
+    let server = Harkd::builder()
+        .arg("--watch-logs=watcher")
+        .store(&store)
+        .start();
     server.wait_for_log("log watcher 'watcher' has no password");
     let mut wire = Wire::connect(server.address()).await;
-    let take = Request::Password { user: name("watcher"), old: None, new: "mine".parse().unwrap() };
+    let take = Request::Password {
+        user: name("watcher"),
+        old: None,
+        new: "mine".parse().unwrap(),
+    };
     wire.refused(take, Word::Denied).await;
     for password in ["", "mine"] {
         let denied = refused(&server, login("watcher", password)).await;
@@ -296,11 +430,23 @@ async fn watcher_needs_password_and_guesses_are_limited() {
     let store = folder.path().join("store");
     add_user(&store, "eve", Some("secret"));
     add_user(&store, "admin", Some("right"));
-    let server = Harkd::builder().arg("--watch-logs=admin").store(&store).start();
-    for request in [WatchLogsRequest::default(), login("eve", "secret"), login("admin", "")] {
-        assert_eq!(refused(&server, request).await.code(), Code::PermissionDenied);
+    let server = Harkd::builder()
+        .arg("--watch-logs=admin")
+        .store(&store)
+        .start();
+    for request in [
+        WatchLogsRequest::default(),
+        login("eve", "secret"),
+        login("admin", ""),
+    ] {
+        assert_eq!(
+            refused(&server, request).await.code(),
+            Code::PermissionDenied
+        );
     }
-    let mut watch = Watch::try_open(&server, login("admin", "right")).await.unwrap();
+    let mut watch = Watch::try_open(&server, login("admin", "right"))
+        .await
+        .unwrap();
     let limited = loop {
         let status = refused(&server, login("admin", "wrong")).await;
         if status.code() != Code::PermissionDenied {
@@ -323,8 +469,14 @@ async fn number_of_watchers_is_limited() {
     assert_eq!(full.code(), Code::ResourceExhausted);
     watchers.pop();
     let until = std::time::Instant::now() + TIMEOUT;
-    while Watch::try_open(&server, WatchLogsRequest::default()).await.is_err() {
-        assert!(std::time::Instant::now() < until, "the place of the former watcher is not free");
+    while Watch::try_open(&server, WatchLogsRequest::default())
+        .await
+        .is_err()
+    {
+        assert!(
+            std::time::Instant::now() < until,
+            "the place of the former watcher is not free"
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -332,6 +484,13 @@ async fn number_of_watchers_is_limited() {
 #[tokio::test]
 async fn unknown_level_is_refused() {
     let server = Harkd::builder().arg("--watch-logs=loopback").start();
-    let status = refused(&server, WatchLogsRequest { level: 9, ..WatchLogsRequest::default() }).await;
+    let status = refused(
+        &server,
+        WatchLogsRequest {
+            level: 9,
+            ..WatchLogsRequest::default()
+        },
+    )
+    .await;
     assert_eq!(status.code(), Code::InvalidArgument);
 }

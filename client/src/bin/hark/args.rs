@@ -83,7 +83,12 @@ pub(crate) struct Settings {
     pub(crate) password_file: Option<PathBuf>,
     /// File whose first line is the new password, for `password` [default:
     /// prompt, or the variable HARK_NEW_PASSWORD].
-    #[arg(long, global = true, env = "HARK_NEW_PASSWORD_FILE", value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        env = "HARK_NEW_PASSWORD_FILE",
+        value_name = "FILE"
+    )]
     pub(crate) new_password_file: Option<PathBuf>,
     /// Directory for the record of seen messages and the history [default: hark
     /// in $XDG_STATE_HOME or ~/.local/state].
@@ -195,12 +200,21 @@ pub(crate) enum Level {
 fn parse_servers(text: &str) -> Result<String, String> {
     let servers: Vec<&str> = text.split(',').collect();
     if servers.len() > SERVERS_MAX {
-        return Err(format!("at most {SERVERS_MAX} servers are allowed; these are {}", servers.len()));
+        return Err(format!(
+            "at most {SERVERS_MAX} servers are allowed; these are {}",
+            servers.len()
+        ));
     }
     for (place, server) in servers.iter().enumerate() {
-        let port = server.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+        let port = server
+            .rsplit_once(':')
+            .filter(|(host, _)| !host.is_empty())
+            .map(|(_, port)| port);
         if !matches!(port.map(str::parse::<u16>), Some(Ok(_))) {
-            return Err("expected HOST:PORT, such as 127.0.0.1:3000, or several joined by commas".to_owned());
+            return Err(
+                "expected HOST:PORT, such as 127.0.0.1:3000, or several joined by commas"
+                    .to_owned(),
+            );
         }
         if servers.iter().take(place).any(|other| other == server) {
             return Err(format!("duplicate server {server}"));
@@ -241,7 +255,12 @@ mod tests {
         for bad in ["a:1,", ",a:1", "a:1,,b:1", "a:1, b", "a:1,b:1,a:1"] {
             assert!(parse_servers(bad).is_err(), "{bad}");
         }
-        let list = |count: usize| (1..=count).map(|n| format!("a:{n}")).collect::<Vec<_>>().join(",");
+        let list = |count: usize| {
+            (1..=count)
+                .map(|n| format!("a:{n}"))
+                .collect::<Vec<_>>()
+                .join(",")
+        };
         assert!(parse_servers(&list(SERVERS_MAX)).is_ok());
         assert!(parse_servers(&list(SERVERS_MAX + 1)).is_err());
     }

@@ -34,7 +34,10 @@ pub(crate) async fn execute(
     command: Command,
     secrets: Secrets,
 ) -> Result<Done, RequestError> {
-    let Secrets { password, new_password } = secrets;
+    let Secrets {
+        password,
+        new_password,
+    } = secrets;
     match command {
         Command::Create(user) => handle.create(user, password).await.map(plain),
         Command::Login(user) => handle.login(user, password).await.map(plain),

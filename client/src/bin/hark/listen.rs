@@ -18,7 +18,11 @@ pub(crate) struct Printing {
 }
 
 /// Receives for `user` until `count` messages are printed, or until a signal.
-pub(crate) async fn run(settings: &Settings, user: UserName, printing: Printing) -> Result<Exit, Failure> {
+pub(crate) async fn run(
+    settings: &Settings,
+    user: UserName,
+    printing: Printing,
+) -> Result<Exit, Failure> {
     let secrets = setup::secrets(settings)?;
     let mut stop = signals::stop()?;
     let (handle, mut events) = setup::client(settings)?;
@@ -38,7 +42,11 @@ pub(crate) async fn run(settings: &Settings, user: UserName, printing: Printing)
         match event {
             Some(Event::Message(message)) => {
                 let is_json = printing.is_json;
-                let line = if is_json { lines::json(&message) } else { lines::message(&message.delivery) };
+                let line = if is_json {
+                    lines::json(&message)
+                } else {
+                    lines::message(&message.delivery)
+                };
                 output::message(message, &line)?;
                 remaining = remaining.map(|remaining| remaining - 1);
             }
@@ -59,9 +67,21 @@ pub(crate) async fn run(settings: &Settings, user: UserName, printing: Printing)
 /// run.
 fn say(settings: &Settings, event: &Event) -> Option<Exit> {
     match event {
-        Event::Link(LinkState::Down { server, reason, retry_in, .. }) => {
-            let next = if retry_in.is_zero() { "trying the next server" } else { "reconnecting" };
-            eprintln!("hark: no connection to {server}: {}; {next}", escape(reason));
+        Event::Link(LinkState::Down {
+            server,
+            reason,
+            retry_in,
+            ..
+        }) => {
+            let next = if retry_in.is_zero() {
+                "trying the next server"
+            } else {
+                "reconnecting"
+            };
+            eprintln!(
+                "hark: no connection to {server}: {}; {next}",
+                escape(reason)
+            );
         }
         // The address is worth reporting only if there are several.
         Event::Link(LinkState::Up { server }) if **server != *settings.server => {

@@ -38,7 +38,12 @@ pub(crate) async fn run(settings: &Settings, arguments: LogsArguments) -> Result
                 output::line(&shown.line(&item))?;
             }
             Ok(None) if limit.is_some_and(|limit| count >= limit) => return Ok(Exit::Done),
-            Ok(None) => return say(settings, WatchError::Link("the server ended the stream".to_owned())),
+            Ok(None) => {
+                return say(
+                    settings,
+                    WatchError::Link("the server ended the stream".to_owned()),
+                );
+            }
             Err(error) => return say(settings, error),
         }
     }
@@ -46,8 +51,17 @@ pub(crate) async fn run(settings: &Settings, arguments: LogsArguments) -> Result
 
 /// Opens the log. Retries with a password from a prompt if the server requires
 /// one and none was given.
-async fn watch(settings: &Settings, arguments: LogsArguments) -> Result<Result<Logs, WatchError>, Failure> {
-    let LogsArguments { level, target, limit, as_user, .. } = arguments;
+async fn watch(
+    settings: &Settings,
+    arguments: LogsArguments,
+) -> Result<Result<Logs, WatchError>, Failure> {
+    let LogsArguments {
+        level,
+        target,
+        limit,
+        as_user,
+        ..
+    } = arguments;
     let password = setup::secrets(settings)?.password;
     let login = as_user.clone().map(|user| (user, password.clone()));
     let query = Query {
@@ -56,8 +70,14 @@ async fn watch(settings: &Settings, arguments: LogsArguments) -> Result<Result<L
         target_prefix: target.unwrap_or_default(),
         limit: limit.unwrap_or(0),
     };
-    let timing = Timing { connect: settings.timeout, ..Timing::default() };
-    let config = Config { timing, ..setup::grpc(settings)? };
+    let timing = Timing {
+        connect: settings.timeout,
+        ..Timing::default()
+    };
+    let config = Config {
+        timing,
+        ..setup::grpc(settings)?
+    };
     let first = Logs::watch(&config, query.clone()).await;
     match (&first, as_user) {
         (Err(WatchError::Refused(refusal)), Some(user))
@@ -75,7 +95,11 @@ fn say(settings: &Settings, error: WatchError) -> Result<Exit, Failure> {
     match error {
         WatchError::Refused(refusal) => Err(RequestError::from(refusal).into()),
         WatchError::Link(why) => {
-            eprintln!("hark: cannot watch the log of {}: {}", settings.server, escape(&why));
+            eprintln!(
+                "hark: cannot watch the log of {}: {}",
+                settings.server,
+                escape(&why)
+            );
             Ok(Exit::Unknown)
         }
     }
@@ -120,19 +144,32 @@ fn text(style: Style, event: &LogEvent) -> String {
         LogLevel::Info | LogLevel::Unspecified => style.good(&word),
         LogLevel::Debug | LogLevel::Trace => style.dim(&word),
     };
-    let (time, target) = (lines::time(event.time_ms), format!("{}:", escape_line(&event.target)));
-    let mut line =
-        format!("{} {level} {} {}", style.dim(&time), style.dim(&target), escape_line(&event.message));
+    let (time, target) = (
+        lines::time(event.time_ms),
+        format!("{}:", escape_line(&event.target)),
+    );
+    let mut line = format!(
+        "{} {level} {} {}",
+        style.dim(&time),
+        style.dim(&target),
+        escape_line(&event.message)
+    );
     for (name, value) in sorted(event) {
-        line.push_str(&format!(" {}{}", style.dim(&format!("{}=", escape_line(name))), escape_line(value)));
+        line.push_str(&format!(
+            " {}{}",
+            style.dim(&format!("{}=", escape_line(name))),
+            escape_line(value)
+        ));
     }
     line
 }
 
 /// Formats an event as a JSON object on one line.
 fn object(event: &LogEvent) -> String {
-    let fields: serde_json::Map<_, _> =
-        sorted(event).into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+    let fields: serde_json::Map<_, _> = sorted(event)
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.into()))
+        .collect();
     let object = json!({
         "time_ms": event.time_ms,
         "level": word(event.level()),
@@ -144,8 +181,11 @@ fn object(event: &LogEvent) -> String {
 }
 
 fn sorted(event: &LogEvent) -> Vec<(&str, &str)> {
-    let mut fields: Vec<_> =
-        event.fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let mut fields: Vec<_> = event
+        .fields
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
     fields.sort_unstable();
     fields
 }
@@ -197,7 +237,10 @@ mod tests {
             r"2023-11-14T22:13:20.123Z  WARN hark_server::server: too many\nconnections address=\u{1b}[31m most=3"
         );
         let colored = text(Style { is_colored: true }, &event());
-        assert!(colored.contains("\x1b[33m WARN\x1b[0m") && !colored.contains("\x1b[31m"), "{colored:?}");
+        assert!(
+            colored.contains("\x1b[33m WARN\x1b[0m") && !colored.contains("\x1b[31m"),
+            "{colored:?}"
+        );
     }
 
     #[test]
@@ -205,13 +248,19 @@ mod tests {
         let line = Shown::Json.line(&LogItem::Event(event()));
         assert!(!line.contains(['\n', '\x1b']), "{line}");
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
-        assert_eq!((&value["level"], &value["fields"]["address"]), (&"warn".into(), &"\x1b[31m".into()));
+        assert_eq!(
+            (&value["level"], &value["fields"]["address"]),
+            (&"warn".into(), &"\x1b[31m".into())
+        );
         assert_eq!(value["message"], "too many\nconnections");
     }
 
     #[test]
     fn missed_events_are_reported() {
-        assert_eq!(Shown::Text(PLAIN).line(&LogItem::Missed(7)), "(7 events were dropped here)");
+        assert_eq!(
+            Shown::Text(PLAIN).line(&LogItem::Missed(7)),
+            "(7 events were dropped here)"
+        );
         assert_eq!(Shown::Json.line(&LogItem::Missed(7)), r#"{"missed":7}"#);
     }
 }

@@ -66,14 +66,26 @@ fn serve(settings: &Settings, task: Option<Task>) -> Result<Exit, Failure> {
 
 async fn run(settings: &Settings, task: Task) -> Result<Exit, Failure> {
     let (as_user, command) = match task {
-        Task::Send { as_user, user, text } => (as_user, Command::Send(user, text.join(" ").into())),
+        Task::Send {
+            as_user,
+            user,
+            text,
+        } => (as_user, Command::Send(user, text.join(" ").into())),
         Task::Create { user } => (None, Command::Create(user)),
         Task::Delete { as_user, user } => (as_user, Command::Delete(user)),
         Task::List { as_user, pattern } => (as_user, Command::List(pattern.map(Into::into))),
         Task::Password { user } => (None, Command::Password(Some(user))),
         Task::Ping => (None, Command::Ping),
         Task::Listen { json, count, user } => {
-            return listen::run(settings, user, Printing { is_json: json, count }).await;
+            return listen::run(
+                settings,
+                user,
+                Printing {
+                    is_json: json,
+                    count,
+                },
+            )
+            .await;
         }
         #[cfg(feature = "grpc")]
         Task::Logs(arguments) => return logs::run(settings, arguments).await,

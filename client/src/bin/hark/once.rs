@@ -46,7 +46,10 @@ pub(crate) async fn run(
 
 /// Returns whether this command has the flag `--as`.
 const fn takes_as(command: &Command) -> bool {
-    matches!(command, Command::Send(..) | Command::Delete(_) | Command::List(_))
+    matches!(
+        command,
+        Command::Send(..) | Command::Delete(_) | Command::List(_)
+    )
 }
 
 fn print(done: &Done) -> Result<(), Failure> {
@@ -70,7 +73,9 @@ fn prompt_for_new_password(secrets: &mut Secrets) -> Result<(), Failure> {
     }
     match secrets.new_password {
         Some(_) => Ok(()),
-        None => Err(Failure::local("no new password given; see --new-password-file")),
+        None => Err(Failure::local(
+            "no new password given; see --new-password-file",
+        )),
     }
 }
 
@@ -85,10 +90,15 @@ pub(crate) async fn attempt(
     let first = command::execute(handle, command.clone(), secrets.clone());
     match with_timeout(settings, handle, first).await {
         Err(RequestError::Refused(refusal))
-            if refusal.code == Code::Denied && secrets.password.is_none() && setup::can_prompt() =>
+            if refusal.code == Code::Denied
+                && secrets.password.is_none()
+                && setup::can_prompt() =>
         {
             let password = setup::ask("Password: ")?;
-            let secrets = Secrets { password, ..secrets.clone() };
+            let secrets = Secrets {
+                password,
+                ..secrets.clone()
+            };
             let second = command::execute(handle, command, secrets);
             Ok(with_timeout(settings, handle, second).await?)
         }
@@ -115,7 +125,10 @@ async fn with_timeout<T>(
     handle.close(std::time::Duration::ZERO).await;
     attempt.await.map_err(|error| match error {
         RequestError::NotSent(_) => RequestError::NotSent(not_sent.into()),
-        RequestError::Unknown { what, .. } => RequestError::Unknown { what, why: unknown.into() },
+        RequestError::Unknown { what, .. } => RequestError::Unknown {
+            what,
+            why: unknown.into(),
+        },
         other => other,
     })
 }
@@ -125,14 +138,23 @@ async fn with_timeout<T>(
 async fn permanent_failure(settings: &Settings, handle: &Handle) -> String {
     let (mut link, mut is_reported) = (handle.link(), false);
     loop {
-        if let LinkState::Down { reason, is_permanent, retry_in, .. } = &*link.borrow_and_update() {
+        if let LinkState::Down {
+            reason,
+            is_permanent,
+            retry_in,
+            ..
+        } = &*link.borrow_and_update()
+        {
             if *is_permanent {
                 return reason.clone();
             }
             // No wait begins if another server is tried at once.
             if !retry_in.is_zero() && !std::mem::replace(&mut is_reported, true) {
                 let (seconds, reason) = (settings.timeout.as_secs(), escape(reason));
-                eprintln!("hark: no connection to {}: {reason}; retrying for {seconds} s", settings.server);
+                eprintln!(
+                    "hark: no connection to {}: {reason}; retrying for {seconds} s",
+                    settings.server
+                );
             }
         }
         if link.changed().await.is_err() {

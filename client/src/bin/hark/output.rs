@@ -25,12 +25,18 @@ pub(crate) fn message(message: Message, shown: &str) -> Result<(), Failure> {
 pub(crate) fn report_end(event: &Event) -> bool {
     match event {
         Event::TakenOver { user } => {
-            eprintln!("hark: another connection now receives the messages of {}", escape_name(user.as_str()));
+            eprintln!(
+                "hark: another connection now receives the messages of {}",
+                escape_name(user.as_str())
+            );
             true
         }
         Event::IdentityLost { user, refusal } => {
             let explanation = escape(&refusal.explanation);
-            eprintln!("hark: no longer logged in as {}: {explanation}", escape_name(user.as_str()));
+            eprintln!(
+                "hark: no longer logged in as {}: {explanation}",
+                escape_name(user.as_str())
+            );
             true
         }
         _ => false,

@@ -33,11 +33,21 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
     let stop = signals::stop()?;
     let (handle, events) = setup::client(settings)?;
     let (answers, answers_in) = mpsc::channel(ANSWERS_MAX);
-    let reader = Reader { handle: handle.clone(), secrets, answers };
-    let mut printer = Printer { events, exit: Exit::Done, behind: None };
+    let reader = Reader {
+        handle: handle.clone(),
+        secrets,
+        answers,
+    };
+    let mut printer = Printer {
+        events,
+        exit: Exit::Done,
+        behind: None,
+    };
     let work = async {
-        let (read, printed) =
-            tokio::join!(reader.read(BufReader::new(tokio::io::stdin())), printer.print(answers_in));
+        let (read, printed) = tokio::join!(
+            reader.read(BufReader::new(tokio::io::stdin())),
+            printer.print(answers_in)
+        );
         printed?;
         printer.catch_up(settings.timeout).await?;
         read
@@ -52,7 +62,11 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
 
 /// Closes the client when the server was unreachable for too long or a signal
 /// arrives; every command then has its outcome at once. Never returns.
-async fn close_on_failure(settings: &Settings, handle: &Handle, mut stop: signals::Stop) -> Infallible {
+async fn close_on_failure(
+    settings: &Settings,
+    handle: &Handle,
+    mut stop: signals::Stop,
+) -> Infallible {
     tokio::select! {
         reason = unreachable(handle.link(), settings.timeout) => {
             eprintln!("hark: cannot reach {}: {}", settings.server, escape(&reason));
@@ -83,7 +97,11 @@ async fn is_back(link: &mut watch::Receiver<LinkState>, reason: &mut String) -> 
     loop {
         match &*link.borrow_and_update() {
             LinkState::Up { .. } => return true,
-            LinkState::Down { reason: why, is_permanent, .. } => {
+            LinkState::Down {
+                reason: why,
+                is_permanent,
+                ..
+            } => {
                 why.clone_into(reason);
                 if *is_permanent {
                     return false;
@@ -150,24 +168,40 @@ impl Reader {
         // The first poll queues the request in order.
         match (&mut attempt).now_or_never() {
             Some(outcome) => self.put(receiver, outcome).await,
-            None => self.answers.send(Answer { receiver, outcome: attempt }).await.is_err(),
+            None => self
+                .answers
+                .send(Answer {
+                    receiver,
+                    outcome: attempt,
+                })
+                .await
+                .is_err(),
         }
     }
 
     async fn put(&self, receiver: Option<UserName>, outcome: Result<Done, RequestError>) -> bool {
         let outcome = std::future::ready(outcome).boxed();
-        self.answers.send(Answer { receiver, outcome }).await.is_err()
+        self.answers
+            .send(Answer { receiver, outcome })
+            .await
+            .is_err()
     }
 }
 
 /// Reads one line; `None` at the end.
 async fn next_line(input: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
     let mut line = Vec::new();
-    let read = input.take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await?;
+    let read = input
+        .take(LINE_BYTES_MAX)
+        .read_until(b'\n', &mut line)
+        .await?;
     match line.last() {
         Some(b'\n') => drop(line.pop()),
         _ if read as u64 == LINE_BYTES_MAX => {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a line must be shorter than 16 MiB"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a line must be shorter than 16 MiB",
+            ));
         }
         _ => {}
     }
@@ -205,7 +239,9 @@ impl Printer {
     async fn print(&mut self, mut answers: mpsc::Receiver<Answer>) -> Result<(), Failure> {
         while let Some(answer) = self.meanwhile(answers.recv()).await? {
             let outcome = self.meanwhile(answer.outcome).await?;
-            self.exit = self.exit.max(outcome.as_ref().map_or_else(Exit::from, |_| Exit::Done));
+            self.exit = self
+                .exit
+                .max(outcome.as_ref().map_or_else(Exit::from, |_| Exit::Done));
             if outcome.is_ok() && answer.receiver.is_some() {
                 self.behind = answer.receiver;
             }

@@ -23,13 +23,19 @@ pub(crate) fn state_dir(settings: &Settings) -> Result<PathBuf, Failure> {
     }
     let base = etcetera::choose_base_strategy()
         .map_err(|error| Failure::local(format!("no home directory; use --state-dir: {error}")))?;
-    Ok(base.state_dir().unwrap_or_else(|| base.data_dir()).join("hark"))
+    Ok(base
+        .state_dir()
+        .unwrap_or_else(|| base.data_dir())
+        .join("hark"))
 }
 
 /// Starts a client with a record of seen messages in files.
 pub(crate) fn client(settings: &Settings) -> Result<(Handle, Events), Failure> {
     let seen = FileSeenStore::new(&state_dir(settings)?.join("taken"), &settings.server);
-    Ok(Client::connect(Config { seen: Arc::new(seen), ..config(settings)? }))
+    Ok(Client::connect(Config {
+        seen: Arc::new(seen),
+        ..config(settings)?
+    }))
 }
 
 /// Returns the configuration for the chosen transport.
@@ -68,15 +74,18 @@ pub(crate) fn secrets(settings: &Settings) -> Result<Secrets, Failure> {
 fn given(file: Option<&Path>, variable: &str) -> Result<Option<Password>, Failure> {
     let (text, source) = match (file, std::env::var(variable)) {
         (Some(path), _) => {
-            let text = fs::read_to_string(path)
-                .map_err(|error| Failure::local(format!("cannot read {}: {error}", path.display())))?;
+            let text = fs::read_to_string(path).map_err(|error| {
+                Failure::local(format!("cannot read {}: {error}", path.display()))
+            })?;
             (Zeroizing::new(text), path.display().to_string())
         }
         (None, Ok(text)) if !text.is_empty() => (Zeroizing::new(text), variable.to_owned()),
         (None, _) => return Ok(None),
     };
     let line = text.lines().next().unwrap_or_default();
-    line.parse().map(Some).map_err(|bad| Failure::local(format!("{source}: {bad}")))
+    line.parse()
+        .map(Some)
+        .map_err(|bad| Failure::local(format!("{source}: {bad}")))
 }
 
 /// Returns whether a password can be prompted for.
@@ -107,7 +116,11 @@ fn quiet() -> Result<Quiet, Failure> {
 
 fn prompt_with(quiet: &mut Quiet, prompt: &str) -> Result<Option<Password>, Failure> {
     let text = quiet.ask(prompt).map_err(prompt_error)?;
-    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(Failure::local) }
+    if text.is_empty() {
+        Ok(None)
+    } else {
+        text.parse().map(Some).map_err(Failure::local)
+    }
 }
 
 fn prompt_error(error: io::Error) -> Failure {

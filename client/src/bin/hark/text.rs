@@ -26,7 +26,11 @@ fn escape_where(text: &str, is_escaped: impl Fn(char) -> bool) -> Cow<'_, str> {
     }
     let mut escaped = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        if is_escaped(c) { escaped.extend(c.escape_default()) } else { escaped.push(c) }
+        if is_escaped(c) {
+            escaped.extend(c.escape_default())
+        } else {
+            escaped.push(c)
+        }
     }
     Cow::Owned(escaped)
 }
@@ -50,8 +54,10 @@ const fn is_unseen(c: char) -> bool {
 /// Escapes a text of several lines, and indents all but the first by `indent`
 /// columns, so that none looks like a separate message.
 pub(crate) fn block(text: &str, indent: usize) -> String {
-    let lines: Vec<_> =
-        text.split('\n').map(|line| escape(line.strip_suffix('\r').unwrap_or(line))).collect();
+    let lines: Vec<_> = text
+        .split('\n')
+        .map(|line| escape(line.strip_suffix('\r').unwrap_or(line)))
+        .collect();
     lines.join(&format!("\n{:indent$}", ""))
 }
 
@@ -60,7 +66,11 @@ pub(crate) fn block(text: &str, indent: usize) -> String {
 pub(crate) fn escape_json(json: &str) -> String {
     let mut escaped = String::with_capacity(json.len());
     for c in json.chars() {
-        if is_unsafe(c) { escaped.push_str(&format!("\\u{:04x}", u32::from(c))) } else { escaped.push(c) }
+        if is_unsafe(c) {
+            escaped.push_str(&format!("\\u{:04x}", u32::from(c)))
+        } else {
+            escaped.push(c)
+        }
     }
     escaped
 }
@@ -86,12 +96,23 @@ mod tests {
     #[test]
     fn names_are_never_ambiguous() {
         assert_eq!(escape_name("Zoë-🦀.$"), "Zoë-🦀.$");
-        let same =
-            ["bob", "bob\u{2060}", "b\u{ad}ob", "bob\u{3164}", "bob\u{200d}", "bob\u{fe0f}", "bob\u{e0041}"];
+        let same = [
+            "bob",
+            "bob\u{2060}",
+            "b\u{ad}ob",
+            "bob\u{3164}",
+            "bob\u{200d}",
+            "bob\u{fe0f}",
+            "bob\u{e0041}",
+        ];
         for name in &same[1..] {
             assert!(escape_name(name).contains("\\u{"), "{name:?}");
         }
-        assert_eq!(escape_name("bob\\u{2060}"), "bob\\\\u{2060}", "nor like what stands for it");
+        assert_eq!(
+            escape_name("bob\\u{2060}"),
+            "bob\\\\u{2060}",
+            "nor like what stands for it"
+        );
     }
 
     #[test]

@@ -13,14 +13,16 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<Exit, Failure> {
     let mut command = Command::new(&program);
     command.arg("user").args(arguments);
     if std::env::var_os("HARKD_PASSWORD").is_none()
-        && let Some(password) = std::env::var_os("HARK_PASSWORD").filter(|password| !password.is_empty())
+        && let Some(password) =
+            std::env::var_os("HARK_PASSWORD").filter(|password| !password.is_empty())
     {
         command.env("HARKD_PASSWORD", password);
     }
     let error = exec(&mut command)?;
     Err(Failure::local(match error.kind() {
         std::io::ErrorKind::NotFound => {
-            "cannot find harkd, which manages the accounts: it is neither next to hark nor in PATH".to_owned()
+            "cannot find harkd, which manages the accounts: it is neither next to hark nor in PATH"
+                .to_owned()
         }
         _ => format!("cannot run {}: {error}", program.display()),
     }))

@@ -36,20 +36,28 @@ Examples:
 ";
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> =
-        std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let arguments: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
     match &*arguments.iter().map(String::as_str).collect::<Vec<_>>() {
         [] => hark_node::main(tasks::program),
         ["-h" | "--help", ..] => print(&format!("{HELP}\nWorkloads:\n{}", workloads::help())),
         ["-V" | "--version", ..] => print(concat!("hark-node ", env!("CARGO_PKG_VERSION"), "\n")),
         ["workload", name] => match workloads::find(name) {
             Some(main) => main(),
-            None => refuse(&format!("no workload '{name}'; there are {}", workloads::names())),
+            None => refuse(&format!(
+                "no workload '{name}'; there are {}",
+                workloads::names()
+            )),
         },
-        ["workload"] => refuse(&format!("a workload is missing; there are {}", workloads::names())),
-        ["workload", _, other, ..] | [other, ..] => {
-            refuse(&format!("unexpected argument '{other}'; see hark-node --help"))
-        }
+        ["workload"] => refuse(&format!(
+            "a workload is missing; there are {}",
+            workloads::names()
+        )),
+        ["workload", _, other, ..] | [other, ..] => refuse(&format!(
+            "unexpected argument '{other}'; see hark-node --help"
+        )),
     }
 }
 

@@ -36,7 +36,11 @@ struct Workload {
 
 /// All workloads, in the order of the help.
 const WORKLOADS: &[Workload] = &[
-    Workload { name: "echo", about: "the request as the answer", run: || hark_node::main(tasks::program) },
+    Workload {
+        name: "echo",
+        about: "the request as the answer",
+        run: || hark_node::main(tasks::program),
+    },
     Workload {
         name: "unique-ids",
         about: "ids without coordination; totally available",
@@ -72,7 +76,11 @@ const WORKLOADS: &[Workload] = &[
         about: "linearizable registers by Raft",
         run: || hark_node::main(lin_kv::program),
     },
-    Workload { name: "kafka", about: "replicated logs by Raft", run: || hark_node::main(kafka::program) },
+    Workload {
+        name: "kafka",
+        about: "replicated logs by Raft",
+        run: || hark_node::main(kafka::program),
+    },
     Workload {
         name: "txn-list-append",
         about: "strict serializable transactions by Raft",
@@ -87,15 +95,25 @@ const WORKLOADS: &[Workload] = &[
 
 /// Returns the `main` of a workload.
 pub(crate) fn find(name: &str) -> Option<fn() -> ExitCode> {
-    WORKLOADS.iter().find(|workload| workload.name == name).map(|workload| workload.run)
+    WORKLOADS
+        .iter()
+        .find(|workload| workload.name == name)
+        .map(|workload| workload.run)
 }
 
 /// Returns the names of all workloads, separated by commas.
 pub(crate) fn names() -> String {
-    WORKLOADS.iter().map(|workload| workload.name).collect::<Vec<_>>().join(", ")
+    WORKLOADS
+        .iter()
+        .map(|workload| workload.name)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// Returns a line of the help for each workload.
 pub(crate) fn help() -> String {
-    WORKLOADS.iter().map(|workload| format!("  {:<17}  {}\n", workload.name, workload.about)).collect()
+    WORKLOADS
+        .iter()
+        .map(|workload| format!("  {:<17}  {}\n", workload.name, workload.about))
+        .collect()
 }

@@ -15,7 +15,10 @@ fn livelock(node: &Node<()>) {
 }
 
 fn talkers() -> Builder {
-    Cluster::builder(livelock).nodes(2).stagger(Duration::ZERO).latency(Latency::Constant(Duration::ZERO))
+    Cluster::builder(livelock)
+        .nodes(2)
+        .stagger(Duration::ZERO)
+        .latency(Latency::Constant(Duration::ZERO))
 }
 
 fn talk(builder: Builder) {
@@ -41,7 +44,10 @@ fn a_livelock_ends_at_the_bound_of_the_journal() {
 #[should_panic(expected = "the virtual time comes to 61s, and may come to 60s")]
 fn time_ends_at_its_bound() {
     let builder = Cluster::builder(numbers).stagger(Duration::ZERO);
-    builder.time_max(Duration::from_secs(60)).build().run_for(Duration::from_secs(61));
+    builder
+        .time_max(Duration::from_secs(60))
+        .build()
+        .run_for(Duration::from_secs(61));
 }
 
 #[test]
@@ -66,18 +72,28 @@ fn a_latency_that_ends_before_it_begins_is_refused() {
 #[test]
 #[should_panic(expected = "duplication is a part of all messages")]
 fn an_event_is_checked_as_the_builder_is() {
-    let network = Network { duplication: f64::NAN, ..Network::default() };
-    Cluster::builder(numbers).build().apply(Event::Network(network));
+    let network = Network {
+        duplication: f64::NAN,
+        ..Network::default()
+    };
+    Cluster::builder(numbers)
+        .build()
+        .apply(Event::Network(network));
 }
 
 #[test]
 #[should_panic(expected = "there is no n4 in this cluster")]
 fn an_event_names_who_is_there() {
-    Cluster::builder(numbers).nodes(3).build().apply(Event::isolate("n4"));
+    Cluster::builder(numbers)
+        .nodes(3)
+        .build()
+        .apply(Event::isolate("n4"));
 }
 
 #[test]
 #[should_panic(expected = "lin-kv is no node")]
 fn a_service_does_not_crash() {
-    Cluster::builder(numbers).build().apply(Event::crash("lin-kv"));
+    Cluster::builder(numbers)
+        .build()
+        .apply(Event::crash("lin-kv"));
 }

@@ -39,14 +39,26 @@ fn slow(node: &Node<Status>) {
         Ok(request.body)
     });
     node.handle("status", async |node, _: Request<Json>| {
-        let (late, now_ms) = (node.late_replies(), u64::try_from(node.now().as_millis()).unwrap_or_default());
+        let (late, now_ms) = (
+            node.late_replies(),
+            u64::try_from(node.now().as_millis()).unwrap_or_default(),
+        );
         let state = node.state();
-        Ok(Status { late, ticks: state.ticks, begun: state.begun, now_ms })
+        Ok(Status {
+            late,
+            ticks: state.ticks,
+            begun: state.begun,
+            now_ms,
+        })
     });
 }
 
 fn two_slow_nodes() -> Cluster {
-    Cluster::builder(slow).nodes(2).stagger(Duration::ZERO).latency(Latency::Constant(ms(1))).build()
+    Cluster::builder(slow)
+        .nodes(2)
+        .stagger(Duration::ZERO)
+        .latency(Latency::Constant(ms(1)))
+        .build()
 }
 
 #[test]
@@ -61,7 +73,9 @@ fn a_late_reply_to_a_former_life_answers_no_call_of_the_next() {
     cluster.run_for(ms(10));
     cluster.apply(Event::restart("n1"));
     // It has the same number in its life.
-    let after: Echo = cluster.call(client, "n1", "ask", &json!({"echo": "after"})).unwrap();
+    let after: Echo = cluster
+        .call(client, "n1", "ask", &json!({"echo": "after"}))
+        .unwrap();
     assert_eq!(after.echo, "after", "{}", cluster.journal().chart());
     let status: Status = cluster.call(client, "n1", "status", &()).unwrap();
     assert_eq!((status.late, status.begun), (1, 1));
@@ -91,26 +105,43 @@ fn timers_and_time_begin_anew() {
     cluster.apply(Event::restart("n2"));
     cluster.run_for(ms(54));
     let status: Status = cluster.call(client, "n2", "status", &()).unwrap();
-    assert_eq!(status, Status { late: 0, ticks: 5, begun: 1, now_ms: 55 });
+    assert_eq!(
+        status,
+        Status {
+            late: 0,
+            ticks: 5,
+            begun: 1,
+            now_ms: 55
+        }
+    );
 }
 
 #[test]
 fn messages_to_a_node_that_is_down_are_lost() {
-    let mut cluster =
-        Cluster::builder(numbers).nodes(2).stagger(Duration::ZERO).latency(Latency::Constant(ms(2))).build();
+    let mut cluster = Cluster::builder(numbers)
+        .nodes(2)
+        .stagger(Duration::ZERO)
+        .latency(Latency::Constant(ms(2)))
+        .build();
     let client = cluster.client();
     cluster.at(ms(105), Event::crash("n2"));
     cluster.at(ms(205), Event::restart("n2"));
     // The first is sent at 2 ms, and the others 10 ms apart.
     shower(&mut cluster, client, "n2", 30, 10);
-    assert_eq!(come(&mut cluster, client, "n2"), (21..30).collect::<Vec<_>>());
+    assert_eq!(
+        come(&mut cluster, client, "n2"),
+        (21..30).collect::<Vec<_>>()
+    );
     assert_eq!(cluster.journal().stats(..).lost(Loss::Down), 10);
 }
 
 #[test]
 fn messages_sent_before_a_crash_arrive() {
-    let mut cluster =
-        Cluster::builder(numbers).nodes(2).stagger(Duration::ZERO).latency(Latency::Constant(ms(10))).build();
+    let mut cluster = Cluster::builder(numbers)
+        .nodes(2)
+        .stagger(Duration::ZERO)
+        .latency(Latency::Constant(ms(10)))
+        .build();
     let client = cluster.client();
     let shower = json!({"dest": "n2", "count": 3, "pause_ms": 0});
     let operation = cluster.send(client, "n1", "shower", &shower);
@@ -121,10 +152,15 @@ fn messages_sent_before_a_crash_arrive() {
 
 #[test]
 fn a_client_of_a_node_that_is_down_gets_error_0_after_its_timeout() {
-    let mut cluster = Cluster::builder(numbers).stagger(ms(0)).client_timeout(ms(700)).build();
+    let mut cluster = Cluster::builder(numbers)
+        .stagger(ms(0))
+        .client_timeout(ms(700))
+        .build();
     let client = cluster.client();
     cluster.apply(Event::crash("n1"));
-    let error: Error = cluster.call::<Json>(client, "n1", "numbers", &()).unwrap_err();
+    let error: Error = cluster
+        .call::<Json>(client, "n1", "numbers", &())
+        .unwrap_err();
     assert_eq!(error.code, ErrorCode::Timeout);
     assert_eq!(cluster.now(), ms(700));
 }
@@ -133,7 +169,12 @@ fn a_client_of_a_node_that_is_down_gets_error_0_after_its_timeout() {
 fn to_crash_or_restart_twice_is_the_same_as_once() {
     let mut cluster = two_slow_nodes();
     let client = cluster.client();
-    for event in [Event::restart("n2"), Event::crash("n1"), Event::crash("n1"), Event::restart("n1")] {
+    for event in [
+        Event::restart("n2"),
+        Event::crash("n1"),
+        Event::crash("n1"),
+        Event::restart("n1"),
+    ] {
         cluster.apply(event);
     }
     cluster.run_for(ms(95));

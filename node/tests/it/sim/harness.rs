@@ -51,8 +51,13 @@ fn without_deadline(node: &Node<()>) {
 fn a_late_answer_is_not_sent_to_a_client_that_is_gone() {
     let mut cluster = Cluster::builder(late).nodes(3).build();
     let client = cluster.client();
-    let error = cluster.call::<()>(client, "n2", "sleep", &Pause { ms: 6_000 }).unwrap_err();
-    assert_eq!(error, Error::new(ErrorCode::Timeout, "no answer was ready in time"));
+    let error = cluster
+        .call::<()>(client, "n2", "sleep", &Pause { ms: 6_000 })
+        .unwrap_err();
+    assert_eq!(
+        error,
+        Error::new(ErrorCode::Timeout, "no answer was ready in time")
+    );
     cluster.run_for(Duration::from_secs(5));
     assert!(!cluster.is_node_mute("n2"));
 }
@@ -63,10 +68,14 @@ fn an_answer_to_a_client_that_is_gone_fails_the_test() {
         let mut cluster = Cluster::builder(without_deadline).nodes(3).build();
         let client = cluster.client();
         let asked = cluster.send(client, "n2", "sleep", &Pause { ms: 6_000 });
-        assert_eq!(cluster.wait::<()>(asked).unwrap_err().code, ErrorCode::Timeout);
+        assert_eq!(
+            cluster.wait::<()>(asked).unwrap_err().code,
+            ErrorCode::Timeout
+        );
         cluster.run_for(Duration::from_secs(2));
     });
-    let expected = "n2 is mute: it has sent sleep_ok to c1, which has given up its request and is gone";
+    let expected =
+        "n2 is mute: it has sent sleep_ok to c1, which has given up its request and is gone";
     assert!(text.starts_with(expected), "{text}");
 }
 
@@ -87,12 +96,31 @@ fn a_message_to_a_name_of_no_party_fails_the_test() {
 fn a_mute_node_is_mute_until_it_restarts() {
     let mut cluster = Cluster::builder(numbers).nodes(2).allow_mute().build();
     let client = cluster.client();
-    let asked = cluster.send(client, "n1", "shower", &json!({"dest": "n9", "count": 1, "pause_ms": 0}));
-    assert_eq!(cluster.wait::<()>(asked).unwrap_err().code, ErrorCode::Timeout);
+    let asked = cluster.send(
+        client,
+        "n1",
+        "shower",
+        &json!({"dest": "n9", "count": 1, "pause_ms": 0}),
+    );
+    assert_eq!(
+        cluster.wait::<()>(asked).unwrap_err().code,
+        ErrorCode::Timeout
+    );
     assert!(cluster.is_node_mute("n1") && !cluster.is_node_mute("n2"));
-    assert_eq!((lost(&cluster, Loss::UnknownDestination), lost(&cluster, Loss::Mute)), (1, 1));
-    let error: Error = cluster.call::<Json>(client, "n1", "numbers", &()).unwrap_err();
-    assert_eq!((error.code, lost(&cluster, Loss::Mute)), (ErrorCode::Timeout, 2));
+    assert_eq!(
+        (
+            lost(&cluster, Loss::UnknownDestination),
+            lost(&cluster, Loss::Mute)
+        ),
+        (1, 1)
+    );
+    let error: Error = cluster
+        .call::<Json>(client, "n1", "numbers", &())
+        .unwrap_err();
+    assert_eq!(
+        (error.code, lost(&cluster, Loss::Mute)),
+        (ErrorCode::Timeout, 2)
+    );
     cluster.apply(Event::crash("n1"));
     cluster.apply(Event::restart("n1"));
     let _: Json = cluster.call(client, "n1", "numbers", &()).unwrap();
@@ -105,12 +133,22 @@ fn nodes_start_in_turn_and_the_first_last() {
         let mut cluster = Cluster::builder(late).nodes(5).seed(seed).build();
         assert_eq!(cluster.now(), STAGGER);
         let client = cluster.client();
-        let _: () = cluster.call(client, "n1", "sleep", &Pause { ms: 0 }).unwrap();
+        let _: () = cluster
+            .call(client, "n1", "sleep", &Pause { ms: 0 })
+            .unwrap();
         let journal = cluster.journal().to_string();
         let inits: Vec<String> = journal
             .lines()
             .filter(|line| line.contains("c0 -> "))
-            .map(|line| line.split(" -> ").nth(1).unwrap().split(' ').next().unwrap().to_owned())
+            .map(|line| {
+                line.split(" -> ")
+                    .nth(1)
+                    .unwrap()
+                    .split(' ')
+                    .next()
+                    .unwrap()
+                    .to_owned()
+            })
             .collect();
         assert_eq!((inits.len(), &*inits[4]), (5, "n1"), "{journal}");
         inits
@@ -124,13 +162,18 @@ fn eager(node: &Node<u32>) {
     node.on_init(async |node: Node<u32>| {
         for peer in node.peers() {
             node.send(peer, "hello", &()).unwrap();
-            node.rpc(peer, "hello", &(), |node, reply| *node.state() += u32::from(reply.is_ok())).unwrap();
+            node.rpc(peer, "hello", &(), |node, reply| {
+                *node.state() += u32::from(reply.is_ok())
+            })
+            .unwrap();
         }
         node.lin_kv().write(node.id(), 1).await.unwrap();
         *node.state() += 100;
     });
     node.handle("hello", async |_, _: Request<()>| Ok(()));
-    node.handle("count", async |node: Node<u32>, _: Request<()>| Ok(json!({"count": *node.state()})));
+    node.handle("count", async |node: Node<u32>, _: Request<()>| {
+        Ok(json!({"count": *node.state()}))
+    });
 }
 
 #[derive(Deserialize)]
@@ -142,7 +185,11 @@ struct Count {
 fn a_program_that_sends_at_once_is_not_mute() {
     sim::check(0..100, |seed| {
         // Longer than a call waits for its reply.
-        let mut cluster = Cluster::builder(eager).nodes(4).seed(seed).stagger(ms(1500)).build();
+        let mut cluster = Cluster::builder(eager)
+            .nodes(4)
+            .seed(seed)
+            .stagger(ms(1500))
+            .build();
         let client = cluster.client();
         for node in cluster.node_ids() {
             let _: Count = cluster.call(client, &node, "count", &()).unwrap();
@@ -164,13 +211,20 @@ fn a_client_has_one_request_open_on_each_connection() {
     cluster.run_for(ms(1000));
     assert!(cluster.poll::<()>(asked[0]).is_some() && cluster.poll::<()>(asked[2]).is_none());
     // The first two are free again.
-    let _: () = cluster.call(client, "n1", "sleep", &Pause { ms: 0 }).unwrap();
+    let _: () = cluster
+        .call(client, "n1", "sleep", &Pause { ms: 0 })
+        .unwrap();
     let mut srcs: Vec<&str> = Vec::new();
     let journal = cluster.journal().to_string();
-    srcs.extend(journal.lines().filter(|line| line.contains("\"sleep\"")).map(|line| {
-        let (src, _) = line.split_once(" -> ").unwrap();
-        src.rsplit(' ').next().unwrap()
-    }));
+    srcs.extend(
+        journal
+            .lines()
+            .filter(|line| line.contains("\"sleep\""))
+            .map(|line| {
+                let (src, _) = line.split_once(" -> ").unwrap();
+                src.rsplit(' ').next().unwrap()
+            }),
+    );
     assert_eq!(srcs, ["c1", "c2", "c3", "c1"], "{journal}");
 }
 
@@ -180,9 +234,15 @@ fn a_client_that_gave_up_asks_again_under_another_name() {
     let client = cluster.client();
     cluster.apply(Event::crash("n1"));
     let began = cluster.now();
-    assert!(cluster.call::<()>(client, "n1", "sleep", &Pause { ms: 0 }).is_err());
+    assert!(
+        cluster
+            .call::<()>(client, "n1", "sleep", &Pause { ms: 0 })
+            .is_err()
+    );
     assert_eq!(cluster.now() - began, CLIENT_TIMEOUT);
     cluster.apply(Event::restart("n1"));
-    let _: () = cluster.call(client, "n1", "sleep", &Pause { ms: 0 }).unwrap();
+    let _: () = cluster
+        .call(client, "n1", "sleep", &Pause { ms: 0 })
+        .unwrap();
     assert!(cluster.journal().to_string().contains("c2 -> n1"));
 }

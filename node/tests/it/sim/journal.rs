@@ -13,12 +13,19 @@ const fn ms(ms: u64) -> Duration {
 
 /// A number that is sent from `n1` to `n2`, one that is lost, and a crash.
 fn small() -> Cluster {
-    let mut cluster =
-        Cluster::builder(numbers).nodes(2).stagger(ms(0)).latency(Latency::Constant(ms(1))).build();
+    let mut cluster = Cluster::builder(numbers)
+        .nodes(2)
+        .stagger(ms(0))
+        .latency(Latency::Constant(ms(1)))
+        .build();
     let client = cluster.client();
     shower(&mut cluster, client, "n2", 1, 0);
     let latency = Latency::Constant(Duration::from_micros(1500));
-    cluster.apply(Event::Network(Network { latency, loss: 1.0, ..Network::default() }));
+    cluster.apply(Event::Network(Network {
+        latency,
+        loss: 1.0,
+        ..Network::default()
+    }));
     shower(&mut cluster, client, "n2", 1, 0);
     shower(&mut cluster, client, "n1", 1, 0);
     cluster.apply(Event::crash("n2"));
@@ -43,7 +50,9 @@ fn large() -> Cluster {
     let mut cluster = Cluster::builder(gossip).nodes(5).build();
     let client = cluster.client();
     for number in 0..50 {
-        let _: Json = cluster.call(client, "n1", "add", &Number { number }).unwrap();
+        let _: Json = cluster
+            .call(client, "n1", "add", &Number { number })
+            .unwrap();
     }
     cluster
 }
@@ -54,7 +63,10 @@ fn a_chart_of_a_large_journal_shows_its_end_and_says_so() {
     let chart = cluster.journal().chart().to_string();
     assert_eq!(chart.lines().count(), 202);
     let left_out = chart.lines().nth(1).unwrap();
-    assert!(left_out.ends_with("rows before these are left out"), "{left_out}");
+    assert!(
+        left_out.ends_with("rows before these are left out"),
+        "{left_out}"
+    );
     let all = cluster.journal().chart().last(usize::MAX).to_string();
     assert!(all.lines().count() > 2000 && !all.contains("left out"));
     let last = |chart: &str| chart.rsplit('#').next().unwrap().to_owned();
@@ -64,8 +76,21 @@ fn a_chart_of_a_large_journal_shows_its_end_and_says_so() {
 #[test]
 fn a_chart_shows_only_those_who_are_asked_for() {
     let cluster = large();
-    let chart = cluster.journal().chart().only(&["n2", "n4"]).last(10).to_string();
-    assert_eq!(chart.lines().next().unwrap().split_whitespace().collect::<Vec<_>>(), ["time/ms", "n2", "n4"]);
+    let chart = cluster
+        .journal()
+        .chart()
+        .only(&["n2", "n4"])
+        .last(10)
+        .to_string();
+    assert_eq!(
+        chart
+            .lines()
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .collect::<Vec<_>>(),
+        ["time/ms", "n2", "n4"]
+    );
     assert_eq!(chart.lines().count(), 12);
 }
 
@@ -73,14 +98,21 @@ fn a_chart_shows_only_those_who_are_asked_for() {
 fn stats_count_what_a_span_of_time_has() {
     let mut cluster = Cluster::builder(gossip).nodes(4).build();
     let client = cluster.client();
-    let _: Json = cluster.call(client, "n1", "add", &Number { number: 1 }).unwrap();
+    let _: Json = cluster
+        .call(client, "n1", "add", &Number { number: 1 })
+        .unwrap();
     cluster.run_for(Duration::from_secs(1));
     let half = cluster.now();
     let stats = cluster.journal().stats(..);
-    assert_eq!((stats.operations, stats.between_nodes, stats.with_services), (1, 24, 4));
+    assert_eq!(
+        (stats.operations, stats.between_nodes, stats.with_services),
+        (1, 24, 4)
+    );
     assert_eq!((stats.kinds["gossip"], stats.kinds["gossip_ok"]), (12, 12));
     for number in [1, 2] {
-        let _: Json = cluster.call(client, "n2", "add", &Number { number }).unwrap();
+        let _: Json = cluster
+            .call(client, "n2", "add", &Number { number })
+            .unwrap();
     }
     cluster.run_for(Duration::from_secs(1));
     let later = cluster.journal().stats(half..);
@@ -91,8 +123,11 @@ fn stats_count_what_a_span_of_time_has() {
 
 #[test]
 fn time_passes_until_what_is_waited_for_is_so() {
-    let mut cluster =
-        Cluster::builder(numbers).nodes(2).stagger(ms(0)).latency(Latency::Constant(ms(3))).build();
+    let mut cluster = Cluster::builder(numbers)
+        .nodes(2)
+        .stagger(ms(0))
+        .latency(Latency::Constant(ms(3)))
+        .build();
     let client = cluster.client();
     let operation = cluster.send(client, "n1", "numbers", &());
     assert!(cluster.poll::<Json>(operation).is_none());

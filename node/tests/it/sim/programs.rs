@@ -27,12 +27,23 @@ pub(crate) struct Shower {
 /// `shower` sends numbers to another node, `numbers` returns the received ones in
 /// order.
 pub(crate) fn numbers(node: &Node<Vec<u64>>) {
-    node.receive("number", async |node: Node<Vec<u64>>, request: Request<Number>| {
-        node.state().push(request.body.number);
+    node.receive(
+        "number",
+        async |node: Node<Vec<u64>>, request: Request<Number>| {
+            node.state().push(request.body.number);
+        },
+    );
+    node.handle("numbers", async |node, _: Request<Json>| {
+        Ok(Numbers {
+            numbers: node.state().clone(),
+        })
     });
-    node.handle("numbers", async |node, _: Request<Json>| Ok(Numbers { numbers: node.state().clone() }));
     node.handle("shower", async |node, request: Request<Shower>| {
-        let Shower { dest, count, pause_ms } = request.body;
+        let Shower {
+            dest,
+            count,
+            pause_ms,
+        } = request.body;
         for number in 0..count {
             node.send(&dest, "number", &Number { number })?;
             if pause_ms > 0 {
@@ -44,14 +55,21 @@ pub(crate) fn numbers(node: &Node<Vec<u64>>) {
 }
 
 pub(crate) fn shower(cluster: &mut Cluster, client: Client, dest: &str, count: u64, pause_ms: u64) {
-    let shower = Shower { dest: dest.into(), count, pause_ms };
+    let shower = Shower {
+        dest: dest.into(),
+        count,
+        pause_ms,
+    };
     let _: Json = cluster.call(client, "n1", "shower", &shower).unwrap();
     cluster.run_for(Duration::from_secs(1));
 }
 
 /// Returns the numbers that have reached a node.
 pub(crate) fn come(cluster: &mut Cluster, client: Client, node: &str) -> Vec<u64> {
-    cluster.call::<Numbers>(client, node, "numbers", &()).unwrap().numbers
+    cluster
+        .call::<Numbers>(client, node, "numbers", &())
+        .unwrap()
+        .numbers
 }
 
 /// Spreads each number to all nodes, and counts them in `lin-kv`.
@@ -65,7 +83,9 @@ pub(crate) fn gossip(node: &Node<BTreeSet<u64>>) {
         Ok(())
     });
     node.handle("numbers", async |node, _: Request<Json>| {
-        Ok(Numbers { numbers: node.state().iter().copied().collect() })
+        Ok(Numbers {
+            numbers: node.state().iter().copied().collect(),
+        })
     });
 }
 
@@ -74,7 +94,9 @@ fn spread(node: &Node<BTreeSet<u64>>, number: u64) {
         return;
     }
     for peer in node.peers() {
-        let call = node.call::<()>(peer, "gossip", &Number { number }).retry(Retry::default());
+        let call = node
+            .call::<()>(peer, "gossip", &Number { number })
+            .retry(Retry::default());
         node.spawn(async move { drop(call.await) });
     }
 }

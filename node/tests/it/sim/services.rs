@@ -31,12 +31,28 @@ fn read(cluster: &mut Cluster, client: Client, service: &str, key: &str) -> Resu
 }
 
 fn write(cluster: &mut Cluster, client: Client, service: &str, key: &str, value: u64) {
-    let _: Json = cluster.call(client, service, "write", &json!({"key": key, "value": value})).unwrap();
+    let _: Json = cluster
+        .call(
+            client,
+            service,
+            "write",
+            &json!({"key": key, "value": value}),
+        )
+        .unwrap();
 }
 
-fn cas(cluster: &mut Cluster, client: Client, service: &str, from: u64, to: u64) -> Result<(), ErrorCode> {
+fn cas(
+    cluster: &mut Cluster,
+    client: Client,
+    service: &str,
+    from: u64,
+    to: u64,
+) -> Result<(), ErrorCode> {
     let cas = json!({"key": "k", "from": from, "to": to});
-    cluster.call::<Json>(client, service, "cas", &cas).map(drop).map_err(|error| error.code)
+    cluster
+        .call::<Json>(client, service, "cas", &cas)
+        .map(drop)
+        .map_err(|error| error.code)
 }
 
 /// Checks that a property holds for at least one of a hundred seeds.
@@ -50,18 +66,33 @@ fn each_store_reads_writes_and_compares() {
     for service in ["lin-kv", "seq-kv", "lww-kv"] {
         let mut cluster = services(1);
         let client = cluster.client();
-        assert_eq!(read(&mut cluster, client, service, "k"), Err(ErrorCode::KeyDoesNotExist));
-        assert_eq!(cas(&mut cluster, client, service, 1, 2), Err(ErrorCode::KeyDoesNotExist));
+        assert_eq!(
+            read(&mut cluster, client, service, "k"),
+            Err(ErrorCode::KeyDoesNotExist)
+        );
+        assert_eq!(
+            cas(&mut cluster, client, service, 1, 2),
+            Err(ErrorCode::KeyDoesNotExist)
+        );
         write(&mut cluster, client, service, "k", 1);
         cluster.run_for(Duration::from_secs(2));
         assert_eq!(read(&mut cluster, client, service, "k"), Ok(1));
-        assert_eq!(cas(&mut cluster, client, service, 5, 6), Err(ErrorCode::PreconditionFailed));
+        assert_eq!(
+            cas(&mut cluster, client, service, 5, 6),
+            Err(ErrorCode::PreconditionFailed)
+        );
         assert_eq!(cas(&mut cluster, client, service, 1, 2), Ok(()));
         cluster.run_for(Duration::from_secs(2));
         assert_eq!(read(&mut cluster, client, service, "k"), Ok(2));
         let create = json!({"key": ["any", {"key": 1}], "from": null, "to": 7, "create_if_not_exists": true});
-        let created = cluster.call::<()>(client, service, "cas", &create).map_err(|error| error.code);
-        let expected = if service == "lww-kv" { Err(ErrorCode::KeyDoesNotExist) } else { Ok(()) };
+        let created = cluster
+            .call::<()>(client, service, "cas", &create)
+            .map_err(|error| error.code);
+        let expected = if service == "lww-kv" {
+            Err(ErrorCode::KeyDoesNotExist)
+        } else {
+            Ok(())
+        };
         assert_eq!(created, expected, "{service}");
     }
 }
@@ -71,7 +102,10 @@ fn a_malformed_request_is_refused_an_unknown_one_ignored() {
     let mut cluster = services(1);
     let client = cluster.client();
     let mut code = |service: &str, kind: &str| -> ErrorCode {
-        cluster.call::<Json>(client, service, kind, &json!({"value": 1})).unwrap_err().code
+        cluster
+            .call::<Json>(client, service, kind, &json!({"value": 1}))
+            .unwrap_err()
+            .code
     };
     assert_eq!(code("lin-kv", "delete"), ErrorCode::Timeout);
     assert_eq!(code("lin-tso", "read"), ErrorCode::Timeout);
@@ -99,8 +133,16 @@ impl Act {
         match self {
             Self::Read(read) => (read == value).then_some(value),
             Self::Write(value) => Some(value),
-            Self::Cas { from, to, is_done: true } => (from == value).then_some(to),
-            Self::Cas { from, is_done: false, .. } => (from != value).then_some(value),
+            Self::Cas {
+                from,
+                to,
+                is_done: true,
+            } => (from == value).then_some(to),
+            Self::Cas {
+                from,
+                is_done: false,
+                ..
+            } => (from != value).then_some(value),
         }
     }
 }
@@ -108,10 +150,15 @@ impl Act {
 /// Returns whether an order of the operations agrees with their times and results,
 /// by trying all orders (Wing and Gong, "Testing and verifying concurrent objects", 1993).
 fn is_linearizable(value: u64, open: &[Ended]) -> bool {
-    let Some(first_end) = open.iter().map(|operation| operation.ended).min() else { return true };
+    let Some(first_end) = open.iter().map(|operation| operation.ended).min() else {
+        return true;
+    };
     let is_next = |index: usize| {
         let operation = open[index];
-        let after = operation.act.after(value).filter(|_| operation.began <= first_end);
+        let after = operation
+            .act
+            .after(value)
+            .filter(|_| operation.began <= first_end);
         after.is_some_and(|after| {
             let rest = [&open[..index], &open[index + 1..]].concat();
             is_linearizable(after, &rest)
@@ -124,7 +171,9 @@ fn is_linearizable(value: u64, open: &[Ended]) -> bool {
 fn history(service: &str, seed: u64) -> Vec<Ended> {
     let mut cluster = services(seed);
     let clients = [cluster.client(), cluster.client(), cluster.client()];
-    clients.iter().for_each(|client| write(&mut cluster, *client, service, "k", 0));
+    clients
+        .iter()
+        .for_each(|client| write(&mut cluster, *client, service, "k", 0));
     cluster.run_for(Duration::from_secs(1));
     let mut sent: Vec<(Operation, Act)> = Vec::new();
     for round in 0..4 {
@@ -134,7 +183,11 @@ fn history(service: &str, seed: u64) -> Vec<Ended> {
                 0 => ("read", Act::Read(0), json!({"key": "k"})),
                 1 => ("write", Act::Write(to), json!({"key": "k", "value": to})),
                 _ => {
-                    let act = Act::Cas { from, to, is_done: false };
+                    let act = Act::Cas {
+                        from,
+                        to,
+                        is_done: false,
+                    };
                     ("cas", act, json!({"key": "k", "from": from, "to": to}))
                 }
             };
@@ -144,19 +197,27 @@ fn history(service: &str, seed: u64) -> Vec<Ended> {
         }
     }
     cluster.run_for(Duration::from_secs(1));
-    sent.into_iter().map(|(operation, act)| ended(&cluster, operation, act)).collect()
+    sent.into_iter()
+        .map(|(operation, act)| ended(&cluster, operation, act))
+        .collect()
 }
 
 fn ended(cluster: &Cluster, operation: Operation, act: Act) -> Ended {
     let act = match act {
         Act::Read(_) => Act::Read(cluster.poll::<Value>(operation).unwrap().unwrap().value),
         Act::Write(value) => Act::Write(value),
-        Act::Cas { from, to, .. } => {
-            Act::Cas { from, to, is_done: cluster.poll::<Json>(operation).unwrap().is_ok() }
-        }
+        Act::Cas { from, to, .. } => Act::Cas {
+            from,
+            to,
+            is_done: cluster.poll::<Json>(operation).unwrap().is_ok(),
+        },
     };
     let (began, ended) = cluster.span(operation).unwrap();
-    Ended { began, ended: ended.unwrap(), act }
+    Ended {
+        began,
+        ended: ended.unwrap(),
+        act,
+    }
 }
 
 #[test]
@@ -170,7 +231,9 @@ fn lin_kv_is_linearizable() {
 #[test]
 fn the_two_others_are_not() {
     for service in ["seq-kv", "lww-kv"] {
-        assert_some_seed("what is not linearizable", |seed| !is_linearizable(0, &history(service, seed)));
+        assert_some_seed("what is not linearizable", |seed| {
+            !is_linearizable(0, &history(service, seed))
+        });
     }
 }
 
@@ -180,7 +243,9 @@ fn read_after_anothers_write(service: &str, seed: u64) -> Vec<u64> {
     let (writer, reader) = (cluster.client(), cluster.client());
     write(&mut cluster, reader, service, "k", 0);
     (1..=10).for_each(|value| write(&mut cluster, writer, service, "k", value));
-    (0..20).map(|_| read(&mut cluster, reader, service, "k").unwrap()).collect()
+    (0..20)
+        .map(|_| read(&mut cluster, reader, service, "k").unwrap())
+        .collect()
 }
 
 #[test]
@@ -189,7 +254,9 @@ fn seq_kv_gives_stale_reads_that_never_go_back() {
         let seen = read_after_anothers_write("seq-kv", seed);
         assert!(seen.is_sorted(), "{seen:?}");
     });
-    assert_some_seed("a stale read", |seed| read_after_anothers_write("seq-kv", seed)[0] < 10);
+    assert_some_seed("a stale read", |seed| {
+        read_after_anothers_write("seq-kv", seed)[0] < 10
+    });
 }
 
 #[test]
@@ -225,8 +292,13 @@ fn seq_kv_shows_changes_of_all_keys_in_one_order() {
         is_behind
     };
     let count = RefCell::new(0);
-    sim::check(0..100, |seed| *count.borrow_mut() += u32::from(is_behind(seed)));
-    assert!(count.into_inner() > 0, "no seed of a hundred shows a stale read");
+    sim::check(0..100, |seed| {
+        *count.borrow_mut() += u32::from(is_behind(seed))
+    });
+    assert!(
+        count.into_inner() > 0,
+        "no seed of a hundred shows a stale read"
+    );
 }
 
 #[test]
@@ -234,7 +306,9 @@ fn seq_kv_never_loses_a_cas_although_some_fail_on_what_is_stale() {
     let failures = |seed| -> u64 {
         let mut cluster = services(seed);
         let clients = [cluster.client(), cluster.client(), cluster.client()];
-        clients.iter().for_each(|client| write(&mut cluster, *client, "seq-kv", "k", 0));
+        clients
+            .iter()
+            .for_each(|client| write(&mut cluster, *client, "seq-kv", "k", 0));
         let (mut done, mut failures) = (0, 0);
         for client in clients.into_iter().cycle().take(10_000) {
             let value = read(&mut cluster, client, "seq-kv", "k").unwrap();
@@ -257,7 +331,10 @@ fn seq_kv_never_loses_a_cas_although_some_fail_on_what_is_stale() {
     };
     let count = RefCell::new(0);
     sim::check(0..100, |seed| *count.borrow_mut() += failures(seed));
-    assert!(count.into_inner() > 0, "no cas of a hundred seeds fails on what is stale");
+    assert!(
+        count.into_inner() > 0,
+        "no cas of a hundred seeds fails on what is stale"
+    );
 }
 
 #[test]
@@ -282,8 +359,13 @@ fn lww_kv_comes_to_one_value_everywhere() {
         let client = cluster.client();
         (0..5).for_each(|value| write(&mut cluster, client, "lww-kv", "k", value));
         cluster.run_for(Duration::from_secs(1));
-        let seen: Vec<_> = (0..20).map(|_| read(&mut cluster, client, "lww-kv", "k")).collect();
-        assert!(seen[0].is_ok() && seen.iter().all(|value| *value == seen[0]), "{seen:?}");
+        let seen: Vec<_> = (0..20)
+            .map(|_| read(&mut cluster, client, "lww-kv", "k"))
+            .collect();
+        assert!(
+            seen[0].is_ok() && seen.iter().all(|value| *value == seen[0]),
+            "{seen:?}"
+        );
     });
 }
 
@@ -310,7 +392,9 @@ fn lww_kv_gives_stale_reads_that_may_go_back() {
         write(&mut cluster, client, "lww-kv", "k", 1);
         cluster.run_for(Duration::from_secs(1));
         write(&mut cluster, client, "lww-kv", "k", 2);
-        let seen: Vec<_> = (0..10).map(|_| read(&mut cluster, client, "lww-kv", "k").unwrap()).collect();
+        let seen: Vec<_> = (0..10)
+            .map(|_| read(&mut cluster, client, "lww-kv", "k").unwrap())
+            .collect();
         !seen.is_sorted()
     });
 }
@@ -324,7 +408,10 @@ struct Ts {
 fn lin_tso_gives_each_timestamp_once_and_greater_ones_later() {
     sim::check(0..100, |seed| {
         let latency = Latency::Exponential(ms(10));
-        let mut cluster = Cluster::builder(numbers).seed(seed).latency(latency).build();
+        let mut cluster = Cluster::builder(numbers)
+            .seed(seed)
+            .latency(latency)
+            .build();
         let clients = [cluster.client(), cluster.client(), cluster.client()];
         let mut asked = Vec::new();
         for index in 0..30 {
@@ -337,13 +424,21 @@ fn lin_tso_gives_each_timestamp_once_and_greater_ones_later() {
             .into_iter()
             .map(|operation| {
                 let (began, ended) = cluster.span(operation).unwrap();
-                (cluster.poll::<Ts>(operation).unwrap().unwrap().ts, (began, ended.unwrap()))
+                (
+                    cluster.poll::<Ts>(operation).unwrap().unwrap().ts,
+                    (began, ended.unwrap()),
+                )
             })
             .collect();
         assert_eq!(given.len(), 30);
         for (index, (began, _)) in given.values().enumerate() {
             // No call with a greater one had ended before.
-            assert!(given.values().skip(index + 1).all(|(_, ended)| ended > began));
+            assert!(
+                given
+                    .values()
+                    .skip(index + 1)
+                    .all(|(_, ended)| ended > began)
+            );
         }
     });
 }
@@ -362,7 +457,10 @@ fn text(outcome: Result<impl std::fmt::Debug, Error>) -> String {
 
 /// Runs every operation of a store.
 async fn use_store(kv: Kv, pause: impl AsyncFn()) -> Vec<String> {
-    let mut answers = vec![text(kv.read::<u64>("k").await), text(kv.find::<u64>("k").await)];
+    let mut answers = vec![
+        text(kv.read::<u64>("k").await),
+        text(kv.find::<u64>("k").await),
+    ];
     answers.push(text(kv.cas("k", 0, 1).await));
     answers.push(text(kv.write("k", 1).await));
     pause().await;
@@ -382,22 +480,29 @@ async fn use_store(kv: Kv, pause: impl AsyncFn()) -> Vec<String> {
 fn user(node: &Node<()>) {
     node.answer_within(Duration::from_secs(60));
     node.handle("try", async |node, _: Request<Json>| {
-        let retry = Retry { attempts: 40, ..Retry::default() };
+        let retry = Retry {
+            attempts: 40,
+            ..Retry::default()
+        };
         node.lin_kv().retry(retry).write("k", 1).await?;
         let answers = vec![text(node.lin_kv().retry(retry).read::<u64>("k").await)];
         node.lin_tso().retry(retry).timestamp().await?;
         Ok(Answers { answers })
     });
-    node.handle("use", async |node, request: Request<BTreeMap<String, Json>>| {
-        let service: String = request.body["service"].parse().unwrap();
-        let kv = match &*service {
-            "lin-kv" => node.lin_kv(),
-            "seq-kv" => node.seq_kv(),
-            _ => node.lww_kv(),
-        };
-        let answers = use_store(kv, async || node.sleep(Duration::from_millis(1100)).await).await;
-        Ok(Answers { answers })
-    });
+    node.handle(
+        "use",
+        async |node, request: Request<BTreeMap<String, Json>>| {
+            let service: String = request.body["service"].parse().unwrap();
+            let kv = match &*service {
+                "lin-kv" => node.lin_kv(),
+                "seq-kv" => node.seq_kv(),
+                _ => node.lww_kv(),
+            };
+            let answers =
+                use_store(kv, async || node.sleep(Duration::from_millis(1100)).await).await;
+            Ok(Answers { answers })
+        },
+    );
     node.handle("timestamps", async |node, _: Request<Json>| {
         let mut answers = Vec::new();
         for _ in 0..3 {
@@ -410,9 +515,13 @@ fn user(node: &Node<()>) {
 #[test]
 fn a_node_uses_the_stores_through_their_clients() {
     for service in ["lin-kv", "seq-kv", "lww-kv"] {
-        let mut cluster = Cluster::builder(user).client_timeout(Duration::from_secs(10)).build();
+        let mut cluster = Cluster::builder(user)
+            .client_timeout(Duration::from_secs(10))
+            .build();
         let client = cluster.client();
-        let Answers { answers } = cluster.call(client, "n1", "use", &json!({ "service": service })).unwrap();
+        let Answers { answers } = cluster
+            .call(client, "n1", "use", &json!({ "service": service }))
+            .unwrap();
         let expected = [
             "error 20",
             "None",
@@ -426,7 +535,11 @@ fn a_node_uses_the_stores_through_their_clients() {
             "(\"any\", \"value\")",
         ];
         assert_eq!(answers[..10], expected, "{service}");
-        let created = if service == "lww-kv" { ["error 20", "error 20"] } else { ["()", "error 22"] };
+        let created = if service == "lww-kv" {
+            ["error 20", "error 20"]
+        } else {
+            ["()", "error 22"]
+        };
         assert_eq!(answers[10..], created, "{service}");
     }
 }
@@ -434,7 +547,10 @@ fn a_node_uses_the_stores_through_their_clients() {
 #[test]
 fn a_client_of_a_service_retries_if_configured() {
     sim::check(0..20, |seed| {
-        let builder = Cluster::builder(user).seed(seed).loss(0.4).reach(Reach::Services);
+        let builder = Cluster::builder(user)
+            .seed(seed)
+            .loss(0.4)
+            .reach(Reach::Services);
         let mut cluster = builder.client_timeout(Duration::from_secs(60)).build();
         let client = cluster.client();
         let Answers { answers } = cluster.call(client, "n1", "try", &()).unwrap();

@@ -119,30 +119,41 @@ impl Pair {
 fn serve(node: &Node<()>, held: &Rc<()>) {
     let services = Services::new(node);
     let count = Rc::clone(held);
-    services.server_stream("Math", "Count", move |node: Node<()>, to: Numbers, sink: Sink<u64>| {
-        let held = Rc::clone(&count);
-        async move {
-            for n in 1..=to.n {
-                if to.wait_ms > 0 {
-                    node.sleep(Duration::from_millis(to.wait_ms)).await;
+    services.server_stream(
+        "Math",
+        "Count",
+        move |node: Node<()>, to: Numbers, sink: Sink<u64>| {
+            let held = Rc::clone(&count);
+            async move {
+                for n in 1..=to.n {
+                    if to.wait_ms > 0 {
+                        node.sleep(Duration::from_millis(to.wait_ms)).await;
+                    }
+                    sink.send(&n)?;
                 }
-                sink.send(&n)?;
+                drop(held);
+                Ok(())
             }
-            drop(held);
-            Ok(())
-        }
-    });
+        },
+    );
     services.server_stream("Math", "Mixed", async |_, (): (), sink: Sink<Value>| {
         sink.send(&1.into())?;
         sink.send(&"two".into())?;
         sink.send(&3.into())
     });
     let sums = Rc::clone(held);
-    services.bidi("Math", "Sum", move |_, _| Ok(Sum { sum: 0, _held: Rc::clone(&sums) }));
+    services.bidi("Math", "Sum", move |_, _| {
+        Ok(Sum {
+            sum: 0,
+            _held: Rc::clone(&sums),
+        })
+    });
 }
 
 async fn open(node: &Node<()>, method: &str, request: impl Serialize) -> ServerStream<u64> {
-    node.open_stream("server", "Math", method, &request).await.unwrap()
+    node.open_stream("server", "Math", method, &request)
+        .await
+        .unwrap()
 }
 
 async fn note_all(notes: &Notes, stream: &mut ServerStream<u64>) {
@@ -199,7 +210,9 @@ fn each_item_has_its_own_time_and_one_that_is_late_is_not_lost() {
         let slow = Numbers { n: 2, wait_ms: 700 };
         let mut stream = open(&node, "Count", slow).await;
         note_all(&notes, &mut stream).await;
-        let mut stream = open(&node, "Count", slow).await.timeout(Duration::from_millis(500));
+        let mut stream = open(&node, "Count", slow)
+            .await
+            .timeout(Duration::from_millis(500));
         note_all(&notes, &mut stream).await;
         note_all(&notes, &mut stream).await;
     });
@@ -255,8 +268,10 @@ fn a_stream_that_has_ended_is_not_cancelled_when_it_is_dropped() {
     let cancels = Rc::new(RefCell::new(0));
     let seen = Rc::clone(&cancels);
     let count_cancels = move |messages: Vec<Value>| {
-        *seen.borrow_mut() +=
-            messages.iter().filter(|message| message["body"]["type"] == "grpc_stream_cancel").count();
+        *seen.borrow_mut() += messages
+            .iter()
+            .filter(|message| message["body"]["type"] == "grpc_stream_cancel")
+            .count();
         messages
     };
     let mut pair = Pair::with_weather(count_cancels, async |node, notes| {
@@ -271,7 +286,15 @@ fn a_stream_that_has_ended_is_not_cancelled_when_it_is_dropped() {
 fn a_reader_that_falls_too_far_behind_is_told_and_the_stream_cancelled() {
     let items = ITEMS_MAX as u64;
     let mut pair = Pair::new(async move |node, notes| {
-        let mut stream = open(&node, "Count", Numbers { n: items + 50, wait_ms: 1 }).await;
+        let mut stream = open(
+            &node,
+            "Count",
+            Numbers {
+                n: items + 50,
+                wait_ms: 1,
+            },
+        )
+        .await;
         node.sleep(Duration::from_millis(items + 10)).await;
         for n in 1..=items {
             assert_eq!(stream.next().await, Ok(Some(n)));
@@ -288,7 +311,16 @@ fn the_client_reads_the_errors_of_the_server() {
     let mut pair = Pair::new(async |node, notes| {
         note_all(&notes, &mut open(&node, "None", FIVE).await).await;
         note_all(&notes, &mut open(&node, "Count", "five").await).await;
-        let mut idle = open(&node, "Count", Numbers { n: 1, wait_ms: 1_000_000 }).await.timeout(2 * IDLE_MAX);
+        let mut idle = open(
+            &node,
+            "Count",
+            Numbers {
+                n: 1,
+                wait_ms: 1_000_000,
+            },
+        )
+        .await
+        .timeout(2 * IDLE_MAX);
         note_all(&notes, &mut idle).await;
     });
     pair.expect(IDLE_MAX, "error 10 error 12 error 14");
@@ -363,8 +395,24 @@ async fn is_ready(mut future: std::pin::Pin<&mut impl Future>) -> bool {
 #[test]
 fn after_the_end_of_the_input_a_stream_is_waited_for_in_vain() {
     let mut pair = Pair::new(async |node, notes| {
-        let mut stream = open(&node, "Count", Numbers { n: 1, wait_ms: 5000 }).await;
-        let kept = open(&node, "Count", Numbers { n: 1, wait_ms: 5000 }).await;
+        let mut stream = open(
+            &node,
+            "Count",
+            Numbers {
+                n: 1,
+                wait_ms: 5000,
+            },
+        )
+        .await;
+        let kept = open(
+            &node,
+            "Count",
+            Numbers {
+                n: 1,
+                wait_ms: 5000,
+            },
+        )
+        .await;
         notes.kept.borrow_mut().push(kept);
         note_all(&notes, &mut stream).await;
     });
@@ -375,7 +423,11 @@ fn after_the_end_of_the_input_a_stream_is_waited_for_in_vain() {
     assert_eq!(client.next_timeout(), None);
     pair.notes.kept.borrow_mut().clear();
     let client = pair.net.machine("client");
-    assert_eq!((client.pending(), client.output_bytes()), (1, 0), "nobody is told");
+    assert_eq!(
+        (client.pending(), client.output_bytes()),
+        (1, 0),
+        "nobody is told"
+    );
     pair.net.remove("client");
 }
 
@@ -417,8 +469,14 @@ fn the_errors_of_a_conversation_are_those_of_its_calls() {
     let mut pair = Pair::new(async |node, notes| {
         let none = node.open_bidi::<u64, u64>("server", "Math", "None").await;
         notes.note(none.err().map(|error| i64::from(error.code)));
-        let mut stream: BidiStream<i64, u64> = node.open_bidi("server", "Math", "Sum").await.unwrap();
-        notes.note(stream.send(&-1).await.map_err(|error| i64::from(error.code)));
+        let mut stream: BidiStream<i64, u64> =
+            node.open_bidi("server", "Math", "Sum").await.unwrap();
+        notes.note(
+            stream
+                .send(&-1)
+                .await
+                .map_err(|error| i64::from(error.code)),
+        );
         notes.note(stream.send(&1).await.unwrap());
         let expired = async {
             node.sleep(2 * IDLE_MAX).await;

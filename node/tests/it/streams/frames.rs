@@ -1,19 +1,26 @@
 //! Frames: golden bytes, any cut of the bytes, and refusals.
 
 use bytes::{Bytes, BytesMut};
-use hark_node::stream::frame::{Frame, FrameCodec, FrameError, HEADER_BYTES, MESSAGE_BYTES_MAX_DEFAULT};
+use hark_node::stream::frame::{
+    Frame, FrameCodec, FrameError, HEADER_BYTES, MESSAGE_BYTES_MAX_DEFAULT,
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use tokio_util::codec::{Decoder as _, Encoder as _};
 
 fn frame(is_compressed: bool, message: &[u8]) -> Frame {
-    Frame { is_compressed, message: Bytes::copy_from_slice(message) }
+    Frame {
+        is_compressed,
+        message: Bytes::copy_from_slice(message),
+    }
 }
 
 fn encode(frames: &[Frame]) -> BytesMut {
     let mut bytes = BytesMut::new();
     for frame in frames {
-        FrameCodec::default().encode(frame.clone(), &mut bytes).unwrap();
+        FrameCodec::default()
+            .encode(frame.clone(), &mut bytes)
+            .unwrap();
     }
     bytes
 }
@@ -22,7 +29,10 @@ fn encode(frames: &[Frame]) -> BytesMut {
 fn check_golden(frame: Frame, bytes: &[u8]) {
     let mut encoded = encode(std::slice::from_ref(&frame));
     assert_eq!(&encoded[..], bytes);
-    assert_eq!(FrameCodec::default().decode(&mut encoded).unwrap(), Some(frame));
+    assert_eq!(
+        FrameCodec::default().decode(&mut encoded).unwrap(),
+        Some(frame)
+    );
     assert!(encoded.is_empty());
 }
 
@@ -30,7 +40,10 @@ fn check_golden(frame: Frame, bytes: &[u8]) {
 fn a_frame_has_these_bytes() {
     check_golden(frame(false, b""), &[0, 0, 0, 0, 0]);
     check_golden(frame(false, b"{}"), b"\x00\x00\x00\x00\x02{}");
-    check_golden(frame(true, &[7; 258]), &[&[1, 0, 0, 1, 2][..], &[7; 258]].concat());
+    check_golden(
+        frame(true, &[7; 258]),
+        &[&[1, 0, 0, 1, 2][..], &[7; 258]].concat(),
+    );
 }
 
 #[test]
@@ -41,7 +54,16 @@ fn a_message_over_the_bound_is_refused_when_its_header_is_there() {
     bytes.extend_from_slice(&[11]);
     let capacity = bytes.capacity();
     let refused = codec.decode(&mut bytes).unwrap_err();
-    assert!(matches!(refused, FrameError::TooLong { bytes: 11, bytes_max: 10 }), "{refused}");
+    assert!(
+        matches!(
+            refused,
+            FrameError::TooLong {
+                bytes: 11,
+                bytes_max: 10
+            }
+        ),
+        "{refused}"
+    );
     assert_eq!(bytes.capacity(), capacity);
 }
 
@@ -54,8 +76,14 @@ fn the_largest_message_passes_and_one_byte_more_does_not() {
     assert_eq!(codec.decode(&mut bytes).unwrap(), Some(largest));
 
     let mut bytes = BytesMut::from("before");
-    let refused = codec.encode(frame(false, &vec![1; MESSAGE_BYTES_MAX_DEFAULT + 1]), &mut bytes);
-    assert!(matches!(refused, Err(FrameError::TooLong { .. })), "{refused:?}");
+    let refused = codec.encode(
+        frame(false, &vec![1; MESSAGE_BYTES_MAX_DEFAULT + 1]),
+        &mut bytes,
+    );
+    assert!(
+        matches!(refused, Err(FrameError::TooLong { .. })),
+        "{refused:?}"
+    );
     assert_eq!(bytes, "before");
 }
 
@@ -64,7 +92,10 @@ fn an_unknown_flag_is_refused() {
     for flag in 2..=u8::MAX {
         let mut bytes = BytesMut::from(&[flag, 0, 0, 0, 0][..]);
         let refused = FrameCodec::default().decode(&mut bytes).unwrap_err();
-        assert!(matches!(refused, FrameError::UnknownFlag(unknown) if unknown == flag), "{refused}");
+        assert!(
+            matches!(refused, FrameError::UnknownFlag(unknown) if unknown == flag),
+            "{refused}"
+        );
     }
 }
 

@@ -21,12 +21,18 @@ pub(crate) struct Net {
 impl Net {
     pub(crate) fn new() -> Self {
         let weather = Box::new(std::convert::identity);
-        Self { machines: Vec::new(), weather, now: Duration::ZERO, received: Vec::new() }
+        Self {
+            machines: Vec::new(),
+            weather,
+            now: Duration::ZERO,
+            received: Vec::new(),
+        }
     }
 
     /// Adds a node that has its name and may send.
     pub(crate) fn add<S: Default + 'static>(&mut self, id: &str, program: impl FnOnce(&Node<S>)) {
-        self.machines.push((id.to_owned(), Machine::new(program, 1)));
+        self.machines
+            .push((id.to_owned(), Machine::new(program, 1)));
         let init = json!({"type": "init", "msg_id": 0, "node_id": id, "node_ids": [id]});
         self.post("c0", id, init);
         self.settle();
@@ -74,7 +80,11 @@ impl Net {
         let end = self.now + time;
         loop {
             self.settle();
-            let due = self.machines.iter().filter_map(|(_, machine)| machine.next_timeout()).min();
+            let due = self
+                .machines
+                .iter()
+                .filter_map(|(_, machine)| machine.next_timeout())
+                .min();
             self.now = due.unwrap_or(end).clamp(self.now, end);
             for (_, machine) in &mut self.machines {
                 machine.handle_timeout(self.now);
@@ -96,8 +106,12 @@ impl Net {
             if output.is_empty() {
                 return;
             }
-            let lines = output.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-            let messages = lines.map(|line| serde_json::from_slice(line).unwrap()).collect();
+            let lines = output
+                .split(|byte| *byte == b'\n')
+                .filter(|line| !line.is_empty());
+            let messages = lines
+                .map(|line| serde_json::from_slice(line).unwrap())
+                .collect();
             for message in (self.weather)(messages) {
                 self.deliver(message);
             }
@@ -105,7 +119,10 @@ impl Net {
     }
 
     fn deliver(&mut self, message: Value) {
-        let found = self.machines.iter_mut().find(|(name, _)| message["dest"] == **name);
+        let found = self
+            .machines
+            .iter_mut()
+            .find(|(name, _)| message["dest"] == **name);
         match found {
             Some((_, machine)) => machine.handle_line(self.now, message.to_string().as_bytes()),
             None => self.received.push(message),
@@ -113,7 +130,10 @@ impl Net {
     }
 
     fn take(&mut self) -> Vec<Value> {
-        let bodies = self.received.drain(..).map(|mut message| message["body"].take());
+        let bodies = self
+            .received
+            .drain(..)
+            .map(|mut message| message["body"].take());
         let without_id = |mut body: Value| {
             body.as_object_mut().unwrap().remove("msg_id");
             body

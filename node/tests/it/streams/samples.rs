@@ -71,7 +71,8 @@ fn a_lower_limit_ends_the_log_earlier() {
             r#"{"type": "grpc_stream_end", "status": "OK", "count": 1, "in_reply_to": 1, "msg_id": 2}"#,
         ],
     );
-    let end = r#"{"type": "grpc_stream_end", "status": "OK", "count": 0, "in_reply_to": 1, "msg_id": 1}"#;
+    let end =
+        r#"{"type": "grpc_stream_end", "status": "OK", "count": 0, "in_reply_to": 1, "msg_id": 1}"#;
     check(&[&watch(r#"{"filter": "ERROR", "limit": 0}"#)], &[end]);
     check(&[&watch(r#"{"filter": "NONE"}"#)], &[end]);
 }
@@ -93,11 +94,13 @@ fn without_a_filter_all_levels_are_watched() {
     let bodies = run_bodies(&[watch("{}")]);
     let (end, items) = bodies.split_last().unwrap();
     assert_eq!(end["count"], items.len());
-    let levels: Vec<_> = items.iter().map(|item| item["data"]["level"].as_str().unwrap()).collect();
+    let levels: Vec<_> = items
+        .iter()
+        .map(|item| item["data"]["level"].as_str().unwrap())
+        .collect();
     assert_eq!(levels.iter().filter(|level| **level == "ERROR").count(), 3);
     assert!(levels.iter().any(|level| *level != "ERROR"), "{levels:?}");
-    let without_request =
-        r#"{"type": "grpc_server_stream", "msg_id": 1, "service": "LogWatcher", "method": "WatchLogs"}"#;
+    let without_request = r#"{"type": "grpc_server_stream", "msg_id": 1, "service": "LogWatcher", "method": "WatchLogs"}"#;
     assert_eq!(run_bodies(&[without_request.to_owned()]), bodies);
 }
 

@@ -87,7 +87,11 @@ fn serve(node: &Node<()>, held: &Held) {
         let held = Rc::clone(&count);
         async move { count_to(&node, &to, &sink, held).await }
     });
-    services.server_stream("Json", "Echo", async |_, request: Json, sink: Sink<Json>| sink.send(&request));
+    services.server_stream(
+        "Json",
+        "Echo",
+        async |_, request: Json, sink: Sink<Json>| sink.send(&request),
+    );
     services.server_stream("Math", "Panic", async |_, _: Json, sink: Sink<u64>| {
         sink.send(&1)?;
         panic!("planted")
@@ -97,11 +101,19 @@ fn serve(node: &Node<()>, held: &Held) {
         if client == "banned" {
             return Err(Error::new(ErrorCode::Abort, "planted"));
         }
-        Ok(Sum { sum: 0, closes: Rc::clone(&closes) })
+        Ok(Sum {
+            sum: 0,
+            closes: Rc::clone(&closes),
+        })
     });
 }
 
-async fn count_to(node: &Node<()>, to: &Numbers, sink: &Sink<Number>, held: Held) -> Result<(), Error> {
+async fn count_to(
+    node: &Node<()>,
+    to: &Numbers,
+    sink: &Sink<Number>,
+    held: Held,
+) -> Result<(), Error> {
     for n in 1..=to.n {
         if to.wait_ms > 0 {
             node.sleep(Duration::from_millis(to.wait_ms)).await;
@@ -109,7 +121,11 @@ async fn count_to(node: &Node<()>, to: &Numbers, sink: &Sink<Number>, held: Held
         sink.send(&Number { n })?;
     }
     drop(held);
-    if to.n == 404 { Err(Error::new(ErrorCode::Other(1404), "planted")) } else { Ok(()) }
+    if to.n == 404 {
+        Err(Error::new(ErrorCode::Other(1404), "planted"))
+    } else {
+        Ok(())
+    }
 }
 
 /// Those that serve a stream now: all but the test and the two services.
@@ -157,8 +173,14 @@ fn close(id: u64, stream: &str) -> Value {
 /// The one answer is this error.
 #[track_caller]
 fn check_error(answers: &[Value], id: u64, code: i64) {
-    let [answer] = answers else { panic!("there is one answer: {answers:?}") };
-    assert_eq!((&answer["type"], &answer["code"]), (&json!("error"), &json!(code)), "{answer}");
+    let [answer] = answers else {
+        panic!("there is one answer: {answers:?}")
+    };
+    assert_eq!(
+        (&answer["type"], &answer["code"]),
+        (&json!("error"), &json!(code)),
+        "{answer}"
+    );
     assert_eq!(answer["in_reply_to"], json!(id), "{answer}");
 }
 
@@ -168,7 +190,10 @@ fn items_come_when_they_are_there_and_then_the_end() {
     assert!(net.send("c", "n1", count(7, 2, 100)).is_empty());
     assert_eq!(serving(&held), 1);
     assert_eq!(net.pass(Duration::from_millis(150)), [item(7, 1)]);
-    assert_eq!(net.pass(Duration::from_millis(100)), [item(7, 2), end(7, "OK", 2)]);
+    assert_eq!(
+        net.pass(Duration::from_millis(100)),
+        [item(7, 2), end(7, "OK", 2)]
+    );
     assert_eq!(serving(&held), 0);
 }
 
@@ -177,18 +202,27 @@ fn streams_of_one_client_run_side_by_side() {
     let (mut net, _) = net();
     net.send("c", "n1", count(1, 1, 200));
     net.send("c", "n1", count(2, 1, 100));
-    assert_eq!(net.pass(SECOND), [item(2, 1), end(2, "OK", 1), item(1, 1), end(1, "OK", 1)]);
+    assert_eq!(
+        net.pass(SECOND),
+        [item(2, 1), end(2, "OK", 1), item(1, 1), end(1, "OK", 1)]
+    );
 }
 
 #[test]
 fn a_cancelled_stream_ends_at_once_and_its_handler_is_dropped() {
     let (mut net, held) = net();
     net.send("c", "n1", count(7, 9, 100));
-    assert_eq!(net.pass(Duration::from_millis(250)), [item(7, 1), item(7, 2)]);
+    assert_eq!(
+        net.pass(Duration::from_millis(250)),
+        [item(7, 1), item(7, 2)]
+    );
     assert_eq!(net.send("c", "n1", cancel(8, 7)), [end(7, "CANCELLED", 2)]);
     assert_eq!(serving(&held), 0);
     assert!(net.pass(SECOND).is_empty());
-    assert!(net.send("c", "n1", cancel(9, 7)).is_empty(), "it may have crossed the end");
+    assert!(
+        net.send("c", "n1", cancel(9, 7)).is_empty(),
+        "it may have crossed the end"
+    );
 }
 
 #[test]
@@ -211,7 +245,8 @@ fn a_handler_that_fails_ends_its_stream_with_its_error() {
 fn a_panic_ends_one_server_stream_alone() {
     let (mut net, _) = net();
     net.send("c", "n1", count(1, 1, 100));
-    let panics = json!({"type": "grpc_server_stream", "msg_id": 2, "service": "Math", "method": "Panic"});
+    let panics =
+        json!({"type": "grpc_server_stream", "msg_id": 2, "service": "Math", "method": "Panic"});
     let answers = net.send("c", "n1", panics);
     assert_eq!(answers[0]["seq"], 1);
     check_error(&answers[1..], 2, 13);
@@ -221,11 +256,11 @@ fn a_panic_ends_one_server_stream_alone() {
 #[test]
 fn a_message_of_another_type_is_malformed() {
     let (mut net, held) = net();
-    let request = json!({"type": "grpc_server_stream", "msg_id": 1, "service": "Math", "method": "Count"});
+    let request =
+        json!({"type": "grpc_server_stream", "msg_id": 1, "service": "Math", "method": "Count"});
     check_error(&net.send("c", "n1", request), 1, 12);
     net.send("c", "n1", open(2));
-    let message =
-        json!({"type": "grpc_bidi_stream_send", "msg_id": 3, "stream_id": "s1", "data": {"n": "x"}});
+    let message = json!({"type": "grpc_bidi_stream_send", "msg_id": 3, "stream_id": "s1", "data": {"n": "x"}});
     check_error(&net.send("c", "n1", message), 3, 12);
     let nothing = json!({"type": "grpc_bidi_stream_send", "msg_id": 4, "stream_id": "s1"});
     check_error(&net.send("c", "n1", nothing), 4, 12);
@@ -239,16 +274,25 @@ fn a_message_of_another_type_is_malformed() {
 fn an_untyped_service_gets_what_was_sent() {
     let (mut net, _) = net();
     let mut machine = hark_node::Machine::new(|node| serve(node, &Held::default()), 0);
-    let init = r#"{"src": "c", "body": {"type": "init", "msg_id": 1, "node_id": "n1", "node_ids": []}}"#;
+    let init =
+        r#"{"src": "c", "body": {"type": "init", "msg_id": 1, "node_id": "n1", "node_ids": []}}"#;
     machine.handle_line(Duration::ZERO, init.as_bytes());
     let request = r#"{"src": "c", "body": {"type": "grpc_server_stream", "msg_id": 2, "service": "Json", "method": "Echo", "request": {"b": 1.00, "a": [null]}}}"#;
     machine.handle_line(Duration::ZERO, request.as_bytes());
     let mut output = Vec::new();
     machine.take_output(&mut output);
     let output = String::from_utf8(output).unwrap();
-    assert!(output.contains(r#""data": {"b": 1.00, "a": [null]}, "in_reply_to""#), "{output}");
-    let request = json!({"type": "grpc_server_stream", "msg_id": 1, "service": "Json", "method": "Echo"});
-    assert_eq!(net.send("c", "n1", request)[0]["data"], json!({}), "an empty request may be left out");
+    assert!(
+        output.contains(r#""data": {"b": 1.00, "a": [null]}, "in_reply_to""#),
+        "{output}"
+    );
+    let request =
+        json!({"type": "grpc_server_stream", "msg_id": 1, "service": "Json", "method": "Echo"});
+    assert_eq!(
+        net.send("c", "n1", request)[0]["data"],
+        json!({}),
+        "an empty request may be left out"
+    );
 }
 
 #[test]
@@ -258,7 +302,11 @@ fn a_request_that_the_network_doubles_is_served_once() {
     net.send("c", "n1", count(7, 1, 100));
     net.send("d", "n1", count(7, 1, 100));
     let answers = net.pass(SECOND);
-    assert_eq!(answers, [item(7, 1), end(7, "OK", 1), item(7, 1), end(7, "OK", 1)], "one for c, one for d");
+    assert_eq!(
+        answers,
+        [item(7, 1), end(7, "OK", 1), item(7, 1), end(7, "OK", 1)],
+        "one for c, one for d"
+    );
 }
 
 #[test]
@@ -269,7 +317,11 @@ fn a_stream_without_a_reader_is_not_served() {
         assert!(net.send("c", "n1", body).is_empty());
     }
     assert_eq!(serving(&held), 0);
-    assert_eq!(net.send("c", "n1", open(1)), [opened(1, "s1")], "no id was used up");
+    assert_eq!(
+        net.send("c", "n1", open(1)),
+        [opened(1, "s1")],
+        "no id was used up"
+    );
 }
 
 #[test]
@@ -325,7 +377,10 @@ fn a_half_closed_stream_still_answers_what_came_before() {
     assert!(net.send("c", "n1", close(4, "s1")).is_empty());
     check_error(&net.send("c", "n1", send(5, "s1", 1)), 5, 22);
     check_error(&net.send("c", "n1", close(6, "s1")), 6, 22);
-    assert_eq!(net.pass(SECOND), [received(2, 1000), received(3, 1001), end(4, "OK", 2)]);
+    assert_eq!(
+        net.pass(SECOND),
+        [received(2, 1000), received(3, 1001), end(4, "OK", 2)]
+    );
     assert_eq!(serving(&held), 0);
 }
 
@@ -348,8 +403,14 @@ fn messages_that_wait_for_a_service_are_bounded() {
     }
     check_error(&net.send("c", "n1", send(999, "s1", 1)), 999, 11);
     assert_eq!(net.pass(SECOND), [received(2, 1000)]);
-    assert!(net.send("c", "n1", send(999, "s1", 1)).is_empty(), "there is room for one again");
-    assert!(net.send("c", "n1", close(1000, "s1")).is_empty(), "a close needs no room");
+    assert!(
+        net.send("c", "n1", send(999, "s1", 1)).is_empty(),
+        "there is room for one again"
+    );
+    assert!(
+        net.send("c", "n1", close(1000, "s1")).is_empty(),
+        "a close needs no room"
+    );
 }
 
 #[test]
@@ -364,12 +425,20 @@ fn streams_are_bounded_in_number_for_each_client() {
     }
     check_error(&net.send("c", "n1", open(997)), 997, 11);
     check_error(&net.send("c", "n1", count(998, 1, 0)), 998, 11);
-    assert_eq!(net.send("d", "n1", count(1, 1, 0)).len(), 2, "others have their own");
+    assert_eq!(
+        net.send("d", "n1", count(1, 1, 0)).len(),
+        2,
+        "others have their own"
+    );
     assert_eq!(net.send("c", "n1", close(999, "s1")), [end(999, "OK", 0)]);
     assert_eq!(net.send("c", "n1", open(1000)).len(), 1);
     check_error(&net.send("c", "n1", open(1001)), 1001, 11);
     net.pass(SECOND);
-    assert_eq!(net.send("c", "n1", open(1002)).len(), 1, "what came to its end gives room");
+    assert_eq!(
+        net.send("c", "n1", open(1002)).len(),
+        1,
+        "what came to its end gives room"
+    );
 }
 
 #[test]
@@ -408,7 +477,10 @@ fn a_stream_whose_service_works_is_not_idle() {
     let long = u64::try_from((2 * IDLE_MAX).as_millis()).unwrap();
     net.send("c", "n1", send(2, "s1", long));
     assert_eq!(net.pass(2 * IDLE_MAX), [received(2, long)]);
-    assert_eq!(net.send("c", "n1", send(3, "s1", 1)), [received(3, long + 1)]);
+    assert_eq!(
+        net.send("c", "n1", send(3, "s1", 1)),
+        [received(3, long + 1)]
+    );
 }
 
 #[test]
@@ -416,7 +488,10 @@ fn a_server_stream_that_sends_nothing_for_too_long_ends() {
     let (mut net, held) = net();
     let nearly = u64::try_from((IDLE_MAX - SECOND).as_millis()).unwrap();
     net.send("c", "n1", count(1, 2, nearly));
-    assert_eq!(net.pass(2 * IDLE_MAX), [item(1, 1), item(1, 2), end(1, "OK", 2)]);
+    assert_eq!(
+        net.pass(2 * IDLE_MAX),
+        [item(1, 1), item(1, 2), end(1, "OK", 2)]
+    );
     net.send("c", "n1", count(2, 2, nearly + 2000));
     check_error(&net.pass(IDLE_MAX), 2, 14);
     assert_eq!(serving(&held), 0);
@@ -480,7 +555,11 @@ fn open_streams_do_not_keep_a_node_alive_and_end_with_it() {
     net.send("c", "n1", count(2, 2, 100));
     let now = net.now();
     net.machine("n1").handle_end(now);
-    assert_eq!(net.pass(SECOND), [item(2, 1), item(2, 2), end(2, "OK", 2)], "what sleeps goes on");
+    assert_eq!(
+        net.pass(SECOND),
+        [item(2, 1), item(2, 2), end(2, "OK", 2)],
+        "what sleeps goes on"
+    );
     assert_eq!(net.machine("n1").next_timeout(), None);
     net.remove("n1");
     assert_eq!(Rc::strong_count(&held), 1);

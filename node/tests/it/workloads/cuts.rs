@@ -19,7 +19,9 @@ fn read_all<R: DeserializeOwned>(cluster: &mut Cluster) -> Vec<R> {
     cluster.run_for(QUIET);
     let client = cluster.client();
     let ids = cluster.node_ids();
-    ids.iter().map(|node| cluster.call(client, node, "read", &()).unwrap()).collect()
+    ids.iter()
+        .map(|node| cluster.call(client, node, "read", &()).unwrap())
+        .collect()
 }
 
 /// Sends operations to all nodes in turn, 20 a second.
@@ -28,19 +30,26 @@ fn ask(cluster: &mut Cluster, count: i64, kind: &str, field: &str) -> BTreeSet<i
     let ids = cluster.node_ids();
     let mut asked = Vec::new();
     for (number, node) in (0..count).zip(ids.iter().cycle()) {
-        asked.push((number, cluster.send(client, node, kind, &json!({ field: number }))));
+        asked.push((
+            number,
+            cluster.send(client, node, kind, &json!({ field: number })),
+        ));
         cluster.run_for(Duration::from_millis(50));
     }
     cluster.run_for(Duration::from_secs(5));
-    let answered =
-        asked.iter().filter(|(_, operation)| matches!(cluster.poll::<()>(*operation), Some(Ok(()))));
+    let answered = asked
+        .iter()
+        .filter(|(_, operation)| matches!(cluster.poll::<()>(*operation), Some(Ok(()))));
     answered.map(|(number, _)| *number).collect()
 }
 
 #[test]
 fn a_set_on_40_nodes_converges_within_10_s() {
     sim::check(0..3, |seed| {
-        let mut cluster = Cluster::builder(g_set::program).nodes(NODES).seed(seed).build();
+        let mut cluster = Cluster::builder(g_set::program)
+            .nodes(NODES)
+            .seed(seed)
+            .build();
         let client = cluster.client();
         for (number, node) in (0..80).zip(cluster.node_ids().iter().cycle()) {
             cluster.send(client, node, "add", &json!({ "element": number }));
@@ -54,7 +63,10 @@ fn a_set_on_40_nodes_converges_within_10_s() {
 #[test]
 fn a_counter_on_40_nodes_converges_within_10_s() {
     sim::check(0..3, |seed| {
-        let mut cluster = Cluster::builder(pn_counter::program).nodes(NODES).seed(seed).build();
+        let mut cluster = Cluster::builder(pn_counter::program)
+            .nodes(NODES)
+            .seed(seed)
+            .build();
         let client = cluster.client();
         for (number, node) in (0..80).zip(cluster.node_ids().iter().cycle()) {
             cluster.send(client, node, "add", &json!({ "delta": number }));
@@ -68,7 +80,10 @@ fn a_counter_on_40_nodes_converges_within_10_s() {
 #[test]
 fn a_broadcast_answers_no_client_that_is_gone() {
     sim::check(0..3, |seed| {
-        let mut cluster = Cluster::builder(broadcast::program).nodes(5).seed(seed).build();
+        let mut cluster = Cluster::builder(broadcast::program)
+            .nodes(5)
+            .seed(seed)
+            .build();
         for (from, node) in [(2, "n1"), (20, "n3")] {
             cluster.at(Duration::from_secs(from), Event::isolate(node));
             cluster.at(Duration::from_secs(from + 12), Event::Heal);
@@ -84,7 +99,11 @@ fn a_broadcast_answers_no_client_that_is_gone() {
 fn a_broadcast_finds_a_way_round_a_cut() {
     sim::check(0..3, |seed| {
         let latency = Latency::Constant(Duration::from_millis(100));
-        let mut cluster = Cluster::builder(broadcast::program).nodes(25).seed(seed).latency(latency).build();
+        let mut cluster = Cluster::builder(broadcast::program)
+            .nodes(25)
+            .seed(seed)
+            .latency(latency)
+            .build();
         // Any two nodes may be neighbours.
         for _ in 0..20 {
             let (one, other) = (cluster.random_range(1..=25), cluster.random_range(1..=25));

@@ -28,9 +28,13 @@ impl Txn {
                 .filter(|earlier| earlier.0 == "append" && earlier.1 == op.1)
                 .map(|earlier| earlier.2.as_i64().unwrap())
                 .collect();
-            let mut list: Vec<i64> =
-                serde_json::from_value::<Option<_>>(op.2.clone()).unwrap().unwrap_or_default();
-            assert!(list.ends_with(&own), "a read lacks the transaction's own appends: {self:?}");
+            let mut list: Vec<i64> = serde_json::from_value::<Option<_>>(op.2.clone())
+                .unwrap()
+                .unwrap_or_default();
+            assert!(
+                list.ends_with(&own),
+                "a read lacks the transaction's own appends: {self:?}"
+            );
             list.truncate(list.len() - own.len());
             reads.push((op.1, list));
         }
@@ -39,7 +43,9 @@ impl Txn {
 }
 
 pub(super) fn lists_are_strict_serializable(seeds: Range<u64>) {
-    sim::check(seeds, |seed| check(&txn::run(txn_list_append::program, "append", seed).txns));
+    sim::check(seeds, |seed| {
+        check(&txn::run(txn_list_append::program, "append", seed).txns)
+    });
 }
 
 /// Panics unless a history is strict serializable. Its last transaction reads
@@ -53,29 +59,49 @@ fn check(history: &[Txn]) {
         .collect();
     let mut graph = Graph::new(history.len());
     for (key, list) in &lists {
-        let owner =
-            |value: &i64| *owners.get(&(*key, *value)).expect("a value that was refused or never sent");
-        list.windows(2).for_each(|pair| graph.add(owner(&pair[0]), owner(&pair[1])));
+        let owner = |value: &i64| {
+            *owners
+                .get(&(*key, *value))
+                .expect("a value that was refused or never sent")
+        };
+        list.windows(2)
+            .for_each(|pair| graph.add(owner(&pair[0]), owner(&pair[1])));
         let mut unique = list.clone();
         unique.sort_unstable();
         unique.dedup();
-        assert_eq!(unique.len(), list.len(), "a value is in list {key} twice: {list:?}");
+        assert_eq!(
+            unique.len(),
+            list.len(),
+            "a value is in list {key} twice: {list:?}"
+        );
     }
     for (place, txn) in history.iter().enumerate() {
         let Some(ended) = txn.ended else { continue };
-        let is_there = |(key, value): &(i64, i64)| lists.get(key).is_some_and(|list| list.contains(value));
-        assert!(txn.appends().all(|append| is_there(&append)), "an append is lost: {txn:?}");
+        let is_there =
+            |(key, value): &(i64, i64)| lists.get(key).is_some_and(|list| list.contains(value));
+        assert!(
+            txn.appends().all(|append| is_there(&append)),
+            "an append is lost: {txn:?}"
+        );
         for (key, read) in txn.reads() {
             let list = lists.get(&key).map_or(&[][..], Vec::as_slice);
-            assert!(list.starts_with(&read), "{read:?} is not the beginning of {list:?}");
+            assert!(
+                list.starts_with(&read),
+                "{read:?} is not the beginning of {list:?}"
+            );
             if let Some(last) = read.last() {
                 graph.add(owners[&(key, *last)], place);
             }
             if let Some(next) = list.get(read.len()) {
                 let owner = owners[&(key, *next)];
                 graph.add(place, owner);
-                let is_torn = read.last().is_some_and(|last| owners[&(key, *last)] == owner);
-                assert!(!is_torn || owner == place, "a read sees a part of a transaction: {txn:?}");
+                let is_torn = read
+                    .last()
+                    .is_some_and(|last| owners[&(key, *last)] == owner);
+                assert!(
+                    !is_torn || owner == place,
+                    "a read sees a part of a transaction: {txn:?}"
+                );
             }
         }
         for (later, other) in history.iter().enumerate() {
@@ -88,7 +114,10 @@ fn check(history: &[Txn]) {
     assert!(
         cycle.is_empty(),
         "no order: {:#?}",
-        cycle.iter().map(|place| &history[*place]).collect::<Vec<_>>()
+        cycle
+            .iter()
+            .map(|place| &history[*place])
+            .collect::<Vec<_>>()
     );
 }
 
@@ -96,7 +125,11 @@ fn check(history: &[Txn]) {
 fn serial_lists_pass() {
     check(&[
         txn(0, 1, &json!([["append", 1, 1], ["r", 1, [1]]])),
-        txn(0, 3, &json!([["r", 1, [1]], ["append", 1, 2], ["r", 2, null]])),
+        txn(
+            0,
+            3,
+            &json!([["r", 1, [1]], ["append", 1, 2], ["r", 2, null]]),
+        ),
         txn(4, 5, &json!([["r", 1, [1, 2]], ["r", 2, null]])),
     ]);
 }
@@ -134,11 +167,17 @@ fn half_of_a_transaction_is_found() {
 #[test]
 #[should_panic(expected = "an append is lost")]
 fn lost_appends_are_found() {
-    check(&[txn(0, 1, &json!([["append", 1, 1]])), txn(2, 3, &json!([["r", 1, null]]))]);
+    check(&[
+        txn(0, 1, &json!([["append", 1, 1]])),
+        txn(2, 3, &json!([["r", 1, null]])),
+    ]);
 }
 
 #[test]
 #[should_panic(expected = "twice")]
 fn doubled_appends_are_found() {
-    check(&[txn(0, 1, &json!([["append", 1, 1]])), txn(2, 3, &json!([["r", 1, [1, 1]]]))]);
+    check(&[
+        txn(0, 1, &json!([["append", 1, 1]])),
+        txn(2, 3, &json!([["r", 1, [1, 1]]])),
+    ]);
 }

@@ -90,15 +90,31 @@ impl Log {
     #[track_caller]
     fn check(&self) {
         let unique: BTreeSet<_> = self.messages.values().collect();
-        assert_eq!(unique.len(), self.messages.len(), "a message has two offsets: {:?}", self.messages);
+        assert_eq!(
+            unique.len(),
+            self.messages.len(),
+            "a message has two offsets: {:?}",
+            self.messages
+        );
         for one in &self.sent {
             let later = self.sent.iter().filter(|other| one.ended < other.began);
-            later.for_each(|other| assert!(one.offset < other.offset, "out of order: {one:?} {other:?}"));
+            later.for_each(|other| {
+                assert!(one.offset < other.offset, "out of order: {one:?} {other:?}")
+            });
         }
         for list in &self.listed {
-            let before = self.committed.iter().chain(&self.listed).filter(|known| known.ended < list.began);
-            before.for_each(|known| assert!(known.offset <= list.offset, "went back: {known:?} {list:?}"));
-            assert!(self.attempted.contains(&list.offset), "no client has committed {list:?}");
+            let before = self
+                .committed
+                .iter()
+                .chain(&self.listed)
+                .filter(|known| known.ended < list.began);
+            before.for_each(|known| {
+                assert!(known.offset <= list.offset, "went back: {known:?} {list:?}")
+            });
+            assert!(
+                self.attempted.contains(&list.offset),
+                "no client has committed {list:?}"
+            );
         }
     }
 }
@@ -109,7 +125,9 @@ pub(super) fn logs_keep_their_messages(seeds: Range<u64>) {
         let operations = storm.ask(|number| match asked(number) {
             (key, Asked::Send) => ("send", json!({"key": key, "msg": number})),
             (key, Asked::Poll { from }) => ("poll", json!({"offsets": {key: from}})),
-            (key, Asked::Commit { offset }) => ("commit_offsets", json!({"offsets": {key: offset}})),
+            (key, Asked::Commit { offset }) => {
+                ("commit_offsets", json!({"offsets": {key: offset}}))
+            }
             (key, Asked::List) => ("list_committed_offsets", json!({"keys": [key]})),
         });
         storm.answered(&operations);
@@ -118,7 +136,11 @@ pub(super) fn logs_keep_their_messages(seeds: Range<u64>) {
             let (key, asked) = asked(number);
             let log = logs.entry(key.clone()).or_default();
             let (began, ended) = storm.cluster.span(operation).unwrap();
-            let known = |offset| Known { began, ended: ended.unwrap(), offset };
+            let known = |offset| Known {
+                began,
+                ended: ended.unwrap(),
+                offset,
+            };
             match asked {
                 Asked::Send => {
                     if let Some(SendOk { offset }) = storm.end(operation) {
@@ -133,11 +155,16 @@ pub(super) fn logs_keep_their_messages(seeds: Range<u64>) {
                 }
                 Asked::Commit { offset } => {
                     log.attempted.insert(offset);
-                    log.committed.extend(storm.end::<()>(operation).map(|()| known(offset)));
+                    log.committed
+                        .extend(storm.end::<()>(operation).map(|()| known(offset)));
                 }
                 Asked::List => {
                     let listed = storm.end::<ListOk>(operation);
-                    log.listed.extend(listed.and_then(|listed| listed.offsets.get(&key).copied()).map(known));
+                    log.listed.extend(
+                        listed
+                            .and_then(|listed| listed.offsets.get(&key).copied())
+                            .map(known),
+                    );
                 }
             }
         }
@@ -148,9 +175,17 @@ pub(super) fn logs_keep_their_messages(seeds: Range<u64>) {
                 let polled: PollOk = storm.cluster.call(client, &node, "poll", &body).unwrap();
                 let messages = &polled.msgs[key];
                 log.take_poll(0, messages);
-                let sent = log.sent.iter().map(|sent| sent.offset).max().unwrap_or_default();
+                let sent = log
+                    .sent
+                    .iter()
+                    .map(|sent| sent.offset)
+                    .max()
+                    .unwrap_or_default();
                 let last = messages.last().map_or(0, |(offset, _)| *offset);
-                assert!(sent <= last, "{node} has lost the messages of {key} from {last} on");
+                assert!(
+                    sent <= last,
+                    "{node} has lost the messages of {key} from {last} on"
+                );
             }
         }
         logs.values().for_each(Log::check);
@@ -158,7 +193,11 @@ pub(super) fn logs_keep_their_messages(seeds: Range<u64>) {
 }
 
 fn known(began: u64, ended: u64, offset: u64) -> Known {
-    Known { began: Duration::from_secs(began), ended: Duration::from_secs(ended), offset }
+    Known {
+        began: Duration::from_secs(began),
+        ended: Duration::from_secs(ended),
+        offset,
+    }
 }
 
 #[test]
@@ -178,19 +217,32 @@ fn gaps_in_polls_are_found() {
 #[test]
 #[should_panic(expected = "a message has two offsets")]
 fn doubled_messages_are_found() {
-    Log { messages: BTreeMap::from([(0, 7), (1, 7)]), ..Log::default() }.check();
+    Log {
+        messages: BTreeMap::from([(0, 7), (1, 7)]),
+        ..Log::default()
+    }
+    .check();
 }
 
 #[test]
 #[should_panic(expected = "out of order")]
 fn offsets_against_time_are_found() {
-    Log { sent: vec![known(0, 1, 5), known(2, 3, 4)], ..Log::default() }.check();
+    Log {
+        sent: vec![known(0, 1, 5), known(2, 3, 4)],
+        ..Log::default()
+    }
+    .check();
 }
 
 #[test]
 #[should_panic(expected = "went back")]
 fn offsets_that_go_back_are_found() {
     let attempted = BTreeSet::from([3, 5]);
-    Log { committed: vec![known(0, 1, 5)], listed: vec![known(2, 3, 3)], attempted, ..Log::default() }
-        .check();
+    Log {
+        committed: vec![known(0, 1, 5)],
+        listed: vec![known(2, 3, 3)],
+        attempted,
+        ..Log::default()
+    }
+    .check();
 }

@@ -128,11 +128,23 @@ fn ids_are_unique_whatever_fails(seeds: Range<u64>) {
     sim::check(seeds, |seed| {
         let mut storm = Storm::new(unique_ids::program, seed);
         let operations = storm.ask(|_| ("generate", json!({})));
-        let ids: Vec<_> =
-            operations.iter().filter_map(|operation| storm.end::<Generated>(*operation)).collect();
-        assert!(ids.len() > operations.len() / 2, "only {} of {} were answered", ids.len(), operations.len());
+        let ids: Vec<_> = operations
+            .iter()
+            .filter_map(|operation| storm.end::<Generated>(*operation))
+            .collect();
+        assert!(
+            ids.len() > operations.len() / 2,
+            "only {} of {} were answered",
+            ids.len(),
+            operations.len()
+        );
         let unique: BTreeSet<_> = ids.iter().map(|generated| &generated.id).collect();
-        assert_eq!(unique.len(), ids.len(), "{ids:?}", ids = ids.iter().map(|id| &id.id).collect::<Vec<_>>());
+        assert_eq!(
+            unique.len(),
+            ids.len(),
+            "{ids:?}",
+            ids = ids.iter().map(|id| &id.id).collect::<Vec<_>>()
+        );
     });
 }
 
@@ -194,29 +206,47 @@ fn a_growing_counter_counts_all_and_nothing_twice(seeds: Range<u64>) {
 }
 
 /// All nodes agree on a sum of the answered operations, and perhaps of others.
-fn check_counter<S: Default + 'static>(program: fn(&Node<S>), delta: fn(i64) -> i64, seeds: Range<u64>) {
+fn check_counter<S: Default + 'static>(
+    program: fn(&Node<S>),
+    delta: fn(i64) -> i64,
+    seeds: Range<u64>,
+) {
     sim::check(seeds, |seed| {
         let mut storm = Storm::new(program, seed);
         let operations = storm.ask(|number| ("add", json!({ "delta": delta(number) })));
         let answered = storm.answered(&operations);
-        let sums: BTreeSet<i64> =
-            storm.cluster.node_ids().iter().map(|node| storm.read::<Sum>(node).value).collect();
+        let sums: BTreeSet<i64> = storm
+            .cluster
+            .node_ids()
+            .iter()
+            .map(|node| storm.read::<Sum>(node).value)
+            .collect();
         assert_eq!(sums.len(), 1, "the nodes do not agree: {sums:?}");
         // An unanswered operation may have been counted, or not.
-        let unknown =
-            (0..i64::try_from(operations.len()).unwrap()).filter(|number| !answered.contains(number));
+        let unknown = (0..i64::try_from(operations.len()).unwrap())
+            .filter(|number| !answered.contains(number));
         let (up, down): (Vec<_>, Vec<_>) = unknown.map(delta).partition(|delta| *delta > 0);
         let certain: i64 = answered.iter().copied().map(delta).sum();
-        let (least, most) = (certain + down.iter().sum::<i64>(), certain + up.iter().sum::<i64>());
+        let (least, most) = (
+            certain + down.iter().sum::<i64>(),
+            certain + up.iter().sum::<i64>(),
+        );
         let sum = sums.first().copied().unwrap();
-        assert!((least..=most).contains(&sum), "{sum} is not from {least} to {most}");
+        assert!(
+            (least..=most).contains(&sum),
+            "{sum} is not from {least} to {most}"
+        );
     });
 }
 
 #[test]
 fn a_counter_that_all_can_reach_is_exact() {
     sim::check(0..3, |seed| {
-        let mut cluster = Cluster::builder(pn_counter::program).nodes(5).seed(seed).duplication(0.5).build();
+        let mut cluster = Cluster::builder(pn_counter::program)
+            .nodes(5)
+            .seed(seed)
+            .duplication(0.5)
+            .build();
         let client = cluster.client();
         let ids = cluster.node_ids();
         let operations: Vec<Operation> = (0..100_usize)

@@ -76,7 +76,11 @@ impl Run {
             .reordering(0.2)
             .build();
         let client = cluster.client();
-        Self { cluster, client, asked: Vec::new() }
+        Self {
+            cluster,
+            client,
+            asked: Vec::new(),
+        }
     }
 
     fn below(&mut self, bound: u64) -> u64 {
@@ -95,8 +99,16 @@ impl Run {
         let (value, other) = (self.below(VALUES), self.below(VALUES));
         let (asked, kind, fields) = match self.below(3) {
             0 => (Asked::Read, "read", json!({ "key": key })),
-            1 => (Asked::Write(value), "write", json!({ "key": key, "value": value })),
-            _ => (Asked::Cas(value, other), "cas", json!({ "key": key, "from": value, "to": other })),
+            1 => (
+                Asked::Write(value),
+                "write",
+                json!({ "key": key, "value": value }),
+            ),
+            _ => (
+                Asked::Cas(value, other),
+                "cas",
+                json!({ "key": key, "from": value, "to": other }),
+            ),
         };
         let operation = self.cluster.send(self.client, &node, kind, &fields);
         self.asked.push((key, asked, operation));
@@ -143,10 +155,17 @@ impl Run {
         for (key, asked, operation) in &self.asked {
             let (began, ended) = self.cluster.span(*operation).unwrap();
             let is_open = || Err(Error::new(ErrorCode::Timeout, "no reply yet"));
-            let end = self.cluster.poll::<Json>(*operation).unwrap_or_else(is_open);
+            let end = self
+                .cluster
+                .poll::<Json>(*operation)
+                .unwrap_or_else(is_open);
             if let Some((operation, is_known)) = act(*asked, end) {
                 let ended = ended.filter(|_| is_known);
-                histories.entry(*key).or_default().push(Invocation { began, ended, operation });
+                histories.entry(*key).or_default().push(Invocation {
+                    began,
+                    ended,
+                    operation,
+                });
             }
         }
         histories
@@ -157,17 +176,29 @@ impl Run {
         let is_decided = |operation: &Operation| match self.cluster.poll::<Json>(*operation) {
             Some(Ok(_)) => true,
             Some(Err(error)) => {
-                matches!(error.code, ErrorCode::KeyDoesNotExist | ErrorCode::PreconditionFailed)
+                matches!(
+                    error.code,
+                    ErrorCode::KeyDoesNotExist | ErrorCode::PreconditionFailed
+                )
             }
             None => false,
         };
-        (self.asked.iter().filter(|(_, _, operation)| is_decided(operation)).count(), self.asked.len())
+        (
+            self.asked
+                .iter()
+                .filter(|(_, _, operation)| is_decided(operation))
+                .count(),
+            self.asked.len(),
+        )
     }
 
     #[track_caller]
     pub(crate) fn assert_linearizable(&self) {
         for (key, history) in self.histories() {
-            assert!(is_linearizable(None, &history, step), "key {key} is not linearizable: {history:#?}");
+            assert!(
+                is_linearizable(None, &history, step),
+                "key {key} is not linearizable: {history:#?}"
+            );
         }
     }
 }
@@ -176,21 +207,45 @@ impl Run {
 /// request certainly had no effect.
 fn act(asked: Asked, end: Result<Json, Error>) -> Option<(Act, bool)> {
     match (asked, end) {
-        (Asked::Read, Ok(body)) => Some((Act::Read(Some(body.parse::<Value>().unwrap().value)), true)),
+        (Asked::Read, Ok(body)) => {
+            Some((Act::Read(Some(body.parse::<Value>().unwrap().value)), true))
+        }
         (Asked::Read, Err(error)) if error.code == ErrorCode::KeyDoesNotExist => {
             Some((Act::Read(None), true))
         }
         (Asked::Read, Err(_)) => None,
         (Asked::Write(value), end) => {
-            let is_possible = end.as_ref().err().is_none_or(|error| !error.code.is_definite());
+            let is_possible = end
+                .as_ref()
+                .err()
+                .is_none_or(|error| !error.code.is_definite());
             is_possible.then_some((Act::Write(value), end.is_ok()))
         }
-        (Asked::Cas(from, to), Ok(_)) => Some((Act::Cas { from, to, is_done: true }, true)),
+        (Asked::Cas(from, to), Ok(_)) => Some((
+            Act::Cas {
+                from,
+                to,
+                is_done: true,
+            },
+            true,
+        )),
         (Asked::Cas(from, to), Err(error)) => match error.code {
-            ErrorCode::KeyDoesNotExist | ErrorCode::PreconditionFailed => {
-                Some((Act::Cas { from, to, is_done: false }, true))
-            }
-            code => (!code.is_definite()).then_some((Act::Cas { from, to, is_done: true }, false)),
+            ErrorCode::KeyDoesNotExist | ErrorCode::PreconditionFailed => Some((
+                Act::Cas {
+                    from,
+                    to,
+                    is_done: false,
+                },
+                true,
+            )),
+            code => (!code.is_definite()).then_some((
+                Act::Cas {
+                    from,
+                    to,
+                    is_done: true,
+                },
+                false,
+            )),
         },
     }
 }
@@ -199,8 +254,16 @@ fn step(value: &Option<u64>, act: &Act) -> Option<Option<u64>> {
     match *act {
         Act::Read(read) => (read == *value).then_some(*value),
         Act::Write(value) => Some(Some(value)),
-        Act::Cas { from, to, is_done: true } => (*value == Some(from)).then_some(Some(to)),
-        Act::Cas { from, is_done: false, .. } => (*value != Some(from)).then_some(*value),
+        Act::Cas {
+            from,
+            to,
+            is_done: true,
+        } => (*value == Some(from)).then_some(Some(to)),
+        Act::Cas {
+            from,
+            is_done: false,
+            ..
+        } => (*value != Some(from)).then_some(*value),
     }
 }
 
@@ -210,5 +273,8 @@ pub(crate) fn check(program: impl Fn(&Node<()>) + 'static, seed: u64) {
     run.storm();
     run.assert_linearizable();
     let (decided, asked) = run.decided();
-    assert!(decided > asked / 4, "only {decided} of {asked} were decided");
+    assert!(
+        decided > asked / 4,
+        "only {decided} of {asked} were decided"
+    );
 }

@@ -27,7 +27,10 @@ pub(crate) struct Storm {
 impl Storm {
     /// Messages are lost, doubled and reordered; twice the nodes are split, and
     /// twice one crashes, with time to recover in between.
-    pub(crate) fn new<S: Default + 'static>(program: impl Fn(&Node<S>) + 'static, seed: u64) -> Self {
+    pub(crate) fn new<S: Default + 'static>(
+        program: impl Fn(&Node<S>) + 'static,
+        seed: u64,
+    ) -> Self {
         let mut cluster = Cluster::builder(program)
             .nodes(NODES)
             .seed(seed)

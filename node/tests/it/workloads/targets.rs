@@ -31,7 +31,10 @@ fn observed(program: fn(&Node<State>), seen: &Seen) -> impl Fn(&Node<State>) + u
             if before.len() < node.state().seen.len() {
                 let now = node.state().seen.clone();
                 for message in now.difference(&before) {
-                    seen.borrow_mut().entry(*message).or_default().push(node.now());
+                    seen.borrow_mut()
+                        .entry(*message)
+                        .or_default()
+                        .push(node.now());
                 }
                 *before = now;
             }
@@ -64,7 +67,10 @@ fn measure(program: fn(&Node<State>)) -> (f64, Duration, Duration) {
     cluster.run_for(Duration::from_secs(3));
     for node in &ids {
         let read: Json = cluster.call(client, node, "read", &json!({})).unwrap();
-        assert!(read.text().contains(&(REQUESTS - 2).to_string()), "{node} lacks the last message");
+        assert!(
+            read.text().contains(&(REQUESTS - 2).to_string()),
+            "{node} lacks the last message"
+        );
     }
     let seen = seen.borrow();
     assert_eq!(seen.len(), usize::try_from(REQUESTS / 2).unwrap());

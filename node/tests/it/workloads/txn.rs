@@ -41,7 +41,11 @@ fn request(write: &str, number: i64) -> Vec<Op> {
             if below(2, number, counter * 2 + 1) == 0 {
                 Op("r".into(), key, Value::Null)
             } else {
-                Op(write.into(), key, json!(number * 10 + i64::try_from(counter).unwrap()))
+                Op(
+                    write.into(),
+                    key,
+                    json!(number * 10 + i64::try_from(counter).unwrap()),
+                )
             }
         })
         .collect()
@@ -59,7 +63,11 @@ pub(super) struct History {
 }
 
 /// Runs transactions under faults.
-pub(super) fn run<S: Default + 'static>(program: fn(&Node<S>), write: &'static str, seed: u64) -> History {
+pub(super) fn run<S: Default + 'static>(
+    program: fn(&Node<S>),
+    write: &'static str,
+    seed: u64,
+) -> History {
     let mut storm = Storm::new(program, seed);
     let operations = storm.ask(|number| ("txn", json!({ "txn": request(write, number) })));
     let answered = storm.answered(&operations).len();
@@ -67,24 +75,50 @@ pub(super) fn run<S: Default + 'static>(program: fn(&Node<S>), write: &'static s
     for (number, operation) in (0..).zip(&operations) {
         let (began, ended) = storm.cluster.span(*operation).unwrap();
         match storm.cluster.poll::<TxnOk>(*operation) {
-            Some(Ok(TxnOk { txn })) => txns.push(Txn { began, ended, ops: txn }),
+            Some(Ok(TxnOk { txn })) => txns.push(Txn {
+                began,
+                ended,
+                ops: txn,
+            }),
             Some(Err(error)) if error.code.is_definite() => {}
-            _ => txns.push(Txn { began, ended: None, ops: request(write, number) }),
+            _ => txns.push(Txn {
+                began,
+                ended: None,
+                ops: request(write, number),
+            }),
         }
     }
-    let all: Vec<_> = (0..i64::try_from(KEYS).unwrap()).map(|key| json!(["r", key, null])).collect();
+    let all: Vec<_> = (0..i64::try_from(KEYS).unwrap())
+        .map(|key| json!(["r", key, null]))
+        .collect();
     for node in storm.cluster.node_ids() {
         let client = storm.cluster.client();
         let began = storm.cluster.now();
-        let read: TxnOk = storm.cluster.call(client, &node, "txn", &json!({ "txn": all })).unwrap();
-        txns.push(Txn { began, ended: Some(storm.cluster.now()), ops: read.txn });
+        let read: TxnOk = storm
+            .cluster
+            .call(client, &node, "txn", &json!({ "txn": all }))
+            .unwrap();
+        txns.push(Txn {
+            began,
+            ended: Some(storm.cluster.now()),
+            ops: read.txn,
+        });
     }
-    History { txns, cluster: storm.cluster, answered, asked: operations.len() }
+    History {
+        txns,
+        cluster: storm.cluster,
+        answered,
+        asked: operations.len(),
+    }
 }
 
 /// A transaction from one second to another.
 pub(super) fn txn(began: u64, ended: u64, ops: &Value) -> Txn {
     let seconds = Duration::from_secs;
     let ops = serde_json::from_value(ops.clone()).unwrap();
-    Txn { began: seconds(began), ended: Some(seconds(ended)), ops }
+    Txn {
+        began: seconds(began),
+        ended: Some(seconds(ended)),
+        ops,
+    }
 }

@@ -62,21 +62,34 @@ impl CommandContext {
 
     async fn hello(self, version: u32, session: SessionToken) -> Result<Done, Fault> {
         if version != VERSION {
-            let refusal = Refusal::new(Code::BadRequest, "this server speaks version 1 of the protocol");
+            let refusal = Refusal::new(
+                Code::BadRequest,
+                "this server speaks version 1 of the protocol",
+            );
             return Ok(Done::NoSession(refusal.into()));
         }
         let from = self.chat.network(self.address);
-        let opened = self.chat.send_sessions.open(session, from, self.shutdown).await;
+        let opened = self
+            .chat
+            .send_sessions
+            .open(session, from, self.shutdown)
+            .await;
         Ok(opened.map_or_else(Done::NoSession, Done::Hello))
     }
 
     async fn create(self, user: UserName, password: Option<Password>) -> Result<Done, Fault> {
-        let created = self.chat.create(self.address, self.user.as_ref(), &user, password).await?;
+        let created = self
+            .chat
+            .create(self.address, self.user.as_ref(), &user, password)
+            .await?;
         Ok(Done::Creating(user, created))
     }
 
     async fn login(self, user: UserName, password: Option<Password>) -> Result<Done, Fault> {
-        self.chat.login(self.address, user, password).await.map(Done::LoggedIn)
+        self.chat
+            .login(self.address, user, password)
+            .await
+            .map(Done::LoggedIn)
     }
 
     async fn connect(self, user: UserName, password: Option<Password>) -> Result<Done, Fault> {
@@ -84,17 +97,31 @@ impl CommandContext {
         Ok(Done::Receiving(authenticated, subscription))
     }
 
-    async fn set_password(self, user: UserName, old: Option<Password>, new: Password) -> Result<Done, Fault> {
-        self.chat.set_password(self.address, self.user.as_ref(), user, old, new).await.map(Done::Reply)
+    async fn set_password(
+        self,
+        user: UserName,
+        old: Option<Password>,
+        new: Password,
+    ) -> Result<Done, Fault> {
+        self.chat
+            .set_password(self.address, self.user.as_ref(), user, old, new)
+            .await
+            .map(Done::Reply)
     }
 
     async fn delete(self, user: UserName, password: Option<Password>) -> Result<Done, Fault> {
-        self.chat.delete(self.address, self.user.as_ref(), user, password).await.map(Done::Reply)
+        self.chat
+            .delete(self.address, self.user.as_ref(), user, password)
+            .await
+            .map(Done::Reply)
     }
 
     async fn list(self, pattern: Option<ByteString>) -> Result<Done, Fault> {
         self.chat.may_list(self.user.as_ref()).await?;
-        self.chat.list(self.address, pattern).await.map(Done::Replies)
+        self.chat
+            .list(self.address, pattern)
+            .await
+            .map(Done::Replies)
     }
 }
 
@@ -102,7 +129,13 @@ impl CommandContext {
 pub(super) fn wait_for_room(chat: &Chat, append: Append) -> Operation {
     let (room, units) = (Arc::clone(&chat.room), super::sends::units(&append.text));
     Box::pin(async move {
-        let permit = room.acquire_many_owned(units).await.map_err(|_| Unavailable)?;
-        Ok(Done::RoomFor(Box::new(Append { permit: Some(permit), ..append })))
+        let permit = room
+            .acquire_many_owned(units)
+            .await
+            .map_err(|_| Unavailable)?;
+        Ok(Done::RoomFor(Box::new(Append {
+            permit: Some(permit),
+            ..append
+        })))
     })
 }

@@ -17,8 +17,8 @@ use std::task::{Context, Poll, ready};
 use bytestring::ByteString;
 use hark_protocol::limits::{SENDS_UNANSWERED_MAX, VERSION};
 use hark_protocol::{
-    ByeReason, Code, Malformed, OkFields, Refusal, Reply, Request, RequestId, Sequence, SessionToken,
-    UserName,
+    ByeReason, Code, Malformed, OkFields, Refusal, Reply, Request, RequestId, Sequence,
+    SessionToken, UserName,
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -120,7 +120,10 @@ impl ClientConnection {
     /// Charges its requests to `limiter`, besides that of its user.
     #[must_use]
     pub fn limited_by(self, limiter: Option<Arc<RateLimiter>>) -> Self {
-        Self { throttle: self.throttle.limited_by(limiter), ..self }
+        Self {
+            throttle: self.throttle.limited_by(limiter),
+            ..self
+        }
     }
 
     /// Sends in `session` without a `hello`. Any number of connections may send in it at
@@ -150,7 +153,9 @@ impl ClientConnection {
     /// Returns whether a push is unacknowledged.
     #[must_use]
     pub fn awaits_ack(&self) -> bool {
-        self.inbox_reader.as_ref().is_some_and(|reader| reader.window().awaits_ack())
+        self.inbox_reader
+            .as_ref()
+            .is_some_and(|reader| reader.window().awaits_ack())
     }
 
     /// Returns the time at which to poll even without a wake-up.
@@ -159,8 +164,14 @@ impl ClientConnection {
         if self.stage != ConnectionStage::Open {
             return None;
         }
-        let retry_at = self.inbox_reader.as_ref().and_then(|reader| reader.window().retry_at());
-        [self.throttle.paused_until(), retry_at].into_iter().flatten().min()
+        let retry_at = self
+            .inbox_reader
+            .as_ref()
+            .and_then(|reader| reader.window().retry_at());
+        [self.throttle.paused_until(), retry_at]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Returns the end of the pause by a rate limit.
@@ -184,19 +195,28 @@ impl ClientConnection {
             self.flush_sends();
         }
         match request {
-            Err(Malformed { refusal, is_hello: true }) => self.refuse_hello(id, refusal),
+            Err(Malformed {
+                refusal,
+                is_hello: true,
+            }) => self.refuse_hello(id, refusal),
             Err(malformed) => self.answer(id, PendingReply::Reply(Reply::NotOk(malformed.refusal))),
             Ok(Request::Ack { sequence }) => self.handle_ack(sequence),
             Ok(Request::Ping) => self.answer(id, PendingReply::Reply(Reply::Ok(OkFields::none()))),
             Ok(Request::Send { user, text }) => self.send(id, user, text),
             // The store may delay sends of an account.
-            Ok(Request::Create { user, password: None })
-                if self.chat.is_creation_open(&user) && (self.user.is_none() || self.answers.is_empty()) =>
+            Ok(Request::Create {
+                user,
+                password: None,
+            }) if self.chat.is_creation_open(&user)
+                && (self.user.is_none() || self.answers.is_empty()) =>
             {
                 self.create_open(id, user);
             }
             Ok(Request::Hello { .. }) if !is_fresh => {
-                self.refuse_hello(id, Refusal::new(Code::BadRequest, "hello must be the first request"));
+                self.refuse_hello(
+                    id,
+                    Refusal::new(Code::BadRequest, "hello must be the first request"),
+                );
             }
             Ok(request) => self.waiting = Some((id, request).into()),
         }
@@ -224,7 +244,13 @@ impl ClientConnection {
             text,
         };
         match Arc::clone(&self.chat.room).try_acquire_many_owned(units(&append.text)) {
-            Ok(permit) => self.append(id, Append { permit: Some(permit), ..append }),
+            Ok(permit) => self.append(
+                id,
+                Append {
+                    permit: Some(permit),
+                    ..append
+                },
+            ),
             Err(_) => self.operation = Some((id, commands::wait_for_room(&self.chat, append))),
         }
     }
@@ -243,11 +269,27 @@ impl ClientConnection {
         }
         // If the budget is exhausted, the request waits instead.
         let Ok(room) = Arc::clone(&self.chat.room).try_acquire_owned() else {
-            self.waiting = Some((id, Request::Create { user, password: None }).into());
+            self.waiting = Some(
+                (
+                    id,
+                    Request::Create {
+                        user,
+                        password: None,
+                    },
+                )
+                    .into(),
+            );
             return;
         };
         let created = self.chat.store.create(&user, None);
-        self.answer(id, PendingReply::Created { user, created, _room: Some(room) });
+        self.answer(
+            id,
+            PendingReply::Created {
+                user,
+                created,
+                _room: Some(room),
+            },
+        );
     }
 
     /// Passes the burst of sends to the store.
@@ -257,7 +299,11 @@ impl ClientConnection {
 
     /// Acknowledges every push, for a framing without acknowledgements (classic).
     pub fn acknowledge_all(&mut self) {
-        if let Some(pushed) = self.inbox_reader.as_ref().map(|reader| reader.window().pushed()) {
+        if let Some(pushed) = self
+            .inbox_reader
+            .as_ref()
+            .map(|reader| reader.window().pushed())
+        {
             self.handle_ack(pushed);
         }
     }
@@ -271,7 +317,9 @@ impl ClientConnection {
     pub fn acknowledge(&mut self, sequence: Sequence) -> Result<(), NeverPushed> {
         match &mut self.inbox_reader {
             Some(reader) => reader.acknowledge(sequence, &*self.chat.store),
-            None => Err(NeverPushed { highest: Sequence(0) }),
+            None => Err(NeverPushed {
+                highest: Sequence(0),
+            }),
         }
     }
 
@@ -333,14 +381,20 @@ impl ClientConnection {
             Ok(Request::Send { text, .. }) => text.len(),
             _ => 0,
         };
-        let user = self.user.as_ref().map(|authenticated| &authenticated.account.name);
+        let user = self
+            .user
+            .as_ref()
+            .map(|authenticated| &authenticated.account.name);
         self.throttle.charge_request(bytes, user, &self.chat.users);
     }
 
     /// Sets the identity of the connection. The login counts as a command of the user, so
     /// that a second connection does not evade the user's rate limit.
     fn become_user(&mut self, authenticated: Authenticated) {
-        let Authenticated { account, by_password } = &authenticated;
+        let Authenticated {
+            account,
+            by_password,
+        } = &authenticated;
         self.throttle.charge_login(&account.name, &self.chat.users);
         audit::logged_in(&account.name, *by_password, self.address);
         self.user = Some(authenticated);
@@ -348,7 +402,9 @@ impl ClientConnection {
 
     /// Returns the account of the user.
     fn account(&self) -> Option<&Account> {
-        self.user.as_ref().map(|authenticated| &authenticated.account)
+        self.user
+            .as_ref()
+            .map(|authenticated| &authenticated.account)
     }
 
     fn bye(&mut self, end: End) -> ByeReason {
@@ -381,7 +437,8 @@ impl ClientConnection {
         let id = *id;
         let reply = match answer {
             PendingReply::Reply(reply) => std::mem::replace(reply, Reply::Ok(OkFields::none())),
-            PendingReply::Created { user, created, .. } => match ready!(Pin::new(created).poll(cx)) {
+            PendingReply::Created { user, created, .. } => match ready!(Pin::new(created).poll(cx))
+            {
                 Ok(created) => {
                     if created == Created::Created {
                         audit::created(user, self.user.as_ref(), self.address);
@@ -433,7 +490,9 @@ impl ClientConnection {
         if self.operation.is_some() || !self.answers.is_empty() {
             return;
         }
-        let Some((id, request)) = self.waiting.take().map(|waiting| *waiting) else { return };
+        let Some((id, request)) = self.waiting.take().map(|waiting| *waiting) else {
+            return;
+        };
         let context = CommandContext {
             chat: Arc::clone(&self.chat),
             address: self.address,
@@ -462,12 +521,23 @@ impl ClientConnection {
         let reply = match done {
             Done::Reply(reply) => reply,
             Done::Replies(replies) => {
-                self.answers.extend(replies.into_iter().map(|reply| (id, PendingReply::Reply(reply))));
+                self.answers.extend(
+                    replies
+                        .into_iter()
+                        .map(|reply| (id, PendingReply::Reply(reply))),
+                );
                 return;
             }
             Done::RoomFor(append) => return self.append(id, *append),
             Done::Creating(user, created) => {
-                return self.answer(id, PendingReply::Created { user, created, _room: None });
+                return self.answer(
+                    id,
+                    PendingReply::Created {
+                        user,
+                        created,
+                        _room: None,
+                    },
+                );
             }
             Done::Hello(session) => {
                 self.sends.set_session(SendSession::Open(session));
@@ -523,8 +593,13 @@ impl ClientConnection {
     }
 
     fn handle_ack(&mut self, sequence: Sequence) {
-        let Err(never_pushed) = self.acknowledge(sequence) else { return };
-        let (user, address) = (self.inbox_reader.as_ref().map(|r| &r.account().name), self.address);
+        let Err(never_pushed) = self.acknowledge(sequence) else {
+            return;
+        };
+        let (user, address) = (
+            self.inbox_reader.as_ref().map(|r| &r.account().name),
+            self.address,
+        );
         match user {
             Some(user) => {
                 let highest_pushed = never_pushed.highest;

@@ -50,13 +50,20 @@ impl ConnectionSends {
             SendSession::Open(session) => (session.token(), true),
             SendSession::Shared(session) => (session, false),
         };
-        Some(SendId { session: session.clone(), id: id?, in_order, from: network })
+        Some(SendId {
+            session: session.clone(),
+            id: id?,
+            in_order,
+            from: network,
+        })
     }
 
     /// Returns the time of the next message, in milliseconds since 1970. A burst has one
     /// time.
     pub(super) fn time_ms(&self) -> u64 {
-        self.burst.last().map_or_else(now_ms, |(send, _)| send.time_ms)
+        self.burst
+            .last()
+            .map_or_else(now_ms, |(send, _)| send.time_ms)
     }
 
     /// Returns the fence of a connection that was accepted in this epoch.

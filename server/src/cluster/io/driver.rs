@@ -25,7 +25,9 @@ use super::senders::{self, Next, Senders};
 use super::sessions::Sessions;
 use crate::cluster::member::Member;
 use crate::cluster::message::{Answer, Message, Reply, Request, Send};
-use crate::cluster::{Action, Config, ConnectionId, LogReply, LogRequest, Now, ServerId, ShardId, Storage};
+use crate::cluster::{
+    Action, Config, ConnectionId, LogReply, LogRequest, Now, ServerId, ShardId, Storage,
+};
 use crate::log::jetstream::JetStream;
 use crate::store::{Account, Append, Completer, Fence, Outcome, Position, Unavailable};
 
@@ -145,7 +147,9 @@ impl Driver {
         let mut operations = Vec::new();
         let mut tick_at = self.begun;
         loop {
-            let wake_at = self.acks_since.map_or(tick_at, |since| tick_at.min(since + ACKS_LINGER));
+            let wake_at = self
+                .acks_since
+                .map_or(tick_at, |since| tick_at.min(since + ACKS_LINGER));
             tokio::select! {
                 count = self.channels.received.recv_many(&mut operations, BATCH_MAX) => {
                     if count == 0 {
@@ -163,12 +167,17 @@ impl Driver {
                 () = sleep_until(wake_at) => {}
             }
             let now = self.now();
-            operations.drain(..).for_each(|operation| self.operate(operation, now));
+            operations
+                .drain(..)
+                .for_each(|operation| self.operate(operation, now));
             if Instant::now() >= tick_at {
                 tick_at = Instant::now() + TICK;
                 self.tick(now);
             }
-            if self.acks_since.is_some_and(|since| since.elapsed() >= ACKS_LINGER) {
+            if self
+                .acks_since
+                .is_some_and(|since| since.elapsed() >= ACKS_LINGER)
+            {
                 self.flush_acks(now);
             }
             self.settle(now);
@@ -179,7 +188,10 @@ impl Driver {
     }
 
     fn now(&self) -> Now {
-        Now { running: self.begun.elapsed(), wall: SystemTime::now() }
+        Now {
+            running: self.begun.elapsed(),
+            wall: SystemTime::now(),
+        }
     }
 
     fn tick(&mut self, now: Now) {
@@ -190,11 +202,17 @@ impl Driver {
         self.sessions.sweep(now.running);
         if self.channels.storage.has_changed().unwrap_or(false) {
             let storage = self.channels.storage.borrow_and_update();
-            (0..self.streams.len()).for_each(|shard| self.member.handle_storage(shard as ShardId, &storage));
+            (0..self.streams.len())
+                .for_each(|shard| self.member.handle_storage(shard as ShardId, &storage));
         }
         let is_in_touch = *self.channels.is_up.borrow() && self.member.is_in_touch(now);
-        self.channels.shared.is_in_touch.store(is_in_touch, Ordering::Release);
-        self.channels.is_ready.send_if_modified(|is_ready| is_in_touch && !std::mem::replace(is_ready, true));
+        self.channels
+            .shared
+            .is_in_touch
+            .store(is_in_touch, Ordering::Release);
+        self.channels
+            .is_ready
+            .send_if_modified(|is_ready| is_in_touch && !std::mem::replace(is_ready, true));
     }
 
     /// Passes an operation to the state machine.
@@ -202,46 +220,93 @@ impl Driver {
         match operation {
             Operation::Unsubscribe(account, subscription) => {
                 self.flush_acks_of(self.member.shard_of(&account.name), now);
-                self.member.unsubscribe(&account, of_request(subscription), now);
+                self.member
+                    .unsubscribe(&account, of_request(subscription), now);
             }
             Operation::CloseSession(token) => {
                 self.sessions.close(&token, now.running);
                 self.member.close_session(&token);
             }
             Operation::Close(completer) => {
-                self.closing = Some(Closing { completer, stage: Stage::Deciding, outcome: Ok(()) });
+                self.closing = Some(Closing {
+                    completer,
+                    stage: Stage::Deciding,
+                    outcome: Ok(()),
+                });
             }
             late if self.closing.is_some() => late.refuse(),
             Operation::Create(name, password, completer) => {
                 let shard = self.member.shard_of(&name);
-                self.submit(shard, Request::Create(name, password), Completion::Created(completer), now);
+                self.submit(
+                    shard,
+                    Request::Create(name, password),
+                    Completion::Created(completer),
+                    now,
+                );
             }
             Operation::Account(name, completer) => {
                 let shard = self.member.shard_of(&name);
-                self.submit(shard, Request::LookUp(name), Completion::Account(completer), now);
+                self.submit(
+                    shard,
+                    Request::LookUp(name),
+                    Completion::Account(completer),
+                    now,
+                );
             }
-            Operation::SetPassword { account, old, new, completer } => {
+            Operation::SetPassword {
+                account,
+                old,
+                new,
+                completer,
+            } => {
                 let shard = self.member.shard_of(&account.name);
                 let request = Request::SetPassword { account, old, new };
                 self.submit(shard, request, Completion::Flag(completer), now);
             }
             Operation::Delete(account, completer) => {
                 let shard = self.member.shard_of(&account.name);
-                self.submit(shard, Request::Delete(account), Completion::Flag(completer), now);
+                self.submit(
+                    shard,
+                    Request::Delete(account),
+                    Completion::Flag(completer),
+                    now,
+                );
             }
             Operation::Names(after, limit, completer) => {
                 self.list(Box::new(Listing::new(after, limit, completer)), now);
             }
             Operation::Appends(appends) => {
-                appends.into_iter().for_each(|(append, completer)| self.append(append, completer, now));
+                appends
+                    .into_iter()
+                    .for_each(|(append, completer)| self.append(append, completer, now));
             }
-            Operation::Subscribe { account, takes_over, completer } => {
+            Operation::Subscribe {
+                account,
+                takes_over,
+                completer,
+            } => {
                 let shard = self.member.shard_of(&account.name);
                 let completion = Completion::Subscribed(account.clone(), completer);
-                self.submit(shard, Request::Subscribe { account, takes_over }, completion, now);
+                self.submit(
+                    shard,
+                    Request::Subscribe {
+                        account,
+                        takes_over,
+                    },
+                    completion,
+                    now,
+                );
             }
-            Operation::Read { account, after, limit, completer } => {
-                self.read(Box::new(Reading::new(account, after, limit, completer)), now);
+            Operation::Read {
+                account,
+                after,
+                limit,
+                completer,
+            } => {
+                self.read(
+                    Box::new(Reading::new(account, after, limit, completer)),
+                    now,
+                );
             }
             Operation::Acknowledge(account, position) => self.acknowledge(account, position),
             Operation::OpenSession(token, from, completer) => {
@@ -267,9 +332,13 @@ impl Driver {
             };
             sent.place = place;
         }
-        let Some(sender) = append.sender.clone() else { return self.send(append, sent, now) };
+        let Some(sender) = append.sender.clone() else {
+            return self.send(append, sent, now);
+        };
         let member = &self.member;
-        if self.senders.may_send(&sender, now.running, |sender| member.is_registered(sender, now)) {
+        if self.senders.may_send(&sender, now.running, |sender| {
+            member.is_registered(sender, now)
+        }) {
             return self.send(append, sent, now);
         }
         self.senders.hold(&sender, append, sent, now.running);
@@ -277,12 +346,30 @@ impl Driver {
 
     /// Submits a send, whose sender is registered.
     fn send(&mut self, append: Append, sent: Sent, now: Now) {
-        let Append { to, sender, from_nobody, time_ms, text, send_id, refusal, fence, .. } = append;
+        let Append {
+            to,
+            sender,
+            from_nobody,
+            time_ms,
+            text,
+            send_id,
+            refusal,
+            fence,
+            ..
+        } = append;
         if sent.session().is_some() && fence.is_closed() {
             return self.fail(Completion::Sent(sent), now);
         }
         let shard = self.member.shard_of(&to);
-        let send = Send { to, sender, from_nobody, time_ms, text, send_id, refusal };
+        let send = Send {
+            to,
+            sender,
+            from_nobody,
+            time_ms,
+            text,
+            send_id,
+            refusal,
+        };
         let (request, completion) = (Request::Send(Box::new(send)), Completion::Sent(sent));
         self.submit_as(of_fence(&fence), shard, request, completion, now);
     }
@@ -291,16 +378,26 @@ impl Driver {
     fn continue_senders(&mut self, now: Now) {
         loop {
             let member = &self.member;
-            let next = self.senders.next(now.running, |sender| member.is_registered(sender, now));
+            let next = self
+                .senders
+                .next(now.running, |sender| member.is_registered(sender, now));
             match next {
                 None => return,
                 Some(Next::Submit(held)) => self.send(held.append, held.sent, now),
                 Some(Next::Fail(held)) => self.fail(Completion::Sent(held.sent), now),
                 Some(Next::Register(account)) => {
-                    let (connection, shard) =
-                        (senders::connection(&account), self.member.shard_of(&account.name));
+                    let (connection, shard) = (
+                        senders::connection(&account),
+                        self.member.shard_of(&account.name),
+                    );
                     let completion = Completion::Registered(account.clone());
-                    self.submit_as(connection, shard, Request::Register(account), completion, now);
+                    self.submit_as(
+                        connection,
+                        shard,
+                        Request::Register(account),
+                        completion,
+                        now,
+                    );
                 }
             }
         }
@@ -309,21 +406,36 @@ impl Driver {
     fn read(&mut self, reading: Box<Reading>, now: Now) {
         let (account, (after, limit)) = (reading.account.clone(), reading.next());
         let shard = self.member.shard_of(&account.name);
-        self.submit(shard, Request::Read { account, after, limit }, Completion::Page(reading), now);
+        self.submit(
+            shard,
+            Request::Read {
+                account,
+                after,
+                limit,
+            },
+            Completion::Page(reading),
+            now,
+        );
     }
 
     fn list(&mut self, listing: Box<Listing>, now: Now) {
         let (after, limit) = listing.next();
         self.next_request += 1;
         let (connection, id) = (of_request(self.next_request), self.next_request);
-        self.requests.insert(id, (connection, Completion::Names(listing)));
-        self.member.list((connection, id), after.as_ref(), limit, now);
+        self.requests
+            .insert(id, (connection, Completion::Names(listing)));
+        self.member
+            .list((connection, id), after.as_ref(), limit, now);
     }
 
     fn acknowledge(&mut self, account: Account, position: Position) {
         let shard = self.member.shard_of(&account.name) as usize;
-        let Some(acks) = self.acks.get_mut(shard) else { return };
-        let latest = acks.entry(account.incarnation).or_insert((account, position));
+        let Some(acks) = self.acks.get_mut(shard) else {
+            return;
+        };
+        let latest = acks
+            .entry(account.incarnation)
+            .or_insert((account, position));
         if latest.1.sequence < position.sequence {
             latest.1 = position;
         }
@@ -337,7 +449,11 @@ impl Driver {
     }
 
     fn flush_acks_of(&mut self, shard: ShardId, now: Now) {
-        let acks = self.acks.get_mut(shard as usize).map(std::mem::take).unwrap_or_default();
+        let acks = self
+            .acks
+            .get_mut(shard as usize)
+            .map(std::mem::take)
+            .unwrap_or_default();
         for (account, position) in acks.into_values() {
             self.submit_ack(shard, account, position, now);
         }
@@ -347,11 +463,18 @@ impl Driver {
         if let Some(acked) = self.acked.get_mut(shard as usize) {
             *acked = Some(account.name.clone());
         }
-        self.member.submit(shard, (0, 0), Request::Acknowledge(account, position), now);
+        self.member
+            .submit(shard, (0, 0), Request::Acknowledge(account, position), now);
     }
 
     fn submit(&mut self, shard: ShardId, request: Request, completion: Completion, now: Now) {
-        self.submit_as(of_request(self.next_request + 1), shard, request, completion, now);
+        self.submit_as(
+            of_request(self.next_request + 1),
+            shard,
+            request,
+            completion,
+            now,
+        );
     }
 
     fn submit_as(
@@ -364,11 +487,17 @@ impl Driver {
     ) {
         self.next_request += 1;
         // Acknowledgements take effect before later requests.
-        if self.acks.get(shard as usize).is_some_and(|acks| !acks.is_empty()) {
+        if self
+            .acks
+            .get(shard as usize)
+            .is_some_and(|acks| !acks.is_empty())
+        {
             self.flush_acks_of(shard, now);
         }
-        self.requests.insert(self.next_request, (connection, completion));
-        self.member.submit(shard, (connection, self.next_request), request, now);
+        self.requests
+            .insert(self.next_request, (connection, completion));
+        self.member
+            .submit(shard, (connection, self.next_request), request, now);
     }
 
     /// Sends submitted requests and performs actions until there are none.
@@ -397,7 +526,9 @@ impl Driver {
             }
             match action {
                 Action::Log(shard, request) => self.ask_stream(shard, request),
-                Action::Send(server, message) if server == self.server => self.local.push_back(message),
+                Action::Send(server, message) if server == self.server => {
+                    self.local.push_back(message)
+                }
                 Action::Send(server, message) => self.network.send(server, &message),
                 Action::Broadcast(message) => {
                     self.network.broadcast(&message);
@@ -421,14 +552,17 @@ impl Driver {
 
     fn ask_stream(&mut self, shard: ShardId, request: LogRequest) {
         if let Some(stream) = self.streams.get(shard as usize).cloned() {
-            self.log.push(Box::pin(async move { (shard, stream.carry_out(request).await) }));
+            self.log.push(Box::pin(
+                async move { (shard, stream.carry_out(request).await) },
+            ));
         }
     }
 
     fn answer(&mut self, id: u64, reply: Reply, now: Now) {
         let Some((_, completion)) = self.requests.remove(&id) else {
             if let Reply::Subscribed(Some(subscription)) = reply {
-                self.member.unsubscribe(subscription.account(), of_request(id), now);
+                self.member
+                    .unsubscribe(subscription.account(), of_request(id), now);
             }
             return;
         };
@@ -436,7 +570,9 @@ impl Driver {
             (Completion::Created(completer), Reply::Answer(Answer::Created(created))) => {
                 completer.complete(Ok(created));
             }
-            (Completion::Flag(completer), Reply::Answer(Answer::Flag(flag))) => completer.complete(Ok(flag)),
+            (Completion::Flag(completer), Reply::Answer(Answer::Flag(flag))) => {
+                completer.complete(Ok(flag))
+            }
             (Completion::Account(completer), Reply::Answer(Answer::Account(entry))) => {
                 completer.complete(Ok(entry));
             }
@@ -468,7 +604,8 @@ impl Driver {
                 }
             }
             (Completion::Registered(account), Reply::Answer(Answer::Flag(is_alive))) => {
-                self.senders.registered(&account, Some(is_alive), now.running);
+                self.senders
+                    .registered(&account, Some(is_alive), now.running);
             }
             (Completion::Barrier, Reply::Answer(_)) => {}
             (completion, _) => self.fail(completion, now),
@@ -478,15 +615,22 @@ impl Driver {
     /// Completes the decided sends, the last one first: a connection waits for its first
     /// send, and so wakes when all of them are complete.
     fn complete_decided(&mut self) {
-        self.decided.drain(..).rev().for_each(|(sent, outcome)| sent.complete(outcome));
-        self.opened.drain(..).for_each(|completer| completer.complete(Ok(true)));
+        self.decided
+            .drain(..)
+            .rev()
+            .for_each(|(sent, outcome)| sent.complete(outcome));
+        self.opened
+            .drain(..)
+            .for_each(|completer| completer.complete(Ok(true)));
     }
 
     /// Completes a request as unavailable.
     fn fail(&mut self, completion: Completion, now: Now) {
         match completion {
             Completion::Sent(sent) => {
-                let opened = sent.session().map(|token| self.sessions.end(token, sent.place));
+                let opened = sent
+                    .session()
+                    .map(|token| self.sessions.end(token, sent.place));
                 sent.fail();
                 self.opened.extend(opened.into_iter().flatten());
             }
@@ -508,9 +652,13 @@ impl Driver {
 
     /// Fails the requests of these connections. The state machine has dropped them.
     fn close_connections(&mut self, connections: &HashSet<ConnectionId>, now: Now) {
-        let failed = self.requests.extract_if(|_, (connection, _)| connections.contains(connection));
+        let failed = self
+            .requests
+            .extract_if(|_, (connection, _)| connections.contains(connection));
         let failed: Vec<_> = failed.map(|(_, (_, completion))| completion).collect();
-        failed.into_iter().for_each(|completion| self.fail(completion, now));
+        failed
+            .into_iter()
+            .for_each(|completion| self.fail(completion, now));
     }
 
     /// Fails all requests, and begins an epoch: the server closes all client connections.
@@ -519,15 +667,20 @@ impl Driver {
             self.channels.epochs.send_modify(|epoch| *epoch += 1);
         }
         let failed = std::mem::take(&mut self.requests);
-        failed.into_values().for_each(|(_, completion)| self.fail(completion, now));
+        failed
+            .into_values()
+            .for_each(|(_, completion)| self.fail(completion, now));
         let held = self.senders.take_held();
-        held.into_iter().for_each(|held| self.fail(Completion::Sent(held.sent), now));
+        held.into_iter()
+            .for_each(|held| self.fail(Completion::Sent(held.sent), now));
     }
 
     /// Continues a close. Returns whether the store is closed.
     async fn continue_closing(&mut self, now: Now) -> bool {
         let is_idle = self.requests.is_empty() && self.senders.is_idle();
-        let Some(closing) = &mut self.closing else { return false };
+        let Some(closing) = &mut self.closing else {
+            return false;
+        };
         match closing.stage {
             Stage::Deciding if is_idle => {
                 closing.stage = Stage::Acknowledging;
@@ -535,13 +688,20 @@ impl Driver {
                 let acked = std::mem::take(&mut self.acked);
                 for (shard, name) in acked.into_iter().enumerate() {
                     if let Some(name) = name {
-                        self.submit(shard as ShardId, Request::LookUp(name), Completion::Barrier, now);
+                        self.submit(
+                            shard as ShardId,
+                            Request::LookUp(name),
+                            Completion::Barrier,
+                            now,
+                        );
                     }
                 }
                 self.settle(now);
             }
             Stage::Acknowledging if is_idle => {
-                closing.stage = Stage::Releasing { since: Instant::now() };
+                closing.stage = Stage::Releasing {
+                    since: Instant::now(),
+                };
                 self.member.leave(now, &mut self.actions);
                 self.settle(now);
             }
@@ -550,7 +710,10 @@ impl Driver {
             {
                 // The others need no last message: they notice the silence.
                 drop(timeout(DRAIN_TIMEOUT, self.network.drain()).await);
-                if let Some(Closing { completer, outcome, .. }) = self.closing.take() {
+                if let Some(Closing {
+                    completer, outcome, ..
+                }) = self.closing.take()
+                {
                     completer.complete(outcome);
                 }
                 return true;

@@ -37,8 +37,8 @@ use self::operation::{OnTakeover, Operation};
 use super::Config;
 use crate::ledger::Limits;
 use crate::store::{
-    Account, AccountEntry, Append, Completer, Created, Outcome, Page, PasswordHash, Pending, Position,
-    ReadLimit, Store, Subscription,
+    Account, AccountEntry, Append, Completer, Created, Outcome, Page, PasswordHash, Pending,
+    Position, ReadLimit, Store, Subscription,
 };
 
 pub use self::nodes::{BadNodes, Nodes};
@@ -99,7 +99,13 @@ impl ClusterStore {
         let polling = monitor::poll_storage(config.monitors.clone(), storages);
         // Ends with the store.
         tokio::spawn(stop.clone().run_until_cancelled_owned(polling));
-        let driver = Driver::new(shard_config, config.sessions_max, streams, network, channels);
+        let driver = Driver::new(
+            shard_config,
+            config.sessions_max,
+            streams,
+            network,
+            channels,
+        );
         // Ends with the store.
         let driver = tokio::spawn(stop.clone().run_until_cancelled_owned(driver.run()));
         tokio::spawn(async move {
@@ -110,7 +116,12 @@ impl ClusterStore {
                 std::process::abort();
             }
         });
-        let store = Self { operations, shared, epoch, _stop: stop.drop_guard() };
+        let store = Self {
+            operations,
+            shared,
+            epoch,
+            _stop: stop.drop_guard(),
+        };
         setup::until_ready(ready).await?;
         Ok(store)
     }
@@ -152,8 +163,18 @@ impl Store for ClusterStore {
         self.ask(|completer| Operation::Account(name.clone(), completer))
     }
 
-    fn set_password(&self, account: &Account, old: Option<PasswordHash>, new: PasswordHash) -> Pending<bool> {
-        self.ask(|completer| Operation::SetPassword { account: account.clone(), old, new, completer })
+    fn set_password(
+        &self,
+        account: &Account,
+        old: Option<PasswordHash>,
+        new: PasswordHash,
+    ) -> Pending<bool> {
+        self.ask(|completer| Operation::SetPassword {
+            account: account.clone(),
+            old,
+            new,
+            completer,
+        })
     }
 
     fn delete(&self, account: &Account) -> Pending<bool> {
@@ -169,15 +190,28 @@ impl Store for ClusterStore {
     }
 
     fn receive(&self, account: &Account) -> Pending<Option<Subscription>> {
-        self.ask(|completer| Operation::Subscribe { account: account.clone(), takes_over: true, completer })
+        self.ask(|completer| Operation::Subscribe {
+            account: account.clone(),
+            takes_over: true,
+            completer,
+        })
     }
 
     fn receive_if_free(&self, account: &Account) -> Pending<Option<Subscription>> {
-        self.ask(|completer| Operation::Subscribe { account: account.clone(), takes_over: false, completer })
+        self.ask(|completer| Operation::Subscribe {
+            account: account.clone(),
+            takes_over: false,
+            completer,
+        })
     }
 
     fn read(&self, account: &Account, after: Position, limit: ReadLimit) -> Pending<Page> {
-        self.ask(|completer| Operation::Read { account: account.clone(), after, limit, completer })
+        self.ask(|completer| Operation::Read {
+            account: account.clone(),
+            after,
+            limit,
+            completer,
+        })
     }
 
     fn acknowledge(&self, account: &Account, position: Position) {
@@ -201,7 +235,8 @@ impl Store for ClusterStore {
     }
 
     fn is_available(&self) -> bool {
-        self.shared.is_in_touch.load(Ordering::Acquire) && !self.shared.is_closed.load(Ordering::Acquire)
+        self.shared.is_in_touch.load(Ordering::Acquire)
+            && !self.shared.is_closed.load(Ordering::Acquire)
     }
 
     fn close(&self) -> Pending<()> {

@@ -77,26 +77,45 @@ pub(super) async fn poll_storage(monitors: Vec<String>, storage: watch::Sender<V
     }
     loop {
         let answers = join_all(monitors.iter().map(|monitor| ask(monitor))).await;
-        let known = answers.into_iter().flatten().filter(|said| said.config.max_storage > 0);
+        let known = answers
+            .into_iter()
+            .flatten()
+            .filter(|said| said.config.max_storage > 0);
         let free = |said: &JetStream| said.config.max_storage.saturating_sub(said.storage);
-        let replicas = known.map(|said| Storage { free: free(&said), total: said.config.max_storage });
+        let replicas = known.map(|said| Storage {
+            free: free(&said),
+            total: said.config.max_storage,
+        });
         storage.send_replace(replicas.collect());
         sleep(POLL_INTERVAL).await;
     }
 }
 
 async fn ask(monitor: &str) -> anyhow::Result<JetStream> {
-    timeout(TIMEOUT, ask_patiently(monitor)).await.context("no answer in time").flatten()
+    timeout(TIMEOUT, ask_patiently(monitor))
+        .await
+        .context("no answer in time")
+        .flatten()
 }
 
 async fn ask_patiently(monitor: &str) -> anyhow::Result<JetStream> {
-    let stream = TcpStream::connect(monitor).await.context("cannot connect")?;
+    let stream = TcpStream::connect(monitor)
+        .await
+        .context("cannot connect")?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get("/jsz?config=true").header(HOST, monitor).body(Empty::<Bytes>::new())?;
+    let request = Request::get("/jsz?config=true")
+        .header(HOST, monitor)
+        .body(Empty::<Bytes>::new())?;
     let asked = async move {
         let answer = sender.send_request(request).await?;
-        ensure!(answer.status() == StatusCode::OK, "it answers {}", answer.status());
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+        ensure!(
+            answer.status() == StatusCode::OK,
+            "it answers {}",
+            answer.status()
+        );
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
+            .collect()
+            .await;
         let body = body.map_err(anyhow::Error::from_boxed)?.to_bytes();
         let said: JetStream = serde_json::from_slice(&body).context("it is not a NATS monitor")?;
         Ok(said)

@@ -43,14 +43,27 @@ impl Network {
         let server = ServerId(rand::random());
         let failed = |error: String| OpenError::Network { error };
         let subscribe = async |subject| client.subscribe(subject).await;
-        let own = subscribe(subject(chat, server)).await.map_err(|error| failed(error.to_string()))?;
-        let all = subscribe(everyone(chat)).await.map_err(|error| failed(error.to_string()))?;
+        let own = subscribe(subject(chat, server))
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        let all = subscribe(everyone(chat))
+            .await
+            .map_err(|error| failed(error.to_string()))?;
         // No message is sent before the nodes know the subscriptions.
-        client.flush().await.map_err(|error| failed(error.to_string()))?;
+        client
+            .flush()
+            .await
+            .map_err(|error| failed(error.to_string()))?;
         let (outbox, posted) = mpsc::channel(OUTBOX_MAX);
         // Ends with the network.
         tokio::spawn(post(client.clone(), posted));
-        Ok(Self { client, chat: chat.to_owned(), server, outbox, received: Box::pin(select(own, all)) })
+        Ok(Self {
+            client,
+            chat: chat.to_owned(),
+            server,
+            outbox,
+            received: Box::pin(select(own, all)),
+        })
     }
 
     /// Returns the id of this server.
@@ -69,7 +82,11 @@ impl Network {
     }
 
     fn post(&self, subject: String, message: &Message) {
-        if self.outbox.try_send((subject, codec::encode(message))).is_err() {
+        if self
+            .outbox
+            .try_send((subject, codec::encode(message)))
+            .is_err()
+        {
             tracing::debug!("message to another server dropped: outbox full");
         }
     }

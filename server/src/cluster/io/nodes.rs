@@ -58,7 +58,9 @@ impl FromStr for Nodes {
     type Err = BadNodes;
 
     fn from_str(text: &str) -> Result<Self, BadNodes> {
-        let (scheme, rest) = text.split_once("://").ok_or_else(|| BadNodes::Address(text.to_owned()))?;
+        let (scheme, rest) = text
+            .split_once("://")
+            .ok_or_else(|| BadNodes::Address(text.to_owned()))?;
         // The scheme may also precede each address.
         let rest = rest.replace(&format!("{scheme}://"), "");
         if rest.contains('@') {
@@ -66,15 +68,23 @@ impl FromStr for Nodes {
         }
         let (addresses, chat) = rest.split_once('/').unwrap_or((&rest, CHAT_DEFAULT));
         let is_name = (1..=CHAT_LETTERS_MAX).contains(&chat.len())
-            && chat.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
+            && chat
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
         if !is_name {
             return Err(BadNodes::Chat(chat.to_owned()));
         }
-        let urls = addresses.split(',').map(|address| url(scheme, address)).collect::<Result<Vec<_>, _>>()?;
+        let urls = addresses
+            .split(',')
+            .map(|address| url(scheme, address))
+            .collect::<Result<Vec<_>, _>>()?;
         if urls.len() > NODES_MAX {
             return Err(BadNodes::TooMany);
         }
-        Ok(Self { urls, chat: chat.to_owned() })
+        Ok(Self {
+            urls,
+            chat: chat.to_owned(),
+        })
     }
 }
 
@@ -82,8 +92,14 @@ fn url(scheme: &str, address: &str) -> Result<String, BadNodes> {
     let url = format!("{scheme}://{address}");
     let is_address = matches!(scheme, "nats" | "tls")
         && !address.is_empty()
-        && url.parse::<ServerAddr>().is_ok_and(|parsed| !parsed.host().is_empty());
-    if is_address { Ok(url) } else { Err(BadNodes::Address(address.to_owned())) }
+        && url
+            .parse::<ServerAddr>()
+            .is_ok_and(|parsed| !parsed.host().is_empty());
+    if is_address {
+        Ok(url)
+    } else {
+        Err(BadNodes::Address(address.to_owned()))
+    }
 }
 
 impl fmt::Display for Nodes {
@@ -101,7 +117,10 @@ mod tests {
         let nodes: Nodes = text.parse().unwrap();
         assert_eq!(
             (nodes.urls(), nodes.chat()),
-            (&*urls.iter().map(ToString::to_string).collect::<Vec<_>>(), chat)
+            (
+                &*urls.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                chat
+            )
         );
     }
 
@@ -109,17 +128,27 @@ mod tests {
     fn an_address_names_nodes_and_a_chat() {
         check("nats://a", &["nats://a"], "hark");
         check("nats://a:1,b:2", &["nats://a:1", "nats://b:2"], "hark");
-        check("tls://a:1,tls://[::1]:2/team-7", &["tls://a:1", "tls://[::1]:2"], "team-7");
+        check(
+            "tls://a:1,tls://[::1]:2/team-7",
+            &["tls://a:1", "tls://[::1]:2"],
+            "team-7",
+        );
     }
 
     #[test]
     fn what_is_no_address_is_refused_with_the_part_that_is_wrong() {
         let parse = |text: &str| text.parse::<Nodes>().unwrap_err();
         assert_eq!(parse("nats://a,,b"), BadNodes::Address(String::new()));
-        assert_eq!(parse("nats://a:port"), BadNodes::Address("a:port".to_owned()));
+        assert_eq!(
+            parse("nats://a:port"),
+            BadNodes::Address("a:port".to_owned())
+        );
         assert_eq!(parse("nats://me:secret@a"), BadNodes::Secret);
         assert_eq!(parse("nats://a/"), BadNodes::Chat(String::new()));
         assert_eq!(parse("nats://a/a.b"), BadNodes::Chat("a.b".to_owned()));
-        assert_eq!(parse(&format!("nats://a{}", ",a".repeat(64))), BadNodes::TooMany);
+        assert_eq!(
+            parse(&format!("nats://a{}", ",a".repeat(64))),
+            BadNodes::TooMany
+        );
     }
 }

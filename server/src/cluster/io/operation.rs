@@ -7,8 +7,8 @@ use hark_protocol::{SessionToken, UserName};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::store::{
-    Account, AccountEntry, Append, Completer, Created, Fence, Outcome, Page, PasswordHash, Position,
-    ReadLimit, Subscription, Unavailable,
+    Account, AccountEntry, Append, Completer, Created, Fence, Outcome, Page, PasswordHash,
+    Position, ReadLimit, Subscription, Unavailable,
 };
 
 /// An operation of the chat.
@@ -61,7 +61,9 @@ impl Operation {
     /// fence against later sends. Other completers do so when they are dropped.
     pub(super) fn refuse(self) {
         if let Self::Appends(appends) = self {
-            appends.into_iter().for_each(|(append, completer)| Sent::new(&append, completer).fail());
+            appends
+                .into_iter()
+                .for_each(|(append, completer)| Sent::new(&append, completer).fail());
         }
     }
 }
@@ -97,8 +99,16 @@ pub(super) struct Sent {
 impl Sent {
     /// Returns the undecided send of `append`.
     pub(super) fn new(append: &Append, completer: Completer<Outcome>) -> Self {
-        let session = append.send_id.as_ref().map(|id| (append.fence.clone(), id.session.clone()));
-        Self { completer, session, place: 0, permit: None }
+        let session = append
+            .send_id
+            .as_ref()
+            .map(|id| (append.fence.clone(), id.session.clone()));
+        Self {
+            completer,
+            session,
+            place: 0,
+            permit: None,
+        }
     }
 
     /// Returns the token of its session.
@@ -141,14 +151,31 @@ impl Reading {
         limit: ReadLimit,
         completer: Completer<Page>,
     ) -> Self {
-        Self { account, after, limit, completer, page: Page::default(), bytes: 0 }
+        Self {
+            account,
+            after,
+            limit,
+            completer,
+            page: Page::default(),
+            bytes: 0,
+        }
     }
 
     /// Returns the position and the limit of the next page.
     pub(super) fn next(&self) -> (Position, ReadLimit) {
-        let after = self.page.messages.last().map_or(self.after, |last| last.position);
+        let after = self
+            .page
+            .messages
+            .last()
+            .map_or(self.after, |last| last.position);
         let messages = self.limit.messages - self.page.messages.len();
-        (after, ReadLimit { messages, bytes: self.limit.bytes - self.bytes })
+        (
+            after,
+            ReadLimit {
+                messages,
+                bytes: self.limit.bytes - self.bytes,
+            },
+        )
     }
 
     /// Adds a page. Returns the read if it needs another one, and otherwise completes it.
@@ -170,8 +197,9 @@ impl Reading {
             self.page.messages.extend(next.messages);
             self.page.complete = next.complete;
         }
-        let is_full =
-            self.page.messages.len() >= self.limit.messages || self.bytes >= self.limit.bytes || !fits;
+        let is_full = self.page.messages.len() >= self.limit.messages
+            || self.bytes >= self.limit.bytes
+            || !fits;
         if is_over || is_full {
             self.completer.complete(Ok(self.page));
             return None;
@@ -196,17 +224,29 @@ impl Listing {
         limit: usize,
         completer: Completer<Vec<UserName>>,
     ) -> Self {
-        Self { after, limit, completer, names: Vec::new() }
+        Self {
+            after,
+            limit,
+            completer,
+            names: Vec::new(),
+        }
     }
 
     /// Returns the name before the next page, and its limit.
     pub(super) fn next(&self) -> (Option<UserName>, u32) {
         let limit = self.limit - self.names.len();
-        (self.names.last().or(self.after.as_ref()).cloned(), u32::try_from(limit).unwrap_or(u32::MAX))
+        (
+            self.names.last().or(self.after.as_ref()).cloned(),
+            u32::try_from(limit).unwrap_or(u32::MAX),
+        )
     }
 
     /// Adds a page. Returns the listing if it needs another one, and otherwise completes it.
-    pub(super) fn add(mut self: Box<Self>, names: Vec<UserName>, is_complete: bool) -> Option<Box<Self>> {
+    pub(super) fn add(
+        mut self: Box<Self>,
+        names: Vec<UserName>,
+        is_complete: bool,
+    ) -> Option<Box<Self>> {
         self.names.extend(names);
         if is_complete || self.names.len() >= self.limit {
             self.completer.complete(Ok(self.names));

@@ -73,13 +73,20 @@ impl Senders {
     /// Adds a send of its sender, which must be due by [`Self::next`].
     pub(super) fn hold(&mut self, sender: &Account, append: Append, sent: Sent, now: Duration) {
         let incarnation = sender.incarnation;
-        let entry = self.by_incarnation.entry(incarnation).or_insert_with(|| Sender {
-            account: sender.clone(),
-            state: State::Due { at: now },
-            held: VecDeque::new(),
-            used_at: now,
+        let entry = self
+            .by_incarnation
+            .entry(incarnation)
+            .or_insert_with(|| Sender {
+                account: sender.clone(),
+                state: State::Due { at: now },
+                held: VecDeque::new(),
+                used_at: now,
+            });
+        entry.held.push_back(Held {
+            append,
+            sent,
+            since: now,
         });
-        entry.held.push_back(Held { append, sent, since: now });
         self.holding.insert(incarnation);
     }
 
@@ -91,7 +98,9 @@ impl Senders {
         now: Duration,
         is_registered: impl Fn(&Account) -> bool,
     ) -> bool {
-        let Some(entry) = self.by_incarnation.get_mut(&sender.incarnation) else { return false };
+        let Some(entry) = self.by_incarnation.get_mut(&sender.incarnation) else {
+            return false;
+        };
         entry.used_at = now;
         entry.held.is_empty() && entry.state == State::Registered && is_registered(sender)
     }
@@ -103,7 +112,9 @@ impl Senders {
             sender.state = match is_alive {
                 Some(true) => State::Registered,
                 Some(false) => State::Ended,
-                None => State::Due { at: now + RETRY_AFTER },
+                None => State::Due {
+                    at: now + RETRY_AFTER,
+                },
             };
         }
     }
@@ -119,14 +130,19 @@ impl Senders {
     }
 
     /// Returns what to do next, if anything.
-    pub(super) fn next(&mut self, now: Duration, is_registered: impl Fn(&Account) -> bool) -> Option<Next> {
+    pub(super) fn next(
+        &mut self,
+        now: Duration,
+        is_registered: impl Fn(&Account) -> bool,
+    ) -> Option<Next> {
         let holding: Vec<_> = self.holding.iter().copied().collect();
         for incarnation in holding {
             let Some(sender) = self.by_incarnation.get_mut(&incarnation) else {
                 self.holding.remove(&incarnation);
                 continue;
             };
-            let is_late = |held: &mut Held| now.saturating_sub(held.since) >= timing::COMMAND_DEADLINE;
+            let is_late =
+                |held: &mut Held| now.saturating_sub(held.since) >= timing::COMMAND_DEADLINE;
             if let Some(late) = sender.held.pop_front_if(is_late) {
                 return Some(Next::Fail(late));
             }
@@ -158,7 +174,9 @@ impl Senders {
 
     /// Returns whether no send is held.
     pub(super) fn is_idle(&self) -> bool {
-        self.by_incarnation.values().all(|sender| sender.held.is_empty())
+        self.by_incarnation
+            .values()
+            .all(|sender| sender.held.is_empty())
     }
 
     /// Removes and returns the senders to unregister, from time to time.
@@ -179,7 +197,10 @@ impl Senders {
     /// Removes all held sends.
     pub(super) fn take_held(&mut self) -> Vec<Held> {
         self.holding.clear();
-        self.by_incarnation.values_mut().flat_map(|sender| sender.held.drain(..)).collect()
+        self.by_incarnation
+            .values_mut()
+            .flat_map(|sender| sender.held.drain(..))
+            .collect()
     }
 }
 
@@ -190,5 +211,9 @@ pub(super) const fn connection(account: &Account) -> ConnectionId {
 
 /// Returns the incarnation of the sender with this id, if it is one.
 pub(super) const fn incarnation(connection: ConnectionId) -> Option<u64> {
-    if connection & 3 == 2 { Some(connection >> 2) } else { None }
+    if connection & 3 == 2 {
+        Some(connection >> 2)
+    } else {
+        None
+    }
 }

@@ -48,7 +48,12 @@ impl Sessions {
     /// Returns an empty table with room for `max` sessions.
     pub(super) fn new(max: usize) -> Self {
         let (sessions, quota) = (HashMap::new(), PerNetworkQuota::of(max));
-        Self { max, sessions, quota, swept_at: Duration::ZERO }
+        Self {
+            max,
+            sessions,
+            quota,
+            swept_at: Duration::ZERO,
+        }
     }
 
     /// Adds a connection to a session. Completes when all earlier sends of the session are
@@ -60,7 +65,9 @@ impl Sessions {
         completer: Completer<bool>,
         now: Duration,
     ) {
-        let Some(session) = self.admit(token, from, now) else { return completer.complete(Ok(false)) };
+        let Some(session) = self.admit(token, from, now) else {
+            return completer.complete(Ok(false));
+        };
         session.open += 1;
         if session.in_flight.is_empty() {
             completer.complete(Ok(true));
@@ -71,7 +78,9 @@ impl Sessions {
 
     /// Removes a connection from a session. A closed session without sends is forgotten.
     pub(super) fn close(&mut self, token: &SessionToken, now: Duration) {
-        let Some(session) = self.sessions.get_mut(token) else { return };
+        let Some(session) = self.sessions.get_mut(token) else {
+            return;
+        };
         session.open = session.open.saturating_sub(1);
         session.used_at = now;
         if session.open == 0 {
@@ -84,21 +93,34 @@ impl Sessions {
 
     /// Sets the function that ends the connection that holds an open session.
     pub(super) fn on_takeover(&mut self, token: &SessionToken, on_takeover: OnTakeover) {
-        if let Some(session) = self.sessions.get_mut(token).filter(|session| session.open > 0) {
+        if let Some(session) = self
+            .sessions
+            .get_mut(token)
+            .filter(|session| session.open > 0)
+        {
             session.on_takeover = Some(on_takeover);
         }
     }
 
     /// Ends the connection that holds a session: it was opened at another server.
     pub(super) fn taken_over(&mut self, token: &SessionToken) {
-        if let Some(OnTakeover(end)) = self.sessions.get_mut(token).and_then(|open| open.on_takeover.take()) {
+        if let Some(OnTakeover(end)) = self
+            .sessions
+            .get_mut(token)
+            .and_then(|open| open.on_takeover.take())
+        {
             end();
         }
     }
 
     /// Begins a send. Returns its place among the sends of the session, or `None` if there
     /// is no room for the session.
-    pub(super) fn begin(&mut self, token: &SessionToken, from: Option<IpAddr>, now: Duration) -> Option<u64> {
+    pub(super) fn begin(
+        &mut self,
+        token: &SessionToken,
+        from: Option<IpAddr>,
+        now: Duration,
+    ) -> Option<u64> {
         let session = self.admit(token, from, now)?;
         session.used_at = now;
         session.sends += 1;
@@ -108,13 +130,19 @@ impl Sessions {
 
     /// Ends a send. Returns the connections that now have the session open.
     pub(super) fn end(&mut self, token: &SessionToken, place: u64) -> Vec<Completer<bool>> {
-        let Some(session) = self.sessions.get_mut(token) else { return Vec::new() };
+        let Some(session) = self.sessions.get_mut(token) else {
+            return Vec::new();
+        };
         session.in_flight.remove(&place);
         if session.waiting.is_empty() {
             return Vec::new();
         }
         let oldest = session.in_flight.first().copied().unwrap_or(u64::MAX);
-        session.waiting.extract_if(.., |(last, _)| *last < oldest).map(|(_, completer)| completer).collect()
+        session
+            .waiting
+            .extract_if(.., |(last, _)| *last < oldest)
+            .map(|(_, completer)| completer)
+            .collect()
     }
 
     /// Forgets idle sessions from time to time.
@@ -133,14 +161,27 @@ impl Sessions {
         }
     }
 
-    fn admit(&mut self, token: &SessionToken, from: Option<IpAddr>, now: Duration) -> Option<&mut Session> {
+    fn admit(
+        &mut self,
+        token: &SessionToken,
+        from: Option<IpAddr>,
+        now: Duration,
+    ) -> Option<&mut Session> {
         if !self.sessions.contains_key(token) {
             if self.sessions.len() >= self.max || !self.quota.take(from) {
                 return None;
             }
             let (in_flight, waiting) = (BTreeSet::new(), Vec::new());
             let (open, origin, used_at, sends, on_takeover) = (0, from, now, 0, None);
-            let session = Session { open, origin, used_at, sends, in_flight, waiting, on_takeover };
+            let session = Session {
+                open,
+                origin,
+                used_at,
+                sends,
+                in_flight,
+                waiting,
+                on_takeover,
+            };
             self.sessions.insert(token.clone(), session);
         }
         self.sessions.get_mut(token)
@@ -189,7 +230,8 @@ mod tests {
     #[tokio::test]
     async fn session_opens_after_its_earlier_sends() {
         let mut sessions = Sessions::new(2);
-        let begin = |sessions: &mut Sessions| sessions.begin(&token("a"), None, Duration::ZERO).unwrap();
+        let begin =
+            |sessions: &mut Sessions| sessions.begin(&token("a"), None, Duration::ZERO).unwrap();
         let [first, second] = [(); 2].map(|()| begin(&mut sessions));
         let (completer, mut opened) = Pending::new();
         sessions.open(&token("a"), None, completer, Duration::ZERO);

@@ -203,7 +203,9 @@ pub enum OpenError {
 }
 
 /// Connects. The returned receiver has the state of the connection: whether it is up.
-pub(super) async fn connect(config: &ClusterConfig) -> Result<(Client, watch::Receiver<bool>), OpenError> {
+pub(super) async fn connect(
+    config: &ClusterConfig,
+) -> Result<(Client, watch::Receiver<bool>), OpenError> {
     let (is_up, seen) = watch::channel(true);
     let options = authenticated(&config.credentials)?
         .name("harkd")
@@ -222,12 +224,19 @@ pub(super) async fn connect(config: &ClusterConfig) -> Result<(Client, watch::Re
     let client = options
         .connect(config.nodes.urls())
         .await
-        .map_err(|error| OpenError::Connect { nodes: config.nodes.to_string(), error })?;
+        .map_err(|error| OpenError::Connect {
+            nodes: config.nodes.to_string(),
+            error,
+        })?;
     let info = client.server_info();
     check_node(&info)?;
     if config.text_bytes_max + MESSAGE_OVERHEAD > info.max_payload {
         let (node, texts, payload) = (info.server_name, config.text_bytes_max, info.max_payload);
-        return Err(OpenError::Payload { node, texts, payload });
+        return Err(OpenError::Payload {
+            node,
+            texts,
+            payload,
+        });
     }
     Ok((client, seen))
 }
@@ -236,14 +245,22 @@ pub(super) async fn connect(config: &ClusterConfig) -> Result<(Client, watch::Re
 fn connect_pause(tries: usize) -> Duration {
     let doublings = u32::try_from(tries.saturating_sub(1)).unwrap_or(u32::MAX);
     let pause = Duration::from_millis(2_u64.saturating_pow(doublings));
-    if doublings == 0 { Duration::ZERO } else { pause.min(CONNECT_PAUSE_MAX) }
+    if doublings == 0 {
+        Duration::ZERO
+    } else {
+        pause.min(CONNECT_PAUSE_MAX)
+    }
 }
 
 /// Returns the remedy for a failed connection.
 fn remedy(error: &async_nats::ConnectError) -> &'static str {
     // The client reports TLS failures as I/O errors.
-    let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
-    let is_tls = io.and_then(io::Error::get_ref).is_some_and(|inner| inner.is::<rustls::Error>());
+    let io = error
+        .source()
+        .and_then(|source| source.downcast_ref::<io::Error>());
+    let is_tls = io
+        .and_then(io::Error::get_ref)
+        .is_some_and(|inner| inner.is::<rustls::Error>());
     match error.kind() {
         ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
             "say who you are with --nats-user, --nats-token-file or --nats-creds, as the nodes expect it"
@@ -266,7 +283,10 @@ fn authenticated(credentials: &Credentials) -> Result<ConnectOptions, OpenError>
         Credentials::File(path) => std::fs::read_to_string(path)
             .map(Zeroizing::new)
             .and_then(|text| options.credentials(&text))
-            .map_err(|error| OpenError::Credentials { path: path.clone(), error })?,
+            .map_err(|error| OpenError::Credentials {
+                path: path.clone(),
+                error,
+            })?,
     })
 }
 
@@ -287,7 +307,10 @@ fn note(is_up: &watch::Sender<bool>, event: &Event) {
 fn check_node(info: &ServerInfo) -> Result<(), OpenError> {
     let node = info.server_name.clone();
     if version(&info.version) < VERSION_MIN {
-        return Err(OpenError::Version { node, found: info.version.clone() });
+        return Err(OpenError::Version {
+            node,
+            found: info.version.clone(),
+        });
     }
     if !info.jetstream {
         return Err(OpenError::NoJetStream { node });
@@ -297,18 +320,28 @@ fn check_node(info: &ServerInfo) -> Result<(), OpenError> {
 
 /// Parses the numbers of a version, without a suffix after a hyphen.
 fn version(text: &str) -> [u64; 3] {
-    let mut numbers = text.split('-').next().unwrap_or("").split('.').map(|part| part.parse().unwrap_or(0));
+    let mut numbers = text
+        .split('-')
+        .next()
+        .unwrap_or("")
+        .split('.')
+        .map(|part| part.parse().unwrap_or(0));
     std::array::from_fn(|_| numbers.next().unwrap_or(0))
 }
 
 /// Creates missing streams and checks existing ones. The number of shards is fixed when a
 /// chat is created; it is stored in the metadata of each stream.
-pub(super) async fn streams(client: &Client, config: &ClusterConfig) -> Result<Vec<JetStream>, OpenError> {
+pub(super) async fn streams(
+    client: &Client,
+    config: &ClusterConfig,
+) -> Result<Vec<JetStream>, OpenError> {
     let mut context = jetstream::new(client.clone());
     context.set_timeout(SETUP_TIMEOUT);
     let chat = config.nodes.chat();
     refuse_former_layout(&context, chat).await?;
-    let replicas = config.replicas.unwrap_or_else(|| default_replicas(&client.server_info()));
+    let replicas = config
+        .replicas
+        .unwrap_or_else(|| default_replicas(&client.server_info()));
     let wanted = |shard, shards: u32, replicas| {
         let mut wanted = log::config(chat, shard, replicas);
         wanted.metadata = HashMap::from([
@@ -320,17 +353,29 @@ pub(super) async fn streams(client: &Client, config: &ClusterConfig) -> Result<V
     let first = wanted(0, config.shards, replicas);
     let stream = first.name.clone();
     let found = ensure(&context, first).await?;
-    let shards = found.metadata.get(SHARDS).and_then(|shards| shards.parse().ok());
+    let shards = found
+        .metadata
+        .get(SHARDS)
+        .and_then(|shards| shards.parse().ok());
     let shards = shards
         .filter(|shards| (1..=SHARDS_MAX).contains(shards))
-        .ok_or_else(|| OpenError::Foreign { stream, field: format!("no valid {SHARDS} in its metadata") })?;
-    let others = (1..shards).map(|shard| ensure(&context, wanted(shard, shards, found.num_replicas)));
-    stream::iter(others).buffer_unordered(STREAMS_AT_ONCE).try_collect::<Vec<_>>().await?;
+        .ok_or_else(|| OpenError::Foreign {
+            stream,
+            field: format!("no valid {SHARDS} in its metadata"),
+        })?;
+    let others =
+        (1..shards).map(|shard| ensure(&context, wanted(shard, shards, found.num_replicas)));
+    stream::iter(others)
+        .buffer_unordered(STREAMS_AT_ONCE)
+        .try_collect::<Vec<_>>()
+        .await?;
     tracing::info!(chat, replicas = found.num_replicas, shards, "streams ready");
     if found.num_replicas == 1 {
         tracing::warn!("streams have a single replica (--replicas 1): a lost disk loses messages");
     }
-    Ok((0..shards).map(|shard| JetStream::new(client.clone(), chat, shard)).collect())
+    Ok((0..shards)
+        .map(|shard| JetStream::new(client.clone(), chat, shard))
+        .collect())
 }
 
 /// Refuses a chat with the streams of an early version of Hark, which was never released.
@@ -340,23 +385,33 @@ async fn refuse_former_layout(context: &Context, chat: &str) -> Result<(), OpenE
         Ok(found) => Ok(found.cached_info().config.metadata.contains_key(LAYOUT)),
         Err(error) => absent(&error).map(|()| false),
     });
-    if found.await? { Err(OpenError::FormerLayout { stream }) } else { Ok(()) }
+    if found.await? {
+        Err(OpenError::FormerLayout { stream })
+    } else {
+        Ok(())
+    }
 }
 
 /// Each node knows the other nodes of its cluster.
 fn default_replicas(info: &ServerInfo) -> usize {
     let nodes: HashSet<_> = info.connect_urls.iter().collect();
-    if info.cluster.is_some() && nodes.len() >= 3 { 3 } else { 1 }
+    if info.cluster.is_some() && nodes.len() >= 3 {
+        3
+    } else {
+        1
+    }
 }
 
 /// Creates a stream if it is missing, and returns its configuration.
 async fn ensure(context: &Context, wanted: Config) -> Result<Config, OpenError> {
     let stream = wanted.name.clone();
     let found = once_ready(&stream, async || find_or_make(context, &wanted).await).await?;
-    let field = log::difference(&found, &wanted).map(str::to_owned).or_else(|| {
-        (found.metadata.get(LAYOUT) != wanted.metadata.get(LAYOUT))
-            .then(|| "its layout, which may be of a newer version of Hark".to_owned())
-    });
+    let field = log::difference(&found, &wanted)
+        .map(str::to_owned)
+        .or_else(|| {
+            (found.metadata.get(LAYOUT) != wanted.metadata.get(LAYOUT))
+                .then(|| "its layout, which may be of a newer version of Hark".to_owned())
+        });
     match field {
         Some(field) => Err(OpenError::Foreign { stream, field }),
         None => Ok(found),
@@ -365,7 +420,10 @@ async fn ensure(context: &Context, wanted: Config) -> Result<Config, OpenError> 
 
 /// Retries for as long as a cluster may take to elect leaders: a request without a leader
 /// is never answered.
-async fn once_ready<T>(stream: &str, attempt: impl AsyncFn() -> Result<T, NotHad>) -> Result<T, OpenError> {
+async fn once_ready<T>(
+    stream: &str,
+    attempt: impl AsyncFn() -> Result<T, NotHad>,
+) -> Result<T, OpenError> {
     let deadline = Instant::now() + STREAMS_TIMEOUT;
     loop {
         match attempt().await {
@@ -375,7 +433,10 @@ async fn once_ready<T>(stream: &str, attempt: impl AsyncFn() -> Result<T, NotHad
                 sleep(RETRY_PAUSE).await;
             }
             Err(NotHad::Lost(reason) | NotHad::Refused(reason)) => {
-                return Err(OpenError::Stream { stream: stream.to_owned(), reason });
+                return Err(OpenError::Stream {
+                    stream: stream.to_owned(),
+                    reason,
+                });
             }
         }
     }
@@ -392,7 +453,11 @@ async fn find_or_make(context: &Context, wanted: &Config) -> Result<Config, NotH
         Ok(found) => return Ok(found.cached_info().config.clone()),
         Err(error) => absent(&error)?,
     }
-    tracing::debug!(stream = wanted.name, replicas = wanted.num_replicas, "creating stream");
+    tracing::debug!(
+        stream = wanted.name,
+        replicas = wanted.num_replicas,
+        "creating stream"
+    );
     // Another server may create it concurrently. The second request returns the existing
     // stream.
     match context.get_or_create_stream(wanted.clone()).await {
@@ -415,15 +480,25 @@ async fn find_or_make(context: &Context, wanted: &Config) -> Result<Config, NotH
 /// Checks that a stream was not found because it does not exist.
 fn absent(error: &GetStreamError) -> Result<(), NotHad> {
     match error.kind() {
-        GetStreamErrorKind::JetStream(said) if said.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(()),
-        GetStreamErrorKind::JetStream(said) if !is_passing(&said) => Err(NotHad::Refused(error.to_string())),
-        _ => Err(NotHad::Lost(format!("{error}; is a majority of the nodes up?"))),
+        GetStreamErrorKind::JetStream(said) if said.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+            Ok(())
+        }
+        GetStreamErrorKind::JetStream(said) if !is_passing(&said) => {
+            Err(NotHad::Refused(error.to_string()))
+        }
+        _ => Err(NotHad::Lost(format!(
+            "{error}; is a majority of the nodes up?"
+        ))),
     }
 }
 
 /// Returns whether the cluster lacks a leader only temporarily.
 fn is_passing(error: &jetstream::Error) -> bool {
-    [ErrorCode::CLUSTER_NOT_AVAILABLE, ErrorCode::CLUSTER_NOT_LEADER].contains(&error.error_code())
+    [
+        ErrorCode::CLUSTER_NOT_AVAILABLE,
+        ErrorCode::CLUSTER_NOT_LEADER,
+    ]
+    .contains(&error.error_code())
 }
 
 fn advise(error: &CreateStreamError, replicas: usize) -> String {
@@ -438,7 +513,11 @@ fn advise(error: &CreateStreamError, replicas: usize) -> String {
 /// Waits until each shard has an owner.
 pub(super) async fn until_ready(mut ready: watch::Receiver<bool>) -> Result<(), OpenError> {
     let is_ready = timeout(STREAMS_TIMEOUT, ready.wait_for(|is_ready| *is_ready)).await;
-    if matches!(is_ready, Ok(Ok(_))) { Ok(()) } else { Err(OpenError::NoOwner(STREAMS_TIMEOUT)) }
+    if matches!(is_ready, Ok(Ok(_))) {
+        Ok(())
+    } else {
+        Err(OpenError::NoOwner(STREAMS_TIMEOUT))
+    }
 }
 
 #[cfg(test)]
@@ -451,7 +530,9 @@ mod tests {
         assert!(version("2.15.1-RC.3") >= VERSION_MIN);
         assert!(version("2.16.0") >= VERSION_MIN && version("3.0") >= VERSION_MIN);
         assert!(
-            version("2.15.0") < VERSION_MIN && version("2.9.10") < VERSION_MIN && version("") < VERSION_MIN
+            version("2.15.0") < VERSION_MIN
+                && version("2.9.10") < VERSION_MIN
+                && version("") < VERSION_MIN
         );
     }
 

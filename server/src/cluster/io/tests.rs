@@ -38,11 +38,23 @@ pub(crate) fn nodes() -> &'static [String] {
 
 fn start(folder: &Path) -> Vec<String> {
     let binary = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/nats-server");
-    assert!(binary.exists(), "{} is missing: run ./test once, which installs it", binary.display());
-    let ports: Vec<_> = (0..2 * NODES).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let ports: Vec<u16> = ports.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
+    assert!(
+        binary.exists(),
+        "{} is missing: run ./test once, which installs it",
+        binary.display()
+    );
+    let ports: Vec<_> = (0..2 * NODES)
+        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+        .collect();
+    let ports: Vec<u16> = ports
+        .iter()
+        .map(|listener| listener.local_addr().unwrap().port())
+        .collect();
     let (clients, routes) = ports.split_at(NODES);
-    let all: Vec<_> = routes.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect();
+    let all: Vec<_> = routes
+        .iter()
+        .map(|port| format!("nats://127.0.0.1:{port}"))
+        .collect();
     for (node, (client, route)) in clients.iter().zip(routes).enumerate() {
         let file = folder.join(format!("{node}.conf"));
         let settings = format!(
@@ -54,18 +66,33 @@ fn start(folder: &Path) -> Vec<String> {
         );
         fs::write(&file, settings).unwrap();
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL"]).arg(&binary).arg("-c").arg(&file);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        command
+            .args(["--pdeathsig", "KILL"])
+            .arg(&binary)
+            .arg("-c")
+            .arg(&file);
+        let child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         drop(child);
     }
-    clients.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect()
+    clients
+        .iter()
+        .map(|port| format!("nats://127.0.0.1:{port}"))
+        .collect()
 }
 
 /// The runtime of these tests, which lives as long as the process.
 pub(crate) fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap()
     })
 }
 
@@ -78,12 +105,17 @@ struct Chat {
 impl Chat {
     fn new(replicas: usize) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        Self { name: format!("chat{}", COUNT.fetch_add(1, Ordering::Relaxed)), replicas }
+        Self {
+            name: format!("chat{}", COUNT.fetch_add(1, Ordering::Relaxed)),
+            replicas,
+        }
     }
 
     fn config(&self, limits: Limits) -> ClusterConfig {
         ClusterConfig {
-            nodes: format!("{}/{}", nodes().join(","), self.name).parse().unwrap(),
+            nodes: format!("{}/{}", nodes().join(","), self.name)
+                .parse()
+                .unwrap(),
             credentials: Credentials::None,
             ca: None,
             monitors: Vec::new(),
@@ -118,7 +150,9 @@ impl Chat {
     fn try_open(&self, limits: Limits) -> Result<ClusterStore, OpenError> {
         let config = self.config(limits);
         // Blocking is not allowed on the test's own runtime.
-        thread::spawn(move || runtime().block_on(ClusterStore::open(config))).join().unwrap()
+        thread::spawn(move || runtime().block_on(ClusterStore::open(config)))
+            .join()
+            .unwrap()
     }
 }
 
@@ -163,7 +197,12 @@ fn shard_outlives_its_owner() {
         };
         let pause = begun.elapsed();
         assert!(pause < Duration::from_secs(10), "no answer for {pause:?}");
-        assert!(page.messages.iter().map(|message| message.position.sequence).eq(numbers));
+        assert!(
+            page.messages
+                .iter()
+                .map(|message| message.position.sequence)
+                .eq(numbers)
+        );
         stored(&*two, text("bob", "after")).await;
     });
 }
@@ -174,16 +213,25 @@ fn subscription_at_another_server_gets_messages() {
         let [one, two] = owner_and_other(&Chat::new(3)).await;
         for store in [&one, &two] {
             let other = if Arc::ptr_eq(store, &one) { &two } else { &one };
-            let user = if Arc::ptr_eq(store, &one) { "amy" } else { "bob" };
+            let user = if Arc::ptr_eq(store, &one) {
+                "amy"
+            } else {
+                "bob"
+            };
             let account = contract::create(&**store, user).await;
             let mut subscription = other.receive(&account).await.unwrap().unwrap();
             assert_eq!(contract::next_event(&mut subscription).await, Event::Lagged);
             subscription.follow();
             stored(&**store, text(user, "hello")).await;
-            let Event::Appended(messages) = contract::next_event(&mut subscription).await else { panic!() };
+            let Event::Appended(messages) = contract::next_event(&mut subscription).await else {
+                panic!()
+            };
             assert_eq!(&*messages[0].text, "hello");
             let successor = store.receive(&account).await.unwrap().unwrap();
-            assert_eq!(contract::next_event(&mut subscription).await, Event::Ended(End::TakenOver));
+            assert_eq!(
+                contract::next_event(&mut subscription).await,
+                Event::Ended(End::TakenOver)
+            );
             assert_eq!(successor.queued(), 1);
         }
     });
@@ -194,18 +242,33 @@ fn deletion_ends_senders_at_every_server() {
     runtime().block_on(async {
         let [one, two] = owner_and_other(&Chat::new(3)).await;
         for store in [&one, &two] {
-            let (amy, bob) =
-                (contract::create(&**store, "amy").await, contract::create(&**store, "bob").await);
-            let by_amy = |content| Append { sender: Some(amy.clone()), ..text("bob", content) };
+            let (amy, bob) = (
+                contract::create(&**store, "amy").await,
+                contract::create(&**store, "bob").await,
+            );
+            let by_amy = |content| Append {
+                sender: Some(amy.clone()),
+                ..text("bob", content)
+            };
             stored(&*one, by_amy("one")).await;
             stored(&*two, by_amy("two")).await;
             assert_eq!(store.delete(&amy).await, Ok(true));
             for sender in [&one, &two] {
-                let denied = Append { from_nobody: false, ..by_amy("late") };
-                assert_eq!(sender.append(denied).await, Ok(Outcome::Refused(Code::Denied)));
+                let denied = Append {
+                    from_nobody: false,
+                    ..by_amy("late")
+                };
+                assert_eq!(
+                    sender.append(denied).await,
+                    Ok(Outcome::Refused(Code::Denied))
+                );
             }
             let read = contract::read(&**store, &bob).await;
-            assert!(read.iter().all(|message| message.sender == Some(name("amy"))) && read.len() == 2);
+            assert!(
+                read.iter()
+                    .all(|message| message.sender == Some(name("amy")))
+                    && read.len() == 2
+            );
             assert_eq!(store.delete(&bob).await, Ok(true));
         }
     });

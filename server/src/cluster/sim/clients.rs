@@ -97,7 +97,10 @@ pub(super) enum ToHost {
 impl Context<'_> {
     pub(super) fn open(&mut self) -> Link {
         *self.last_connection += 1;
-        let link = (*self.last_connection, self.random.random_range(0..self.hosts));
+        let link = (
+            *self.last_connection,
+            self.random.random_range(0..self.hosts),
+        );
         self.calls.push((link, ToHost::Open));
         link
     }
@@ -138,7 +141,12 @@ impl Client {
     }
 
     /// Takes a push of a server.
-    pub(super) fn handle(&mut self, connection: ConnectionId, push: Push, context: &mut Context<'_>) {
+    pub(super) fn handle(
+        &mut self,
+        connection: ConnectionId,
+        push: Push,
+        context: &mut Context<'_>,
+    ) {
         if matches!(push, Push::Closed) {
             context.judge.counts.closed += 1;
         }
@@ -244,11 +252,26 @@ impl Sender {
 
     fn send(&mut self, link: Link, id: u32, context: &mut Context<'_>) {
         let session = self.token();
-        let Some((to, since)) = self.unanswered.get_mut(&id) else { return };
+        let Some((to, since)) = self.unanswered.get_mut(&id) else {
+            return;
+        };
         *since = context.now;
         let text = format!("{}:{id}:{to}", self.session).into();
-        let send_id = Some(SendId { session, id: RequestId::new(id).unwrap(), in_order: true, from: None });
-        context.call(link, id.into(), Call::Send { to: to.parse().unwrap(), text, send_id });
+        let send_id = Some(SendId {
+            session,
+            id: RequestId::new(id).unwrap(),
+            in_order: true,
+            from: None,
+        });
+        context.call(
+            link,
+            id.into(),
+            Call::Send {
+                to: to.parse().unwrap(),
+                text,
+                send_id,
+            },
+        );
     }
 
     fn handle(&mut self, connection: ConnectionId, push: Push, context: &mut Context<'_>) {
@@ -262,7 +285,9 @@ impl Sender {
                     context.judge.answered((self.session, id), to, outcome);
                 }
             }
-            Push::Closed if self.link.is_some_and(|(id, _)| id == connection) => self.disconnected(context),
+            Push::Closed if self.link.is_some_and(|(id, _)| id == connection) => {
+                self.disconnected(context)
+            }
             _ => {}
         }
     }
@@ -323,7 +348,9 @@ impl Reader {
             }
             Some(link) if self.received.is_some() && context.random.random_bool(0.5) => {
                 let received = self.received.take();
-                context.calls.extend(received.map(|number| (link, ToHost::Call(0, Call::Ack(number)))));
+                context
+                    .calls
+                    .extend(received.map(|number| (link, ToHost::Call(0, Call::Ack(number)))));
             }
             _ => {}
         }
@@ -344,7 +371,8 @@ impl Reader {
 
     fn handle(&mut self, connection: ConnectionId, push: Push, context: &mut Context<'_>) {
         let Some(link) = self.link.filter(|(id, _)| *id == connection) else {
-            context.judge.counts.takeovers += u64::from(matches!(push, Push::Ended(End::TakenOver)));
+            context.judge.counts.takeovers +=
+                u64::from(matches!(push, Push::Ended(End::TakenOver)));
             return;
         };
         match push {
@@ -374,7 +402,11 @@ impl Reader {
             }
             Push::Ended(end) => {
                 assert_eq!(end, End::TakenOver);
-                assert!(self.in_doubt > 0, "the newest reception of {} was taken over by nobody", self.user);
+                assert!(
+                    self.in_doubt > 0,
+                    "the newest reception of {} was taken over by nobody",
+                    self.user
+                );
                 context.judge.counts.takeovers += 1;
                 context.hang_up(link);
                 self.disconnected(context);
@@ -414,7 +446,15 @@ enum Asked {
 impl Changer {
     pub(super) const fn new(number: usize) -> Self {
         let (asked, found, logged_in) = (None, None, None);
-        Self { number, link: None, asked, found, logged_in, requests: 0, next_at: Duration::ZERO }
+        Self {
+            number,
+            link: None,
+            asked,
+            found,
+            logged_in,
+            requests: 0,
+            next_at: Duration::ZERO,
+        }
     }
 
     fn wake(&mut self, context: &mut Context<'_>) {
@@ -436,26 +476,42 @@ impl Changer {
         self.next_at = context.within_ms(20..700);
         self.requests += 1;
         let name = || CHANGING.parse().unwrap();
-        let (asked, call) =
-            match (context.random.random_range(0..10), self.found.clone(), self.logged_in.clone()) {
-                (0..3, Some((account, old)), _) => {
-                    let version = old.as_ref().map_or(0, version) + 1;
-                    let new = PasswordHash::new(&version.to_string());
-                    (
-                        Asked::SetPassword(account.incarnation, version),
-                        Call::SetPassword { account, old, new },
-                    )
-                }
-                (3, Some((account, _)), _) => (Asked::Delete(account.incarnation), Call::Delete(account)),
-                (4, Some((account, _)), None) => (Asked::Login(account.clone()), Call::Login(account)),
-                (4..7, _, Some(account)) => {
-                    let (to, text) =
-                        (READERS[0].parse().unwrap(), format!("as {} {}", self.number, self.requests));
-                    (Asked::Send(account.incarnation), Call::Send { to, text: text.into(), send_id: None })
-                }
-                (_, None, _) if context.random.random_bool(0.5) => (Asked::Create, Call::Create(name())),
-                _ => (Asked::LookUp, Call::LookUp(name())),
-            };
+        let (asked, call) = match (
+            context.random.random_range(0..10),
+            self.found.clone(),
+            self.logged_in.clone(),
+        ) {
+            (0..3, Some((account, old)), _) => {
+                let version = old.as_ref().map_or(0, version) + 1;
+                let new = PasswordHash::new(&version.to_string());
+                (
+                    Asked::SetPassword(account.incarnation, version),
+                    Call::SetPassword { account, old, new },
+                )
+            }
+            (3, Some((account, _)), _) => {
+                (Asked::Delete(account.incarnation), Call::Delete(account))
+            }
+            (4, Some((account, _)), None) => (Asked::Login(account.clone()), Call::Login(account)),
+            (4..7, _, Some(account)) => {
+                let (to, text) = (
+                    READERS[0].parse().unwrap(),
+                    format!("as {} {}", self.number, self.requests),
+                );
+                (
+                    Asked::Send(account.incarnation),
+                    Call::Send {
+                        to,
+                        text: text.into(),
+                        send_id: None,
+                    },
+                )
+            }
+            (_, None, _) if context.random.random_bool(0.5) => {
+                (Asked::Create, Call::Create(name()))
+            }
+            _ => (Asked::LookUp, Call::LookUp(name())),
+        };
         self.asked = Some((context.now, asked));
         context.call(link, self.requests, call);
     }
@@ -466,7 +522,9 @@ impl Changer {
         }
         match push {
             Push::Answer(request, answered) if request == self.requests => {
-                let Some((asked_at, asked)) = self.asked.take() else { return };
+                let Some((asked_at, asked)) = self.asked.take() else {
+                    return;
+                };
                 if let Answered::Answer(answer) = answered {
                     self.answered(asked_at, asked, answer, context);
                 }
@@ -476,13 +534,24 @@ impl Changer {
         }
     }
 
-    fn answered(&mut self, asked_at: Duration, asked: Asked, answer: Answer, context: &mut Context<'_>) {
+    fn answered(
+        &mut self,
+        asked_at: Duration,
+        asked: Asked,
+        answer: Answer,
+        context: &mut Context<'_>,
+    ) {
         let (now, judge) = (context.now, &mut *context.judge);
         match (asked, answer) {
             (Asked::LookUp, Answer::Account(entry)) => {
                 if let Some(entry) = &entry {
                     let incarnation = entry.account.incarnation;
-                    judge.found(asked_at, now, incarnation, entry.password.as_ref().map_or(0, version));
+                    judge.found(
+                        asked_at,
+                        now,
+                        incarnation,
+                        entry.password.as_ref().map_or(0, version),
+                    );
                 }
                 self.found = entry.map(|entry| (entry.account, entry.password));
             }
@@ -507,7 +576,11 @@ impl Changer {
 
     fn disconnected(&mut self) {
         let (number, requests, next_at) = (self.number, self.requests, self.next_at);
-        *self = Self { requests, next_at, ..Self::new(number) };
+        *self = Self {
+            requests,
+            next_at,
+            ..Self::new(number)
+        };
     }
 }
 
@@ -530,7 +603,10 @@ impl Creator {
 
     fn handle(&mut self, push: Push) {
         match push {
-            Push::Answer(request, Answered::Answer(Answer::Created(Created::Created | Created::Exists))) => {
+            Push::Answer(
+                request,
+                Answered::Answer(Answer::Created(Created::Created | Created::Exists)),
+            ) => {
                 self.created.insert(request);
             }
             Push::Closed => self.link = None,

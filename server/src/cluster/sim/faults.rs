@@ -79,8 +79,13 @@ impl Scenario {
     pub(super) fn of(seed: u64) -> Self {
         let mut random = SmallRng::seed_from_u64(seed ^ 0x5eed);
         let calm_at = Duration::from_millis(random.random_range(5_000..12_000));
-        let mut scenario =
-            Self { faults: Vec::new(), rest_at: calm_at, calm_at, sends: 10, tail_entries_max: 12 };
+        let mut scenario = Self {
+            faults: Vec::new(),
+            rest_at: calm_at,
+            calm_at,
+            sends: 10,
+            tail_entries_max: 12,
+        };
         match seed % KINDS {
             CLAIM_IN_DOUBT => scenario.add_claim_in_doubt(&mut random),
             DEAF_OWNER => scenario.add_deaf_owner(&mut random),
@@ -101,11 +106,21 @@ impl Scenario {
         let begins = Duration::from_millis(random.random_range(3_000..8_000));
         let ends = begins + Duration::from_secs(random.random_range(620..720));
         let host = random.random_range(0..HOSTS);
-        let mut faults =
-            vec![(begins, Fault::Pause { host, stops_clock: true }), (ends, Fault::Resume(host))];
+        let mut faults = vec![
+            (
+                begins,
+                Fault::Pause {
+                    host,
+                    stops_clock: true,
+                },
+            ),
+            (ends, Fault::Resume(host)),
+        ];
         if random.random_bool(0.3) {
             let other = (host + 1) % HOSTS;
-            let crashes = ends.checked_sub(Duration::from_secs(random.random_range(1..60))).unwrap();
+            let crashes = ends
+                .checked_sub(Duration::from_secs(random.random_range(1..60)))
+                .unwrap();
             faults.insert(1, (crashes, Fault::Crash(other)));
         }
         Self {
@@ -121,7 +136,8 @@ impl Scenario {
     fn add_deaf_owner(&mut self, random: &mut SmallRng) {
         let [begins, lasts] =
             [1000..2000, 8000..14_000].map(|ms| Duration::from_millis(random.random_range(ms)));
-        self.faults.push((begins, Fault::Deaf(random.random_range(0..HOSTS))));
+        self.faults
+            .push((begins, Fault::Deaf(random.random_range(0..HOSTS))));
         self.faults.push((begins + lasts, Fault::HearStreams));
         let heals = begins + lasts + Duration::from_millis(random.random_range(0..2000));
         self.faults.push((heals, Fault::Heal));
@@ -135,15 +151,25 @@ impl Scenario {
     fn add_lossy_end(&mut self, random: &mut SmallRng) {
         self.rest_at -= Duration::from_millis(random.random_range(500..3000));
         let begins = self.rest_at - Duration::from_millis(random.random_range(0..2000));
-        self.faults.push((begins, Fault::Loss(random.random_range(50..500))));
+        self.faults
+            .push((begins, Fault::Loss(random.random_range(50..500))));
     }
 
     /// Adds a claim that was proposed by a lost leader, while the former owner resumes
     /// after standing still.
     fn add_claim_in_doubt(&mut self, random: &mut SmallRng) {
         let mut at = Duration::from_millis(random.random_range(1000..2500));
-        let (host, shard) = (random.random_range(0..HOSTS), random.random_range(0..SHARDS));
-        self.faults.push((at, Fault::Pause { host, stops_clock: false }));
+        let (host, shard) = (
+            random.random_range(0..HOSTS),
+            random.random_range(0..SHARDS),
+        );
+        self.faults.push((
+            at,
+            Fault::Pause {
+                host,
+                stops_clock: false,
+            },
+        ));
         for (fault, after_ms) in [
             (Fault::Stall(shard), 1200..1500),
             (Fault::LoseLeader(shard), 600..1600),
@@ -161,10 +187,19 @@ impl Scenario {
         let begins = random.random_range(0..end);
         let ends = (begins + random.random_range(200..8000)).min(end);
         let [begins, ends] = [begins, ends].map(Duration::from_millis);
-        let (host, shard) = (random.random_range(0..HOSTS), random.random_range(0..SHARDS));
+        let (host, shard) = (
+            random.random_range(0..HOSTS),
+            random.random_range(0..SHARDS),
+        );
         let other = (host + random.random_range(1..HOSTS)) % HOSTS;
         let (fault, end) = match random.random_range(0..13) {
-            0 | 1 => (Fault::Pause { host, stops_clock: random.random_bool(0.5) }, Fault::Resume(host)),
+            0 | 1 => (
+                Fault::Pause {
+                    host,
+                    stops_clock: random.random_bool(0.5),
+                },
+                Fault::Resume(host),
+            ),
             2 => (Fault::Crash(host), Fault::Start(host)),
             3 => (Fault::Leave(host), Fault::Start(host)),
             4 => (Fault::Cut(host, other), Fault::Heal),
@@ -172,14 +207,23 @@ impl Scenario {
             6 | 7 => (Fault::Loss(random.random_range(5..200)), Fault::Loss(0)),
             8 => (Fault::Late(random.random_range(20..300)), Fault::Late(0)),
             9 => (Fault::Deaf(host), Fault::Heal),
-            10 => (Fault::Stale(shard, random.random_range(1..4)), Fault::Stale(shard, 0)),
+            10 => (
+                Fault::Stale(shard, random.random_range(1..4)),
+                Fault::Stale(shard, 0),
+            ),
             11 => (Fault::LowSpace(shard, true), Fault::LowSpace(shard, false)),
             _ => {
                 let lost = begins + Duration::from_millis(random.random_range(0..1500));
                 let elected = lost + Duration::from_millis(random.random_range(100..3000));
                 let settled = elected + Duration::from_millis(random.random_range(1..600));
-                self.faults.extend([(lost, Fault::LoseLeader(shard)), (elected, Fault::Elect(shard))]);
-                return self.faults.extend([(begins, Fault::Stall(shard)), (settled, Fault::Settle(shard))]);
+                self.faults.extend([
+                    (lost, Fault::LoseLeader(shard)),
+                    (elected, Fault::Elect(shard)),
+                ]);
+                return self.faults.extend([
+                    (begins, Fault::Stall(shard)),
+                    (settled, Fault::Settle(shard)),
+                ]);
             }
         };
         self.faults.extend([(begins, fault), (ends, end)]);

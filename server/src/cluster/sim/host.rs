@@ -111,10 +111,15 @@ impl Host {
 
     /// Takes the storage of each stream, as polled.
     pub(super) fn poll_storage(&mut self, low: [bool; SHARDS]) {
-        let Some(member) = &mut self.member else { return };
+        let Some(member) = &mut self.member else {
+            return;
+        };
         for (shard, is_low) in (0..).zip(low) {
             let free = if is_low { 5 << 30 } else { 50 << 30 };
-            let replica = |free| Storage { free, total: 100 << 30 };
+            let replica = |free| Storage {
+                free,
+                total: 100 << 30,
+            };
             member.handle_storage(shard, &[50 << 30, free].map(replica));
         }
     }
@@ -132,22 +137,30 @@ impl Host {
         last_connection: ConnectionId,
     ) -> Vec<Output> {
         match input {
-            Input::Message(message) => self.act_closing(time, last_connection, |member, now, actions| {
-                member.handle_message(message, now, actions);
-            }),
+            Input::Message(message) => {
+                self.act_closing(time, last_connection, |member, now, actions| {
+                    member.handle_message(message, now, actions);
+                })
+            }
             Input::Log(shard, reply) => self.act(time, |member, now, actions| {
                 member.handle_log(shard, reply, now, actions);
             }),
-            Input::Tick => {
-                self.act_closing(time, last_connection, |member, now, actions| member.tick(now, actions))
-            }
+            Input::Tick => self.act_closing(time, last_connection, |member, now, actions| {
+                member.tick(now, actions)
+            }),
             Input::Open(id, client) if id <= self.refused_up_to || self.member.is_none() => {
                 vec![Output::Push(client, id, Push::Closed)]
             }
             Input::Open(id, client) => {
                 let (session, identity, registering, reception) = (None, None, None, None);
-                let connection =
-                    Connection { client, session, identity, registering, reception, reads: READ };
+                let connection = Connection {
+                    client,
+                    session,
+                    identity,
+                    registering,
+                    reception,
+                    reads: READ,
+                };
                 self.connections.insert(id, connection);
                 Vec::new()
             }
@@ -156,7 +169,10 @@ impl Host {
             Input::Hangup(id) => match self.connections.remove(&id) {
                 Some(connection) => self.act(time, |member, now, actions| {
                     member.disconnect(id, now, actions);
-                    connection.session.iter().for_each(|session| member.close_session(session));
+                    connection
+                        .session
+                        .iter()
+                        .for_each(|session| member.close_session(session));
                 }),
                 None => Vec::new(),
             },
@@ -165,14 +181,22 @@ impl Host {
 
     /// Returns the connections that hold a session.
     pub(super) fn holders(&self) -> impl Iterator<Item = &SessionToken> {
-        self.connections.values().filter_map(|connection| connection.session.as_ref())
+        self.connections
+            .values()
+            .filter_map(|connection| connection.session.as_ref())
     }
 
     /// Opens a session, and closes the connection that held it at this server.
     fn hello(&mut self, id: ConnectionId, session: SessionToken, time: Duration) -> Vec<Output> {
         let (now, mut out) = (self.now(time), Vec::new());
-        self.perform(vec![Action::CloseSession(session.clone())], now, 0, &mut out);
-        let (Some(connection), Some(member)) = (self.connections.get_mut(&id), &mut self.member) else {
+        self.perform(
+            vec![Action::CloseSession(session.clone())],
+            now,
+            0,
+            &mut out,
+        );
+        let (Some(connection), Some(member)) = (self.connections.get_mut(&id), &mut self.member)
+        else {
             return out;
         };
         connection.session = Some(session.clone());
@@ -186,10 +210,17 @@ impl Host {
         self.running += time.saturating_sub(self.clock_at);
         self.clock_at = self.clock_at.max(time);
         let wall = UNIX_EPOCH + Duration::from_secs(WALL_SECONDS) + time + self.skew;
-        Now { running: self.running, wall }
+        Now {
+            running: self.running,
+            wall,
+        }
     }
 
-    fn act(&mut self, time: Duration, act: impl FnOnce(&mut Member, Now, &mut Vec<Action>)) -> Vec<Output> {
+    fn act(
+        &mut self,
+        time: Duration,
+        act: impl FnOnce(&mut Member, Now, &mut Vec<Action>),
+    ) -> Vec<Output> {
         self.act_closing(time, 0, act)
     }
 
@@ -200,7 +231,9 @@ impl Host {
         act: impl FnOnce(&mut Member, Now, &mut Vec<Action>),
     ) -> Vec<Output> {
         let (now, mut actions, mut out) = (self.now(time), Vec::new(), Vec::new());
-        let Some(member) = &mut self.member else { return out };
+        let Some(member) = &mut self.member else {
+            return out;
+        };
         act(member, now, &mut actions);
         member.flush(now, &mut actions);
         self.perform(actions, now, last_connection, &mut out);
@@ -223,7 +256,11 @@ impl Host {
                 Action::Log(shard, request) => out.push(Output::Log(shard, request)),
                 Action::Send(server, message) => out.push(Output::Send(server, message)),
                 Action::Broadcast(message) => out.push(Output::Broadcast(message)),
-                Action::Answer { connection, request, reply } => self.answer(connection, request, reply, out),
+                Action::Answer {
+                    connection,
+                    request,
+                    reply,
+                } => self.answer(connection, request, reply, out),
                 Action::Publish(publisher, event) => publisher.publish(event),
                 Action::EndIdentity(connection) => {
                     if let Some(connection) = self.connections.get_mut(&connection) {
@@ -233,7 +270,8 @@ impl Host {
                 Action::Close(connection) => closing.push(connection),
                 Action::CloseSession(session) => {
                     let holders = self.connections.iter();
-                    let holders = holders.filter(|(_, holder)| holder.session.as_ref() == Some(&session));
+                    let holders =
+                        holders.filter(|(_, holder)| holder.session.as_ref() == Some(&session));
                     closing.extend(holders.map(|(id, _)| *id));
                 }
                 Action::CloseAll => {
@@ -243,21 +281,29 @@ impl Host {
             }
             let mut more = Vec::new();
             for id in closing {
-                let Some(connection) = self.connections.remove(&id) else { continue };
+                let Some(connection) = self.connections.remove(&id) else {
+                    continue;
+                };
                 out.push(Output::Push(connection.client, id, Push::Closed));
                 if let Some(member) = &mut self.member {
                     member.disconnect(id, now, &mut more);
-                    connection.session.iter().for_each(|session| member.close_session(session));
+                    connection
+                        .session
+                        .iter()
+                        .for_each(|session| member.close_session(session));
                 }
             }
             // The consequences of a closing come before the next action.
-            more.into_iter().rev().for_each(|action| actions.push_front(action));
+            more.into_iter()
+                .rev()
+                .for_each(|action| actions.push_front(action));
         }
     }
 
     fn call(&mut self, id: ConnectionId, request: u64, call: Call, time: Duration) -> Vec<Output> {
         let (now, mut out) = (self.now(time), Vec::new());
-        let (Some(connection), Some(member)) = (self.connections.get_mut(&id), &mut self.member) else {
+        let (Some(connection), Some(member)) = (self.connections.get_mut(&id), &mut self.member)
+        else {
             return out;
         };
         let client = connection.client;
@@ -266,10 +312,14 @@ impl Host {
             Call::LookUp(name) => submitted = Some((member.shard_of(&name), Request::LookUp(name))),
             Call::List { after, limit } => list = Some((after, limit)),
             Call::Hello(_) => {}
-            Call::Create(name) => submitted = Some((member.shard_of(&name), Request::Create(name, None))),
+            Call::Create(name) => {
+                submitted = Some((member.shard_of(&name), Request::Create(name, None)))
+            }
             Call::SetPassword { account, old, new } => {
-                submitted =
-                    Some((member.shard_of(&account.name), Request::SetPassword { account, old, new }));
+                submitted = Some((
+                    member.shard_of(&account.name),
+                    Request::SetPassword { account, old, new },
+                ));
             }
             Call::Delete(account) => {
                 submitted = Some((member.shard_of(&account.name), Request::Delete(account)))
@@ -280,16 +330,37 @@ impl Host {
             }
             Call::Receive(account) => {
                 let shard = member.shard_of(&account.name);
-                submitted = Some((shard, Request::Subscribe { account, takes_over: true }));
+                submitted = Some((
+                    shard,
+                    Request::Subscribe {
+                        account,
+                        takes_over: true,
+                    },
+                ));
             }
             Call::Send { to, text, send_id } => {
                 let sender = connection.identity.clone();
-                if sender.as_ref().is_some_and(|sender| !member.is_registered(sender, now)) {
-                    out.push(Output::Push(client, id, Push::Answer(request, Answered::Unavailable)));
+                if sender
+                    .as_ref()
+                    .is_some_and(|sender| !member.is_registered(sender, now))
+                {
+                    out.push(Output::Push(
+                        client,
+                        id,
+                        Push::Answer(request, Answered::Unavailable),
+                    ));
                 } else {
                     let from_nobody = send_id.is_some();
                     let shard = member.shard_of(&to);
-                    let send = Send { to, sender, from_nobody, time_ms: 1, text, send_id, refusal: None };
+                    let send = Send {
+                        to,
+                        sender,
+                        from_nobody,
+                        time_ms: 1,
+                        text,
+                        send_id,
+                        refusal: None,
+                    };
                     submitted = Some((shard, Request::Send(Box::new(send))));
                 }
             }
@@ -301,8 +372,10 @@ impl Host {
                     && let Ok(Some(position)) = window.handle_ack(Sequence(number))
                 {
                     let account = subscription.account().clone();
-                    submitted =
-                        Some((member.shard_of(&account.name), Request::Acknowledge(account, position)));
+                    submitted = Some((
+                        member.shard_of(&account.name),
+                        Request::Acknowledge(account, position),
+                    ));
                 }
             }
         }
@@ -320,7 +393,9 @@ impl Host {
     }
 
     fn answer(&mut self, id: ConnectionId, request: u64, reply: Reply, out: &mut Vec<Output>) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
         let client = connection.client;
         let instant = self.base + self.running;
         if request >= READ {
@@ -329,7 +404,9 @@ impl Host {
                     Reply::Answer(Answer::Page(page)) => Ok(page),
                     _ => Err(Unavailable),
                 };
-                window.handle_page(page, instant).expect("a page without a hole");
+                window
+                    .handle_page(page, instant)
+                    .expect("a page without a hole");
             }
             return;
         }
@@ -358,7 +435,9 @@ impl Host {
         let instant = self.base + now.running;
         let mut reads = Vec::new();
         for (id, connection) in &mut self.connections {
-            let Some((subscription, window)) = &mut connection.reception else { continue };
+            let Some((subscription, window)) = &mut connection.reception else {
+                continue;
+            };
             loop {
                 if let Some(end) = subscription.end() {
                     out.push(Output::Push(connection.client, *id, Push::Ended(end)));
@@ -373,7 +452,15 @@ impl Host {
                         subscription.follow();
                         connection.reads += 1;
                         let account = subscription.account().clone();
-                        reads.push((*id, connection.reads, Request::Read { account, after, limit }));
+                        reads.push((
+                            *id,
+                            connection.reads,
+                            Request::Read {
+                                account,
+                                after,
+                                limit,
+                            },
+                        ));
                     }
                     Step::Wait if !window.wants_messages() => break,
                     Step::Wait => match subscription.next_event() {
@@ -386,9 +473,13 @@ impl Host {
             }
         }
         let mut actions = Vec::new();
-        let Some(member) = &mut self.member else { return };
+        let Some(member) = &mut self.member else {
+            return;
+        };
         for (id, request, content) in reads {
-            let Request::Read { account, .. } = &content else { continue };
+            let Request::Read { account, .. } = &content else {
+                continue;
+            };
             let shard = member.shard_of(&account.name);
             member.submit(shard, (id, request), content, now);
         }

@@ -59,20 +59,42 @@ pub(super) struct Counts {
 impl Counts {
     /// Adds the statistics of another run.
     pub(super) fn add(&mut self, other: &Self) {
-        let Self { stored, refused, read, repeats, unavailable, closed, .. } = other;
+        let Self {
+            stored,
+            refused,
+            read,
+            repeats,
+            unavailable,
+            closed,
+            ..
+        } = other;
         self.stored += stored;
         self.refused += refused;
         self.read += read;
         self.repeats += repeats;
         self.unavailable += unavailable;
         self.closed += closed;
-        let Self { takeovers, passwords, deletions, lists, without_space, .. } = other;
+        let Self {
+            takeovers,
+            passwords,
+            deletions,
+            lists,
+            without_space,
+            ..
+        } = other;
         self.takeovers += takeovers;
         self.passwords += passwords;
         self.deletions += deletions;
         self.lists += lists;
         self.without_space += without_space;
-        let Self { claims, purges, gets, events, ended_at, .. } = other;
+        let Self {
+            claims,
+            purges,
+            gets,
+            events,
+            ended_at,
+            ..
+        } = other;
         self.claims += claims;
         self.purges += purges;
         self.gets += gets;
@@ -95,7 +117,12 @@ impl Register {
 
     /// Checks a value that was requested at `asked_at`.
     fn check(&self, asked_at: Duration, value: u64, what: &str) {
-        let least = self.known.iter().filter(|(at, _)| *at <= asked_at).map(|(_, value)| *value).max();
+        let least = self
+            .known
+            .iter()
+            .filter(|(at, _)| *at <= asked_at)
+            .map(|(_, value)| *value)
+            .max();
         assert!(
             least.is_none_or(|least| value >= least),
             "stale answer: {what} {value}, asked for at {asked_at:?}, when {least:?} was known"
@@ -106,7 +133,9 @@ impl Register {
 impl Judge {
     /// Records an answer to a send, which may be repeated.
     pub(super) fn answered(&mut self, (session, id): (usize, u32), to: &str, outcome: Outcome) {
-        let former = self.outcomes.insert((session, id), (to.to_owned(), outcome));
+        let former = self
+            .outcomes
+            .insert((session, id), (to.to_owned(), outcome));
         if let Some((_, former)) = former {
             assert_eq!(outcome, former, "the outcome of {session}:{id} to {to}");
             return;
@@ -114,7 +143,11 @@ impl Judge {
         match outcome {
             Outcome::Stored(_) => self.counts.stored += 1,
             Outcome::Refused(code) => {
-                assert_eq!(code, Code::QueueFull, "the outcome of {session}:{id} to {to}");
+                assert_eq!(
+                    code,
+                    Code::QueueFull,
+                    "the outcome of {session}:{id} to {to}"
+                );
                 self.counts.refused += 1;
             }
         }
@@ -125,15 +158,23 @@ impl Judge {
     pub(super) fn stored(&mut self, blocks: &[Block]) {
         let mut messages = BTreeMap::new();
         for block in blocks {
-            let Ok(BlockContent::Messages(of_block)) = decode(block) else { panic!("a malformed block") };
+            let Ok(BlockContent::Messages(of_block)) = decode(block) else {
+                panic!("a malformed block")
+            };
             for message in of_block.map(Result::unwrap) {
-                messages.insert(message.position.sequence, std::str::from_utf8(message.text).unwrap());
+                messages.insert(
+                    message.position.sequence,
+                    std::str::from_utf8(message.text).unwrap(),
+                );
             }
         }
         for (session, id) in messages.into_values().filter_map(send_of) {
             if !self.without_space.contains(&(session, id)) {
                 let former = self.stored.insert(session, id);
-                assert!(former < Some(id), "{session}:{id} is stored after {former:?}");
+                assert!(
+                    former < Some(id),
+                    "{session}:{id} is stored after {former:?}"
+                );
             }
         }
     }
@@ -148,31 +189,57 @@ impl Judge {
     pub(super) fn read(&mut self, reader: &str, message: &Message) {
         let (number, text) = (message.position.sequence.0, message.text.to_string());
         self.counts.read += 1;
-        assert_eq!(self.texts.insert(text.clone(), number), None, "{text} is in the store twice");
+        assert_eq!(
+            self.texts.insert(text.clone(), number),
+            None,
+            "{text} is in the store twice"
+        );
         if let Some((session, id)) = send_of(&text) {
             let former = self.latest.insert((reader.to_owned(), session), id);
-            assert!(former < Some(id), "{session}:{id} is read by {reader} after {former:?}");
+            assert!(
+                former < Some(id),
+                "{session}:{id} is read by {reader} after {former:?}"
+            );
         }
-        let former = self.read.entry(reader.to_owned()).or_default().insert(number, text);
+        let former = self
+            .read
+            .entry(reader.to_owned())
+            .or_default()
+            .insert(number, text);
         assert_eq!(former, None, "the number {number} is used twice");
     }
 
     /// Checks that a message with an old number duplicates a processed one.
     pub(super) fn repeated(&mut self, reader: &str, message: &Message) {
         self.counts.repeats += 1;
-        let text = self.read.get(reader).and_then(|read| read.get(&message.position.sequence.0));
+        let text = self
+            .read
+            .get(reader)
+            .and_then(|read| read.get(&message.position.sequence.0));
         let is_known = text.is_some_and(|text| *text == *message.text);
-        assert!(is_known, "{message:?} comes to {reader} late or under a number that was used: {text:?}");
+        assert!(
+            is_known,
+            "{message:?} comes to {reader} late or under a number that was used: {text:?}"
+        );
     }
 
     /// Records that the password of an incarnation was set to this version.
     pub(super) fn password_set(&mut self, now: Duration, incarnation: u64, version: u64) {
         self.counts.passwords += 1;
-        self.passwords.entry(incarnation).or_default().known(now, version);
+        self.passwords
+            .entry(incarnation)
+            .or_default()
+            .known(now, version);
     }
 
     /// Checks the result of a lookup: an incarnation and a version of its password.
-    pub(super) fn found(&mut self, asked_at: Duration, now: Duration, incarnation: u64, version: u64) {
+    pub(super) fn found(
+        &mut self,
+        asked_at: Duration,
+        now: Duration,
+        incarnation: u64,
+        version: u64,
+    ) {
         self.account.check(asked_at, incarnation, "incarnation");
         self.account.known(now, incarnation);
         let password = self.passwords.entry(incarnation).or_default();
@@ -207,11 +274,15 @@ impl Judge {
     }
 
     fn missing(&self) -> impl Iterator<Item = (&(usize, u32), &(String, Outcome))> {
-        self.outcomes.iter().filter(|((session, id), (to, outcome))| {
-            let Outcome::Stored(number) = outcome else { return false };
-            let text = self.read.get(to).and_then(|read| read.get(&number.0));
-            text.is_none_or(|text| *text != format!("{session}:{id}:{to}"))
-        })
+        self.outcomes
+            .iter()
+            .filter(|((session, id), (to, outcome))| {
+                let Outcome::Stored(number) = outcome else {
+                    return false;
+                };
+                let text = self.read.get(to).and_then(|read| read.get(&number.0));
+                text.is_none_or(|text| *text != format!("{session}:{id}:{to}"))
+            })
     }
 
     /// Checks that all messages answered `ok` were read, and no refused ones.
@@ -220,8 +291,14 @@ impl Judge {
         assert!(missing.is_empty(), "answered and not read: {missing:?}");
         for ((session, id), (to, outcome)) in &self.outcomes {
             let is_read = self.texts.contains_key(&format!("{session}:{id}:{to}"));
-            assert!(is_read || matches!(outcome, Outcome::Refused(_)), "{session}:{id} to {to}");
-            assert!(!is_read || matches!(outcome, Outcome::Stored(_)), "{session}:{id} to {to}");
+            assert!(
+                is_read || matches!(outcome, Outcome::Refused(_)),
+                "{session}:{id} to {to}"
+            );
+            assert!(
+                !is_read || matches!(outcome, Outcome::Stored(_)),
+                "{session}:{id} to {to}"
+            );
         }
         assert!(self.counts.stored > 0, "a run that compares nothing");
     }

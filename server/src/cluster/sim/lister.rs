@@ -57,7 +57,10 @@ impl Lister {
     }
 
     fn next(&mut self, context: &mut Context<'_>) -> (Asked, Call) {
-        let existing = self.accounts.iter().find(|(_, exists)| **exists == Some(true));
+        let existing = self
+            .accounts
+            .iter()
+            .find(|(_, exists)| **exists == Some(true));
         match (context.random.random_range(0..6), existing) {
             (0, _) if self.accounts.len() < ACCOUNTS_MAX => {
                 // The first letter places it among the names of readers.
@@ -67,7 +70,13 @@ impl Lister {
                 (Asked::Create(name.clone()), Call::Create(name))
             }
             (1, Some((name, _))) => (Asked::LookUp(name.clone()), Call::LookUp(name.clone())),
-            _ => (Asked::List, Call::List { after: self.after.clone(), limit: 4 }),
+            _ => (
+                Asked::List,
+                Call::List {
+                    after: self.after.clone(),
+                    limit: 4,
+                },
+            ),
         }
     }
 
@@ -77,11 +86,20 @@ impl Lister {
         context.call(link, self.requests, call);
     }
 
-    pub(super) fn handle(&mut self, connection: ConnectionId, push: Push, context: &mut Context<'_>) {
-        let Some(link) = self.link.filter(|(id, _)| *id == connection) else { return };
+    pub(super) fn handle(
+        &mut self,
+        connection: ConnectionId,
+        push: Push,
+        context: &mut Context<'_>,
+    ) {
+        let Some(link) = self.link.filter(|(id, _)| *id == connection) else {
+            return;
+        };
         match push {
             Push::Answer(request, answered) if request == self.requests => {
-                let Some((_, asked)) = self.asked.take() else { return };
+                let Some((_, asked)) = self.asked.take() else {
+                    return;
+                };
                 if let Answered::Answer(answer) = answered {
                     self.answered(link, asked, answer, context);
                 }
@@ -95,12 +113,18 @@ impl Lister {
         match (asked, answer) {
             (Asked::Create(name), Answer::Created(created)) => {
                 assert_ne!(created, Created::Exists, "{name}");
-                self.accounts.insert(name, Some(created == Created::Created));
+                self.accounts
+                    .insert(name, Some(created == Created::Created));
             }
             (Asked::LookUp(name), Answer::Account(entry)) => {
                 let account = entry.unwrap_or_else(|| panic!("{name} exists")).account;
                 self.accounts.insert(name, None);
-                self.ask(link, Asked::Delete(account.clone()), Call::Delete(account), context);
+                self.ask(
+                    link,
+                    Asked::Delete(account.clone()),
+                    Call::Delete(account),
+                    context,
+                );
             }
             (Asked::Delete(account), Answer::Flag(_)) => {
                 self.accounts.insert(account.name, Some(false));
@@ -116,14 +140,24 @@ impl Lister {
 
     /// Checks the names after the page before.
     fn check(&self, names: &[UserName], is_complete: bool) {
-        assert!(names.is_sorted() && (is_complete || !names.is_empty()), "{names:?}");
-        let is_in_page =
-            |name: &UserName| Some(name) > self.after.as_ref() && (is_complete || Some(name) <= names.last());
+        assert!(
+            names.is_sorted() && (is_complete || !names.is_empty()),
+            "{names:?}"
+        );
+        let is_in_page = |name: &UserName| {
+            Some(name) > self.after.as_ref() && (is_complete || Some(name) <= names.last())
+        };
         let readers = READERS.map(|name| (name.parse().unwrap(), Some(true)));
-        let own = self.accounts.iter().map(|(name, exists)| (name.clone(), *exists));
+        let own = self
+            .accounts
+            .iter()
+            .map(|(name, exists)| (name.clone(), *exists));
         for (name, exists) in own.chain(readers).filter(|(name, _)| is_in_page(name)) {
             let is_listed = names.contains(&name);
-            assert!(exists.is_none_or(|exists| exists == is_listed), "{name} in {names:?}: {is_listed}");
+            assert!(
+                exists.is_none_or(|exists| exists == is_listed),
+                "{name} in {names:?}: {is_listed}"
+            );
         }
     }
 

@@ -49,7 +49,9 @@ const THREADS_MAX: usize = 4;
 const SEEDS_OF_A_BUG: u64 = 500;
 
 fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().map(|value| value.parse().expect("a number"))
+    std::env::var(variable)
+        .ok()
+        .map(|value| value.parse().expect("a number"))
 }
 
 /// Runs the scenario of each seed on several threads. Each thread ends at its first
@@ -57,7 +59,8 @@ fn number(variable: &str) -> Option<u64> {
 fn run_seeds(seeds: Range<u64>, scenario: impl Fn(u64) -> Scenario + Sync) {
     let count = number(SEEDS_VARIABLE).map_or(seeds.end, |count| seeds.start + count);
     let seeds = number(SEED_VARIABLE).map_or(seeds.start..count, |seed| seed..seed + 1);
-    let threads = thread::available_parallelism().map_or(1, |threads| threads.get().min(THREADS_MAX));
+    let threads =
+        thread::available_parallelism().map_or(1, |threads| threads.get().min(THREADS_MAX));
     let run = |first: usize| {
         let mut sums = Counts::default();
         for seed in seeds.clone().skip(first).step_by(threads) {

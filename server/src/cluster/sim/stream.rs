@@ -54,19 +54,31 @@ impl Stream {
     }
 
     /// Handles a request of a client.
-    pub(in crate::cluster) fn handle(&mut self, request: LogRequest, client: (usize, u64)) -> Outcome {
+    pub(in crate::cluster) fn handle(
+        &mut self,
+        request: LogRequest,
+        client: (usize, u64),
+    ) -> Outcome {
         if self.is_electing {
             return Outcome::Nothing;
         }
         match request {
             LogRequest::Append { id, bytes, after } => {
-                let proposed = if self.is_blind { 0 } else { self.proposed.len() as u64 };
+                let proposed = if self.is_blind {
+                    0
+                } else {
+                    self.proposed.len() as u64
+                };
                 let known = self.last() + proposed;
                 if after.is_some_and(|after| after != known) {
                     let last = self.last().saturating_sub(self.stale_by);
                     return Outcome::Reply(LogReply::Refused { id, last });
                 }
-                self.proposed.push_back(Proposal { bytes, id, client: Some(client) });
+                self.proposed.push_back(Proposal {
+                    bytes,
+                    id,
+                    client: Some(client),
+                });
                 Outcome::Proposed
             }
             LogRequest::Read { id, from } => {
@@ -75,20 +87,34 @@ impl Stream {
                 let count = (last - self.purged) as usize;
                 let messages = match from <= self.purged {
                     true => Vec::new(),
-                    false => {
-                        self.applied[..count].iter().skip(skipped).take(PAGE_MESSAGES_MAX).cloned().collect()
-                    }
+                    false => self.applied[..count]
+                        .iter()
+                        .skip(skipped)
+                        .take(PAGE_MESSAGES_MAX)
+                        .cloned()
+                        .collect(),
                 };
-                Outcome::Reply(LogReply::Page { id, first: self.purged + 1, messages, last })
+                Outcome::Reply(LogReply::Page {
+                    id,
+                    first: self.purged + 1,
+                    messages,
+                    last,
+                })
             }
             LogRequest::Get { id, sequence } => {
                 let last = self.last().saturating_sub(self.stale_by);
-                let at = sequence.checked_sub(self.purged + 1).filter(|_| sequence <= last);
+                let at = sequence
+                    .checked_sub(self.purged + 1)
+                    .filter(|_| sequence <= last);
                 let bytes = at.and_then(|at| self.applied.get(at as usize)).cloned();
                 Outcome::Reply(LogReply::Message { id, bytes })
             }
             LogRequest::Purge { before } => {
-                assert!(before > 1 && before <= self.last(), "a purge up to {before} of {}", self.last());
+                assert!(
+                    before > 1 && before <= self.last(),
+                    "a purge up to {before} of {}",
+                    self.last()
+                );
                 let count = before.saturating_sub(self.purged + 1) as usize;
                 self.applied.drain(..count);
                 self.purged += count as u64;
@@ -101,7 +127,13 @@ impl Stream {
     pub(in crate::cluster) fn apply(&mut self) -> Option<((usize, u64), LogReply)> {
         let Proposal { bytes, id, client } = self.proposed.pop_front()?;
         self.applied.push(bytes);
-        Some((client?, LogReply::Stored { id, sequence: self.last() }))
+        Some((
+            client?,
+            LogReply::Stored {
+                id,
+                sequence: self.last(),
+            },
+        ))
     }
 
     /// Ends the leader. Its proposals are applied up to some message, without an
@@ -109,7 +141,9 @@ impl Stream {
     pub(in crate::cluster) fn lose_leader(&mut self, random: &mut SmallRng) {
         let kept = random.random_range(0..=self.proposed.len());
         self.proposed.truncate(kept);
-        self.proposed.iter_mut().for_each(|proposal| proposal.client = None);
+        self.proposed
+            .iter_mut()
+            .for_each(|proposal| proposal.client = None);
         (self.is_stalled, self.is_electing) = (false, true);
     }
 

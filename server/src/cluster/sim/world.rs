@@ -8,7 +8,9 @@ use hark_protocol::Code;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use super::clients::{Answered, Changer, Client, Context, Creator, Push, READERS, Reader, Sender, ToHost};
+use super::clients::{
+    Answered, Changer, Client, Context, Creator, Push, READERS, Reader, Sender, ToHost,
+};
 use super::faults::{Fault, Scenario};
 use super::host::{Host, Input, Output};
 use super::judge::{Counts, Judge};
@@ -40,7 +42,12 @@ const CALM_MAX: Duration = Duration::from_secs(150);
 const AFTER_END: Duration = Duration::from_secs(3);
 
 const CONFIG: Config = Config {
-    limits: Limits { accounts_max: 40, sessions_max: 20, queued_messages_max: 6, queued_bytes_max: 1 << 20 },
+    limits: Limits {
+        accounts_max: 40,
+        sessions_max: 20,
+        queued_messages_max: 6,
+        queued_bytes_max: 1 << 20,
+    },
     window_bytes: 1500,
     frame_bytes_max: 600,
     tail_entries_max: 12,
@@ -100,8 +107,12 @@ impl World {
     /// Returns a cluster whose accounts exist.
     pub(super) fn new(seed: u64) -> Self {
         let mut random = SmallRng::seed_from_u64(seed);
-        let skews =
-            [0, random.random_range(0..5000), random.random_range(0..5000)].map(Duration::from_millis);
+        let skews = [
+            0,
+            random.random_range(0..5000),
+            random.random_range(0..5000),
+        ]
+        .map(Duration::from_millis);
         Self {
             now: Duration::ZERO,
             due: BTreeMap::new(),
@@ -137,9 +148,12 @@ impl World {
         self.create_accounts();
         let begun = self.now;
         (self.rest_at, self.calm_at) = (begun + scenario.rest_at, begun + scenario.calm_at);
-        self.clients.extend((0..2).map(|n| Client::Sender(Sender::new(n, scenario.sends))));
-        self.clients.extend(READERS.map(|user| Client::Reader(Reader::new(user))));
-        self.clients.extend((0..3).map(|n| Client::Changer(Changer::new(n))));
+        self.clients
+            .extend((0..2).map(|n| Client::Sender(Sender::new(n, scenario.sends))));
+        self.clients
+            .extend(READERS.map(|user| Client::Reader(Reader::new(user))));
+        self.clients
+            .extend((0..3).map(|n| Client::Changer(Changer::new(n))));
         self.clients.push(Client::Lister(Lister::default()));
         for client in 1..self.clients.len() {
             let at = self.random_ms(0, 150);
@@ -160,7 +174,11 @@ impl World {
             if ended_at.is_none() {
                 self.calm();
             }
-            assert!(self.now < self.calm_at + CALM_MAX, "it does not come to an end: {:#?}", self.clients);
+            assert!(
+                self.now < self.calm_at + CALM_MAX,
+                "it does not come to an end: {:#?}",
+                self.clients
+            );
             let is_done = self.clients.iter().all(Client::is_done)
                 && self.judge.is_complete()
                 && !self.is_a_session_open_twice();
@@ -183,7 +201,11 @@ impl World {
     /// Returns whether two connections hold the same session.
     fn is_a_session_open_twice(&self) -> bool {
         let mut sessions = BTreeSet::new();
-        !self.hosts.iter().flat_map(Host::holders).all(|session| sessions.insert(session))
+        !self
+            .hosts
+            .iter()
+            .flat_map(Host::holders)
+            .all(|session| sessions.insert(session))
     }
 
     /// Creates the accounts before the first fault.
@@ -216,7 +238,10 @@ impl World {
                 }
                 self.handle(host, *input);
                 if is_tick {
-                    self.plan(self.now + TICK, Due::Host(host, life, Box::new(Input::Tick)));
+                    self.plan(
+                        self.now + TICK,
+                        Due::Host(host, life, Box::new(Input::Tick)),
+                    );
                 }
             }
             Due::FromClient(host, input) if self.paused[host].is_some() => {
@@ -226,12 +251,17 @@ impl World {
             Due::Stream(shard, request, client) => self.request(shard, request, client),
             Due::Apply(shard) => self.apply(shard),
             Due::Client(client, connection, push) => {
-                self.with_client(client, |client, context| client.handle(connection, push, context));
+                self.with_client(client, |client, context| {
+                    client.handle(connection, push, context)
+                });
             }
             Due::Wake(client) => {
                 self.with_client(client, Client::wake);
                 let is_idle = self.now >= self.rest_at && self.clients[client].is_done();
-                self.plan(self.now + if is_idle { IDLE_WAKE } else { WAKE }, Due::Wake(client));
+                self.plan(
+                    self.now + if is_idle { IDLE_WAKE } else { WAKE },
+                    Due::Wake(client),
+                );
             }
             Due::Fault(fault) => self.fault(fault),
         }
@@ -283,8 +313,15 @@ impl World {
         self.judge.counts.gets += u64::from(matches!(request, LogRequest::Get { .. }));
         self.judge.counts.purges += u64::from(matches!(request, LogRequest::Purge { .. }));
         let is_late = is_append && self.random.random_range(0..1000) < self.late;
-        let at = if is_late { self.random_ms(300, 6000) } else { self.arrival((host, 50 + shard), 1, 3) };
-        self.plan(at, Due::Stream(shard, request, (host, self.hosts[host].life)));
+        let at = if is_late {
+            self.random_ms(300, 6000)
+        } else {
+            self.arrival((host, 50 + shard), 1, 3)
+        };
+        self.plan(
+            at,
+            Due::Stream(shard, request, (host, self.hosts[host].life)),
+        );
     }
 
     fn request(&mut self, shard: usize, request: LogRequest, (host, life): (usize, ServerId)) {
@@ -299,14 +336,23 @@ impl World {
     }
 
     fn apply(&mut self, shard: usize) {
-        let Stream { is_stalled, is_electing, is_blind, .. } = self.streams[shard];
+        let Stream {
+            is_stalled,
+            is_electing,
+            is_blind,
+            ..
+        } = self.streams[shard];
         if is_stalled || is_electing || is_blind || !self.streams[shard].has_proposals() {
             // The next leader applies it when it has caught up, unless it is lost.
             return;
         }
         let reply = self.streams[shard].apply();
         if let Some(message) = self.streams[shard].messages().1.last()
-            && let Taken::Committed(Frame { blocks, checkpoint: None, .. }) = self.chains[shard].take(message)
+            && let Taken::Committed(Frame {
+                blocks,
+                checkpoint: None,
+                ..
+            }) = self.chains[shard].take(message)
         {
             self.judge.stored(&blocks);
         }
@@ -321,7 +367,10 @@ impl World {
             return;
         }
         let at = self.arrival((50 + shard, host), 1, 3);
-        self.plan(at, Due::Host(host, life, Box::new(Input::Log(shard as ShardId, reply))));
+        self.plan(
+            at,
+            Due::Host(host, life, Box::new(Input::Log(shard as ShardId, reply))),
+        );
     }
 
     fn send(&mut self, from: usize, to: usize, input: Input) {
@@ -361,8 +410,15 @@ impl World {
         }
         self.lives += 1;
         let life = ServerId(self.lives * HOSTS as u64 + host as u64);
-        let servers: Vec<_> =
-            (0..HOSTS).map(|other| if other == host { life } else { self.hosts[other].life }).collect();
+        let servers: Vec<_> = (0..HOSTS)
+            .map(|other| {
+                if other == host {
+                    life
+                } else {
+                    self.hosts[other].life
+                }
+            })
+            .collect();
         let member = Member::new(life, &servers, SHARDS as u32, self.config);
         self.hosts[host].start(life, member, self.now);
         let at = self.random_ms(0, 250);
@@ -434,7 +490,9 @@ impl World {
 
     /// Resumes a host: its backlog is handled in any order of the sources.
     fn resume(&mut self, host: usize) {
-        let Some(stops_clock) = self.paused[host].take() else { return };
+        let Some(stops_clock) = self.paused[host].take() else {
+            return;
+        };
         if stops_clock {
             self.hosts[host].skip_clock(self.now);
         }
@@ -514,12 +572,19 @@ impl World {
         let mut receptions = 0;
         for (shard, stream) in self.streams.iter().enumerate() {
             let (first, messages) = stream.messages();
-            let entries =
-                messages.iter().filter_map(|message| Some(Entry::decode(message, NEWEST_FORMAT).ok()?.0));
-            let begin = entries.map(|entry| entry.snapshot).max().unwrap_or(0).max(first);
+            let entries = messages
+                .iter()
+                .filter_map(|message| Some(Entry::decode(message, NEWEST_FORMAT).ok()?.0));
+            let begin = entries
+                .map(|entry| entry.snapshot)
+                .max()
+                .unwrap_or(0)
+                .max(first);
             let mut replay = StreamReplay::new(&CONFIG, begin);
             let tail = &messages[(begin - first) as usize..];
-            tail.iter().try_for_each(|message| replay.take(message)).unwrap();
+            tail.iter()
+                .try_for_each(|message| replay.take(message))
+                .unwrap();
             let all = messages.iter().filter_map(|message| {
                 match Entry::decode(message, NEWEST_FORMAT).ok()?.0.content {
                     Content::Frame(frame) => Some(frame.blocks),
@@ -529,20 +594,44 @@ impl World {
             let all: Vec<_> = all.flatten().collect();
             let claim = replay.claim();
             let replayed = replay.finish(0).unwrap();
-            let owner = self.hosts.iter().filter_map(Host::member).find_map(|member| {
-                member.seats().nth(shard)?.owner().filter(|owner| Some(owner.claim) == claim)
-            });
+            let owner = self
+                .hosts
+                .iter()
+                .filter_map(Host::member)
+                .find_map(|member| {
+                    member
+                        .seats()
+                        .nth(shard)?
+                        .owner()
+                        .filter(|owner| Some(owner.claim) == claim)
+                });
             let Some(owner) = owner else { return false };
             receptions += owner.reception_count();
             for (entry, cursor, tail) in replayed.ledger.inboxes() {
-                let limit = ReadLimit { messages: 1000, bytes: 1 << 20 };
-                let reader = WithRead { blocks: &replayed.blocks, read: &all };
-                let page = read_page(&reader, entry.account.incarnation, cursor.sequence, limit).unwrap();
+                let limit = ReadLimit {
+                    messages: 1000,
+                    bytes: 1 << 20,
+                };
+                let reader = WithRead {
+                    blocks: &replayed.blocks,
+                    read: &all,
+                };
+                let page =
+                    read_page(&reader, entry.account.incarnation, cursor.sequence, limit).unwrap();
                 let queued = tail.messages - cursor.messages;
-                assert_eq!(page.messages.len() as u64, queued, "messages of {}", entry.account.name);
+                assert_eq!(
+                    page.messages.len() as u64,
+                    queued,
+                    "messages of {}",
+                    entry.account.name
+                );
             }
             if !owner.is_in_flight() {
-                assert_eq!(replayed.blocks.len(), owner.blocks.len(), "live blocks of shard {shard}");
+                assert_eq!(
+                    replayed.blocks.len(),
+                    owner.blocks.len(),
+                    "live blocks of shard {shard}"
+                );
                 assert_eq!(replayed.chain, owner.chain);
             }
         }

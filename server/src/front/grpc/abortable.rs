@@ -42,7 +42,10 @@ impl<S: Send + 'static> Abortable<S> {
                 drop(stream);
             }
         });
-        Self { stream, _done: done.drop_guard() }
+        Self {
+            stream,
+            _done: done.drop_guard(),
+        }
     }
 }
 

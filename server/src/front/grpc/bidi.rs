@@ -93,7 +93,9 @@ impl Bidi {
     fn outgoing(&mut self, output: Output) -> Option<ChatReply> {
         match output {
             Output::Reply(id, reply) => self.replies.outgoing(id, reply),
-            Output::Push(message) => self.replies.outgoing(None, Reply::String(delivery(&message))),
+            Output::Push(message) => self
+                .replies
+                .outgoing(None, Reply::String(delivery(&message))),
             Output::Bye(reason) => {
                 self.said_bye |= reason == ByeReason::Shutdown;
                 self.replies.outgoing(None, Reply::Bye(reason))

@@ -38,7 +38,11 @@ impl Call {
         let caller = Caller::of(extensions)?;
         let shutdown = Arc::new(ShutdownSignal::of_epoch(caller.epoch));
         Ok(Self {
-            connection: ClientConnection::new(Arc::clone(chat), caller.address, Arc::clone(&shutdown)),
+            connection: ClientConnection::new(
+                Arc::clone(chat),
+                caller.address,
+                Arc::clone(&shutdown),
+            ),
             shutdown,
             stopping: Some(Box::pin(caller.stopping.clone().cancelled_owned())),
             timer: None,
@@ -48,12 +52,18 @@ impl Call {
 
     /// Charges each command to the limiter of `caller`, for a stream of commands.
     pub(super) fn limited(self, caller: &Caller) -> Self {
-        Self { connection: self.connection.limited_by(caller.limiter.clone()), ..self }
+        Self {
+            connection: self.connection.limited_by(caller.limiter.clone()),
+            ..self
+        }
     }
 
     /// Sends in `session`: see [`ClientConnection::in_session`].
     pub(super) fn in_session(self, session: SessionToken) -> Self {
-        Self { connection: self.connection.in_session(session), ..self }
+        Self {
+            connection: self.connection.in_session(session),
+            ..self
+        }
     }
 
     /// Returns the connection's shutdown signal.
@@ -65,7 +75,10 @@ impl Call {
     ///
     /// # Errors
     /// The refusal or failure as a status.
-    pub(super) async fn request(&mut self, request: Result<Request, Refusal>) -> Result<OkFields, Status> {
+    pub(super) async fn request(
+        &mut self,
+        request: Result<Request, Refusal>,
+    ) -> Result<OkFields, Status> {
         self.request_as(RequestId::new(1), request).await
     }
 
@@ -154,8 +167,10 @@ impl Call {
     /// Requests the drain of the connection once the server drains. Returns whether it did
     /// so now.
     fn poll_stopping(&mut self, cx: &mut Context<'_>) -> bool {
-        let is_stopping =
-            self.stopping.as_mut().is_some_and(|stopping| stopping.as_mut().poll(cx).is_ready());
+        let is_stopping = self
+            .stopping
+            .as_mut()
+            .is_some_and(|stopping| stopping.as_mut().poll(cx).is_ready());
         if is_stopping {
             self.stopping = None;
             self.shutdown.request(Shutdown::Drain);
@@ -169,7 +184,9 @@ impl Call {
             self.timer = None;
             return Poll::Pending;
         };
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
         if timer.deadline() != at {
             timer.as_mut().reset(at);
         }

@@ -7,9 +7,9 @@ use std::time::Duration;
 use futures::Stream;
 use hark_grpc::v1::chat_server;
 use hark_grpc::v1::{
-    AckReply, AckRequest, ChatReply, ChatRequest, ConnectReply, ConnectRequest, CreateReply, CreateRequest,
-    Credentials, DeleteReply, DeleteRequest, ListReply, ListRequest, PasswordReply, PasswordRequest,
-    SendReply, SendRequest,
+    AckReply, AckRequest, ChatReply, ChatRequest, ConnectReply, ConnectRequest, CreateReply,
+    CreateRequest, Credentials, DeleteReply, DeleteRequest, ListReply, ListRequest, PasswordReply,
+    PasswordRequest, SendReply, SendRequest,
 };
 use hark_grpc::{request, status};
 use hark_protocol::RequestId;
@@ -38,7 +38,11 @@ impl ChatService {
     /// Returns the service of `chat`. After a takeover, the acknowledgements of a stream
     /// count for `ack_timeout`.
     pub(super) fn new(chat: Arc<Chat>, ack_timeout: Duration) -> Self {
-        Self { chat, receipts: Arc::default(), ack_timeout }
+        Self {
+            chat,
+            receipts: Arc::default(),
+            ack_timeout,
+        }
     }
 
     fn call<T>(&self, request: Request<T>) -> Result<(Call, T), Status> {
@@ -47,7 +51,11 @@ impl ChatService {
     }
 
     /// Returns a call that is logged in, or anonymous without credentials.
-    async fn call_as(&self, login: Option<Credentials>, extensions: &Extensions) -> Result<Call, Status> {
+    async fn call_as(
+        &self,
+        login: Option<Credentials>,
+        extensions: &Extensions,
+    ) -> Result<Call, Status> {
         let mut call = Call::new(&self.chat, extensions)?;
         if let Some(credentials) = login {
             call.request(credentials.try_into()).await?;
@@ -60,7 +68,10 @@ impl ChatService {
 /// under `--require-password`, besides an admin.
 fn own_credentials(delete: &mut DeleteRequest) -> Option<Credentials> {
     let password = std::mem::take(&mut delete.password);
-    (!password.is_empty()).then(|| Credentials { user: delete.user.clone(), password })
+    (!password.is_empty()).then(|| Credentials {
+        user: delete.user.clone(),
+        password,
+    })
 }
 
 #[tonic::async_trait]
@@ -69,32 +80,48 @@ impl chat_server::Chat for ChatService {
     type ConnectStream = ResponseStream<ConnectReply>;
     type BiDiChatStream = ResponseStream<ChatReply>;
 
-    async fn create(&self, request: Request<CreateRequest>) -> Result<Response<CreateReply>, Status> {
+    async fn create(
+        &self,
+        request: Request<CreateRequest>,
+    ) -> Result<Response<CreateReply>, Status> {
         let (_, extensions, mut request) = request.into_parts();
         let mut call = self.call_as(request.login.take(), &extensions).await?;
         call.request(request.try_into()).await?;
         Ok(Response::new(CreateReply {}))
     }
 
-    async fn password(&self, request: Request<PasswordRequest>) -> Result<Response<PasswordReply>, Status> {
+    async fn password(
+        &self,
+        request: Request<PasswordRequest>,
+    ) -> Result<Response<PasswordReply>, Status> {
         let (_, extensions, mut request) = request.into_parts();
         let mut call = self.call_as(request.login.take(), &extensions).await?;
         call.request(request.try_into()).await?;
         Ok(Response::new(PasswordReply {}))
     }
 
-    async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteReply>, Status> {
+    async fn delete(
+        &self,
+        request: Request<DeleteRequest>,
+    ) -> Result<Response<DeleteReply>, Status> {
         let (_, extensions, mut delete) = request.into_parts();
         let mut call = match delete.login.take() {
             Some(login) => self.call_as(Some(login), &extensions).await?,
-            None => match self.call_as(own_credentials(&mut delete), &extensions).await {
+            None => match self
+                .call_as(own_credentials(&mut delete), &extensions)
+                .await
+            {
                 Err(refused) if refused.code() == Code::NotFound => {
                     return Ok(Response::new(DeleteReply { existed: false }));
                 }
                 call => call?,
             },
         };
-        let existed = call.request(delete.try_into()).await?.as_deleted().unwrap_or_default();
+        let existed = call
+            .request(delete.try_into())
+            .await?
+            .as_deleted()
+            .unwrap_or_default();
         Ok(Response::new(DeleteReply { existed }))
     }
 
@@ -111,10 +138,15 @@ impl chat_server::Chat for ChatService {
             None => RequestId::new(1),
         };
         let fields = call.request_as(id, request.try_into()).await?;
-        Ok(Response::new(SendReply { sequence: fields.as_stored().map(|sequence| sequence.0) }))
+        Ok(Response::new(SendReply {
+            sequence: fields.as_stored().map(|sequence| sequence.0),
+        }))
     }
 
-    async fn list(&self, request: Request<ListRequest>) -> Result<Response<Self::ListStream>, Status> {
+    async fn list(
+        &self,
+        request: Request<ListRequest>,
+    ) -> Result<Response<Self::ListStream>, Status> {
         let (_, extensions, mut request) = request.into_parts();
         let mut call = self.call_as(request.login.take(), &extensions).await?;
         call.wait_until_ready().await?;
@@ -126,14 +158,20 @@ impl chat_server::Chat for ChatService {
         request: Request<ConnectRequest>,
     ) -> Result<Response<Self::ConnectStream>, Status> {
         let (mut call, request) = self.call(request)?;
-        let queued = call.request(request.try_into()).await?.as_queued().unwrap_or_default();
+        let queued = call
+            .request(request.try_into())
+            .await?
+            .as_queued()
+            .unwrap_or_default();
         let reception = DeliveryStream::new(call, queued, &self.receipts, self.ack_timeout);
         Ok(Response::new(Box::pin(reception)))
     }
 
     async fn ack(&self, request: Request<AckRequest>) -> Result<Response<AckReply>, Status> {
         let AckRequest { receipt, sequence } = request.into_inner();
-        self.receipts.acknowledge(&receipt, sequence).map_err(|refusal| status::refused(&refusal))?;
+        self.receipts
+            .acknowledge(&receipt, sequence)
+            .map_err(|refusal| status::refused(&refusal))?;
         Ok(Response::new(AckReply {}))
     }
 
@@ -145,6 +183,10 @@ impl chat_server::Chat for ChatService {
         let (call, requests) = self.call(request)?;
         let shutdown = call.shutdown();
         let call = call.limited(&caller);
-        Ok(Response::new(Box::pin(Abortable::new(Bidi::new(call, requests), shutdown, &caller))))
+        Ok(Response::new(Box::pin(Abortable::new(
+            Bidi::new(call, requests),
+            shutdown,
+            &caller,
+        ))))
     }
 }

@@ -56,12 +56,23 @@ impl Receipts {
     /// # Errors
     /// [`Code::BadRequest`] if there is no such stream, or the message was not sent on it.
     pub(super) fn acknowledge(&self, receipt: &str, sequence: u64) -> Result<(), Refusal> {
-        let shared = self.open.lock().get(receipt).map(Arc::clone).ok_or_else(|| {
-            let explanation = "unknown receipt: its stream has ended, and unacknowledged messages come again";
-            Refusal::new(Code::BadRequest, explanation)
-        })?;
-        let acknowledged = shared.call.lock().connection.acknowledge(Sequence(sequence));
-        acknowledged.map_err(|never_pushed| Refusal::new(Code::BadRequest, never_pushed.to_string()))?;
+        let shared = self
+            .open
+            .lock()
+            .get(receipt)
+            .map(Arc::clone)
+            .ok_or_else(|| {
+                let explanation =
+                    "unknown receipt: its stream has ended, and unacknowledged messages come again";
+                Refusal::new(Code::BadRequest, explanation)
+            })?;
+        let acknowledged = shared
+            .call
+            .lock()
+            .connection
+            .acknowledge(Sequence(sequence));
+        acknowledged
+            .map_err(|never_pushed| Refusal::new(Code::BadRequest, never_pushed.to_string()))?;
         shared.stream.wake();
         Ok(())
     }
@@ -70,12 +81,26 @@ impl Receipts {
 impl DeliveryStream {
     /// Returns the stream of a call with `queued` messages waiting. After a takeover,
     /// acknowledgements count for `ack_timeout`.
-    pub(super) fn new(call: Call, queued: u64, receipts: &Arc<Receipts>, ack_timeout: Duration) -> Self {
+    pub(super) fn new(
+        call: Call,
+        queued: u64,
+        receipts: &Arc<Receipts>,
+        ack_timeout: Duration,
+    ) -> Self {
         let receipt = format!("{:032x}", rand::random::<u128>());
-        let shared = Arc::new(ReceiptState { call: Mutex::new(call), stream: AtomicWaker::new() });
-        receipts.open.lock().insert(receipt.clone(), Arc::clone(&shared));
+        let shared = Arc::new(ReceiptState {
+            call: Mutex::new(call),
+            stream: AtomicWaker::new(),
+        });
+        receipts
+            .open
+            .lock()
+            .insert(receipt.clone(), Arc::clone(&shared));
         Self {
-            connected: Some(Connected { queued, receipt: receipt.clone() }),
+            connected: Some(Connected {
+                queued,
+                receipt: receipt.clone(),
+            }),
             receipt,
             receipts: Arc::clone(receipts),
             shared,
@@ -93,7 +118,11 @@ impl DeliveryStream {
         call.poll(cx).map(|output| match output {
             Ok(Output::Push(message)) => Some(Ok(Event::Message(delivery(&message).into()))),
             Ok(Output::Bye(reason)) => {
-                call.drain(if reason == ByeReason::TakenOver { self.ack_timeout } else { Duration::ZERO });
+                call.drain(if reason == ByeReason::TakenOver {
+                    self.ack_timeout
+                } else {
+                    Duration::ZERO
+                });
                 Some(Ok(Event::Bye(reason.into())))
             }
             Ok(Output::Close | Output::Reply(..)) => Some(Err(ended())),
@@ -107,7 +136,9 @@ impl Stream for DeliveryStream {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if let Some(connected) = self.connected.take() {
-            return Poll::Ready(Some(Ok(ConnectReply { event: Some(Event::Connected(connected)) })));
+            return Poll::Ready(Some(Ok(ConnectReply {
+                event: Some(Event::Connected(connected)),
+            })));
         }
         if self.ended {
             return Poll::Ready(None);

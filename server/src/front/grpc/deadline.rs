@@ -20,7 +20,8 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 pub(super) fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit())
+    {
         return None;
     }
     let count: u64 = digits.parse().ok()?;
@@ -44,7 +45,9 @@ pub(super) async fn limit<E>(
     timeout: Option<Duration>,
     call: impl Future<Output = Result<Response<Body>, E>>,
 ) -> Result<Response<Body>, E> {
-    let Some(timeout) = timeout else { return call.await };
+    let Some(timeout) = timeout else {
+        return call.await;
+    };
     let deadline = Instant::now() + timeout;
     match tokio::time::timeout_at(deadline, call).await {
         Ok(response) => Ok(response?.map(|body| Body::new(Limited::new(body, deadline)))),
@@ -61,7 +64,10 @@ struct Limited {
 
 impl Limited {
     fn new(body: Body, deadline: Instant) -> Self {
-        Self { body: Some(body), deadline: Box::pin(tokio::time::sleep_until(deadline)) }
+        Self {
+            body: Some(body),
+            deadline: Box::pin(tokio::time::sleep_until(deadline)),
+        }
     }
 }
 
@@ -73,14 +79,20 @@ impl http_body::Body for Limited {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(None);
+        };
         if let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) {
             return Poll::Ready(frame);
         }
         std::task::ready!(self.deadline.as_mut().poll(cx));
         self.body = None;
         let mut trailers = HeaderMap::new();
-        Poll::Ready(Some(exceeded().add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
+        Poll::Ready(Some(
+            exceeded()
+                .add_header(&mut trailers)
+                .map(|()| Frame::trailers(trailers)),
+        ))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -98,7 +110,8 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, expected: Option<Duration>) {
-        let headers = HeaderMap::from_iter([("grpc-timeout".parse().unwrap(), text.parse().unwrap())]);
+        let headers =
+            HeaderMap::from_iter([("grpc-timeout".parse().unwrap(), text.parse().unwrap())]);
         assert_eq!(timeout(&headers), expected, "{text:?}");
     }
 
@@ -110,7 +123,17 @@ mod tests {
         check("99999999m", Some(Duration::from_millis(99_999_999)));
         check("7u", Some(Duration::from_micros(7)));
         check("0n", Some(Duration::ZERO));
-        for none in ["", "S", "1", "1s", "123456789S", "-1S", "+1S", "1.5S", "99999999H"] {
+        for none in [
+            "",
+            "S",
+            "1",
+            "1s",
+            "123456789S",
+            "-1S",
+            "+1S",
+            "1.5S",
+            "99999999H",
+        ] {
             check(none, None);
         }
         assert_eq!(timeout(&HeaderMap::new()), None);

@@ -51,7 +51,10 @@ impl HealthService {
             old_chat::SERVICE_NAME => Some(!self.chat.rules().require_password),
             _ => None,
         };
-        ServiceStatus { chat: Arc::clone(&self.chat), is_enabled }
+        ServiceStatus {
+            chat: Arc::clone(&self.chat),
+            is_enabled,
+        }
     }
 }
 
@@ -59,7 +62,9 @@ impl ServiceStatus {
     fn status(&self, stopping: bool) -> ServingStatus {
         match self.is_enabled {
             None => ServingStatus::ServiceUnknown,
-            Some(is_enabled) if is_enabled && !stopping && self.chat.is_available() => ServingStatus::Serving,
+            Some(is_enabled) if is_enabled && !stopping && self.chat.is_available() => {
+                ServingStatus::Serving
+            }
             Some(_) => ServingStatus::NotServing,
         }
     }
@@ -74,13 +79,21 @@ impl Health for HealthService {
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
         let stopping = Caller::of(request.extensions())?.stopping.is_cancelled();
-        match self.service_status(&request.get_ref().service).status(stopping) {
+        match self
+            .service_status(&request.get_ref().service)
+            .status(stopping)
+        {
             ServingStatus::ServiceUnknown => Err(Status::not_found("unknown service")),
-            status => Ok(Response::new(HealthCheckResponse { status: status.into() })),
+            status => Ok(Response::new(HealthCheckResponse {
+                status: status.into(),
+            })),
         }
     }
 
-    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthWatch>, Status> {
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthWatch>, Status> {
         let stopping = Caller::of(request.extensions())?.stopping.clone();
         Ok(Response::new(HealthWatch {
             service: self.service_status(&request.get_ref().service),
@@ -107,7 +120,9 @@ impl HealthWatch {
     fn change(&mut self) -> Option<HealthCheckResponse> {
         let status = self.service.status(self.stopping.is_none());
         let is_new = self.last.replace(status) != Some(status);
-        is_new.then(|| HealthCheckResponse { status: status.into() })
+        is_new.then(|| HealthCheckResponse {
+            status: status.into(),
+        })
     }
 }
 
@@ -116,7 +131,9 @@ impl Stream for HealthWatch {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            let Some(stopping) = &mut self.stopping else { return Poll::Ready(None) };
+            let Some(stopping) = &mut self.stopping else {
+                return Poll::Ready(None);
+            };
             if stopping.as_mut().poll(cx).is_ready() {
                 self.stopping = None;
             } else {

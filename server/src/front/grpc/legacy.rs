@@ -60,7 +60,11 @@ impl LegacyService {
         Ok(())
     }
 
-    async fn execute(&self, extensions: &Extensions, request: ChatRequest) -> Result<Answer, Status> {
+    async fn execute(
+        &self,
+        extensions: &Extensions,
+        request: ChatRequest,
+    ) -> Result<Answer, Status> {
         let mut call = Call::new(&self.chat, extensions)?;
         match outcome(&mut call, request.clone()).await? {
             CommandOutcome::Refused(refusal) => Ok(refused(&refusal.explanation)),
@@ -95,11 +99,16 @@ impl chat_server::Chat for LegacyService {
             Err(bad) => Err(Fault::Refused(bad.into())),
         };
         match taken {
-            Ok(messages) => {
-                Ok(Response::new(text(messages.iter().map(|message| shown(message)).collect::<String>())))
-            }
+            Ok(messages) => Ok(Response::new(text(
+                messages
+                    .iter()
+                    .map(|message| shown(message))
+                    .collect::<String>(),
+            ))),
             Err(Fault::Refused(refusal)) => Ok(Response::new(refused(&refusal.explanation))),
-            Err(Fault::Unavailable(unavailable)) => Err(status::unavailable(&unavailable.to_string())),
+            Err(Fault::Unavailable(unavailable)) => {
+                Err(status::unavailable(&unavailable.to_string()))
+            }
         }
     }
 }
@@ -129,9 +138,10 @@ async fn outcome(call: &mut Call, request: ChatRequest) -> Result<CommandOutcome
 /// Returns the answer to a successful command.
 fn done(request: &ChatRequest, fields: &OkFields, names: &[UserName]) -> Answer {
     match request {
-        ChatRequest::Connect { user, .. } => {
-            Answer { message: format!("Connection successful for user {user}"), name: user.to_string() }
-        }
+        ChatRequest::Connect { user, .. } => Answer {
+            message: format!("Connection successful for user {user}"),
+            name: user.to_string(),
+        },
         ChatRequest::Create { user, .. } => text(format!("User {user} created")),
         ChatRequest::Delete { user, .. } if fields.as_deleted() == Some(false) => {
             text(format!("There is no user {user}"))
@@ -158,7 +168,10 @@ fn refused(explanation: &str) -> Answer {
 }
 
 fn text(text: impl Into<String>) -> Answer {
-    Answer { message: text.into(), name: String::new() }
+    Answer {
+        message: text.into(),
+        name: String::new(),
+    }
 }
 
 /// Parses a line; `None` for help.
@@ -174,20 +187,30 @@ fn parse(line: &str) -> Result<Option<ChatRequest>, String> {
         ("help", "") => return Ok(None),
         ("ping", "") => ChatRequest::Ping,
         ("list", "") => ChatRequest::List { pattern: None },
-        ("list", pattern) => ChatRequest::List { pattern: Some(pattern.into()) },
-        ("create", user) => {
-            ChatRequest::Create { user: one(user).ok_or_else(|| usage("create USER"))??, password: None }
-        }
-        ("connect", user) => {
-            ChatRequest::Connect { user: one(user).ok_or_else(|| usage("connect USER"))??, password: None }
-        }
-        ("delete", user) => {
-            ChatRequest::Delete { user: one(user).ok_or_else(|| usage("delete USER"))??, password: None }
-        }
+        ("list", pattern) => ChatRequest::List {
+            pattern: Some(pattern.into()),
+        },
+        ("create", user) => ChatRequest::Create {
+            user: one(user).ok_or_else(|| usage("create USER"))??,
+            password: None,
+        },
+        ("connect", user) => ChatRequest::Connect {
+            user: one(user).ok_or_else(|| usage("connect USER"))??,
+            password: None,
+        },
+        ("delete", user) => ChatRequest::Delete {
+            user: one(user).ok_or_else(|| usage("delete USER"))??,
+            password: None,
+        },
         ("send", _) => {
             // Trailing spaces belong to the text.
-            let (user, text) = rest.split_once(' ').ok_or_else(|| usage("send USER TEXT"))?;
-            ChatRequest::Send { user: name(user)?, text: text.into() }
+            let (user, text) = rest
+                .split_once(' ')
+                .ok_or_else(|| usage("send USER TEXT"))?;
+            ChatRequest::Send {
+                user: name(user)?,
+                text: text.into(),
+            }
         }
         ("help" | "ping", _) => return Err(usage(command)),
         ("login" | "disconnect" | "password", _) => {
@@ -204,7 +227,8 @@ fn one(rest: &str) -> Option<Result<UserName, String>> {
 }
 
 fn name(text: &str) -> Result<UserName, String> {
-    text.parse().map_err(|bad: hark_protocol::name::BadName| bad.to_string())
+    text.parse()
+        .map_err(|bad: hark_protocol::name::BadName| bad.to_string())
 }
 
 #[cfg(test)]
@@ -222,15 +246,47 @@ mod tests {
 
     #[test]
     fn lines_are_parsed_as_in_the_terminal() {
-        check("create bob\n", ChatRequest::Create { user: user("bob"), password: None });
-        check(" connect  bob ", ChatRequest::Connect { user: user("bob"), password: None });
-        check("delete bob", ChatRequest::Delete { user: user("bob"), password: None });
+        check(
+            "create bob\n",
+            ChatRequest::Create {
+                user: user("bob"),
+                password: None,
+            },
+        );
+        check(
+            " connect  bob ",
+            ChatRequest::Connect {
+                user: user("bob"),
+                password: None,
+            },
+        );
+        check(
+            "delete bob",
+            ChatRequest::Delete {
+                user: user("bob"),
+                password: None,
+            },
+        );
         check("list", ChatRequest::List { pattern: None });
-        check("list ^b", ChatRequest::List { pattern: Some("^b".into()) });
-        check("send bob hello there", ChatRequest::Send { user: user("bob"), text: "hello there".into() });
+        check(
+            "list ^b",
+            ChatRequest::List {
+                pattern: Some("^b".into()),
+            },
+        );
+        check(
+            "send bob hello there",
+            ChatRequest::Send {
+                user: user("bob"),
+                text: "hello there".into(),
+            },
+        );
         check(
             "send  bob  two  spaces \r\n",
-            ChatRequest::Send { user: user("bob"), text: " two  spaces ".into() },
+            ChatRequest::Send {
+                user: user("bob"),
+                text: " two  spaces ".into(),
+            },
         );
         check("ping", ChatRequest::Ping);
         assert_eq!(parse("help"), Ok(None));
@@ -245,6 +301,9 @@ mod tests {
         assert_eq!(wrong("create bob secret"), "usage: create USER");
         assert_eq!(wrong("create a,b"), "a user name cannot contain ','");
         assert_eq!(wrong("ping now"), "usage: ping");
-        assert_eq!(wrong("login bob"), "this service has no login; use hark.v1.Chat");
+        assert_eq!(
+            wrong("login bob"),
+            "this service has no login; use hark.v1.Chat"
+        );
     }
 }

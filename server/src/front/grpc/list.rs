@@ -36,7 +36,10 @@ impl Stream for Pages {
                 Ok(Output::Reply(_, Reply::List(names))) if names.is_empty() => {}
                 Ok(Output::Reply(_, Reply::List(names))) => {
                     let names = reply::texts(&names);
-                    return Poll::Ready(Some(Ok(ListReply { names, truncated: false })));
+                    return Poll::Ready(Some(Ok(ListReply {
+                        names,
+                        truncated: false,
+                    })));
                 }
                 last => {
                     self.call = None;
@@ -50,7 +53,13 @@ impl Stream for Pages {
 
 /// Returns the last page, which marks a truncated list.
 fn last_page(last: Result<Output, Status>) -> Result<Option<ListReply>, Status> {
-    let Output::Reply(_, reply) = last? else { return Err(ended()) };
-    let (_, truncated) = answer(reply).map(|fields: OkFields| fields.as_listed().unwrap_or_default())?;
-    Ok(truncated.then(|| ListReply { names: Vec::new(), truncated }))
+    let Output::Reply(_, reply) = last? else {
+        return Err(ended());
+    };
+    let (_, truncated) =
+        answer(reply).map(|fields: OkFields| fields.as_listed().unwrap_or_default())?;
+    Ok(truncated.then(|| ListReply {
+        names: Vec::new(),
+        truncated,
+    }))
 }

@@ -73,9 +73,9 @@ impl LogService {
     ) -> Result<(), Status> {
         match &log.may_watch {
             MayWatch::Loopback if caller.address.is_loopback() => Ok(()),
-            MayWatch::Loopback => {
-                Err(denied("this server's log may be watched only from its own machine (--watch-logs)"))
-            }
+            MayWatch::Loopback => Err(denied(
+                "this server's log may be watched only from its own machine (--watch-logs)",
+            )),
             MayWatch::User(user) => self.check_user(user, caller, login).await,
         }
     }
@@ -87,11 +87,16 @@ impl LogService {
         login: Option<Credentials>,
     ) -> Result<(), Status> {
         let Some(login) = login else {
-            return Err(denied("a login is required; only the user named by --watch-logs may watch the log"));
+            return Err(denied(
+                "a login is required; only the user named by --watch-logs may watch the log",
+            ));
         };
-        let (user, password) = hark_grpc::request::credentials(login).map_err(|r| status::refused(&r))?;
+        let (user, password) =
+            hark_grpc::request::credentials(login).map_err(|r| status::refused(&r))?;
         if user != *permitted {
-            return Err(denied("only the user named by --watch-logs may watch the log"));
+            return Err(denied(
+                "only the user named by --watch-logs may watch the log",
+            ));
         }
         let authenticated = self.chat.authenticate(caller.address, user, password).await;
         authenticated.or_else(|fault| answer(fault.into()).map(drop))
@@ -102,11 +107,21 @@ impl LogService {
 impl LogWatcher for LogService {
     type WatchLogsStream = LogWatch;
 
-    async fn watch_logs(&self, request: Request<WatchLogsRequest>) -> Result<Response<LogWatch>, Status> {
+    async fn watch_logs(
+        &self,
+        request: Request<WatchLogsRequest>,
+    ) -> Result<Response<LogWatch>, Status> {
         let caller = Caller::of(request.extensions())?.clone();
-        let WatchLogsRequest { login, level, target_prefix, limit } = request.into_inner();
+        let WatchLogsRequest {
+            login,
+            level,
+            target_prefix,
+            limit,
+        } = request.into_inner();
         let Some(log) = &self.log else {
-            return Err(denied("watching the log is disabled; the operator enables it with --watch-logs"));
+            return Err(denied(
+                "watching the log is disabled; the operator enables it with --watch-logs",
+            ));
         };
         self.admit(log, &caller, login).await?;
         let level = requested_level(level)?;
@@ -134,7 +149,10 @@ fn requested_level(level: i32) -> Result<Level, Status> {
         Ok(LogLevel::Info | LogLevel::Unspecified) => Ok(Level::INFO),
         Ok(LogLevel::Debug) => Ok(Level::DEBUG),
         Ok(LogLevel::Trace) => Ok(Level::TRACE),
-        Err(_) => Err(status::refused(&Refusal::new(Code::BadRequest, "unknown log level"))),
+        Err(_) => Err(status::refused(&Refusal::new(
+            Code::BadRequest,
+            "unknown log level",
+        ))),
     }
 }
 
@@ -178,8 +196,11 @@ fn log_event(event: &LoggedEvent) -> LogEvent {
         Level::DEBUG => LogLevel::Debug,
         Level::TRACE => LogLevel::Trace,
     };
-    let fields: HashMap<_, _> =
-        event.fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    let fields: HashMap<_, _> = event
+        .fields
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), value.clone()))
+        .collect();
     LogEvent {
         time_ms: event.time_ms,
         level: level.into(),

@@ -136,7 +136,9 @@ impl Caller {
     /// # Errors
     /// An internal status, if the extension is missing.
     fn of(extensions: &Extensions) -> Result<&Self, Status> {
-        extensions.get().ok_or_else(|| Status::internal("the call has no connection"))
+        extensions
+            .get()
+            .ok_or_else(|| Status::internal("the call has no connection"))
     }
 
     /// Charges a call, and returns the time at which it may run, if that is later than
@@ -145,9 +147,13 @@ impl Caller {
     /// # Errors
     /// [`hark_protocol::Code::RateLimited`] if it would wait over [`CALL_WAIT_MAX`].
     fn admit_call(&self) -> Result<Option<Instant>, Refusal> {
-        let Some(limiter) = &self.limiter else { return Ok(None) };
+        let Some(limiter) = &self.limiter else {
+            return Ok(None);
+        };
         let now = Instant::now();
-        let wait = limiter.charge_call(CALL_WAIT_MAX, now).map_err(too_many_commands)?;
+        let wait = limiter
+            .charge_call(CALL_WAIT_MAX, now)
+            .map_err(too_many_commands)?;
         Ok((!wait.is_zero()).then(|| now + wait))
     }
 }
@@ -163,8 +169,14 @@ impl Grpc {
         let request_bytes_max = chat.rules().frame_bytes_max + METADATA_BYTES_MAX;
         let new_chat = ChatServer::new(ChatService::new(Arc::clone(chat), settings.ack_timeout));
         let old_chat = OldChatServer::new(LegacyService::new(Arc::clone(chat)));
-        let log = LogWatcherServer::new(LogService::new(Arc::clone(chat), settings.watch_logs.clone()));
-        let health = HealthServer::new(HealthService::new(Arc::clone(chat), settings.watch_logs.is_some()));
+        let log = LogWatcherServer::new(LogService::new(
+            Arc::clone(chat),
+            settings.watch_logs.clone(),
+        ));
+        let health = HealthServer::new(HealthService::new(
+            Arc::clone(chat),
+            settings.watch_logs.is_some(),
+        ));
         let services = services::Builder::default()
             .add(new_chat.max_decoding_message_size(request_bytes_max))
             .add(old_chat.max_decoding_message_size(request_bytes_max))
@@ -193,7 +205,9 @@ impl Grpc {
         };
         let Some(stream) = stream else { return Ok(()) };
         let calls = TaskTracker::new();
-        let served = self.serve_connection(stream, address, shutdown, &calls).await;
+        let served = self
+            .serve_connection(stream, address, shutdown, &calls)
+            .await;
         // The end of the connection cancels its remaining calls.
         calls.close();
         calls.wait().await;
@@ -210,14 +224,22 @@ impl Grpc {
         let (limiter, stopping) = (self.chat.rate_limiter(address), CancellationToken::new());
         let stream = RateLimited::new(stream, limiter.clone());
         let epoch = shutdown.epoch();
-        let caller = Caller { address, epoch, limiter, stopping: stopping.clone(), calls: calls.clone() };
+        let caller = Caller {
+            address,
+            epoch,
+            limiter,
+            stopping: stopping.clone(),
+            calls: calls.clone(),
+        };
         let service = service_fn(|mut request: http::Request<Incoming>| {
             let turn = caller.admit_call();
             request.extensions_mut().insert(caller.clone());
             let timeout = deadline::timeout(request.headers());
             let call = is_grpc(&request).then(|| self.services.call(request.map(Body::new)));
             deadline::limit(timeout, async move {
-                let Some(call) = call else { return Ok(not_grpc()) };
+                let Some(call) = call else {
+                    return Ok(not_grpc());
+                };
                 match turn {
                     Ok(None) => {}
                     Ok(Some(at)) => tokio::time::sleep_until(at).await,
@@ -260,7 +282,10 @@ impl Grpc {
 /// Returns whether a request is a gRPC call. The content type keeps out requests that a
 /// web page can make a browser send without a CORS preflight.
 fn is_grpc<B>(request: &http::Request<B>) -> bool {
-    let content_type = request.headers().get(http::header::CONTENT_TYPE).map(http::HeaderValue::as_bytes);
+    let content_type = request
+        .headers()
+        .get(http::header::CONTENT_TYPE)
+        .map(http::HeaderValue::as_bytes);
     let rest = content_type.and_then(|content_type| content_type.strip_prefix(b"application/grpc"));
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
@@ -290,10 +315,16 @@ async fn drained(stopping: &CancellationToken, calls: &TaskTracker) {
 ///
 /// # Errors
 /// An error of the connection.
-pub(super) async fn refuse(stream: TcpStream, refusal: &Refusal, timeout: Duration) -> io::Result<()> {
+pub(super) async fn refuse(
+    stream: TcpStream,
+    refusal: &Refusal,
+    timeout: Duration,
+) -> io::Result<()> {
     let status = status::refused(refusal);
     let service = service_fn(|_: http::Request<Incoming>| {
-        std::future::ready(Ok::<http::Response<Body>, Infallible>(status.clone().into_http()))
+        std::future::ready(Ok::<http::Response<Body>, Infallible>(
+            status.clone().into_http(),
+        ))
     });
     let calls = TaskTracker::new();
     let connection = http2::Builder::new(TrackedExecutor(calls.clone()))

@@ -25,7 +25,10 @@ pub(super) async fn read<S: AsyncRead + AsyncWrite + Unpin>(
     address: IpAddr,
 ) -> io::Result<Option<Unread<S>>> {
     match tokio::time::timeout(PREFACE_TIMEOUT, is_preface(&mut stream)).await {
-        Ok(Ok(true)) => Ok(Some(Unread { preface: PREFACE, stream })),
+        Ok(Ok(true)) => Ok(Some(Unread {
+            preface: PREFACE,
+            stream,
+        })),
         Ok(Ok(false)) => {
             // Possibly a `POST`, or a health check: not worth more than debug.
             tracing::debug!(%address, "connection closed: not HTTP/2");
@@ -69,7 +72,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Unread<S> {
         if self.preface.is_empty() {
             return Pin::new(&mut self.stream).poll_read(cx, room);
         }
-        let (now, later) = self.preface.split_at(self.preface.len().min(room.remaining()));
+        let (now, later) = self
+            .preface
+            .split_at(self.preface.len().min(room.remaining()));
         room.put_slice(now);
         self.preface = later;
         Poll::Ready(Ok(()))
@@ -77,7 +82,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Unread<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Unread<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 

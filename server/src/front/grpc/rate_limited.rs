@@ -22,7 +22,11 @@ pub(super) struct RateLimited<S> {
 impl<S> RateLimited<S> {
     /// Returns `stream` with this limiter; without one its reads are not limited.
     pub(super) const fn new(stream: S, limiter: Option<Arc<RateLimiter>>) -> Self {
-        Self { stream, limiter, pause: None }
+        Self {
+            stream,
+            limiter,
+            pause: None,
+        }
     }
 }
 
@@ -48,7 +52,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for RateLimited<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for RateLimited<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -85,7 +93,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn bytes_over_the_limit_are_read_later() {
-        let rates = Rates { bytes: Rate::per_second(1000), ..Rates::NONE };
+        let rates = Rates {
+            bytes: Rate::per_second(1000),
+            ..Rates::NONE
+        };
         let (mut writer, reader) = tokio::io::duplex(100);
         let writing = tokio::spawn(async move { writer.write_all(&[0; 12_000]).await });
         let mut read = Vec::new();
@@ -98,6 +109,9 @@ mod tests {
         assert_eq!(read.len(), 12_000);
         // A burst of 5,000; then 1,000 a second, without a pause after the last read.
         let elapsed = begun.elapsed();
-        assert!((Duration::from_millis(6900)..Duration::from_millis(7100)).contains(&elapsed), "{elapsed:?}");
+        assert!(
+            (Duration::from_millis(6900)..Duration::from_millis(7100)).contains(&elapsed),
+            "{elapsed:?}"
+        );
     }
 }

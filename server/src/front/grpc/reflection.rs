@@ -28,7 +28,9 @@ pub(super) fn add(services: services::Builder, request_bytes_max: usize) -> serv
     match (builder().build_v1(), builder().build_v1alpha()) {
         (Ok(v1), Ok(v1alpha)) => services
             .add(UntilStop(v1.max_decoding_message_size(request_bytes_max)))
-            .add(UntilStop(v1alpha.max_decoding_message_size(request_bytes_max))),
+            .add(UntilStop(
+                v1alpha.max_decoding_message_size(request_bytes_max),
+            )),
         (Err(error), _) | (_, Err(error)) => {
             tracing::error!(%error, "cannot build the reflection service");
             services
@@ -53,7 +55,10 @@ impl<S: Service<Request<Body>>> Service<Request<Body>> for UntilStop<S> {
         let stopping = Caller::of(request.extensions()).map(|caller| caller.stopping.clone());
         self.0.call(match stopping {
             Ok(stopping) => request.map(|body| {
-                Body::new(DrainableBody { body, stopping: Box::pin(stopping.cancelled_owned()) })
+                Body::new(DrainableBody {
+                    body,
+                    stopping: Box::pin(stopping.cancelled_owned()),
+                })
             }),
             Err(_) => request,
         })

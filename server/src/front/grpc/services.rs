@@ -39,7 +39,10 @@ impl Builder {
             + 'static,
         S::Future: Send + 'static,
     {
-        self.0.push((S::NAME, Box::new(move |request| service.clone().call(request).boxed())));
+        self.0.push((
+            S::NAME,
+            Box::new(move |request| service.clone().call(request).boxed()),
+        ));
         self
     }
 
@@ -61,7 +64,9 @@ impl Services {
 
 impl fmt::Debug for Services {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.iter().map(|(service, _)| service)).finish()
+        f.debug_set()
+            .entries(self.0.iter().map(|(service, _)| service))
+            .finish()
     }
 }
 
@@ -91,7 +96,9 @@ mod tests {
         }
 
         fn call(&mut self, _: Request<Body>) -> Self::Future {
-            let response = Response::builder().header("name", LETTER.to_string()).body(Body::empty());
+            let response = Response::builder()
+                .header("name", LETTER.to_string())
+                .body(Body::empty());
             std::future::ready(Ok(response.unwrap()))
         }
     }
@@ -105,10 +112,16 @@ mod tests {
     }
 
     async fn header(path: &str, name: &str) -> Option<String> {
-        let services = Builder::default().add(Named::<'a'>).add(Named::<'b'>).build();
+        let services = Builder::default()
+            .add(Named::<'a'>)
+            .add(Named::<'b'>)
+            .build();
         let request = Request::builder().uri(path).body(Body::empty()).unwrap();
         let response = services.call(request).await.unwrap();
-        response.headers().get(name).map(|value| value.to_str().unwrap().to_owned())
+        response
+            .headers()
+            .get(name)
+            .map(|value| value.to_str().unwrap().to_owned())
     }
 
     #[tokio::test]
@@ -120,7 +133,10 @@ mod tests {
     #[tokio::test]
     async fn call_of_unknown_service_is_unimplemented() {
         for path in ["/", "/test.A", "/test.C/Do", "//Do"] {
-            let (status, name) = (header(path, "grpc-status").await, header(path, "name").await);
+            let (status, name) = (
+                header(path, "grpc-status").await,
+                header(path, "name").await,
+            );
             assert_eq!((status.as_deref(), name), (Some("12"), None), "{path}");
         }
     }

@@ -26,7 +26,13 @@ pub(super) enum Deadline {
 }
 
 impl Deadline {
-    const ALL: [Self; 5] = [Self::Progress, Self::Frame, Self::Drain, Self::Fields, Self::Chat];
+    const ALL: [Self; 5] = [
+        Self::Progress,
+        Self::Frame,
+        Self::Drain,
+        Self::Fields,
+        Self::Chat,
+    ];
 }
 
 /// The time of each pending deadline.
@@ -49,7 +55,11 @@ impl DeadlineTable {
     /// Returns the deadline that is due.
     pub(super) fn due(&self, now: Instant) -> Option<Deadline> {
         let is_due = |at: &Option<Instant>| at.is_some_and(|at| at <= now);
-        Deadline::ALL.into_iter().zip(&self.0).find(|(_, at)| is_due(at)).map(|(deadline, _)| deadline)
+        Deadline::ALL
+            .into_iter()
+            .zip(&self.0)
+            .find(|(_, at)| is_due(at))
+            .map(|(deadline, _)| deadline)
     }
 }
 
@@ -61,17 +71,28 @@ impl Timer {
     /// Returns whether the deadline is due; otherwise the task is woken at it. A timer that
     /// is too early stays: moving it for every message would cost more than one spurious
     /// wake-up.
-    pub(super) fn is_due(&mut self, cx: &mut Context<'_>, deadline: Option<Instant>, now: Instant) -> bool {
+    pub(super) fn is_due(
+        &mut self,
+        cx: &mut Context<'_>,
+        deadline: Option<Instant>,
+        now: Instant,
+    ) -> bool {
         let Some(deadline) = deadline else {
             return false;
         };
         if deadline <= now {
             return true;
         }
-        if self.0.as_ref().is_none_or(|timer| timer.deadline() > deadline || timer.is_elapsed()) {
+        if self
+            .0
+            .as_ref()
+            .is_none_or(|timer| timer.deadline() > deadline || timer.is_elapsed())
+        {
             self.0 = Some(Box::pin(tokio::time::sleep_until(deadline)));
         }
-        self.0.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready())
+        self.0
+            .as_mut()
+            .is_some_and(|timer| timer.as_mut().poll(cx).is_ready())
     }
 }
 
@@ -83,7 +104,9 @@ pub(super) struct Moment(NonZeroU64);
 /// use, so that a clock that a test stops is not behind it.
 static EPOCH: LazyLock<Instant> = LazyLock::new(|| {
     let now = std::time::Instant::now();
-    now.checked_sub(Duration::from_secs(3600)).unwrap_or(now).into()
+    now.checked_sub(Duration::from_secs(3600))
+        .unwrap_or(now)
+        .into()
 });
 
 impl Moment {
@@ -95,7 +118,12 @@ impl Moment {
 impl From<Instant> for Moment {
     fn from(instant: Instant) -> Self {
         let since = instant.saturating_duration_since(*EPOCH).as_nanos();
-        Self(u64::try_from(since).ok().and_then(NonZeroU64::new).unwrap_or(NonZeroU64::MIN))
+        Self(
+            u64::try_from(since)
+                .ok()
+                .and_then(NonZeroU64::new)
+                .unwrap_or(NonZeroU64::MIN),
+        )
     }
 }
 
@@ -111,7 +139,10 @@ mod tests {
         assert_eq!((deadlines.next(), deadlines.due(later)), (None, None));
         deadlines.set(Deadline::Chat, Some(now));
         deadlines.set(Deadline::Frame, Some(later));
-        assert_eq!((deadlines.next(), deadlines.due(now)), (Some(now), Some(Deadline::Chat)));
+        assert_eq!(
+            (deadlines.next(), deadlines.due(now)),
+            (Some(now), Some(Deadline::Chat))
+        );
         assert_eq!(deadlines.due(later), Some(Deadline::Frame));
         deadlines.set(Deadline::Chat, None);
         assert_eq!((deadlines.next(), deadlines.due(now)), (Some(later), None));

@@ -38,7 +38,10 @@ impl Framing {
     /// Returns the classic framing.
     #[must_use]
     pub fn classic() -> Self {
-        Self(Kind::Classic { codec: ClassicServerCodec::default(), in_list: false })
+        Self(Kind::Classic {
+            codec: ClassicServerCodec::default(),
+            in_list: false,
+        })
     }
 
     /// Returns whether this is the native framing. In the classic one, a request waits for
@@ -85,9 +88,22 @@ impl Framing {
         if !self.is_native() {
             return self.encode(None, &Reply::String(delivery(message)), output);
         }
-        let Message { position, sender, time_ms, text } = message;
+        let Message {
+            position,
+            sender,
+            time_ms,
+            text,
+        } = message;
         let (sequence, sender) = (position.sequence, sender.as_ref());
-        native::encode_push(&Push { sequence, sender, time_ms: *time_ms, text }, output)
+        native::encode_push(
+            &Push {
+                sequence,
+                sender,
+                time_ms: *time_ms,
+                text,
+            },
+            output,
+        )
     }
 
     /// Decodes the next request from the input, if it is complete.
@@ -97,10 +113,17 @@ impl Framing {
     ) -> Result<Option<Incoming<Request>>, ProtocolError> {
         match &mut self.0 {
             Kind::Native(codec) => {
-                let Some(Frame { id, message }) = codec.decode(input)? else { return Ok(None) };
-                Ok(Some(Frame::new(id, message.and_then(|request| with_id(id, request)))))
+                let Some(Frame { id, message }) = codec.decode(input)? else {
+                    return Ok(None);
+                };
+                Ok(Some(Frame::new(
+                    id,
+                    message.and_then(|request| with_id(id, request)),
+                )))
             }
-            Kind::Classic { codec, .. } => Ok(codec.decode(input)?.map(|request| Frame::new(None, request))),
+            Kind::Classic { codec, .. } => Ok(codec
+                .decode(input)?
+                .map(|request| Frame::new(None, request))),
         }
     }
 

@@ -100,7 +100,12 @@ thread_local! {
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Returns a connection over `stream`, whose first byte is unread.
     #[must_use]
-    pub fn new(stream: S, framing: Framing, connection: ClientConnection, ack_timeout: Duration) -> Self {
+    pub fn new(
+        stream: S,
+        framing: Framing,
+        connection: ClientConnection,
+        ack_timeout: Duration,
+    ) -> Self {
         let now = Instant::now();
         Self {
             stream,
@@ -148,7 +153,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             }
             let progressed = self.poll_write(cx)?;
             let deadlines = self.deadlines();
-            if deadlines.due(self.now).is_some_and(|missed| self.ends_at(missed)) {
+            if deadlines
+                .due(self.now)
+                .is_some_and(|missed| self.ends_at(missed))
+            {
                 return Poll::Ready(Ok(()));
             }
             if !progressed && !self.timer.is_due(cx, deadlines.next(), self.now) {
@@ -164,7 +172,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     fn poll_connection(&mut self, cx: &mut Context<'_>) -> bool {
         let mut any = false;
         while self.takes_output() {
-            let Poll::Ready(output) = self.connection.poll(cx, self.now) else { break };
+            let Poll::Ready(output) = self.connection.poll(cx, self.now) else {
+                break;
+            };
             any = true;
             match output {
                 Output::Reply(id, reply) => self.encode(id, &reply),
@@ -174,7 +184,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                     self.stage = WireStage::Closing;
                     if let Some(error) = self.broken.take() {
                         let explanation = error.to_string().into();
-                        self.encode(None, &Reply::Error { failure: Failure::Protocol, explanation });
+                        self.encode(
+                            None,
+                            &Reply::Error {
+                                failure: Failure::Protocol,
+                                explanation,
+                            },
+                        );
                     }
                 }
             }
@@ -185,8 +201,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Returns whether the output buffer takes more. In the classic framing each message is
     /// written before the next, since the write acknowledges it.
     fn takes_output(&self) -> bool {
-        let has_room =
-            if self.framing.is_native() { self.output.len() < OUTPUT_BYTES_MAX } else { self.is_written() };
+        let has_room = if self.framing.is_native() {
+            self.output.len() < OUTPUT_BYTES_MAX
+        } else {
+            self.is_written()
+        };
         self.stage == WireStage::Open && has_room
     }
 
@@ -267,7 +286,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     fn decode_one(&mut self) -> Result<Option<Incoming<Request>>, ProtocolError> {
-        if self.fields_since.is_some_and(|since| self.now >= since.instant() + FIELDS_WAIT) {
+        if self
+            .fields_since
+            .is_some_and(|since| self.now >= since.instant() + FIELDS_WAIT)
+        {
             self.framing.give_up_on_fields();
         }
         let request = self.framing.decode(&mut self.input)?;
@@ -279,7 +301,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Returns whether the next request can be handled: in the classic framing one at a
     /// time, after the reply to the previous one is written.
     fn wants_input(&self) -> bool {
-        let may_pipeline = self.framing.is_native() || (self.connection.is_idle() && self.is_written());
+        let may_pipeline =
+            self.framing.is_native() || (self.connection.is_idle() && self.is_written());
         match self.stage {
             WireStage::Open => self.connection.is_ready() && may_pipeline,
             WireStage::Closing => false,
@@ -310,7 +333,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             }
             // Over TLS: the peer closed without `close_notify`. The framing detects a
             // truncated message by itself.
-            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(self.handle_eof()),
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Ok(self.handle_eof())
+            }
             Poll::Ready(Err(error)) => Err(error),
         }
     }
@@ -364,7 +389,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             self.last_written_at = self.now.into();
             return Ok(false);
         }
-        self.stage = WireStage::Draining { until: self.now + DRAIN_TIMEOUT };
+        self.stage = WireStage::Draining {
+            until: self.now + DRAIN_TIMEOUT,
+        };
         Ok(true)
     }
 
@@ -384,9 +411,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
         deadlines.set(Deadline::Progress, self.progress_due());
         deadlines.set(Deadline::Frame, self.frame_due());
-        deadlines.set(Deadline::Fields, self.fields_since.map(|since| since.instant() + FIELDS_WAIT));
+        deadlines.set(
+            Deadline::Fields,
+            self.fields_since.map(|since| since.instant() + FIELDS_WAIT),
+        );
         // A full output buffer waits for the peer, not for the chat.
-        deadlines.set(Deadline::Chat, self.connection.wake_at().filter(|_| self.takes_output()));
+        deadlines.set(
+            Deadline::Chat,
+            self.connection.wake_at().filter(|_| self.takes_output()),
+        );
         deadlines
     }
 
@@ -402,7 +435,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     /// Returns the time by which an incomplete frame must be complete.
     fn frame_due(&self) -> Option<Instant> {
-        let for_its_bytes = Duration::from_secs(self.input.len() as u64 / FRAME_BYTES_PER_SECOND_MIN);
+        let for_its_bytes =
+            Duration::from_secs(self.input.len() as u64 / FRAME_BYTES_PER_SECOND_MIN);
         Some(self.frame_since?.instant() + self.ack_timeout + for_its_bytes)
     }
 

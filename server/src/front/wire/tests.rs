@@ -24,19 +24,34 @@ fn serve(store: Arc<ShardStore>) -> (DuplexStream, JoinHandle<io::Result<()>>) {
     let rules = <Cli as clap::Parser>::parse_from(["harkd"]).serve.rules();
     let chat = Chat::new(store, rules);
     let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let connection = ClientConnection::new(Arc::new(chat), address, Arc::<ShutdownSignal>::default());
+    let connection =
+        ClientConnection::new(Arc::new(chat), address, Arc::<ShutdownSignal>::default());
     let (client, ours) = tokio::io::duplex(1024);
     let framing = Framing::native(1024);
-    let wire = Wire::new(BufWriter::new(ours), framing, connection, Duration::from_secs(60));
+    let wire = Wire::new(
+        BufWriter::new(ours),
+        framing,
+        connection,
+        Duration::from_secs(60),
+    );
     (client, tokio::spawn(wire.run()))
 }
 
 fn memory() -> Arc<ShardStore> {
-    Arc::new(ShardStore::memory(ShardConfig { numbers_after: Some(0), ..ShardConfig::DEFAULT }).unwrap())
+    Arc::new(
+        ShardStore::memory(ShardConfig {
+            numbers_after: Some(0),
+            ..ShardConfig::DEFAULT
+        })
+        .unwrap(),
+    )
 }
 
 fn frame(id: u32, command: &str, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = u32::try_from(19 + payload.len()).unwrap().to_be_bytes().to_vec();
+    let mut bytes = u32::try_from(19 + payload.len())
+        .unwrap()
+        .to_be_bytes()
+        .to_vec();
     bytes.extend(id.to_be_bytes());
     bytes.extend(command.as_bytes());
     bytes.resize(4 + 19, 0);
@@ -67,14 +82,35 @@ async fn send_behind_a_refused_hello_is_not_stored() {
         let send = frame(2, "send", b"bob,outside of its session");
         client.write_all(&[&*hello, &*send].concat()).await.unwrap();
         let mut replies = Vec::new();
-        tokio::time::timeout(TIMEOUT, client.read_to_end(&mut replies)).await.unwrap().unwrap();
+        tokio::time::timeout(TIMEOUT, client.read_to_end(&mut replies))
+            .await
+            .unwrap()
+            .unwrap();
         let shown = String::from_utf8_lossy(&hello);
         let refusal = b"notok\0\0\0\0\0\0\0\0\0\0bad-request,";
-        assert_eq!(replies.windows(refusal.len()).filter(|part| part == refusal).count(), 1, "{shown:?}");
+        assert_eq!(
+            replies
+                .windows(refusal.len())
+                .filter(|part| part == refusal)
+                .count(),
+            1,
+            "{shown:?}"
+        );
         drop(client);
         serving.await.unwrap().unwrap();
-        let limit = ReadLimit { messages: 1, bytes: 1 };
-        assert_eq!(store.read(&account, Position::default(), limit).await.unwrap().messages, [], "{shown:?}");
+        let limit = ReadLimit {
+            messages: 1,
+            bytes: 1,
+        };
+        assert_eq!(
+            store
+                .read(&account, Position::default(), limit)
+                .await
+                .unwrap()
+                .messages,
+            [],
+            "{shown:?}"
+        );
     }
 }
 
@@ -84,7 +120,10 @@ async fn output_is_flushed_and_shut_down() {
     for _ in 0..2 {
         client.write_all(PING).await.unwrap();
         let mut reply = [0; OK.len()];
-        tokio::time::timeout(TIMEOUT, client.read_exact(&mut reply)).await.unwrap().unwrap();
+        tokio::time::timeout(TIMEOUT, client.read_exact(&mut reply))
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(reply, OK);
     }
     client.shutdown().await.unwrap();

@@ -64,9 +64,16 @@ pub(super) struct Reading {
 
 impl Connection {
     pub(super) fn open(chat: Arc<Chat>, number: u32, client: Option<usize>, stream: usize) -> Self {
-        let address = IpAddr::V4(Ipv4Addr::from_bits(Ipv4Addr::new(100, 64, 0, 0).to_bits() + number));
+        let address = IpAddr::V4(Ipv4Addr::from_bits(
+            Ipv4Addr::new(100, 64, 0, 0).to_bits() + number,
+        ));
         let connection = ClientConnection::new(chat, address, Arc::<ShutdownSignal>::default());
-        Self { client_connection: Some(connection), client, stream, ..Self::default() }
+        Self {
+            client_connection: Some(connection),
+            client,
+            stream,
+            ..Self::default()
+        }
     }
 
     pub(super) fn is_lost(&self) -> bool {
@@ -74,7 +81,9 @@ impl Connection {
     }
 
     pub(super) fn is_ready(&self) -> bool {
-        self.client_connection.as_ref().is_some_and(ClientConnection::is_ready)
+        self.client_connection
+            .as_ref()
+            .is_some_and(ClientConnection::is_ready)
     }
 
     pub(super) fn is_answered(&self) -> bool {
@@ -97,17 +106,22 @@ impl Connection {
             next == model.inboxes[inbox].stored.len() || self.pushed.len() - self.acked > WINDOW_LOW
         });
         self.is_lost()
-            || (is_answered && !self.is_fenced && (model.is_uncertain || (is_read && self.has_its_byes())))
+            || (is_answered
+                && !self.is_fenced
+                && (model.is_uncertain || (is_read && self.has_its_byes())))
     }
 
     /// Returns whether its window has room, so that a push may be due.
     pub(super) fn may_get_more(&self, model: &Model) -> bool {
-        let is_behind = |reading: &Reading| reading.next < model.inboxes[reading.inbox].stored.len();
+        let is_behind =
+            |reading: &Reading| reading.next < model.inboxes[reading.inbox].stored.len();
         model.is_certain() && self.receiving.as_ref().is_some_and(is_behind)
     }
 
     pub(super) fn ask(&mut self, request: Request) {
-        let Some(connection) = &mut self.client_connection else { return };
+        let Some(connection) = &mut self.client_connection else {
+            return;
+        };
         self.last_other_id += 1;
         self.asked = RequestId::new(OTHER_IDS + self.last_other_id);
         self.replies.clear();
@@ -119,7 +133,10 @@ impl Connection {
         let is_known = self.asked.take().is_none();
         let reply = self.replies.pop().filter(|_| is_known)?;
         match reply {
-            Reply::Error { failure: Failure::Unavailable, .. } => None,
+            Reply::Error {
+                failure: Failure::Unavailable,
+                ..
+            } => None,
             reply => Some(reply),
         }
     }
@@ -134,14 +151,23 @@ impl Connection {
     }
 
     /// Ready after an output, or the end of the connection.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, now: Instant, model: &mut Model) -> Poll<()> {
-        let Some(connection) = &mut self.client_connection else { return Poll::Pending };
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        model: &mut Model,
+    ) -> Poll<()> {
+        let Some(connection) = &mut self.client_connection else {
+            return Poll::Pending;
+        };
         if connection.poll_abort(cx).is_ready() {
             self.client_connection = None;
             return Poll::Ready(());
         }
         connection.poll(cx, now).map(|output| match output {
-            Output::Reply(Some(id), reply) if self.asked == Some(id) => self.handle_reply(reply, model),
+            Output::Reply(Some(id), reply) if self.asked == Some(id) => {
+                self.handle_reply(reply, model)
+            }
             Output::Reply(Some(id), reply) => self.handle_answer(id, reply, model),
             Output::Reply(None, reply) => panic!("unsolicited {reply:?}"),
             Output::Push(message) => self.handle_push(&message, model),
@@ -156,7 +182,10 @@ impl Connection {
         }
         if let (Reply::Ok(_), Some((inbox, receives))) = (&reply, self.entering.take()) {
             if receives {
-                self.receiving = Some(Reading { inbox, next: model.inboxes[inbox].acked });
+                self.receiving = Some(Reading {
+                    inbox,
+                    next: model.inboxes[inbox].acked,
+                });
                 (self.reader, self.acked) = (Some(inbox), 0);
                 self.pushed.clear();
             } else if self.user != Some(inbox) {
@@ -170,21 +199,33 @@ impl Connection {
 
     /// Compares the answer to a send with the model.
     fn handle_answer(&mut self, id: RequestId, reply: Reply, model: &mut Model) {
-        let place = self.sends.get(&id).copied().expect("a send of this connection");
+        let place = self
+            .sends
+            .get(&id)
+            .copied()
+            .expect("a send of this connection");
         self.unanswered -= 1;
         let outcome = match reply {
-            Reply::Ok(fields) => {
-                Outcome::Stored(fields.as_stored().expect("a send is answered by its number"))
-            }
+            Reply::Ok(fields) => Outcome::Stored(
+                fields
+                    .as_stored()
+                    .expect("a send is answered by its number"),
+            ),
             Reply::NotOk(refusal) => Outcome::Refused(refusal.code),
-            Reply::Error { failure: Failure::Unavailable, .. } => {
+            Reply::Error {
+                failure: Failure::Unavailable,
+                ..
+            } => {
                 assert!(model.is_uncertain, "unavailable without a failure");
                 self.is_fenced = self.client.is_some();
                 return;
             }
             other => panic!("{other:?} answers a send"),
         };
-        assert!(!self.is_fenced, "a send was decided behind an undecided one");
+        assert!(
+            !self.is_fenced,
+            "a send was decided behind an undecided one"
+        );
         model.answered(place, outcome);
     }
 
@@ -192,19 +233,28 @@ impl Connection {
         let reading = self.receiving.as_mut().expect("a receiving connection");
         let place = model.pushed(reading.inbox, message);
         let sequence = message.position.sequence;
-        assert!(self.pushed.last().is_none_or(|(last, _)| *last < sequence), "out of order");
+        assert!(
+            self.pushed.last().is_none_or(|(last, _)| *last < sequence),
+            "out of order"
+        );
         if model.is_certain() {
             let next = model.inboxes[reading.inbox].stored.get(reading.next);
             assert_eq!(next, Some(&place), "a message was skipped or repeated");
         }
         reading.next += 1;
         self.pushed.push((sequence, reading.next));
-        assert!(self.pushed.len() - self.acked <= WINDOW_MESSAGES_MAX, "more than a window");
+        assert!(
+            self.pushed.len() - self.acked <= WINDOW_MESSAGES_MAX,
+            "more than a window"
+        );
     }
 
     fn handle_bye(&mut self, reason: ByeReason, model: &Model) {
         let reading = self.receiving.take();
-        assert!(reading.is_some() || model.is_uncertain, "a bye to a connection that does not receive");
+        assert!(
+            reading.is_some() || model.is_uncertain,
+            "a bye to a connection that does not receive"
+        );
         if reason == ByeReason::Deleted {
             self.user = None;
         }

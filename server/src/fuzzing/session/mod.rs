@@ -85,7 +85,9 @@ const KINDS: [(u8, Kind); 20] = [
 
 impl Op {
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let [kind, connection, user, amount, _] = *bytes else { return None };
+        let [kind, connection, user, amount, _] = *bytes else {
+            return None;
+        };
         let known = KINDS.iter().find(|(letter, _)| *letter == kind);
         let (_, kind) = known.or_else(|| KINDS.get(usize::from(kind) % KINDS.len()))?;
         Some(Self {
@@ -103,9 +105,15 @@ impl Op {
 /// # Panics
 /// If a message is lost, repeated or out of order, or an answer is wrong.
 pub fn session(data: &[u8]) {
-    let ops: Vec<_> = data.chunks(5).filter_map(Op::from_bytes).take(OPS_MAX).collect();
+    let ops: Vec<_> = data
+        .chunks(5)
+        .filter_map(Op::from_bytes)
+        .take(OPS_MAX)
+        .collect();
     world::block_on(async {
-        let rights = data.get(4).map_or(Rights::OPEN, |byte| Rights::from_byte(*byte));
+        let rights = data
+            .get(4)
+            .map_or(Rights::OPEN, |byte| Rights::from_byte(*byte));
         let mut world = World::new(ops.len(), rights);
         for op in ops {
             world.step(op).await;

@@ -77,7 +77,12 @@ pub(super) struct Model {
 
 impl Model {
     pub(super) const fn new(rights: Rights) -> Self {
-        Self { rights, inboxes: Vec::new(), sends: Vec::new(), is_uncertain: false }
+        Self {
+            rights,
+            inboxes: Vec::new(),
+            sends: Vec::new(),
+            is_uncertain: false,
+        }
     }
 
     pub(super) fn is_certain(&self) -> bool {
@@ -92,11 +97,18 @@ impl Model {
 
     /// Returns the account of this name.
     pub(super) fn account(&self, user: usize) -> Option<usize> {
-        self.inboxes.iter().rposition(|inbox| inbox.user == user && inbox.is_alive)
+        self.inboxes
+            .iter()
+            .rposition(|inbox| inbox.user == user && inbox.is_alive)
     }
 
     pub(super) fn names(&self) -> Vec<&'static str> {
-        let mut names: Vec<_> = self.inboxes.iter().filter(|i| i.is_alive).map(|i| USERS[i.user]).collect();
+        let mut names: Vec<_> = self
+            .inboxes
+            .iter()
+            .filter(|i| i.is_alive)
+            .map(|i| USERS[i.user])
+            .collect();
         names.sort_unstable();
         names
     }
@@ -121,11 +133,17 @@ impl Model {
         new: Option<&'static str>,
     ) -> bool {
         let known = self.account(user).map(|inbox| &mut self.inboxes[inbox]);
-        let Some(AccountEntry { account, password: hash }) = entry else {
+        let Some(AccountEntry {
+            account,
+            password: hash,
+        }) = entry
+        else {
             return known.map(|known| known.is_alive = false).is_some();
         };
         match known {
-            Some(known) if known.incarnation == account.incarnation && known.hash == hash => return false,
+            Some(known) if known.incarnation == account.incarnation && known.hash == hash => {
+                return false;
+            }
             Some(known) if known.incarnation == account.incarnation => {
                 (known.hash, known.password, known.is_strong) = (hash, new, true);
                 return true;
@@ -134,7 +152,10 @@ impl Model {
             None => {}
         }
         let older = self.inboxes.iter().map(|inbox| inbox.incarnation).max();
-        assert!(older < Some(account.incarnation), "the number of an account was reused");
+        assert!(
+            older < Some(account.incarnation),
+            "the number of an account was reused"
+        );
         self.inboxes.push(Inbox {
             user,
             incarnation: account.incarnation,
@@ -150,7 +171,13 @@ impl Model {
     }
 
     /// Adds a send, and returns its index.
-    pub(super) fn send(&mut self, user: usize, bytes: usize, sender: Option<usize>, stream: usize) -> usize {
+    pub(super) fn send(
+        &mut self,
+        user: usize,
+        bytes: usize,
+        sender: Option<usize>,
+        stream: usize,
+    ) -> usize {
         let place = self.sends.len();
         // Every text is unique, so that a push identifies its send.
         let text = ByteString::from(format!("{place:.<bytes$}"));
@@ -159,7 +186,9 @@ impl Model {
         if let (Ok(()), Some(inbox)) = (outcome, inbox) {
             self.inboxes[inbox].stored.push(place);
         }
-        let sender = sender.map(|inbox| &self.inboxes[inbox]).filter(|inbox| inbox.is_alive);
+        let sender = sender
+            .map(|inbox| &self.inboxes[inbox])
+            .filter(|inbox| inbox.is_alive);
         let sender = sender.map(|inbox| inbox.user);
         let expected = self.is_certain().then_some(outcome);
         self.sends.push(Sent {
@@ -190,12 +219,17 @@ impl Model {
         if text.len() > TEXT_BYTES_MAX {
             return Err(Code::TooLarge);
         }
-        let Some(inbox) = inbox else { return Err(Code::NoSuchUser) };
+        let Some(inbox) = inbox else {
+            return Err(Code::NoSuchUser);
+        };
         if needs_sender && !sender.is_some_and(|sender| self.inboxes[sender].is_alive) {
             return Err(Code::Denied);
         }
         let unread = self.unread(inbox);
-        let bytes: usize = unread.iter().map(|place| self.sends[*place].text.len()).sum();
+        let bytes: usize = unread
+            .iter()
+            .map(|place| self.sends[*place].text.len())
+            .sum();
         if unread.len() >= QUEUED_MESSAGES_MAX || bytes + text.len() > QUEUED_BYTES_MAX {
             return Err(Code::QueueFull);
         }
@@ -214,7 +248,10 @@ impl Model {
         if let Outcome::Refused(code) = outcome {
             let codes = [Code::NoSuchUser, Code::QueueFull, Code::TooLarge];
             let is_denied = code == Code::Denied && self.rights.require_password;
-            assert!(is_denied || codes.contains(&code), "{code} answers {sent:?}");
+            assert!(
+                is_denied || codes.contains(&code),
+                "{code} answers {sent:?}"
+            );
         }
         if let Some(former) = sent.answered {
             assert_eq!(outcome, former, "the answer to {sent:?}");
@@ -233,14 +270,28 @@ impl Model {
     pub(super) fn pushed(&mut self, inbox: usize, message: &Message) -> usize {
         let place = message.text.trim_end_matches('.').parse::<usize>().ok();
         let sent = place.and_then(|place| self.sends.get(place));
-        let (Some(place), Some(sent)) = (place, sent) else { panic!("{message:?} was never sent") };
-        assert_eq!((&message.text, self.inboxes[inbox].user), (&sent.text, sent.user));
+        let (Some(place), Some(sent)) = (place, sent) else {
+            panic!("{message:?} was never sent")
+        };
+        assert_eq!(
+            (&message.text, self.inboxes[inbox].user),
+            (&sent.text, sent.user)
+        );
         // A repeat after a failure comes from an anonymous connection.
-        let is_from_nobody = message.sender.is_none() && (self.is_uncertain || sent.sender.is_none());
+        let is_from_nobody =
+            message.sender.is_none() && (self.is_uncertain || sent.sender.is_none());
         let sender = message.sender.as_ref().map(|name| name.as_str());
-        assert!(is_from_nobody || sender == sent.sender.map(|user| USERS[user]), "{message:?} of {sent:?}");
-        let former = self.inboxes[inbox].pushed.insert(message.position.sequence.0, place);
-        assert!(former.is_none_or(|former| former == place), "a number stands for two messages");
+        assert!(
+            is_from_nobody || sender == sent.sender.map(|user| USERS[user]),
+            "{message:?} of {sent:?}"
+        );
+        let former = self.inboxes[inbox]
+            .pushed
+            .insert(message.position.sequence.0, place);
+        assert!(
+            former.is_none_or(|former| former == place),
+            "a number stands for two messages"
+        );
         place
     }
 

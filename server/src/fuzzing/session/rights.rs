@@ -29,12 +29,20 @@ pub(super) struct Rights {
 
 impl Rights {
     /// The settings without restrictions.
-    pub(super) const OPEN: Self = Self { require_password: false, has_admin: false, may_list: MayList::All };
+    pub(super) const OPEN: Self = Self {
+        require_password: false,
+        has_admin: false,
+        may_list: MayList::All,
+    };
 
     /// Decodes the settings, `0` to `;`: bit 0 requires passwords, bit 1 names an admin, the
     /// rest restricts `list`. A line break is `0`, and every other byte maps to one of them.
     pub(super) fn from_byte(byte: u8) -> Self {
-        let number = if byte == b'\n' { 0 } else { byte.wrapping_sub(b'0') };
+        let number = if byte == b'\n' {
+            0
+        } else {
+            byte.wrapping_sub(b'0')
+        };
         Self {
             require_password: number % 2 == 1,
             has_admin: number / 2 % 2 == 1,
@@ -43,7 +51,10 @@ impl Rights {
     }
 
     pub(super) fn admins(&self) -> Vec<UserName> {
-        self.has_admin.then(|| USERS[ADMIN].parse().unwrap()).into_iter().collect()
+        self.has_admin
+            .then(|| USERS[ADMIN].parse().unwrap())
+            .into_iter()
+            .collect()
     }
 
     /// Returns whether this account's name is reserved for the admin.
@@ -56,7 +67,10 @@ impl Rights {
 impl Model {
     /// Returns whether a connection is logged in as the admin by password.
     pub(super) fn is_admin(&self, connection: &Connection) -> bool {
-        connection.by_password && self.user_of(connection).is_some_and(|user| self.rights.keep(user))
+        connection.by_password
+            && self
+                .user_of(connection)
+                .is_some_and(|user| self.rights.keep(user))
     }
 
     /// Returns the user of a connection, if its account still exists.
@@ -91,7 +105,11 @@ impl Model {
     pub(super) fn may_take(&self, inbox: usize) -> Result<OkFields, Code> {
         let inbox = &self.inboxes[inbox];
         let is_kept = inbox.password.is_none() && self.rights.keep(inbox.user);
-        if is_kept { Err(Code::Denied) } else { Ok(OkFields::none()) }
+        if is_kept {
+            Err(Code::Denied)
+        } else {
+            Ok(OkFields::none())
+        }
     }
 }
 

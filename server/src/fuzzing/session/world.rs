@@ -46,7 +46,11 @@ const FRAME_BYTES_MORE: usize = 256;
 pub(super) fn block_on(run: impl Future<Output = ()>) {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     let runtime = RUNTIME.get_or_init(|| {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap()
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_time()
+            .build()
+            .unwrap()
     });
     runtime.block_on(run);
 }
@@ -121,7 +125,11 @@ impl World {
             connections: Default::default(),
             clients: Default::default(),
             opened: 0,
-            hashes_left: if operations.is_multiple_of(HASHES_EVERY) { HASHES_MAX } else { 0 },
+            hashes_left: if operations.is_multiple_of(HASHES_EVERY) {
+                HASHES_MAX
+            } else {
+                0
+            },
             wrong: 0,
             ahead: Duration::ZERO,
         };
@@ -129,7 +137,15 @@ impl World {
         world
     }
 
-    pub(super) async fn step(&mut self, Op { kind, connection: c, user, amount }: Op) {
+    pub(super) async fn step(
+        &mut self,
+        Op {
+            kind,
+            connection: c,
+            user,
+            amount,
+        }: Op,
+    ) {
         if kind != Kind::Recover {
             self.until_ready(c).await;
         }
@@ -147,7 +163,12 @@ impl World {
             Kind::Burst => self.burst(c, user, amount).await,
             Kind::Again => self.again(c, amount).await,
             Kind::Ack => self.acknowledge(c, amount).await,
-            Kind::AckNothing => self.tell(c, Request::Ack { sequence: Sequence(u64::MAX) }),
+            Kind::AckNothing => self.tell(
+                c,
+                Request::Ack {
+                    sequence: Sequence(u64::MAX),
+                },
+            ),
             Kind::Break => self.hello(c, self.connections[c].client).await,
             Kind::Hello => self.hello(c, Some(user % SESSIONS)).await,
             Kind::Fail => {
@@ -183,13 +204,24 @@ impl World {
 
     async fn create(&mut self, c: usize, user: usize, amount: usize) {
         let password = tried(amount);
-        let expected = self.model.may_create(&self.connections[c], user, password.is_some());
+        let expected = self
+            .model
+            .may_create(&self.connections[c], user, password.is_some());
         let is_hashed = password.is_some() && matches!(expected, Ok(_) | Err(Code::TooMany));
         if is_hashed && !self.may_hash() {
             return;
         }
         let given = password.map(|password| password.parse().unwrap());
-        if let Some(reply) = self.ask(c, Request::Create { user: name(user), password: given }).await {
+        if let Some(reply) = self
+            .ask(
+                c,
+                Request::Create {
+                    user: name(user),
+                    password: given,
+                },
+            )
+            .await
+        {
             check(&reply, &expected);
         }
         self.look_up(user, &expected, password).await;
@@ -200,7 +232,12 @@ impl World {
         self.settle().await;
         let expected = self.model.has_room_for(user);
         let password = (amount % 4 != 3).then_some(PASSWORDS[0]);
-        match self.server().store.create(&name(user), password.map(weak_hash)).await {
+        match self
+            .server()
+            .store
+            .create(&name(user), password.map(weak_hash))
+            .await
+        {
             Ok(Created::Created) => assert_eq!(expected, Ok(OkFields::none())),
             Ok(Created::Exists) => assert_eq!(expected, Err(Code::Exists)),
             Ok(Created::TooMany) => assert_eq!(expected, Err(Code::TooMany)),
@@ -212,17 +249,27 @@ impl World {
     /// Makes a `login` or a `connect`.
     async fn enter(&mut self, c: usize, user: usize, amount: usize, receives: bool) {
         let inbox = self.model.account(user);
-        let Some((password, proven)) = self.prove(c, user, inbox, amount) else { return };
+        let Some((password, proven)) = self.prove(c, user, inbox, amount) else {
+            return;
+        };
         let expected = match (inbox, proven) {
             (_, Err(code)) => Err(code),
             (None, Ok(())) => Err(Code::NoSuchUser),
-            (Some(inbox), Ok(())) if receives => Ok(OkFields::queued(self.model.unread(inbox).len() as u64)),
+            (Some(inbox), Ok(())) if receives => {
+                Ok(OkFields::queued(self.model.unread(inbox).len() as u64))
+            }
             (Some(_), Ok(())) => Ok(OkFields::none()),
         };
         let request = if receives {
-            Request::Connect { user: name(user), password }
+            Request::Connect {
+                user: name(user),
+                password,
+            }
         } else {
-            Request::Login { user: name(user), password }
+            Request::Login {
+                user: name(user),
+                password,
+            }
         };
         // It sees the effect of every earlier request.
         self.settle().await;
@@ -232,12 +279,19 @@ impl World {
         self.connections[c].entering = None;
         match reply {
             Some(Reply::Ok(fields)) if self.model.is_uncertain && receives => {
-                assert!(expected.is_ok() && fields.as_queued().is_some(), "{fields:?}");
+                assert!(
+                    expected.is_ok() && fields.as_queued().is_some(),
+                    "{fields:?}"
+                );
             }
             Some(reply) => check(&reply, &expected),
             None => return,
         }
-        self.owe(former.into_iter().filter(|former| *former != c), ByeReason::TakenOver).await;
+        self.owe(
+            former.into_iter().filter(|former| *former != c),
+            ByeReason::TakenOver,
+        )
+        .await;
     }
 
     async fn disconnect(&mut self, c: usize) {
@@ -257,12 +311,22 @@ impl World {
         } else if self.model.rights.require_password {
             (None, Err(Code::Denied))
         } else {
-            let Some(tried) = self.prove(c, user, inbox, amount) else { return };
+            let Some(tried) = self.prove(c, user, inbox, amount) else {
+                return;
+            };
             tried
         };
         let expected = proven.map(|()| OkFields::deleted(inbox.is_some()));
         let former = self.readers_of(inbox.filter(|_| expected.is_ok()));
-        let reply = self.ask(c, Request::Delete { user: name(user), password }).await;
+        let reply = self
+            .ask(
+                c,
+                Request::Delete {
+                    user: name(user),
+                    password,
+                },
+            )
+            .await;
         self.look_up(user, &expected, None).await;
         if let Some(reply) = reply {
             check(&reply, &expected);
@@ -273,18 +337,29 @@ impl World {
     async fn set_password(&mut self, c: usize, user: usize, amount: usize) {
         let inbox = self.model.account(user);
         let new = PASSWORDS[amount / 3 % PASSWORDS.len()];
-        let me = self.connections[c].user.map(|me| self.model.inboxes[me].user);
+        let me = self.connections[c]
+            .user
+            .map(|me| self.model.inboxes[me].user);
         let (old, expected) = if me != Some(user) && self.model.is_admin(&self.connections[c]) {
-            (None, inbox.map(|_| OkFields::none()).ok_or(Code::NoSuchUser))
+            (
+                None,
+                inbox.map(|_| OkFields::none()).ok_or(Code::NoSuchUser),
+            )
         } else {
-            let Some((old, proven)) = self.prove(c, user, inbox, amount) else { return };
+            let Some((old, proven)) = self.prove(c, user, inbox, amount) else {
+                return;
+            };
             let inbox = proven.and_then(|()| inbox.ok_or(Code::NoSuchUser));
             (old, inbox.and_then(|inbox| self.model.may_take(inbox)))
         };
         if expected.is_ok() && !self.may_hash() {
             return;
         }
-        let request = Request::Password { user: name(user), old, new: new.parse().unwrap() };
+        let request = Request::Password {
+            user: name(user),
+            old,
+            new: new.parse().unwrap(),
+        };
         if let Some(reply) = self.ask(c, request).await {
             check(&reply, &expected);
         }
@@ -299,11 +374,21 @@ impl World {
             _ => |name| *name != "c",
         };
         let names: Vec<_> = self.model.names().into_iter().filter(wanted).collect();
-        let request = Request::List { pattern: (!pattern.is_empty()).then(|| pattern.into()) };
-        let Some(reply) = self.ask(c, request).await else { return };
+        let request = Request::List {
+            pattern: (!pattern.is_empty()).then(|| pattern.into()),
+        };
+        let Some(reply) = self.ask(c, request).await else {
+            return;
+        };
         let listed: Vec<_> = std::mem::take(&mut self.connections[c].replies)
             .into_iter()
-            .flat_map(|reply| if let Reply::List(names) = reply { names } else { Vec::new() })
+            .flat_map(|reply| {
+                if let Reply::List(names) = reply {
+                    names
+                } else {
+                    Vec::new()
+                }
+            })
             .collect();
         if let Err(code) = self.model.may_list(&self.connections[c]) {
             return check(&reply, &Err(code));
@@ -312,7 +397,10 @@ impl World {
             return check(&reply, &Err(Code::BadPattern));
         }
         check(&reply, &Ok(OkFields::listed(names.len(), false)));
-        assert_eq!(listed.iter().map(UserName::as_str).collect::<Vec<_>>(), names);
+        assert_eq!(
+            listed.iter().map(UserName::as_str).collect::<Vec<_>>(),
+            names
+        );
     }
 
     async fn ping(&mut self, c: usize) {
@@ -329,7 +417,12 @@ impl World {
 
     async fn send(&mut self, c: usize, user: usize, bytes: usize) {
         self.until_ready(c).await;
-        let Connection { client, stream, user: sender, .. } = self.connections[c];
+        let Connection {
+            client,
+            stream,
+            user: sender,
+            ..
+        } = self.connections[c];
         let last_id = match client {
             Some(client) => &mut self.clients[client].last_id,
             None => &mut self.connections[c].last_id,
@@ -346,12 +439,16 @@ impl World {
 
     /// Repeats a send of a session, answered or not.
     async fn again(&mut self, c: usize, back: usize) {
-        let Some(client) = self.connections[c].client else { return };
+        let Some(client) = self.connections[c].client else {
+            return;
+        };
         let sends = &self.clients[client].sends;
         // Older outcomes may be forgotten.
         let recent = sends.len().saturating_sub(OUTCOMES_REMEMBERED);
         let nth = sends.len().saturating_sub(1 + back).max(recent);
-        let Some((id, place)) = sends.get(nth).copied() else { return };
+        let Some((id, place)) = sends.get(nth).copied() else {
+            return;
+        };
         self.until_ready(c).await;
         self.model.repeated(place);
         self.say(c, id, place);
@@ -360,7 +457,9 @@ impl World {
     async fn acknowledge(&mut self, c: usize, back: usize) {
         self.settle().await;
         let connection = &mut self.connections[c];
-        let Some(nth) = connection.pushed.len().checked_sub(1 + back) else { return };
+        let Some(nth) = connection.pushed.len().checked_sub(1 + back) else {
+            return;
+        };
         let (sequence, position) = connection.pushed[nth];
         connection.acked = connection.acked.max(nth + 1);
         if let Some(reader) = connection.reader {
@@ -373,15 +472,29 @@ impl World {
     /// Breaks the link, if there is one, and reconnects the client: it resumes its session and
     /// repeats unanswered sends.
     async fn come_back(&mut self, c: usize, client: Option<usize>) {
-        let Some(client) = client else { return self.open(c, None) };
+        let Some(client) = client else {
+            return self.open(c, None);
+        };
         loop {
             self.open(c, Some(client));
             let session = format!("session-{client}").parse().unwrap();
-            let Some(reply) = self.ask(c, Request::Hello { version: 1, session }).await else {
+            let Some(reply) = self
+                .ask(
+                    c,
+                    Request::Hello {
+                        version: 1,
+                        session,
+                    },
+                )
+                .await
+            else {
                 tokio::time::sleep(TICK).await;
                 continue;
             };
-            return check(&reply, &Ok(OkFields::hello(1, TEXT_BYTES_MAX + FRAME_BYTES_MORE)));
+            return check(
+                &reply,
+                &Ok(OkFields::hello(1, TEXT_BYTES_MAX + FRAME_BYTES_MORE)),
+            );
         }
     }
 
@@ -390,14 +503,20 @@ impl World {
         self.come_back(c, client).await;
         for other in (0..CONNECTIONS).filter(|other| *other != c) {
             if client.is_some() && self.connections[other].client == client {
-                assert!(self.connections[other].is_lost(), "two connections have one session");
+                assert!(
+                    self.connections[other].is_lost(),
+                    "two connections have one session"
+                );
                 self.open(other, None);
             }
         }
         let Some(client) = client else { return };
         for (id, place) in self.clients[client].sends.clone() {
             if self.model.sends[place].answered.is_none() {
-                self.until(|world| world.connections[c].is_ready() || world.connections[c].is_lost()).await;
+                self.until(|world| {
+                    world.connections[c].is_ready() || world.connections[c].is_lost()
+                })
+                .await;
                 if self.connections[c].is_lost() {
                     return;
                 }
@@ -413,7 +532,11 @@ impl World {
             // An acknowledgement without a later commit may be lost.
             self.model.become_uncertain();
         }
-        let clients: Vec<_> = self.connections.iter().map(|connection| connection.client).collect();
+        let clients: Vec<_> = self
+            .connections
+            .iter()
+            .map(|connection| connection.client)
+            .collect();
         self.connections = Default::default();
         let Server { store, chat } = self.server.take().expect("a running server");
         if is_closed && store.close().await.is_err() {
@@ -431,18 +554,34 @@ impl World {
         let inbox = self.model.account(user).expect("an existing account");
         loop {
             self.open(0, None);
-            let password = self.model.inboxes[inbox].password.map(|password| password.parse().unwrap());
+            let password = self.model.inboxes[inbox]
+                .password
+                .map(|password| password.parse().unwrap());
             self.connections[0].entering = Some((inbox, true));
-            let Some(reply) = self.ask(0, Request::Connect { user: name(user), password }).await else {
+            let Some(reply) = self
+                .ask(
+                    0,
+                    Request::Connect {
+                        user: name(user),
+                        password,
+                    },
+                )
+                .await
+            else {
                 tokio::time::sleep(TICK).await;
                 continue;
             };
-            let Reply::Ok(fields) = &reply else { panic!("{reply:?}") };
+            let Reply::Ok(fields) = &reply else {
+                panic!("{reply:?}")
+            };
             let queued = usize::try_from(fields.as_queued().unwrap()).unwrap();
             if queued == 0 {
                 return;
             }
-            self.until(|world| world.connections[0].pushed.len() >= queued.min(WINDOW_MESSAGES_MAX)).await;
+            self.until(|world| {
+                world.connections[0].pushed.len() >= queued.min(WINDOW_MESSAGES_MAX)
+            })
+            .await;
             self.acknowledge(0, 0).await;
         }
     }
@@ -464,9 +603,11 @@ impl World {
 
     /// Makes a request and waits for the reply; `None` if the outcome is unknown.
     async fn ask(&mut self, c: usize, request: Request) -> Option<Reply> {
-        self.until(|world| world.connections[c].is_ready() || world.connections[c].is_lost()).await;
+        self.until(|world| world.connections[c].is_ready() || world.connections[c].is_lost())
+            .await;
         self.connections[c].ask(request);
-        self.until(|world| world.connections[c].is_answered() || world.connections[c].is_lost()).await;
+        self.until(|world| world.connections[c].is_answered() || world.connections[c].is_lost())
+            .await;
         let reply = self.connections[c].take_reply();
         assert!(reply.is_some() || self.model.is_uncertain, "no reply");
         reply
@@ -487,11 +628,15 @@ impl World {
     /// Makes sure that the connection is ready; a client whose link broke reconnects.
     async fn until_ready(&mut self, c: usize) {
         loop {
-            self.until(|world| world.connections[c].is_ready() || world.connections[c].is_lost()).await;
+            self.until(|world| world.connections[c].is_ready() || world.connections[c].is_lost())
+                .await;
             if self.connections[c].is_ready() {
                 return;
             }
-            assert!(self.model.is_uncertain, "a connection was closed without a failure");
+            assert!(
+                self.model.is_uncertain,
+                "a connection was closed without a failure"
+            );
             self.hello(c, self.connections[c].client).await;
         }
     }
@@ -500,14 +645,20 @@ impl World {
     async fn settle(&mut self) {
         loop {
             self.until(|world| {
-                world.connections.iter().all(|connection| connection.is_settled(&world.model))
+                world
+                    .connections
+                    .iter()
+                    .all(|connection| connection.is_settled(&world.model))
             })
             .await;
             if let Some(lost) = self.connections.iter().position(Connection::is_lost) {
                 self.until_ready(lost).await;
                 continue;
             }
-            let may_get_more = self.connections.iter().any(|connection| connection.may_get_more(&self.model));
+            let may_get_more = self
+                .connections
+                .iter()
+                .any(|connection| connection.may_get_more(&self.model));
             if !may_get_more || !self.something_happens().await {
                 return;
             }
@@ -531,8 +682,14 @@ impl World {
         let now = Instant::now() + self.ahead;
         let (connections, model) = (&mut self.connections, &mut self.model);
         let happened = std::future::poll_fn(|cx| {
-            let mut polls = connections.iter_mut().map(|connection| connection.poll(cx, now, model));
-            if polls.any(|poll| poll.is_ready()) { Poll::Ready(()) } else { Poll::Pending }
+            let mut polls = connections
+                .iter_mut()
+                .map(|connection| connection.poll(cx, now, model));
+            if polls.any(|poll| poll.is_ready()) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
         });
         tokio::time::timeout(TICK, happened).await.is_ok()
     }
@@ -549,12 +706,25 @@ impl World {
 
     /// Compares the store's account of a name with the expected one; after a failure it may also
     /// be the former. `new` is the password from then on, if it was changed.
-    async fn look_up(&mut self, user: usize, expected: &Result<OkFields, Code>, new: Option<&'static str>) {
+    async fn look_up(
+        &mut self,
+        user: usize,
+        expected: &Result<OkFields, Code>,
+        new: Option<&'static str>,
+    ) {
         self.recover().await;
-        let entry = self.server().store.account(&name(user)).await.expect("an available store");
+        let entry = self
+            .server()
+            .store
+            .account(&name(user))
+            .await
+            .expect("an available store");
         let has_changed = self.model.found(user, entry, new);
         let must_change = expected.is_ok() && *expected != Ok(OkFields::deleted(false));
-        assert!(has_changed == must_change || (self.model.is_uncertain && !has_changed), "{expected:?}");
+        assert!(
+            has_changed == must_change || (self.model.is_uncertain && !has_changed),
+            "{expected:?}"
+        );
     }
 
     /// Returns the connections that receive for an account.
@@ -569,7 +739,8 @@ impl World {
             self.connections[c].byes_expected.push(reason);
         }
         if self.model.is_certain() {
-            self.until(|world| world.connections.iter().all(Connection::has_its_byes)).await;
+            self.until(|world| world.connections.iter().all(Connection::has_its_byes))
+                .await;
         }
     }
 }

@@ -73,7 +73,11 @@ impl IndexBuilder {
     }
 
     fn add_recent(&mut self, places: &[(InboxId, BlockRef)]) {
-        let found = places.iter().map(|&(inbox, block)| FoundBlock { inbox, block, is_sealed: false });
+        let found = places.iter().map(|&(inbox, block)| FoundBlock {
+            inbox,
+            block,
+            is_sealed: false,
+        });
         self.recent.extend(found);
     }
 
@@ -93,7 +97,11 @@ impl IndexBuilder {
         let tables = self.sealed.iter().filter_map(|segment| segment.table());
         let mut bounds: Vec<_> = tables.flat_map(Table::fences).copied().collect();
         bounds.sort_unstable();
-        let bounds: Vec<_> = bounds.into_iter().skip(PIECE_PAGES).step_by(PIECE_PAGES).collect();
+        let bounds: Vec<_> = bounds
+            .into_iter()
+            .skip(PIECE_PAGES)
+            .step_by(PIECE_PAGES)
+            .collect();
         // Two halves of the inboxes, in parallel.
         let middle = bounds.get(bounds.len() / 2).map(|&(inbox, _)| (inbox, 0));
         let below = bounds.partition_point(|&bound| middle.is_none_or(|middle| bound < middle));
@@ -101,8 +109,8 @@ impl IndexBuilder {
         let results = std::thread::scope(|scope| {
             let builder = &self;
             let index = &index;
-            let other =
-                middle.map(|middle| scope.spawn(move || builder.merge(index, Some(middle), high, None)));
+            let other = middle
+                .map(|middle| scope.spawn(move || builder.merge(index, Some(middle), high, None)));
             let one = self.merge(index, None, low, middle);
             (one, other.map(|other| other.join()))
         });
@@ -114,15 +122,28 @@ impl IndexBuilder {
     }
 
     /// Merges the blocks from one key to another, in pieces that end at `bounds`.
-    fn merge(&self, index: &Index, from: Option<Key>, bounds: &[Key], to: Option<Key>) -> io::Result<()> {
+    fn merge(
+        &self,
+        index: &Index,
+        from: Option<Key>,
+        bounds: &[Key],
+        to: Option<Key>,
+    ) -> io::Result<()> {
         let below = |bound: Option<Key>| {
-            self.recent.partition_point(|found| bound.is_none_or(|bound| found.key() < bound))
+            self.recent
+                .partition_point(|found| bound.is_none_or(|bound| found.key() < bound))
         };
         let mut taken = from.map_or(0, |from| below(Some(from)));
         let count = self.sealed.len();
-        let mut sources: Vec<_> = self.sealed.iter().map(|segment| Source::new(segment, count)).collect();
+        let mut sources: Vec<_> = self
+            .sealed
+            .iter()
+            .map(|segment| Source::new(segment, count))
+            .collect();
         if let Some(from) = from {
-            sources.iter_mut().try_for_each(|source| source.reader.skip_below(from))?;
+            sources
+                .iter_mut()
+                .try_for_each(|source| source.reader.skip_below(from))?;
         }
         let mut inbox = InboxBuilder::new(index);
         let mut piece = BlockBatch::default();
@@ -132,7 +153,9 @@ impl IndexBuilder {
                 source.take_below(bound, &mut piece.found)?;
             }
             let end = below(bound);
-            piece.found.extend(self.recent.get(taken..end).unwrap_or_default());
+            piece
+                .found
+                .extend(self.recent.get(taken..end).unwrap_or_default());
             taken = end;
             piece.visit(&mut |found| inbox.push(found), &mut |copied| {
                 if let Ok(number) =
@@ -144,7 +167,9 @@ impl IndexBuilder {
             });
         }
         inbox.finish();
-        sources.iter().for_each(|source| source.segment.add_live(source.units));
+        sources
+            .iter()
+            .for_each(|source| source.segment.add_live(source.units));
         Ok(())
     }
 }
@@ -163,15 +188,32 @@ impl BlockBatch {
     /// Visits the blocks in order of inboxes and numbers: of several with the same
     /// number, only the newest. Calls `drop_copied` with those of the others that an
     /// index frame names.
-    fn visit(&mut self, visit: &mut dyn FnMut(&FoundBlock), drop_copied: &mut dyn FnMut(&FoundBlock)) {
-        let Self { found, order, group } = self;
+    fn visit(
+        &mut self,
+        visit: &mut dyn FnMut(&FoundBlock),
+        drop_copied: &mut dyn FnMut(&FoundBlock),
+    ) {
+        let Self {
+            found,
+            order,
+            group,
+        } = self;
         order.clear();
-        order.extend(found.iter().zip(0..).map(|(found, number)| (found.inbox, number)));
+        order.extend(
+            found
+                .iter()
+                .zip(0..)
+                .map(|(found, number)| (found.inbox, number)),
+        );
         // Stable: it merges the sorted parts.
         order.sort_by_key(|&(inbox, _)| inbox);
         for numbers in order.chunk_by(|one, other| one.0 == other.0) {
             group.clear();
-            group.extend(numbers.iter().filter_map(|&(_, number)| found.get(number as usize)));
+            group.extend(
+                numbers
+                    .iter()
+                    .filter_map(|&(_, number)| found.get(number as usize)),
+            );
             if !group.is_sorted_by(|one, other| one.block.first < other.block.first) {
                 let newest = |block: &BlockRef| Reverse((block.segment, block.extent.offset));
                 group.sort_by_key(|found| (found.block.first, newest(&found.block)));
@@ -196,7 +238,15 @@ pub(super) fn places(segment: SegmentId, placed: &[Placed<'_>]) -> Vec<(InboxId,
             let mut extent = block.extent;
             extent.offset += *offset as u32;
             let (first, last) = (block.record.first, block.record.last);
-            (block.record.inbox, BlockRef { first, last, segment, extent })
+            (
+                block.record.inbox,
+                BlockRef {
+                    first,
+                    last,
+                    segment,
+                    extent,
+                },
+            )
         }));
     }
     places
@@ -213,14 +263,26 @@ struct Source<'a> {
 impl<'a> Source<'a> {
     fn new(segment: &'a Segment, count: usize) -> Self {
         let reader = TableReader::new(segment.table(), &*segment.slot.file, segment.salt, count);
-        Self { segment, reader, units: 0 }
+        Self {
+            segment,
+            reader,
+            units: 0,
+        }
     }
 
     fn take_below(&mut self, bound: Option<Key>, found: &mut Vec<FoundBlock>) -> io::Result<()> {
-        let Self { segment, reader, units: live } = self;
+        let Self {
+            segment,
+            reader,
+            units: live,
+        } = self;
         reader.take_below(bound, &mut |entry: BlockEntry| {
             *live += units(entry.extent);
-            found.push(FoundBlock { inbox: entry.inbox, block: entry.place(segment.id), is_sealed: true });
+            found.push(FoundBlock {
+                inbox: entry.inbox,
+                block: entry.place(segment.id),
+                is_sealed: true,
+            });
         })
     }
 }
@@ -236,7 +298,12 @@ struct InboxBuilder<'a> {
 
 impl<'a> InboxBuilder<'a> {
     fn new(index: &'a Index) -> Self {
-        Self { index, inbox: 0, list: RunList::default(), before: None }
+        Self {
+            index,
+            inbox: 0,
+            list: RunList::default(),
+            before: None,
+        }
     }
 
     fn push(&mut self, found: &FoundBlock) {
@@ -249,8 +316,13 @@ impl<'a> InboxBuilder<'a> {
             self.list.start = block.first.saturating_sub(1);
         }
         if found.is_sealed {
-            let run = BlockRun { segment: block.segment, last: block.last, units: units(block.extent) };
-            self.list.push_block(run, self.before == Some(block.segment));
+            let run = BlockRun {
+                segment: block.segment,
+                last: block.last,
+                units: units(block.extent),
+            };
+            self.list
+                .push_block(run, self.before == Some(block.segment));
         } else {
             self.index.insert(found.inbox, block);
         }

@@ -9,7 +9,9 @@ use super::file::OsStorage;
 use super::folder::{Folder, LOCK_TIMEOUT};
 use super::reader::visit_all;
 use super::recovery::Replay;
-use crate::log::{AppendError, Block, Durability, Frame, InboxId, Log as _, LogError, OpenError, ReadError};
+use crate::log::{
+    AppendError, Block, Durability, Frame, InboxId, Log as _, LogError, OpenError, ReadError,
+};
 
 /// Bytes written at a time when blocks are replaced.
 const REPAIR_BYTES: usize = 1 << 20;
@@ -74,7 +76,12 @@ impl Repair {
     ///
     /// # Errors
     /// [`ReadError::Failed`] if the disk fails.
-    pub fn visit(&self, inbox: InboxId, after: u64, visit: &mut Visit<'_>) -> Result<(), ReadError> {
+    pub fn visit(
+        &self,
+        inbox: InboxId,
+        after: u64,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), ReadError> {
         visit_all(&self.log.shared, inbox, after, visit)
     }
 
@@ -102,13 +109,20 @@ impl Repair {
                     piece.push(block);
                 }
                 after = last;
-                if bytes < REPAIR_BYTES { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                if bytes < REPAIR_BYTES {
+                    ControlFlow::Continue(())
+                } else {
+                    ControlFlow::Break(())
+                }
             })?;
             let is_last = bytes < REPAIR_BYTES;
             if is_last {
                 piece.extend(blocks.by_ref());
             }
-            let frame = Frame { blocks: piece, ..Frame::default() };
+            let frame = Frame {
+                blocks: piece,
+                ..Frame::default()
+            };
             self.log.append(frame, Durability::Machine)?;
             if is_last {
                 return Ok(());

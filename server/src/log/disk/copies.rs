@@ -34,7 +34,11 @@ const URGENT_DIVISOR: u64 = 16;
 #[derive(Debug)]
 pub(super) enum CopyItem {
     /// A block.
-    Block { source: SegmentId, entry: BlockEntry, payload: Bytes },
+    Block {
+        source: SegmentId,
+        entry: BlockEntry,
+        payload: Bytes,
+    },
     /// The end of an inbox: all its blocks in the segment come before.
     Done { source: SegmentId, inbox: InboxId },
 }
@@ -43,9 +47,12 @@ impl CopyItem {
     /// Returns the block to append, if the piece is one.
     pub(super) fn record(&self) -> Option<BlockRecord<'_>> {
         match self {
-            Self::Block { entry, payload, .. } => {
-                Some(BlockRecord { inbox: entry.inbox, first: entry.first, last: entry.last, payload })
-            }
+            Self::Block { entry, payload, .. } => Some(BlockRecord {
+                inbox: entry.inbox,
+                first: entry.first,
+                last: entry.last,
+                payload,
+            }),
             Self::Done { .. } => None,
         }
     }
@@ -77,7 +84,11 @@ struct CopyItems {
 impl CopyQueue {
     pub(super) fn new(segment_bytes: u64) -> Self {
         let urgent_bytes = URGENT_MAX.min(segment_bytes / URGENT_DIVISOR) as usize;
-        Self { state: Mutex::default(), is_urgent: false.into(), urgent_bytes }
+        Self {
+            state: Mutex::default(),
+            is_urgent: false.into(),
+            urgent_bytes,
+        }
     }
 
     /// Sets whether appends copy more than their own size.
@@ -93,10 +104,16 @@ impl CopyQueue {
         is_live: impl Fn(&BlockEntry, SegmentId) -> bool,
     ) -> Vec<CopyItem> {
         let mut state = self.state.lock();
-        let least = if self.is_urgent.load(Ordering::Relaxed) { self.urgent_bytes } else { 0 };
+        let least = if self.is_urgent.load(Ordering::Relaxed) {
+            self.urgent_bytes
+        } else {
+            0
+        };
         let mut budget = bytes.clamp(PIECE_MIN, PIECE_MAX).max(least);
         let mut taken = Vec::new();
-        while let Some(piece) = state.pieces.pop_front_if(|piece| taken.is_empty() || piece.bytes() <= budget)
+        while let Some(piece) = state
+            .pieces
+            .pop_front_if(|piece| taken.is_empty() || piece.bytes() <= budget)
         {
             state.bytes -= piece.bytes();
             budget = budget.saturating_sub(piece.bytes());
@@ -155,16 +172,27 @@ pub(super) struct CopyJob {
 
 impl CopyJob {
     pub(super) fn new(source: Arc<Segment>) -> Self {
-        Self { source, page: 0, inbox: None, stopped: None }
+        Self {
+            source,
+            page: 0,
+            inbox: None,
+            stopped: None,
+        }
     }
 
     /// Reads the next page of the index frame and the live blocks that it names.
     /// Returns whether the segment is done.
     pub(super) fn step(&mut self, index: &Index, queue: &CopyQueue) -> io::Result<bool> {
         let (source, file) = (&self.source, &*self.source.slot.file);
-        let Some(table) = source.table().filter(|table| self.page < table.page_count()) else {
+        let Some(table) = source
+            .table()
+            .filter(|table| self.page < table.page_count())
+        else {
             if let Some(inbox) = self.inbox.filter(|_| self.inbox != self.stopped) {
-                queue.push(CopyItem::Done { source: source.id, inbox });
+                queue.push(CopyItem::Done {
+                    source: source.id,
+                    inbox,
+                });
             }
             source.set_unmovable();
             return Ok(true);
@@ -174,23 +202,37 @@ impl CopyJob {
         }
         let entries = table.page(file, source.salt, self.page)?;
         for entry in entries.ok_or(io::ErrorKind::InvalidData)? {
-            let before = self.inbox.replace(entry.inbox).filter(|&before| before != entry.inbox);
+            let before = self
+                .inbox
+                .replace(entry.inbox)
+                .filter(|&before| before != entry.inbox);
             if let Some(before) = before.filter(|&before| self.stopped != Some(before)) {
-                queue.push(CopyItem::Done { source: source.id, inbox: before });
+                queue.push(CopyItem::Done {
+                    source: source.id,
+                    inbox: before,
+                });
             }
             if self.stopped == Some(entry.inbox) || !index.is_live_in(&entry, source.id) {
                 continue;
             }
-            let bytes =
-                Bytes::from(read_exact(file, entry.extent.offset.into(), entry.extent.length as usize)?);
-            let Some(payload) = decode_block(&bytes, source.salt, entry.inbox, (entry.first, entry.last))
+            let bytes = Bytes::from(read_exact(
+                file,
+                entry.extent.offset.into(),
+                entry.extent.length as usize,
+            )?);
+            let Some(payload) =
+                decode_block(&bytes, source.salt, entry.inbox, (entry.first, entry.last))
             else {
                 let (path, BlockEntry { inbox, first, .. }) = (source.slot.path.display(), entry);
                 tracing::warn!(%path, inbox, first, "damaged block keeps its segment");
                 self.stopped = Some(inbox);
                 continue;
             };
-            queue.push(CopyItem::Block { source: source.id, entry, payload: bytes.slice(payload) });
+            queue.push(CopyItem::Block {
+                source: source.id,
+                entry,
+                payload: bytes.slice(payload),
+            });
         }
         self.page += 1;
         Ok(false)

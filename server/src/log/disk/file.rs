@@ -63,7 +63,11 @@ pub(super) trait StorageFile: Send + Sync + fmt::Debug {
 }
 
 /// Reads exactly `length` bytes, or fails with `UnexpectedEof`.
-pub(super) fn read_exact(file: &dyn StorageFile, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+pub(super) fn read_exact(
+    file: &dyn StorageFile,
+    offset: u64,
+    length: usize,
+) -> io::Result<Vec<u8>> {
     let mut buffer = vec![0; length];
     if file.read_at(&mut buffer, offset)? < length {
         return Err(io::ErrorKind::UnexpectedEof.into());
@@ -80,16 +84,26 @@ pub(super) struct OsStorage {
 
 impl OsStorage {
     pub(super) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), is_read_only: false }
+        Self {
+            path: path.to_owned(),
+            is_read_only: false,
+        }
     }
 
     /// Returns a folder whose files cannot be changed.
     pub(super) fn read_only(path: &Path) -> Self {
-        Self { path: path.to_owned(), is_read_only: true }
+        Self {
+            path: path.to_owned(),
+            is_read_only: true,
+        }
     }
 
     fn check_writable(&self) -> io::Result<()> {
-        if self.is_read_only { Err(io::ErrorKind::ReadOnlyFilesystem.into()) } else { Ok(()) }
+        if self.is_read_only {
+            Err(io::ErrorKind::ReadOnlyFilesystem.into())
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -105,13 +119,20 @@ impl Storage for OsStorage {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
-        let file = OpenOptions::new().read(true).write(!self.is_read_only).open(self.path(name))?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(!self.is_read_only)
+            .open(self.path(name))?;
         Ok(Arc::new(OsFile(file)))
     }
 
     fn open_uncached(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
         let flags = rustix::fs::OFlags::DIRECT.bits() as i32;
-        match OpenOptions::new().write(true).custom_flags(flags).open(self.path(name)) {
+        match OpenOptions::new()
+            .write(true)
+            .custom_flags(flags)
+            .open(self.path(name))
+        {
             Ok(file) => Ok(Arc::new(OsFile(file))),
             // The file system does not support it.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.open(name),
@@ -126,8 +147,12 @@ impl Storage for OsStorage {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(self.path(name))?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(self.path(name))?;
         Ok(Arc::new(OsFile(file)))
     }
 
@@ -186,7 +211,9 @@ impl StorageFile for OsFile {
         match rustix::fs::fallocate(&self.0, FallocateFlags::empty(), 0, length) {
             Ok(()) => Ok(()),
             // The file system cannot reserve space: a later write may run out of space.
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.0.set_len(length.max(self.0.metadata()?.len())),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                self.0.set_len(length.max(self.0.metadata()?.len()))
+            }
             Err(error) => Err(error.into()),
         }
     }

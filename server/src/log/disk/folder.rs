@@ -10,7 +10,9 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -58,15 +60,23 @@ impl Folder {
     /// Locks the folder, waiting up to `timeout` for another process. Creates the folder
     /// if there is none.
     pub(super) fn open(path: &Path, timeout: Duration) -> Result<Self, OpenError> {
-        let io = |source| OpenError::Io { path: path.to_owned(), source };
+        let io = |source| OpenError::Io {
+            path: path.to_owned(),
+            source,
+        };
         create_folder(path).map_err(io)?;
         // Never write into a folder that may belong to another program.
         if !has_format(path)? && !is_free(path).map_err(io)? {
-            return Err(missing_format(path).unwrap_or_else(|| OpenError::NotAStore(path.to_owned())));
+            return Err(
+                missing_format(path).unwrap_or_else(|| OpenError::NotAStore(path.to_owned()))
+            );
         }
         let lock = lock(path, timeout)?;
         warn_if_open_to_others(path).map_err(io)?;
-        let folder = Self { path: path.to_owned(), _lock: Some(lock) };
+        let folder = Self {
+            path: path.to_owned(),
+            _lock: Some(lock),
+        };
         if !has_format(path)? {
             // The log comes first: if it is missing or empty later, it was lost.
             create_folder(&folder.log()).map_err(io)?;
@@ -88,7 +98,10 @@ impl Folder {
     /// changes to it.
     pub(super) fn open_read_only(path: &Path, timeout: Duration) -> Result<Self, OpenError> {
         check_existing(path)?;
-        let folder = Self { path: path.to_owned(), _lock: lock_shared(path, timeout)? };
+        let folder = Self {
+            path: path.to_owned(),
+            _lock: lock_shared(path, timeout)?,
+        };
         folder.verify()?;
         Ok(folder)
     }
@@ -99,24 +112,38 @@ impl Folder {
         if self.log().is_dir() {
             return Ok(());
         }
-        Err(OpenError::Damaged { path: self.path.clone(), what: format!("{LOG} is missing") })
+        Err(OpenError::Damaged {
+            path: self.path.clone(),
+            what: format!("{LOG} is missing"),
+        })
     }
 
     /// Locks the folder of a store whose log may be damaged or missing.
-    pub(super) fn salvage(path: &Path, timeout: Duration, access: Access) -> Result<Self, OpenError> {
+    pub(super) fn salvage(
+        path: &Path,
+        timeout: Duration,
+        access: Access,
+    ) -> Result<Self, OpenError> {
         check_existing(path)?;
         let lock = match access {
             Access::Read => lock_shared(path, timeout)?,
             Access::Write => Some(lock(path, timeout)?),
         };
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(Self {
+            path: path.to_owned(),
+            _lock: lock,
+        })
     }
 
     /// Returns the log to salvage: an interrupted salvage may already have moved it
     /// aside.
     pub(super) fn readable_log(&self) -> PathBuf {
         let log = self.log();
-        if log.is_dir() { log } else { self.damaged_logs().last().cloned().unwrap_or(log) }
+        if log.is_dir() {
+            log
+        } else {
+            self.damaged_logs().last().cloned().unwrap_or(log)
+        }
     }
 
     /// Creates the folder of a log that will replace the damaged one.
@@ -126,7 +153,10 @@ impl Folder {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => create_folder(&path),
         };
-        made.map_err(|source| OpenError::Io { path: path.clone(), source })?;
+        made.map_err(|source| OpenError::Io {
+            path: path.clone(),
+            source,
+        })?;
         Ok(path)
     }
 
@@ -144,7 +174,10 @@ impl Folder {
             sync_folder(&self.path)?;
             Ok(aside)
         };
-        replace().map_err(|source| LogError { path: log.clone(), source })
+        replace().map_err(|source| LogError {
+            path: log.clone(),
+            source,
+        })
     }
 
     /// Returns the damaged logs, the newest last.
@@ -164,10 +197,15 @@ fn create_folder(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     create_folder(parent)?;
     match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !path.is_dir() => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !path.is_dir() => {
+            return Err(error);
+        }
         _ => {}
     }
     sync_folder(parent)
@@ -183,15 +221,23 @@ fn has_format(path: &Path) -> Result<bool, OpenError> {
     };
     match version_in(&line) {
         Some(FORMAT_VERSION) => Ok(true),
-        Some(found) if found > 0 => {
-            Err(OpenError::OtherFormat { path: path.to_owned(), found, expected: FORMAT_VERSION })
-        }
-        _ => Err(OpenError::Damaged { path: path.to_owned(), what: format!("{FORMAT} names no format") }),
+        Some(found) if found > 0 => Err(OpenError::OtherFormat {
+            path: path.to_owned(),
+            found,
+            expected: FORMAT_VERSION,
+        }),
+        _ => Err(OpenError::Damaged {
+            path: path.to_owned(),
+            what: format!("{FORMAT} names no format"),
+        }),
     }
 }
 
 fn version_in(line: &[u8]) -> Option<u32> {
-    let digits = std::str::from_utf8(line).ok()?.strip_prefix(FORMAT_NAME)?.strip_suffix('\n')?;
+    let digits = std::str::from_utf8(line)
+        .ok()?
+        .strip_prefix(FORMAT_NAME)?
+        .strip_suffix('\n')?;
     let version: u32 = digits.parse().ok()?;
     (version.to_string() == digits).then_some(version)
 }
@@ -209,8 +255,10 @@ pub(super) fn check_existing(path: &Path) -> Result<(), OpenError> {
 /// Returns the damage of a store without `FORMAT`, if the folder is a store.
 fn missing_format(path: &Path) -> Option<OpenError> {
     let what = format!("{FORMAT} is missing");
-    (path.join(LOG).is_dir() && path.join(LOCK).exists())
-        .then(|| OpenError::Damaged { path: path.to_owned(), what })
+    (path.join(LOG).is_dir() && path.join(LOCK).exists()).then(|| OpenError::Damaged {
+        path: path.to_owned(),
+        what,
+    })
 }
 
 /// Returns whether a folder is empty except for remnants of a start that was interrupted
@@ -229,15 +277,23 @@ fn is_free(path: &Path) -> io::Result<bool> {
 
 /// Returns whether the folder of a log holds at most a `HEAD`.
 fn is_empty_log(path: &Path) -> bool {
-    let is_head = |entry: io::Result<fs::DirEntry>| entry.is_ok_and(|entry| entry.file_name() == head::NAME);
+    let is_head =
+        |entry: io::Result<fs::DirEntry>| entry.is_ok_and(|entry| entry.file_name() == head::NAME);
     fs::read_dir(path).is_ok_and(|mut files| files.all(is_head))
 }
 
 fn lock(path: &Path, timeout: Duration) -> Result<File, OpenError> {
     let lock = path.join(LOCK);
     let mut options = OpenOptions::new();
-    options.create(true).truncate(false).read(true).write(true).mode(0o600);
-    let file = options.open(&lock).map_err(|source| OpenError::Io { path: lock, source })?;
+    options
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(0o600);
+    let file = options
+        .open(&lock)
+        .map_err(|source| OpenError::Io { path: lock, source })?;
     let file = wait_for_lock(path, file, timeout, File::try_lock)?;
     if let Err(error) = write_pid(&file) {
         // The pid is only used in the error message of another process.
@@ -270,10 +326,16 @@ fn wait_for_lock(
             Ok(()) => return Ok(file),
             Err(TryLockError::WouldBlock) if begun.elapsed() < timeout => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(OpenError::InUse { path: path.to_owned(), pid: read_pid(&file) });
+                return Err(OpenError::InUse {
+                    path: path.to_owned(),
+                    pid: read_pid(&file),
+                });
             }
             Err(TryLockError::Error(source)) => {
-                return Err(OpenError::Io { path: path.join(LOCK), source });
+                return Err(OpenError::Io {
+                    path: path.join(LOCK),
+                    source,
+                });
             }
         }
         if !is_logged {
@@ -295,7 +357,11 @@ fn write_pid(file: &File) -> io::Result<()> {
 fn read_pid(file: &File) -> Option<u32> {
     let mut line = [0; PID_LINE_BYTES_MAX];
     let length = file.read_at(&mut line, 0).ok()?;
-    std::str::from_utf8(line.get(..length)?).ok()?.strip_suffix('\n')?.parse().ok()
+    std::str::from_utf8(line.get(..length)?)
+        .ok()?
+        .strip_suffix('\n')?
+        .parse()
+        .ok()
 }
 
 /// Warns about a folder that other users can access.
@@ -316,7 +382,11 @@ fn write_synced(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&unfinished)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&unfinished, folder.join(name))?;
@@ -344,8 +414,14 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("a/b");
         drop(open(&path).unwrap());
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
-        assert_eq!(fs::read_to_string(path.join(FORMAT)).unwrap(), "hark store 3\n");
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
+        assert_eq!(
+            fs::read_to_string(path.join(FORMAT)).unwrap(),
+            "hark store 3\n"
+        );
         drop(open(&path).unwrap());
     }
 
@@ -354,8 +430,13 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let folder = open(home.path()).unwrap();
         let error = open(home.path()).unwrap_err();
-        assert!(matches!(error, OpenError::InUse { pid: Some(pid), .. } if pid == std::process::id()));
-        assert!(error.to_string().contains(&format!("in use by another harkd (pid {})", std::process::id())));
+        assert!(
+            matches!(error, OpenError::InUse { pid: Some(pid), .. } if pid == std::process::id())
+        );
+        assert!(error.to_string().contains(&format!(
+            "in use by another harkd (pid {})",
+            std::process::id()
+        )));
         let path = home.path().to_owned();
         let waiting = std::thread::spawn(move || Folder::open(&path, LOCK_TIMEOUT).map(drop));
         std::thread::sleep(Duration::from_millis(120));
@@ -369,7 +450,9 @@ mod tests {
             let home = tempfile::tempdir().unwrap();
             fs::write(home.path().join(FORMAT), format!("hark store {version}\n")).unwrap();
             let error = open(home.path()).unwrap_err();
-            assert!(matches!(error, OpenError::OtherFormat { found, expected: 3, .. } if found == version));
+            assert!(
+                matches!(error, OpenError::OtherFormat { found, expected: 3, .. } if found == version)
+            );
             assert_eq!(error.to_string().lines().count(), 1);
         }
     }
@@ -407,12 +490,21 @@ mod tests {
     fn folder_is_read_without_a_change() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path();
-        assert!(matches!(Folder::open_read_only(path, Duration::ZERO), Err(OpenError::NoStore(_))));
+        assert!(matches!(
+            Folder::open_read_only(path, Duration::ZERO),
+            Err(OpenError::NoStore(_))
+        ));
         assert_eq!(fs::read_dir(path).unwrap().count(), 0);
         let missing = path.join("missing");
-        assert!(matches!(Folder::open_read_only(&missing, Duration::ZERO), Err(OpenError::NoStore(_))));
+        assert!(matches!(
+            Folder::open_read_only(&missing, Duration::ZERO),
+            Err(OpenError::NoStore(_))
+        ));
         let folder = open(path).unwrap();
-        assert!(matches!(Folder::open_read_only(path, Duration::ZERO), Err(OpenError::InUse { .. })));
+        assert!(matches!(
+            Folder::open_read_only(path, Duration::ZERO),
+            Err(OpenError::InUse { .. })
+        ));
         drop(folder);
         let readers = [(); 2].map(|()| Folder::open_read_only(path, Duration::ZERO).unwrap());
         assert!(matches!(open(path), Err(OpenError::InUse { .. })));

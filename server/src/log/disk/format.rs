@@ -55,7 +55,10 @@ impl Salt {
         if is_planted(Bug::NoSalt) {
             return Self { low: 0, high: 0 };
         }
-        Self { low: rand::random(), high: rand::random() }
+        Self {
+            low: rand::random(),
+            high: rand::random(),
+        }
     }
 
     /// Returns the checksum of bytes at a place of this use, `domain` telling one
@@ -66,12 +69,18 @@ impl Salt {
 
     /// Returns the checksum of a block.
     pub(super) fn check_block(self, inbox: InboxId, first: u64, last: u64, payload: &[u8]) -> u64 {
-        xxh3_64_with_seed(payload, self.seed(&[inbox, first, last, payload.len() as u64]))
+        xxh3_64_with_seed(
+            payload,
+            self.seed(&[inbox, first, last, payload.len() as u64]),
+        )
     }
 
     fn seed(self, values: &[u64]) -> u64 {
         let mut bytes = [0; 40];
-        for (slot, value) in bytes.chunks_exact_mut(8).zip([self.high].iter().chain(values)) {
+        for (slot, value) in bytes
+            .chunks_exact_mut(8)
+            .zip([self.high].iter().chain(values))
+        {
             slot.copy_from_slice(&value.to_le_bytes());
         }
         xxh3_64_with_seed(&bytes, self.low)
@@ -157,7 +166,9 @@ impl Header {
     /// Returns the copy with the higher use, of those that are intact.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let copies = bytes.chunks(HEADER_SPAN).take(2);
-        copies.filter_map(Self::decode_copy).max_by_key(|header| header.id)
+        copies
+            .filter_map(Self::decode_copy)
+            .max_by_key(|header| header.id)
     }
 
     fn decode_copy(bytes: &[u8]) -> Option<Self> {
@@ -172,11 +183,17 @@ impl Header {
         let header = Self {
             id: take_u32(rest)?,
             size: take_u64(rest)?,
-            salt: Salt { low: take_u64(rest)?, high: take_u64(rest)? },
+            salt: Salt {
+                low: take_u64(rest)?,
+                high: take_u64(rest)?,
+            },
             previous: Previous {
                 id: take_u32(rest)?,
                 end: take_u64(rest)?,
-                link: FrameLink { commit: take_u64(rest)?, check: take_u64(rest)? },
+                link: FrameLink {
+                    commit: take_u64(rest)?,
+                    check: take_u64(rest)?,
+                },
             },
             carried: take_u64(rest)?,
             checkpoint: CheckpointExtent {
@@ -214,8 +231,14 @@ impl FrameHead {
     fn encode(&self) -> [u8; FRAME_HEAD - 16] {
         let mut bytes = [0; FRAME_HEAD - 16];
         let (words, longs) = bytes.split_at_mut(24);
-        let values =
-            [FRAME_MAGIC, self.length, self.meta_length, self.records_length, self.block_count, self.flags];
+        let values = [
+            FRAME_MAGIC,
+            self.length,
+            self.meta_length,
+            self.records_length,
+            self.block_count,
+            self.flags,
+        ];
         for (slot, value) in words.chunks_exact_mut(4).zip(values) {
             slot.copy_from_slice(&value.to_le_bytes());
         }
@@ -231,7 +254,8 @@ impl FrameHead {
         let bytes = bytes.first_chunk::<FRAME_HEAD>()?;
         let (body, head_check) = bytes.split_last_chunk::<8>()?;
         let rest = &mut { body };
-        if take_u32(rest)? != FRAME_MAGIC || salt.check(DOMAIN_HEAD, body) != u64::from_le_bytes(*head_check)
+        if take_u32(rest)? != FRAME_MAGIC
+            || salt.check(DOMAIN_HEAD, body) != u64::from_le_bytes(*head_check)
         {
             return None;
         }
@@ -275,14 +299,29 @@ pub(super) struct BlockRecord<'a> {
 impl BlockRecord<'_> {
     /// Copies the block.
     pub(super) fn to_block(self) -> Block {
-        let Self { inbox, first, last, payload } = self;
-        Block { inbox, first, last, payload: Bytes::copy_from_slice(payload) }
+        let Self {
+            inbox,
+            first,
+            last,
+            payload,
+        } = self;
+        Block {
+            inbox,
+            first,
+            last,
+            payload: Bytes::copy_from_slice(payload),
+        }
     }
 }
 
 impl<'a> From<&'a Block> for BlockRecord<'a> {
     fn from(block: &'a Block) -> Self {
-        Self { inbox: block.inbox, first: block.first, last: block.last, payload: &block.payload }
+        Self {
+            inbox: block.inbox,
+            first: block.first,
+            last: block.last,
+            payload: &block.payload,
+        }
     }
 }
 
@@ -309,7 +348,10 @@ pub(super) struct Extent {
 impl FrameContent<'_> {
     /// The length of the frame, at most.
     pub(super) fn max_length(meta: usize, records: usize, blocks: &[BlockRecord<'_>]) -> usize {
-        let blocks: usize = blocks.iter().map(|block| BLOCK_HEAD_MAX + block.payload.len()).sum();
+        let blocks: usize = blocks
+            .iter()
+            .map(|block| BLOCK_HEAD_MAX + block.payload.len())
+            .sum();
         FRAME_HEAD + meta + records + blocks + FRAME_ALIGNMENT
     }
 
@@ -398,7 +440,9 @@ impl<'a> FrameView<'a> {
     pub(super) fn decode(bytes: &'a [u8], salt: Salt) -> Option<Self> {
         let head = FrameHead::decode(bytes, salt)?;
         let frame = bytes.get(..head.length as usize)?;
-        let (meta, rest) = frame.get(FRAME_HEAD..)?.split_at_checked(head.meta_length as usize)?;
+        let (meta, rest) = frame
+            .get(FRAME_HEAD..)?
+            .split_at_checked(head.meta_length as usize)?;
         let (records, mut rest) = rest.split_at_checked(head.records_length as usize)?;
         let sections = frame.get(FRAME_HEAD..FRAME_HEAD + meta.len() + records.len())?;
         // Each block takes some bytes, so their number is bounded by the length.
@@ -415,29 +459,49 @@ impl<'a> FrameView<'a> {
             };
             let is_intact =
                 check == salt.check_block(record.inbox, record.first, record.last, record.payload);
-            blocks.push(BlockView { record, extent, is_intact });
+            blocks.push(BlockView {
+                record,
+                extent,
+                is_intact,
+            });
         }
         let is_valid = rest.len() < FRAME_ALIGNMENT
             && rest.iter().all(|&byte| byte == 0)
             && head.check == frame_check(&head, salt, sections, block_check);
-        is_valid.then_some(Self { head, meta, records, blocks })
+        is_valid.then_some(Self {
+            head,
+            meta,
+            records,
+            blocks,
+        })
     }
 
     /// Reads the blocks of the frame at the beginning of `bytes` that are intact, even if
     /// the frame is not, as far as its head and theirs can be read.
     pub(super) fn decode_blocks(bytes: &'a [u8], salt: Salt) -> Vec<BlockView<'a>> {
         let mut blocks = Vec::new();
-        let Some(head) = FrameHead::decode(bytes, salt) else { return blocks };
+        let Some(head) = FrameHead::decode(bytes, salt) else {
+            return blocks;
+        };
         let frame = bytes.get(..head.length as usize).unwrap_or(bytes);
         let sections = FRAME_HEAD + head.meta_length as usize + head.records_length as usize;
         let mut rest = frame.get(sections..).unwrap_or_default();
         for _ in 0..head.block_count {
             let begin = rest;
-            let Some((record, check)) = take_block(&mut rest, head.base) else { break };
+            let Some((record, check)) = take_block(&mut rest, head.base) else {
+                break;
+            };
             if check == salt.check_block(record.inbox, record.first, record.last, record.payload) {
                 let offset = (frame.len() - begin.len()) as u32;
-                let extent = Extent { offset, length: (begin.len() - rest.len()) as u32 };
-                blocks.push(BlockView { record, extent, is_intact: true });
+                let extent = Extent {
+                    offset,
+                    length: (begin.len() - rest.len()) as u32,
+                };
+                blocks.push(BlockView {
+                    record,
+                    extent,
+                    is_intact: true,
+                });
             }
         }
         blocks
@@ -445,7 +509,10 @@ impl<'a> FrameView<'a> {
 
     /// The place of the frame in the chain.
     pub(super) fn link(&self) -> FrameLink {
-        FrameLink { commit: self.head.commit, check: self.head.check }
+        FrameLink {
+            commit: self.head.commit,
+            check: self.head.check,
+        }
     }
 
     /// Whether every block is as it was written.
@@ -462,7 +529,15 @@ fn take_block<'a>(bytes: &mut &'a [u8], base: u64) -> Option<(BlockRecord<'a>, u
     let length = usize::try_from(varint::take(bytes)?).ok()?;
     let (payload, rest) = bytes.split_at_checked(length)?;
     *bytes = rest;
-    Some((BlockRecord { inbox, first, last, payload }, check))
+    Some((
+        BlockRecord {
+            inbox,
+            first,
+            last,
+            payload,
+        },
+        check,
+    ))
 }
 
 /// Reads a block alone, whose identity the index names. Returns the range of its

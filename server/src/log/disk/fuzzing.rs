@@ -30,7 +30,9 @@ const NAME: &str = "00000000.segment";
 /// If encoding does not reproduce the decoded bytes, or if an open neither refuses the
 /// bytes nor yields a usable log.
 pub fn segments(data: &[u8]) {
-    let Some((&kind, data)) = data.split_first() else { return };
+    let Some((&kind, data)) = data.split_first() else {
+        return;
+    };
     match kind % 3 {
         0 => check_meta(data),
         1 => check_frames(data),
@@ -48,8 +50,15 @@ fn check_meta(data: &[u8]) {
 /// cannot compute.
 fn check_frames(data: &[u8]) {
     let salt = Salt::random();
-    let content =
-        FrameContent { commit: 1, synced: 0, previous: 0, part: None, meta: &[], records: data, blocks: &[] };
+    let content = FrameContent {
+        commit: 1,
+        synced: 0,
+        previous: 0,
+        part: None,
+        meta: &[],
+        records: data,
+        blocks: &[],
+    };
     let mut bytes = vec![0; FRAMES_START as usize];
     content.encode(salt, &mut bytes, &mut Vec::new());
     // After the frame, or shifted over it, the bytes are not a frame.
@@ -67,9 +76,15 @@ fn check_frames(data: &[u8]) {
 fn check_open(mut data: &[u8]) {
     let memory = Memory::default();
     HeadFile::create(&memory).unwrap();
-    let mut log = DiskLog::open(Arc::new(memory.clone()), Some(SEGMENT_BYTES), &mut |_| Ok(())).unwrap();
+    let mut log = DiskLog::open(Arc::new(memory.clone()), Some(SEGMENT_BYTES), &mut |_| {
+        Ok(())
+    })
+    .unwrap();
     for text in [b"one", b"two"] {
-        let frame = Frame { records: text.to_vec(), ..Frame::default() };
+        let frame = Frame {
+            records: text.to_vec(),
+            ..Frame::default()
+        };
         log.append(frame, Durability::Machine).unwrap();
     }
     drop(log);
@@ -86,7 +101,9 @@ fn check_open(mut data: &[u8]) {
     match opened {
         Ok(log) => {
             assert!(records <= 2);
-            log.reader().read(1, 0, &mut |_| ControlFlow::Continue(())).unwrap();
+            log.reader()
+                .read(1, 0, &mut |_| ControlFlow::Continue(()))
+                .unwrap();
         }
         Err(OpenError::Damaged { .. }) => {}
         Err(error) => panic!("{error}"),
@@ -107,20 +124,33 @@ struct MemoryFile(Mutex<Vec<u8>>);
 impl Memory {
     fn find(&self, name: &str) -> Option<Arc<MemoryFile>> {
         let files = self.files.lock().unwrap();
-        files.iter().find(|(of, _)| of == name).map(|(_, file)| Arc::clone(file))
+        files
+            .iter()
+            .find(|(of, _)| of == name)
+            .map(|(_, file)| Arc::clone(file))
     }
 
     /// Overwrites a part of the first segment.
     fn patch(&self, offset: usize, piece: &[u8]) {
         let file = self.find(NAME).unwrap();
         let mut bytes = file.0.lock().unwrap();
-        bytes.iter_mut().skip(offset).zip(piece).for_each(|(byte, new)| *byte = *new);
+        bytes
+            .iter_mut()
+            .skip(offset)
+            .zip(piece)
+            .for_each(|(byte, new)| *byte = *new);
     }
 }
 
 impl Storage for Memory {
     fn list(&self) -> io::Result<Vec<String>> {
-        Ok(self.files.lock().unwrap().iter().map(|(name, _)| name.clone()).collect())
+        Ok(self
+            .files
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect())
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
@@ -129,7 +159,10 @@ impl Storage for Memory {
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
         let file = Arc::<MemoryFile>::default();
-        self.files.lock().unwrap().push((name.into(), Arc::clone(&file)));
+        self.files
+            .lock()
+            .unwrap()
+            .push((name.into(), Arc::clone(&file)));
         Ok(file)
     }
 

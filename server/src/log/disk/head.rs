@@ -33,7 +33,10 @@ impl HeadFile {
     pub(super) fn create(storage: &dyn Storage) -> io::Result<Self> {
         let head = Self(storage.create(NAME)?);
         head.0.write_at(&[0; 2 * SPAN], 0)?;
-        head.write(Head { id: 0, segment_bytes: 0 })?;
+        head.write(Head {
+            id: 0,
+            segment_bytes: 0,
+        })?;
         storage.sync_names()?;
         Ok(head)
     }
@@ -56,7 +59,8 @@ impl HeadFile {
         let mut bytes = head.id.to_le_bytes().to_vec();
         bytes.extend(head.segment_bytes.to_le_bytes());
         bytes.extend(xxh3_64(&bytes).to_le_bytes());
-        self.0.write_at(&bytes, u64::from(head.id % 2) * SPAN as u64)?;
+        self.0
+            .write_at(&bytes, u64::from(head.id % 2) * SPAN as u64)?;
         self.0.sync()
     }
 }
@@ -67,5 +71,8 @@ fn decode(bytes: &[u8]) -> Option<Head> {
         return None;
     }
     let rest = &mut { body };
-    Some(Head { id: take_u32(rest)?, segment_bytes: take_u64(rest)? })
+    Some(Head {
+        id: take_u32(rest)?,
+        segment_bytes: take_u64(rest)?,
+    })
 }

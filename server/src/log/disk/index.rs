@@ -55,7 +55,10 @@ struct IndexShard {
 
 impl Index {
     pub(super) fn new(segments: Arc<Segments>) -> Self {
-        Self { shards: (0..SHARDS).map(|_| RwLock::default()).collect(), segments }
+        Self {
+            shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
+            segments,
+        }
     }
 
     /// Adds a block. It replaces a recent block with the same first number.
@@ -68,7 +71,10 @@ impl Index {
                 return None;
             }
             let at = recent.partition_point(|other| other.first < block.first);
-            match recent.get_mut(at).filter(|other| other.first == block.first) {
+            match recent
+                .get_mut(at)
+                .filter(|other| other.first == block.first)
+            {
                 Some(other) => Some(std::mem::replace(other, block)),
                 None => {
                     recent.insert(at, block);
@@ -77,7 +83,8 @@ impl Index {
             }
         });
         if let Some(replaced) = replaced {
-            self.segments.remove_live(replaced.segment, units(replaced.extent));
+            self.segments
+                .remove_live(replaced.segment, units(replaced.extent));
         }
     }
 
@@ -108,22 +115,48 @@ impl Index {
             inboxes.clear();
             inboxes.extend(shard.inboxes());
             for &inbox in &inboxes {
-                self.release_in(&mut shard, inbox, cursor(inbox).unwrap_or(u64::MAX), emptied);
+                self.release_in(
+                    &mut shard,
+                    inbox,
+                    cursor(inbox).unwrap_or(u64::MAX),
+                    emptied,
+                );
             }
         }
     }
 
-    fn release_in(&self, shard: &mut IndexShard, inbox: InboxId, through: u64, emptied: &mut Vec<SegmentId>) {
-        let IndexShard { recent, sealed, buffer } = shard;
-        if recent.first(inbox).is_some_and(|block| block.last <= through) {
+    fn release_in(
+        &self,
+        shard: &mut IndexShard,
+        inbox: InboxId,
+        through: u64,
+        emptied: &mut Vec<SegmentId>,
+    ) {
+        let IndexShard {
+            recent,
+            sealed,
+            buffer,
+        } = shard;
+        if recent
+            .first(inbox)
+            .is_some_and(|block| block.last <= through)
+        {
             recent.update(inbox, |blocks| {
                 while let Some(block) = blocks.pop_front_if(|block| block.last <= through) {
                     self.remove_live(block.segment, units(block.extent), emptied);
                 }
             });
         }
-        let Some(packed) = sealed.get(inbox).filter(|packed| packed_start(packed) < through) else { return };
-        let mut list = RunList { start: through, runs: Vec::new() };
+        let Some(packed) = sealed
+            .get(inbox)
+            .filter(|packed| packed_start(packed) < through)
+        else {
+            return;
+        };
+        let mut list = RunList {
+            start: through,
+            runs: Vec::new(),
+        };
         for (_, run) in packed_runs(packed) {
             if run.last <= through {
                 self.remove_live(run.segment, run.units, emptied);
@@ -155,9 +188,14 @@ impl Index {
     /// Plans to read the blocks of `inbox` that hold a number above `after`.
     pub(super) fn plan(&self, inbox: InboxId, after: u64) -> Plan {
         let shard = self.shard(inbox).read();
-        let mut plan = Plan { through: u64::MAX, ..Plan::default() };
+        let mut plan = Plan {
+            through: u64::MAX,
+            ..Plan::default()
+        };
         if let Some(packed) = shard.sealed.get(inbox) {
-            let mut ranges = packed_runs(packed).filter(|(_, run)| run.last > after).peekable();
+            let mut ranges = packed_runs(packed)
+                .filter(|(_, run)| run.last > after)
+                .peekable();
             for (start, run) in ranges.by_ref().take(PLAN_RUNS) {
                 // A run keeps its segment among the segments.
                 if let Some(segment) = self.segments.get(run.segment) {
@@ -212,20 +250,33 @@ impl Index {
     pub(super) fn seal(&self, segment: SegmentId, emptied: &mut Vec<SegmentId>) {
         for shard in &self.shards {
             let mut guard = shard.write();
-            let IndexShard { recent, sealed, buffer } = &mut *guard;
+            let IndexShard {
+                recent,
+                sealed,
+                buffer,
+            } = &mut *guard;
             let inboxes: Vec<_> = recent.inboxes().collect();
             for inbox in inboxes {
                 let blocks = recent.get(inbox);
                 let sealing = blocks_of(&blocks, segment);
-                let Some(lowest) = blocks.front().filter(|_| !sealing.is_empty()) else { continue };
+                let Some(lowest) = blocks.front().filter(|_| !sealing.is_empty()) else {
+                    continue;
+                };
                 let before = match sealed.get(inbox) {
                     Some(packed) => RunList::unpack(packed),
                     // The index frame may name blocks that were already released.
-                    None => RunList { start: lowest.first.saturating_sub(1), runs: Vec::new() },
+                    None => RunList {
+                        start: lowest.first.saturating_sub(1),
+                        runs: Vec::new(),
+                    },
                 };
-                let list = merge(before, &sealing, |run| self.remove_live(run.segment, run.units, emptied));
+                let list = merge(before, &sealing, |run| {
+                    self.remove_live(run.segment, run.units, emptied)
+                });
                 set_runs(sealed, inbox, &list, buffer);
-                recent.update(inbox, |blocks| blocks.retain(|block| block.segment != segment));
+                recent.update(inbox, |blocks| {
+                    blocks.retain(|block| block.segment != segment)
+                });
             }
             recent.shrink();
         }
@@ -234,17 +285,27 @@ impl Index {
     /// Returns whether a block in a sealed segment is live: neither released nor copied.
     pub(super) fn is_live_in(&self, entry: &BlockEntry, segment: SegmentId) -> bool {
         let shard = self.shard(entry.inbox).read();
-        let Some(packed) = shard.sealed.get(entry.inbox) else { return false };
-        let is_in_run = packed_runs(packed)
-            .any(|(start, run)| run.segment == segment && start < entry.last && entry.last <= run.last);
+        let Some(packed) = shard.sealed.get(entry.inbox) else {
+            return false;
+        };
+        let is_in_run = packed_runs(packed).any(|(start, run)| {
+            run.segment == segment && start < entry.last && entry.last <= run.last
+        });
         is_in_run && !has(&shard.recent.get(entry.inbox), entry.first)
     }
 
     /// Removes the run of an inbox in a segment from which every live block was copied.
-    pub(super) fn finish_copy(&self, inbox: InboxId, segment: SegmentId, emptied: &mut Vec<SegmentId>) {
+    pub(super) fn finish_copy(
+        &self,
+        inbox: InboxId,
+        segment: SegmentId,
+        emptied: &mut Vec<SegmentId>,
+    ) {
         let mut guard = self.write(inbox);
         let IndexShard { sealed, buffer, .. } = &mut *guard;
-        let Some(mut list) = sealed.get(inbox).map(RunList::unpack) else { return };
+        let Some(mut list) = sealed.get(inbox).map(RunList::unpack) else {
+            return;
+        };
         list.runs.retain(|run| {
             let is_copied = run.segment == segment;
             if is_copied {
@@ -285,7 +346,9 @@ fn set_runs(sealed: &mut ByteMap, inbox: InboxId, list: &RunList, buffer: &mut V
 }
 
 fn has(recent: &VecDeque<BlockRef>, first: u64) -> bool {
-    recent.binary_search_by_key(&first, |block| block.first).is_ok()
+    recent
+        .binary_search_by_key(&first, |block| block.first)
+        .is_ok()
 }
 
 /// Returns the blocks of one segment, and whether each directly follows the previous one,
@@ -304,8 +367,15 @@ fn blocks_of(recent: &VecDeque<BlockRef>, segment: SegmentId) -> Vec<(BlockRef, 
 
 /// Merges blocks of a newer segment into the runs. Calls `drop_run` for a run whose last
 /// block was copied there.
-fn merge(before: RunList, blocks: &[(BlockRef, bool)], mut drop_run: impl FnMut(BlockRun)) -> RunList {
-    let mut list = RunList { start: before.start, runs: Vec::with_capacity(before.runs.len() + 1) };
+fn merge(
+    before: RunList,
+    blocks: &[(BlockRef, bool)],
+    mut drop_run: impl FnMut(BlockRun),
+) -> RunList {
+    let mut list = RunList {
+        start: before.start,
+        runs: Vec::with_capacity(before.runs.len() + 1),
+    };
     let mut runs = before.runs.into_iter().peekable();
     for &(block, mut is_adjacent) in blocks {
         while let Some(run) = runs.next_if(|run| run.last < block.last) {
@@ -315,7 +385,11 @@ fn merge(before: RunList, blocks: &[(BlockRef, bool)], mut drop_run: impl FnMut(
         if let Some(run) = runs.next_if(|run| run.last == block.last) {
             drop_run(run);
         }
-        let run = BlockRun { segment: block.segment, last: block.last, units: units(block.extent) };
+        let run = BlockRun {
+            segment: block.segment,
+            last: block.last,
+            units: units(block.extent),
+        };
         list.push_block(run, is_adjacent);
     }
     list.runs.extend(runs);
@@ -331,7 +405,10 @@ mod tests {
     fn index_takes_hundred_bytes_for_ten_messages() {
         const INBOXES: u64 = 100_000;
         let index = Index::new(Arc::default());
-        let extent = Extent { offset: 40 << 20, length: 140 };
+        let extent = Extent {
+            offset: 40 << 20,
+            length: 140,
+        };
         for number in 0..INBOXES {
             let inbox = (1 << 51) + 3 * number;
             let start = inbox + (1 << 40);
@@ -342,13 +419,28 @@ mod tests {
                 last: start + (run + 1) * 1_000_000,
                 units: 9,
             };
-            index.insert_runs(inbox, &RunList { start, runs: (0..10).map(run).collect() });
+            index.insert_runs(
+                inbox,
+                &RunList {
+                    start,
+                    runs: (0..10).map(run).collect(),
+                },
+            );
             if number % 5 < 2 {
                 let first = start + 11_000_000;
-                index.insert(inbox, BlockRef { first, last: first, segment: 110, extent });
+                index.insert(
+                    inbox,
+                    BlockRef {
+                        first,
+                        last: first,
+                        segment: 110,
+                        extent,
+                    },
+                );
             }
         }
-        let bytes = |shard: &IndexShard| shard.sealed.allocated_bytes() + shard.recent.packed_bytes();
+        let bytes =
+            |shard: &IndexShard| shard.sealed.allocated_bytes() + shard.recent.packed_bytes();
         let bytes: usize = index.shards.iter().map(|shard| bytes(&shard.read())).sum();
         assert!(bytes as u64 <= 100 * INBOXES, "{bytes} bytes");
     }

@@ -51,7 +51,10 @@ impl Runner {
 
     /// Starts a thread that runs the maintenance. If it panics, the log has failed: the
     /// log is reopened, together with its maintenance.
-    pub(super) fn spawn(shared: &Arc<SharedLog>, run: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+    pub(super) fn spawn(
+        shared: &Arc<SharedLog>,
+        run: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
         let shared = Arc::clone(shared);
         let run = move || {
             if panic::catch_unwind(AssertUnwindSafe(run)).is_err() {
@@ -163,7 +166,9 @@ impl Maintenance {
                 step
             }
             Err(error) => {
-                let delay = self.retry.map_or(RETRY_MIN, |(_, delay)| (2 * delay).min(RETRY_MAX));
+                let delay = self
+                    .retry
+                    .map_or(RETRY_MIN, |(_, delay)| (2 * delay).min(RETRY_MAX));
                 self.retry = Some((Instant::now() + delay, delay));
                 tracing::warn!(%error, retry_ms = delay.as_millis(), "cannot prepare space for the log");
                 StepOutcome::Idle
@@ -176,7 +181,13 @@ impl Maintenance {
     fn note_debt(&self) -> bool {
         let tail_start = self.shared.tail_start.load(Ordering::Relaxed);
         let is_debt = |segment: &Segment| segment.id < tail_start && is_mostly_dead(segment);
-        let debt = self.shared.segments.sum(|segment| if is_debt(segment) { segment.slot.size } else { 0 });
+        let debt = self.shared.segments.sum(|segment| {
+            if is_debt(segment) {
+                segment.slot.size
+            } else {
+                0
+            }
+        });
         let live = unit_bytes(self.shared.segments.sum(Segment::live));
         let is_urgent = debt > live.max(DEBT_SEGMENTS * self.shared.files.segment_bytes);
         self.shared.copies.set_urgent(is_urgent);
@@ -184,7 +195,10 @@ impl Maintenance {
     }
 
     fn poll(&mut self) {
-        if self.polled_at.is_some_and(|at| at.elapsed() < POLL_INTERVAL) {
+        if self
+            .polled_at
+            .is_some_and(|at| at.elapsed() < POLL_INTERVAL)
+        {
             return;
         }
         self.polled_at = Some(Instant::now());
@@ -194,7 +208,9 @@ impl Maintenance {
     /// Writes the index frame of the oldest segment without one.
     fn seal(&self) -> bool {
         let unsealed = self.shared.segments.select(Segment::is_unsealed);
-        let Some(segment) = unsealed.first() else { return false };
+        let Some(segment) = unsealed.first() else {
+            return false;
+        };
         if segment.live() == 0 {
             segment.set_unindexed();
         } else if let Err(error) = self.write_table(segment) {
@@ -207,7 +223,9 @@ impl Maintenance {
     }
 
     fn write_table(&self, segment: &Segment) -> io::Result<()> {
-        let Some(end) = segment.end() else { return Ok(()) };
+        let Some(end) = segment.end() else {
+            return Ok(());
+        };
         let entries = self.shared.index.recent_of(segment.id);
         let encoded = Table::encode(&entries, segment.salt, end);
         let footer = segment.slot.size.saturating_sub(FOOTER_BYTES as u64);
@@ -275,7 +293,11 @@ impl Maintenance {
         }
         self.zeros.resize(ZERO_PIECE + PAGE_BYTES, 0);
         let aligned = self.zeros.as_ptr().align_offset(PAGE_BYTES);
-        let zeros = self.zeros.get(aligned..).and_then(|zeros| zeros.get(..ZERO_PIECE)).unwrap_or_default();
+        let zeros = self
+            .zeros
+            .get(aligned..)
+            .and_then(|zeros| zeros.get(..ZERO_PIECE))
+            .unwrap_or_default();
         let written = unfinished.write(zeros).and_then(|is_complete| {
             if is_complete {
                 spares.finish(storage, unfinished)?;
@@ -298,7 +320,11 @@ impl Maintenance {
                 return failed.map(|()| StepOutcome::Idle);
             }
         }
-        Ok(if spares.blank_count() > 0 { StepOutcome::Pause(ZERO_PAUSE) } else { StepOutcome::Worked })
+        Ok(if spares.blank_count() > 0 {
+            StepOutcome::Pause(ZERO_PAUSE)
+        } else {
+            StepOutcome::Worked
+        })
     }
 
     /// Reads ahead blocks to copy.
@@ -309,8 +335,10 @@ impl Maintenance {
         }
         let Some(job) = &mut self.job else {
             let tail_start = self.shared.tail_start.load(Ordering::Relaxed);
-            let sources =
-                self.shared.segments.select(|segment| segment.id < tail_start && is_mostly_dead(segment));
+            let sources = self
+                .shared
+                .segments
+                .select(|segment| segment.id < tail_start && is_mostly_dead(segment));
             let source = sources.into_iter().min_by_key(|segment| segment.live());
             // The blocks of the previous job are copied first.
             self.job = source.filter(|_| queue.is_empty()).map(CopyJob::new);

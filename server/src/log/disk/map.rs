@@ -29,21 +29,32 @@ pub(super) struct ByteMap {
 impl ByteMap {
     /// Returns the string of an inbox.
     pub(super) fn get(&self, inbox: InboxId) -> Option<&[u8]> {
-        let offset = self.offsets.find(hash(inbox), |&offset| inbox_at(&self.arena, offset) == inbox)?;
+        let offset = self.offsets.find(hash(inbox), |&offset| {
+            inbox_at(&self.arena, offset) == inbox
+        })?;
         self.arena.get(string_at(&self.arena, *offset))
     }
 
     /// Sets the string of an inbox.
     pub(super) fn set(&mut self, inbox: InboxId, string: &[u8]) {
-        let Self { offsets, arena, unused } = self;
+        let Self {
+            offsets,
+            arena,
+            unused,
+        } = self;
         let end = arena.len();
         append(arena, inbox, string);
         let found = offsets.find_mut(hash(inbox), |&offset| inbox_at(arena, offset) == inbox);
         let Some(offset) = found else {
-            offsets.insert_unique(hash(inbox), to_offset(end), |&offset| hash(inbox_at(arena, offset)));
+            offsets.insert_unique(hash(inbox), to_offset(end), |&offset| {
+                hash(inbox_at(arena, offset))
+            });
             return;
         };
-        let (begin, before) = (*offset as usize, string_at(arena, *offset).end - *offset as usize);
+        let (begin, before) = (
+            *offset as usize,
+            string_at(arena, *offset).end - *offset as usize,
+        );
         let length = arena.len() - end;
         if length <= before {
             arena.copy_within(end.., begin);
@@ -58,7 +69,11 @@ impl ByteMap {
 
     /// Removes an inbox.
     pub(super) fn remove(&mut self, inbox: InboxId) {
-        let Self { offsets, arena, unused } = self;
+        let Self {
+            offsets,
+            arena,
+            unused,
+        } = self;
         let found = offsets.find_entry(hash(inbox), |&offset| inbox_at(arena, offset) == inbox);
         let Ok(found) = found else { return };
         let (offset, _) = found.remove();
@@ -68,7 +83,9 @@ impl ByteMap {
 
     /// Returns every inbox, in any order.
     pub(super) fn inboxes(&self) -> impl Iterator<Item = InboxId> {
-        self.offsets.iter().map(|&offset| inbox_at(&self.arena, offset))
+        self.offsets
+            .iter()
+            .map(|&offset| inbox_at(&self.arena, offset))
     }
 
     /// Returns the memory of the map.
@@ -91,7 +108,9 @@ impl ByteMap {
         (self.arena, self.unused) = (arena, 0);
         if self.offsets.len() < self.offsets.capacity() / 4 {
             let arena = &self.arena;
-            self.offsets.shrink_to(2 * self.offsets.len(), |&offset| hash(inbox_at(arena, offset)));
+            self.offsets.shrink_to(2 * self.offsets.len(), |&offset| {
+                hash(inbox_at(arena, offset))
+            });
         }
     }
 }
@@ -119,12 +138,16 @@ fn append(arena: &mut Vec<u8>, inbox: InboxId, string: &[u8]) {
 /// Returns the inbox of the entry at a place of the arena.
 fn inbox_at(arena: &[u8], offset: u32) -> InboxId {
     let entry = arena.get(offset as usize..).unwrap_or_default();
-    entry.first_chunk().map_or(0, |inbox| InboxId::from_le_bytes(*inbox))
+    entry
+        .first_chunk()
+        .map_or(0, |inbox| InboxId::from_le_bytes(*inbox))
 }
 
 /// Returns the place of the string of an entry, which is the end of it.
 fn string_at(arena: &[u8], offset: u32) -> Range<usize> {
-    let mut rest = arena.get(offset as usize + size_of::<InboxId>()..).unwrap_or_default();
+    let mut rest = arena
+        .get(offset as usize + size_of::<InboxId>()..)
+        .unwrap_or_default();
     let length = varint::take(&mut rest).unwrap_or(0) as usize;
     let begin = arena.len() - rest.len();
     begin..begin + length
@@ -172,7 +195,15 @@ mod tests {
         let mut map = ByteMap::default();
         (0..10_000).for_each(|inbox| map.set(inbox, &[1; 50]));
         (0..10_000).for_each(|inbox| map.remove(inbox));
-        assert!(map.arena.capacity() <= 2 * SPARE_BYTES, "{} bytes", map.arena.capacity());
-        assert!(map.offsets.capacity() < 1000, "{} offsets", map.offsets.capacity());
+        assert!(
+            map.arena.capacity() <= 2 * SPARE_BYTES,
+            "{} bytes",
+            map.arena.capacity()
+        );
+        assert!(
+            map.offsets.capacity() < 1000,
+            "{} offsets",
+            map.offsets.capacity()
+        );
     }
 }

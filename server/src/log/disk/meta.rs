@@ -59,9 +59,15 @@ impl Meta {
         }
         if !bytes.is_empty() {
             let (first, length) = (varint::take(&mut bytes)?, varint::take(&mut bytes)?);
-            let mut checkpoint = CheckpointEnd { first, bytes: length, live: Vec::new() };
+            let mut checkpoint = CheckpointEnd {
+                first,
+                bytes: length,
+                live: Vec::new(),
+            };
             for _ in 0..varint::take(&mut bytes)? {
-                checkpoint.live.push((varint::take_u32(&mut bytes)?, varint::take(&mut bytes)?));
+                checkpoint
+                    .live
+                    .push((varint::take_u32(&mut bytes)?, varint::take(&mut bytes)?));
             }
             meta.checkpoint = Some(checkpoint);
         }
@@ -75,10 +81,21 @@ mod tests {
 
     #[test]
     fn section_is_read_as_written() {
-        let checkpoint = CheckpointEnd { first: 7, bytes: 1 << 40, live: vec![(3, 4096), (1, 1 << 26)] };
+        let checkpoint = CheckpointEnd {
+            first: 7,
+            bytes: 1 << 40,
+            live: vec![(3, 4096), (1, 1 << 26)],
+        };
         for freed in [vec![], vec![5], vec![1, 2, 300]] {
-            for checkpoint in [None, Some(CheckpointEnd::default()), Some(checkpoint.clone())] {
-                let meta = Meta { freed: freed.clone(), checkpoint };
+            for checkpoint in [
+                None,
+                Some(CheckpointEnd::default()),
+                Some(checkpoint.clone()),
+            ] {
+                let meta = Meta {
+                    freed: freed.clone(),
+                    checkpoint,
+                };
                 assert_eq!(Meta::decode(&meta.encode()), Some(meta));
             }
         }

@@ -106,7 +106,10 @@ pub struct DiskConfig {
 
 impl Default for DiskConfig {
     fn default() -> Self {
-        Self { segment_bytes: None, lock_timeout: folder::LOCK_TIMEOUT }
+        Self {
+            segment_bytes: None,
+            lock_timeout: folder::LOCK_TIMEOUT,
+        }
     }
 }
 
@@ -118,7 +121,11 @@ impl DiskOpener {
 
     /// Opens the log in `path` with another layout.
     pub fn with_config(path: impl Into<PathBuf>, config: DiskConfig) -> Self {
-        Self { path: path.into(), config, folder: Mutex::default() }
+        Self {
+            path: path.into(),
+            config,
+            folder: Mutex::default(),
+        }
     }
 
     /// Returns the folder, locked. It is in use while another log of this opener is open.
@@ -129,12 +136,14 @@ impl DiskOpener {
                 folder.verify()?;
                 Ok(Arc::clone(held.insert(folder)))
             }
-            None if held.is_some() => {
-                Err(OpenError::InUse { path: self.path.clone(), pid: Some(std::process::id()) })
-            }
-            None => {
-                Ok(Arc::clone(held.insert(Arc::new(Folder::open(&self.path, self.config.lock_timeout)?))))
-            }
+            None if held.is_some() => Err(OpenError::InUse {
+                path: self.path.clone(),
+                pid: Some(std::process::id()),
+            }),
+            None => Ok(Arc::clone(held.insert(Arc::new(Folder::open(
+                &self.path,
+                self.config.lock_timeout,
+            )?)))),
         }
     }
 }
@@ -146,7 +155,10 @@ impl Opener for DiskOpener {
         let mut log = DiskLog::open(storage, self.config.segment_bytes, replay)
             .map_err(|error| error.of_store(&self.path))?;
         let runner = Runner::start(&log.shared);
-        log.runner = Some(runner.map_err(|source| OpenError::Io { path: self.path.clone(), source })?);
+        log.runner = Some(runner.map_err(|source| OpenError::Io {
+            path: self.path.clone(),
+            source,
+        })?);
         log.folder = Some(folder);
         Ok(Box::new(log))
     }
@@ -207,7 +219,9 @@ impl SharedLog {
     /// Waits until the maintenance is woken, or until the timeout.
     fn wait(&self, timeout: Duration) {
         let woken = self.woken.lock();
-        *self.wake.wait_timeout_while(woken, timeout, |woken| !*woken) = false;
+        *self
+            .wake
+            .wait_timeout_while(woken, timeout, |woken| !*woken) = false;
     }
 }
 
@@ -248,21 +262,40 @@ impl DiskLog {
         replay: &mut Replay<'_>,
     ) -> Result<Self, OpenError> {
         let mut recovered = recover(&*storage, replay)?;
-        slots::remove_unfinished(&*storage)
-            .map_err(|source| OpenError::Io { path: storage.path(""), source })?;
-        let own = if recovered.segment_bytes > 0 { recovered.segment_bytes } else { SEGMENT_BYTES };
+        slots::remove_unfinished(&*storage).map_err(|source| OpenError::Io {
+            path: storage.path(""),
+            source,
+        })?;
+        let own = if recovered.segment_bytes > 0 {
+            recovered.segment_bytes
+        } else {
+            SEGMENT_BYTES
+        };
         let segment_bytes = segment_bytes.unwrap_or(own);
-        let (blank, freed) = (std::mem::take(&mut recovered.blank), std::mem::take(&mut recovered.freed));
+        let (blank, freed) = (
+            std::mem::take(&mut recovered.blank),
+            std::mem::take(&mut recovered.freed),
+        );
         let spares = Spares::new(blank, freed, recovered.next_name, segment_bytes);
         let files = Files::new(storage, spares, segment_bytes);
         let opened = OpenSegment::begin(&files, &mut recovered)?;
-        let Recovered { head, checkpoint, mut index, .. } = recovered;
+        let Recovered {
+            head,
+            checkpoint,
+            mut index,
+            ..
+        } = recovered;
         index.add_opened(&opened);
-        let io = |source| OpenError::Io { path: files.storage.path(""), source };
+        let io = |source| OpenError::Io {
+            path: files.storage.path(""),
+            source,
+        };
         let (segments, index) = index.build().map_err(io)?;
         let shared = Arc::new(SharedLog::new(files, segments, index, opened.tail_start));
         let writer = Writer::new(Arc::clone(&shared), head, checkpoint, opened);
-        let emptied = shared.segments.select(|segment| segment.live() == 0 && segment.id != writer.active());
+        let emptied = shared
+            .segments
+            .select(|segment| segment.live() == 0 && segment.id != writer.active());
         let mut log = Self {
             shared,
             writer,
@@ -303,7 +336,10 @@ impl DiskLog {
         let (begun, end) = self.next_part(frame.checkpoint, frame.records.len() as u64);
         let commit = self.writer.next_commit();
         let part = frame.checkpoint.filter(|_| begun.is_some());
-        let meta = Meta { freed, checkpoint: end };
+        let meta = Meta {
+            freed,
+            checkpoint: end,
+        };
         let content = FrameContent {
             commit,
             synced: self.writer.synced(),
@@ -320,22 +356,48 @@ impl DiskLog {
 
     /// Returns the state of the checkpoint after a frame with a part of it, and the end
     /// of the checkpoint if this is the last part.
-    fn next_part(&self, part: Option<CheckpointPart>, bytes: u64) -> (Option<Begun>, Option<CheckpointEnd>) {
-        let Some(part) = part else { return (self.begun, None) };
-        let new = Begun { first: self.writer.next_commit(), segment: self.writer.active(), bytes: 0 };
+    fn next_part(
+        &self,
+        part: Option<CheckpointPart>,
+        bytes: u64,
+    ) -> (Option<Begun>, Option<CheckpointEnd>) {
+        let Some(part) = part else {
+            return (self.begun, None);
+        };
+        let new = Begun {
+            first: self.writer.next_commit(),
+            segment: self.writer.active(),
+            bytes: 0,
+        };
         let begun = if part.is_first { Some(new) } else { self.begun };
-        let begun = begun.map(|begun| Begun { bytes: begun.bytes + bytes, ..begun });
+        let begun = begun.map(|begun| Begun {
+            bytes: begun.bytes + bytes,
+            ..begun
+        });
         let end = begun.filter(|_| part.is_last).map(|begun| {
-            let live =
-                self.shared.segments.select(|segment| segment.id < begun.segment && segment.live() > 0);
-            let live = live.iter().map(|segment| (segment.id, segment.end().unwrap_or(0))).collect();
-            CheckpointEnd { first: begun.first, bytes: begun.bytes, live }
+            let live = self
+                .shared
+                .segments
+                .select(|segment| segment.id < begun.segment && segment.live() > 0);
+            let live = live
+                .iter()
+                .map(|segment| (segment.id, segment.end().unwrap_or(0)))
+                .collect();
+            CheckpointEnd {
+                first: begun.first,
+                bytes: begun.bytes,
+                live,
+            }
         });
         (begun, end)
     }
 
     fn live_count(&self, part: Option<CheckpointPart>) -> usize {
-        if part.is_some_and(|part| part.is_last) { self.shared.segments.select(|_| true).len() } else { 0 }
+        if part.is_some_and(|part| part.is_last) {
+            self.shared.segments.select(|_| true).len()
+        } else {
+            0
+        }
     }
 
     /// Takes the segments that the next frame frees.
@@ -349,7 +411,12 @@ impl DiskLog {
 
     /// Notes that a segment takes no more frames.
     fn note_ended(&mut self, id: SegmentId) {
-        if self.shared.segments.get(id).is_some_and(|segment| segment.live() == 0) {
+        if self
+            .shared
+            .segments
+            .get(id)
+            .is_some_and(|segment| segment.live() == 0)
+        {
             self.emptied.insert(id);
         }
         self.count_tail();
@@ -363,10 +430,16 @@ impl DiskLog {
         }
         self.begun = begun;
         if let (Some(end), Some(begun)) = (meta.checkpoint, begun) {
-            self.checkpoint = CheckpointExtent { first: end.first, last: commit, bytes: end.bytes };
+            self.checkpoint = CheckpointExtent {
+                first: end.first,
+                last: commit,
+                bytes: end.bytes,
+            };
             self.writer.set_checkpoint(self.checkpoint);
             self.begun = None;
-            self.shared.tail_start.store(begun.segment, Ordering::Relaxed);
+            self.shared
+                .tail_start
+                .store(begun.segment, Ordering::Relaxed);
             self.count_tail();
         }
         self.reclaim();
@@ -375,7 +448,11 @@ impl DiskLog {
     /// Recycles the segments that were freed by a synced frame and that no reader
     /// holds.
     fn reclaim(&mut self) {
-        let synced = if is_planted(Bug::RecycledEarly) { u64::MAX } else { self.writer.synced() };
+        let synced = if is_planted(Bug::RecycledEarly) {
+            u64::MAX
+        } else {
+            self.writer.synced()
+        };
         while let Some((id, _)) = self.freeing.pop_front_if(|(_, commit)| *commit <= synced) {
             self.held.extend(self.shared.segments.remove(id));
         }
@@ -399,8 +476,13 @@ impl DiskLog {
         let start = self.shared.tail_start.load(Ordering::Relaxed);
         let active = self.writer.active();
         let is_tail = |segment: &Segment| segment.id >= start && segment.id != active;
-        self.tail_bytes =
-            self.shared.segments.sum(|segment| if is_tail(segment) { segment.slot.size } else { 0 });
+        self.tail_bytes = self.shared.segments.sum(|segment| {
+            if is_tail(segment) {
+                segment.slot.size
+            } else {
+                0
+            }
+        });
     }
 
     /// Finishes the copies that were appended.
@@ -422,21 +504,29 @@ impl DiskLog {
 
     fn note_emptied(&mut self, emptied: Vec<SegmentId>) {
         let active = self.writer.active();
-        self.emptied.extend(emptied.into_iter().filter(|&id| id != active));
+        self.emptied
+            .extend(emptied.into_iter().filter(|&id| id != active));
     }
 }
 
 impl Log for DiskLog {
     fn append(&mut self, frame: Frame, durability: Durability) -> Result<(), AppendError> {
         if self.is_failed || self.has_panicked() {
-            return Err(self.writer.error(std::io::Error::other("the log has failed before")).into());
+            return Err(self
+                .writer
+                .error(std::io::Error::other("the log has failed before"))
+                .into());
         }
-        let bytes = frame.records.len() + frame.blocks.iter().map(|block| block.payload.len()).sum::<usize>();
+        let bytes = frame.records.len()
+            + frame
+                .blocks
+                .iter()
+                .map(|block| block.payload.len())
+                .sum::<usize>();
         let index = &self.shared.index;
-        let mut copies = self
-            .shared
-            .copies
-            .take(bytes, |entry, source| index.is_live_in(entry, source) || is_planted(Bug::RevivedCopy));
+        let mut copies = self.shared.copies.take(bytes, |entry, source| {
+            index.is_live_in(entry, source) || is_planted(Bug::RevivedCopy)
+        });
         let mut result = self.try_append(&frame, &copies, durability);
         if matches!(result, Err(AppendError::NoSpace)) && !copies.is_empty() {
             // The frame may fit without copies.
@@ -475,8 +565,8 @@ impl Log for DiskLog {
     }
 
     fn is_checkpoint_due(&self) -> bool {
-        let due =
-            (DUE_SEGMENTS * self.shared.files.segment_bytes).max(DUE_CHECKPOINTS * self.checkpoint.bytes);
+        let due = (DUE_SEGMENTS * self.shared.files.segment_bytes)
+            .max(DUE_CHECKPOINTS * self.checkpoint.bytes);
         // A checkpoint allows the segments before it to be freed.
         let is_held_up = self.is_low_on_space() && self.tail_bytes > 0 && !self.emptied.is_empty();
         is_held_up || self.tail_bytes + self.writer.offset() > due
@@ -498,8 +588,8 @@ impl Log for DiskLog {
     }
 
     fn is_low_on_space(&self) -> bool {
-        let reserve =
-            RESERVE_SEGMENTS * self.shared.files.segment_bytes + RESERVE_CHECKPOINTS * self.checkpoint.bytes;
+        let reserve = RESERVE_SEGMENTS * self.shared.files.segment_bytes
+            + RESERVE_CHECKPOINTS * self.checkpoint.bytes;
         self.shared.files.available_bytes() < reserve
     }
 
@@ -512,11 +602,18 @@ impl Log for DiskLog {
         let live = self.shared.segments.sum(Segment::live);
         let held: u64 = self.held.iter().map(|segment| segment.slot.size).sum();
         let files = self.shared.segments.sum(|segment| segment.slot.size);
-        Usage { live_bytes: unit_bytes(live), file_bytes: files + held + self.shared.files.spares.bytes() }
+        Usage {
+            live_bytes: unit_bytes(live),
+            file_bytes: files + held + self.shared.files.spares.bytes(),
+        }
     }
 
     fn close(mut self: Box<Self>) -> Result<(), LogError> {
-        if self.is_failed { Ok(()) } else { self.writer.sync() }
+        if self.is_failed {
+            Ok(())
+        } else {
+            self.writer.sync()
+        }
     }
 }
 

@@ -37,7 +37,9 @@ impl Reader for SharedLog {
             None => Ok(()),
             // A log opened later may have reused the segment.
             Some(_) if self.is_closed() => Err(ReadError::Closed),
-            Some(DamagedBlock { inbox, first, path, .. }) => Err(ReadError::Damaged { inbox, first, path }),
+            Some(DamagedBlock {
+                inbox, first, path, ..
+            }) => Err(ReadError::Damaged { inbox, first, path }),
         }
     }
 }
@@ -55,7 +57,12 @@ pub(super) fn visit_all(
             return Err(ReadError::Closed);
         }
         let plan = shared.index.plan(inbox, after);
-        let mut visitor = Visitor { shared, inbox, visit, adjacent: Vec::new() };
+        let mut visitor = Visitor {
+            shared,
+            inbox,
+            visit,
+            adjacent: Vec::new(),
+        };
         if visitor.visit_plan(&plan)?.is_break() || plan.through == u64::MAX {
             return Ok(());
         }
@@ -77,7 +84,9 @@ impl Visitor<'_> {
         let mut recent = plan.recent.iter().peekable();
         for (segment, start, end) in &plan.runs {
             let end = (*end).min(plan.through);
-            let Some(table) = segment.table() else { continue };
+            let Some(table) = segment.table() else {
+                continue;
+            };
             let mut after = *start;
             for number in table.find(self.inbox, after)..table.page_count() {
                 if after >= end || !table.may_hold(number, self.inbox) {
@@ -85,13 +94,16 @@ impl Visitor<'_> {
                 }
                 for entry in self.page(segment, table, number, (after, end))? {
                     after = entry.last;
-                    while let Some((segment, block)) = recent.next_if(|(_, block)| block.first < entry.first)
+                    while let Some((segment, block)) =
+                        recent.next_if(|(_, block)| block.first < entry.first)
                     {
                         if self.push(segment, *block)?.is_break() {
                             return Ok(ControlFlow::Break(()));
                         }
                     }
-                    let is_copied = recent.peek().is_some_and(|(_, block)| block.first == entry.first);
+                    let is_copied = recent
+                        .peek()
+                        .is_some_and(|(_, block)| block.first == entry.first);
                     if !is_copied && self.push(segment, entry.place(segment.id))?.is_break() {
                         return Ok(ControlFlow::Break(()));
                     }
@@ -124,9 +136,17 @@ impl Visitor<'_> {
     }
 
     /// Visits a block, or defers it to be read together with later ones.
-    fn push(&mut self, segment: &Arc<Segment>, block: BlockRef) -> Result<ControlFlow<()>, ReadError> {
+    fn push(
+        &mut self,
+        segment: &Arc<Segment>,
+        block: BlockRef,
+    ) -> Result<ControlFlow<()>, ReadError> {
         let length = |extent: Extent| extent.length as usize;
-        let kept: usize = self.adjacent.iter().map(|(_, block)| length(block.extent)).sum();
+        let kept: usize = self
+            .adjacent
+            .iter()
+            .map(|(_, block)| length(block.extent))
+            .sum();
         let is_adjacent = self.adjacent.last().is_none_or(|(other, before)| {
             other.id == segment.id && before.extent.end() == u64::from(block.extent.offset)
         });
@@ -140,13 +160,20 @@ impl Visitor<'_> {
     /// Reads and visits the deferred blocks.
     fn flush(&mut self) -> Result<ControlFlow<()>, ReadError> {
         let adjacent = std::mem::take(&mut self.adjacent);
-        let Some((segment, first)) = adjacent.first() else { return Ok(ControlFlow::Continue(())) };
+        let Some((segment, first)) = adjacent.first() else {
+            return Ok(ControlFlow::Continue(()));
+        };
         let offset = u64::from(first.extent.offset);
-        let length = adjacent.iter().map(|(_, block)| block.extent.length as usize).sum();
+        let length = adjacent
+            .iter()
+            .map(|(_, block)| block.extent.length as usize)
+            .sum();
         let bytes = match read_exact(&*segment.slot.file, offset, length) {
             // The file has been truncated.
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Bytes::new(),
-            bytes => bytes.map_err(|source| self.failed(segment, first.first, source))?.into(),
+            bytes => bytes
+                .map_err(|source| self.failed(segment, first.first, source))?
+                .into(),
         };
         for (segment, block) in &adjacent {
             let begin = (u64::from(block.extent.offset) - offset) as usize;
@@ -166,11 +193,21 @@ impl Visitor<'_> {
 
     /// Returns the block that begins at a place of the bytes, if it is intact.
     fn decode(&self, bytes: &Bytes, begin: usize, salt: Salt, block: &BlockRef) -> Option<Block> {
-        let BlockRef { first, last, extent, .. } = *block;
+        let BlockRef {
+            first,
+            last,
+            extent,
+            ..
+        } = *block;
         let end = begin + extent.length as usize;
         let payload = decode_block(bytes.get(begin..end)?, salt, self.inbox, (first, last))?;
         let payload = bytes.slice(begin + payload.start..begin + payload.end);
-        Some(Block { inbox: self.inbox, first, last, payload })
+        Some(Block {
+            inbox: self.inbox,
+            first,
+            last,
+            payload,
+        })
     }
 
     fn damaged(&self, segment: &Segment, first: u64) -> ReadError {
@@ -178,7 +215,11 @@ impl Visitor<'_> {
         if self.shared.is_closed() {
             return ReadError::Closed;
         }
-        ReadError::Damaged { inbox: self.inbox, first, path: segment.slot.path.clone() }
+        ReadError::Damaged {
+            inbox: self.inbox,
+            first,
+            path: segment.slot.path.clone(),
+        }
     }
 
     fn failed(&self, segment: &Segment, first: u64, source: std::io::Error) -> ReadError {
@@ -186,6 +227,9 @@ impl Visitor<'_> {
         if source.kind() == std::io::ErrorKind::UnexpectedEof {
             return self.damaged(segment, first);
         }
-        ReadError::Failed(LogError { path: segment.slot.path.clone(), source })
+        ReadError::Failed(LogError {
+            path: segment.slot.path.clone(),
+            source,
+        })
     }
 }

@@ -124,9 +124,17 @@ fn packed_blocks(packed: &[u8]) -> impl Iterator<Item = BlockRef> {
         let first = varint::take(&mut rest)?.wrapping_add(number);
         let last = varint::take(&mut rest)?.wrapping_add(first);
         let id = varint::take_difference(&mut rest, segment)?;
-        let extent = Extent { offset: varint::take_u32(&mut rest)?, length: varint::take_u32(&mut rest)? };
+        let extent = Extent {
+            offset: varint::take_u32(&mut rest)?,
+            length: varint::take_u32(&mut rest)?,
+        };
         (number, segment) = (first, id);
-        Some(BlockRef { first, last, segment: id as SegmentId, extent })
+        Some(BlockRef {
+            first,
+            last,
+            segment: id as SegmentId,
+            extent,
+        })
     })
 }
 
@@ -140,14 +148,23 @@ mod tests {
 
     /// A block that is added, or the number of blocks that are removed.
     fn change() -> impl Strategy<Value = (InboxId, Result<BlockRef, usize>)> {
-        let block = (1u64..1 << 53, 0u64..1 << 53, any::<SegmentId>(), any::<u32>(), any::<u32>());
+        let block = (
+            1u64..1 << 53,
+            0u64..1 << 53,
+            any::<SegmentId>(),
+            any::<u32>(),
+            any::<u32>(),
+        );
         let block = block.prop_map(|(first, span, segment, offset, length)| BlockRef {
             first,
             last: first + span,
             segment,
             extent: Extent { offset, length },
         });
-        (0u64..4, prop_oneof![3 => block.prop_map(Ok), 1 => (0usize..12).prop_map(Err)])
+        (
+            0u64..4,
+            prop_oneof![3 => block.prop_map(Ok), 1 => (0usize..12).prop_map(Err)],
+        )
     }
 
     proptest! {

@@ -109,12 +109,28 @@ struct Newest {
 }
 
 /// Recovers the log of a folder.
-pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<Recovered, OpenError> {
-    let (head, Head { id: head_id, segment_bytes }) = open_head(storage)?;
+pub(super) fn recover(
+    storage: &dyn Storage,
+    replay: &mut Replay<'_>,
+) -> Result<Recovered, OpenError> {
+    let (
+        head,
+        Head {
+            id: head_id,
+            segment_bytes,
+        },
+    ) = open_head(storage)?;
     let survey = slots::survey(storage);
-    let survey = survey.map_err(|source| OpenError::Io { path: storage.path(""), source })?;
+    let survey = survey.map_err(|source| OpenError::Io {
+        path: storage.path(""),
+        source,
+    })?;
     let mut recovery = LogRecovery::new(storage, survey, head_id, segment_bytes);
-    let next_id = recovery.uses.last_key_value().map_or(0, |(&id, _)| id).max(head_id);
+    let next_id = recovery
+        .uses
+        .last_key_value()
+        .map_or(0, |(&id, _)| id)
+        .max(head_id);
     let Some(next_id) = next_id.checked_add(1) else {
         return Err(recovery.damaged("the numbers of its segments are used up".into()));
     };
@@ -126,11 +142,16 @@ pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<
     };
     let header = newest.segment.header;
     let mut frames = Frames::new(&newest.bytes, header.salt, header.previous.link);
-    let placed =
-        scan_tail(&mut frames, newest.durable).map_err(|damage| recovery.damage(&newest.segment, damage))?;
+    let placed = scan_tail(&mut frames, newest.durable)
+        .map_err(|damage| recovery.damage(&newest.segment, damage))?;
     if placed.last().map_or(0, |last| last.frame.head.commit) < header.carried {
         // It was on stable storage before any later append.
-        return Err(recovery.damage(&newest.segment, Damage { offset: frames.offset }));
+        return Err(recovery.damage(
+            &newest.segment,
+            Damage {
+                offset: frames.offset,
+            },
+        ));
     }
     if frames.has_torn_end() {
         let (path, offset) = (newest.segment.slot.path.display(), frames.offset);
@@ -142,7 +163,9 @@ pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<
         recovery.note_checkpoint(frame);
     }
     let chain = recovery.chain(&newest.segment)?;
-    let oldest = chain.first().map_or(header.id, |needed| needed.segment.header.id);
+    let oldest = chain
+        .first()
+        .map_or(header.id, |needed| needed.segment.header.id);
     for needed in chain {
         recovery.replay_needed(needed, replay)?;
     }
@@ -160,19 +183,38 @@ pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<
     let index_bytes = index_bytes(&placed);
     let places = places(header.id, doubtful);
     drop(placed);
-    let Newest { segment: Use { slot, .. }, bytes, .. } = newest;
+    let Newest {
+        segment: Use { slot, .. },
+        bytes,
+        ..
+    } = newest;
     let (id, salt) = (header.id, header.salt);
     let is_named = id == head_id;
-    let resume =
-        Resume { id, is_named, slot, salt, bytes, end, link, index_bytes, places, tail_start: oldest };
+    let resume = Resume {
+        id,
+        is_named,
+        slot,
+        salt,
+        bytes,
+        end,
+        link,
+        index_bytes,
+        places,
+        tail_start: oldest,
+    };
     let recovered = recovery.finish(head, next_id, previous, carried, tail_start);
-    Ok(Recovered { resume: Some(resume), ..recovered })
+    Ok(Recovered {
+        resume: Some(resume),
+        ..recovered
+    })
 }
 
 /// Returns the space that the index of the blocks of some frames takes at most.
 fn index_bytes(placed: &[Placed<'_>]) -> usize {
     let blocks = placed.iter().flat_map(|one| &one.frame.blocks);
-    blocks.map(|block| max_entry_bytes(block.record.inbox)).sum()
+    blocks
+        .map(|block| max_entry_bytes(block.record.inbox))
+        .sum()
 }
 
 /// Returns the index of the first frame of the newest segment to be rewritten: frames
@@ -183,26 +225,42 @@ fn carried_from(newest: &Newest, is_whole: bool, placed: &[Placed<'_>]) -> usize
         return 0;
     }
     let is_trusted = is_planted(Bug::TrustedCache);
-    let synced = if is_trusted { u64::MAX } else { synced_before(newest, placed) };
+    let synced = if is_trusted {
+        u64::MAX
+    } else {
+        synced_before(newest, placed)
+    };
     placed.partition_point(|frame| frame.frame.head.commit <= synced)
 }
 
 /// Returns the last commit that was certainly synced.
 fn synced_before(newest: &Newest, placed: &[Placed<'_>]) -> u64 {
-    let synced =
-        placed.last().map_or(newest.segment.header.previous.link.commit, |last| last.frame.head.synced);
+    let synced = placed
+        .last()
+        .map_or(newest.segment.header.previous.link.commit, |last| {
+            last.frame.head.synced
+        });
     synced.max(newest.durable)
 }
 
 /// Opens `HEAD`, which every store has.
 fn open_head(storage: &dyn Storage) -> Result<(HeadFile, Head), OpenError> {
-    let io = |source| OpenError::Io { path: storage.path(head::NAME), source };
-    let damaged = |what: &str| OpenError::Damaged { path: storage.path(""), what: what.into() };
+    let io = |source| OpenError::Io {
+        path: storage.path(head::NAME),
+        source,
+    };
+    let damaged = |what: &str| OpenError::Damaged {
+        path: storage.path(""),
+        what: what.into(),
+    };
     let file = HeadFile::open(storage).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => damaged("HEAD is missing"),
         _ => io(error),
     })?;
-    let head = file.read().map_err(io)?.ok_or_else(|| damaged("HEAD names no segment"))?;
+    let head = file
+        .read()
+        .map_err(io)?
+        .ok_or_else(|| damaged("HEAD names no segment"))?;
     Ok((file, head))
 }
 
@@ -225,9 +283,21 @@ struct LogRecovery<'a> {
 }
 
 impl<'a> LogRecovery<'a> {
-    fn new(storage: &'a dyn Storage, survey: Survey, head_id: SegmentId, segment_bytes: u64) -> Self {
-        let Survey { used, blank, next_name } = survey;
-        let uses = used.into_iter().map(|(header, slot)| (header.id, Use { header, slot })).collect();
+    fn new(
+        storage: &'a dyn Storage,
+        survey: Survey,
+        head_id: SegmentId,
+        segment_bytes: u64,
+    ) -> Self {
+        let Survey {
+            used,
+            blank,
+            next_name,
+        } = survey;
+        let uses = used
+            .into_iter()
+            .map(|(header, slot)| (header.id, Use { header, slot }))
+            .collect();
         Self {
             storage,
             uses,
@@ -262,10 +332,19 @@ impl<'a> LogRecovery<'a> {
                 .any(|placed| placed.frame.head.commit == header.carried);
             if is_whole || header.carried == 0 {
                 let durable = if is_complete { header.carried } else { 0 };
-                return Ok(Some(Newest { segment: newest, bytes, durable }));
+                return Ok(Some(Newest {
+                    segment: newest,
+                    bytes,
+                    durable,
+                }));
             }
             if is_complete {
-                return Err(self.damage(&newest, Damage { offset: FRAMES_START }));
+                return Err(self.damage(
+                    &newest,
+                    Damage {
+                        offset: FRAMES_START,
+                    },
+                ));
             }
             tracing::info!(segment = id, "segment of an interrupted open ignored");
             self.blank.push(newest.slot);
@@ -277,7 +356,11 @@ impl<'a> LogRecovery<'a> {
     fn note_checkpoint(&mut self, placed: &Placed<'_>) {
         if let Some(end) = &placed.meta.checkpoint {
             let last = placed.frame.head.commit;
-            self.checkpoint = CheckpointExtent { first: end.first, last, bytes: end.bytes };
+            self.checkpoint = CheckpointExtent {
+                first: end.first,
+                last,
+                bytes: end.bytes,
+            };
         }
     }
 
@@ -287,7 +370,10 @@ impl<'a> LogRecovery<'a> {
         let mut chain = Vec::new();
         let mut previous = newest.header.previous;
         while previous.link.commit >= first {
-            let segment = self.uses.remove(&previous.id).ok_or_else(|| self.missing(previous.id))?;
+            let segment = self
+                .uses
+                .remove(&previous.id)
+                .ok_or_else(|| self.missing(previous.id))?;
             let (end, last) = (previous.end, previous.link);
             previous = segment.header.previous;
             chain.push(Needed { segment, end, last });
@@ -313,7 +399,11 @@ impl<'a> LogRecovery<'a> {
         self.add_segment(&segment, end, Some(&placed))
     }
 
-    fn replay_frame(&mut self, placed: &Placed<'_>, replay: &mut Replay<'_>) -> Result<(), OpenError> {
+    fn replay_frame(
+        &mut self,
+        placed: &Placed<'_>,
+        replay: &mut Replay<'_>,
+    ) -> Result<(), OpenError> {
         let head = &placed.frame.head;
         self.freed.extend(&placed.meta.freed);
         if head.commit > self.synced {
@@ -367,7 +457,10 @@ impl<'a> LogRecovery<'a> {
             Some(live) => live,
             None if self.checkpoint.first == 0 => return Ok(()),
             None => {
-                let what = format!("the checkpoint of commit {} is missing", self.checkpoint.last);
+                let what = format!(
+                    "the checkpoint of commit {} is missing",
+                    self.checkpoint.last
+                );
                 return Err(self.damaged(what));
             }
         };
@@ -397,9 +490,14 @@ impl<'a> LogRecovery<'a> {
         };
         let Header { id, salt, .. } = newest.header;
         let end = last.offset + u64::from(last.frame.head.length);
-        self.index.add_unsealed(Segment::new(id, newest.slot.clone(), salt, end, None));
+        self.index
+            .add_unsealed(Segment::new(id, newest.slot.clone(), salt, end, None));
         self.index.add_frames(id, kept);
-        Previous { id, end, link: last.frame.link() }
+        Previous {
+            id,
+            end,
+            link: last.frame.link(),
+        }
     }
 
     fn finish(
@@ -411,7 +509,10 @@ impl<'a> LogRecovery<'a> {
         tail_start: Option<SegmentId>,
     ) -> Recovered {
         let uses = std::mem::take(&mut self.uses);
-        let freed = uses.into_iter().map(|(id, segment)| (segment.slot, self.is_free(id))).collect();
+        let freed = uses
+            .into_iter()
+            .map(|(id, segment)| (segment.slot, self.is_free(id)))
+            .collect();
         Recovered {
             head,
             segment_bytes: self.segment_bytes,
@@ -434,7 +535,10 @@ impl<'a> LogRecovery<'a> {
         }
         let slot = &segment.slot;
         let bytes = read_exact(&*slot.file, 0, length as usize);
-        bytes.map_err(|source| OpenError::Io { path: slot.path.clone(), source })
+        bytes.map_err(|source| OpenError::Io {
+            path: slot.path.clone(),
+            source,
+        })
     }
 
     fn damage(&self, segment: &Use, damage: Damage) -> OpenError {
@@ -447,7 +551,10 @@ impl<'a> LogRecovery<'a> {
     }
 
     fn damaged(&self, what: String) -> OpenError {
-        OpenError::Damaged { path: self.storage.path(""), what }
+        OpenError::Damaged {
+            path: self.storage.path(""),
+            what,
+        }
     }
 }
 
@@ -468,6 +575,10 @@ fn carry(placed: &Placed<'_>, ended: Option<Previous>) -> CarriedFrame {
         part: frame.head.part(),
         meta: meta.encode(),
         records: frame.records.to_vec(),
-        blocks: frame.blocks.iter().map(|block| block.record.to_block()).collect(),
+        blocks: frame
+            .blocks
+            .iter()
+            .map(|block| block.record.to_block())
+            .collect(),
     }
 }

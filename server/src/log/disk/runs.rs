@@ -38,7 +38,10 @@ impl RunList {
 
     /// Unpacks a list.
     pub(super) fn unpack(packed: &[u8]) -> Self {
-        Self { start: packed_start(packed), runs: packed_runs(packed).map(|(_, run)| run).collect() }
+        Self {
+            start: packed_start(packed),
+            runs: packed_runs(packed).map(|(_, run)| run).collect(),
+        }
     }
 
     /// Appends a block that follows all others. It extends the last run if that is
@@ -69,7 +72,14 @@ pub(super) fn packed_runs(packed: &[u8]) -> impl Iterator<Item = (u64, BlockRun)
         segment = varint::take_difference(&mut rest, segment)?;
         number = number.wrapping_add(varint::take(&mut rest)?);
         let units = varint::take(&mut rest)?;
-        Some((start, BlockRun { segment: segment as SegmentId, last: number, units }))
+        Some((
+            start,
+            BlockRun {
+                segment: segment as SegmentId,
+                last: number,
+                units,
+            },
+        ))
     })
 }
 

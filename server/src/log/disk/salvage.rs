@@ -16,14 +16,17 @@ use super::check::{DamagedBlock, Visit};
 use super::file::{OsStorage, read_exact};
 use super::folder::{Access, Folder, LOCK_TIMEOUT};
 use super::format::{
-    BlockView, FRAME_ALIGNMENT, FRAMES_START, FrameView, HEADER_SPAN, Header, SegmentId, decode_block,
+    BlockView, FRAME_ALIGNMENT, FRAMES_START, FrameView, HEADER_SPAN, Header, SegmentId,
+    decode_block,
 };
 use super::head::HeadFile;
 use super::meta::Meta;
 use super::recovery::Replay;
 use super::segment::Slot;
 use super::slots::{self, Survey};
-use crate::log::{AppendError, Block, Durability, Frame, InboxId, Log as _, LogError, OpenError, ReadError};
+use crate::log::{
+    AppendError, Block, Durability, Frame, InboxId, Log as _, LogError, OpenError, ReadError,
+};
 
 /// The losses besides messages.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -99,20 +102,30 @@ impl Salvage {
         let storage = Arc::new(OsStorage::new(&path));
         HeadFile::create(&*storage).map_err(|source| OpenError::Io { path, source })?;
         let log = DiskLog::open(storage, self.segment_bytes, &mut |_| Ok(()))?;
-        Ok(Rebuild { folder: &self.folder, log: Box::new(log) })
+        Ok(Rebuild {
+            folder: &self.folder,
+            log: Box::new(log),
+        })
     }
 
     fn of_folder(folder: Folder, replay: &mut Replay<'_>) -> Result<Self, OpenError> {
         let path = folder.readable_log();
         let storage = OsStorage::read_only(&path);
-        let io = |source| OpenError::Io { path: path.clone(), source };
+        let io = |source| OpenError::Io {
+            path: path.clone(),
+            source,
+        };
         let Survey { used, blank, .. } = slots::survey(&storage).map_err(io)?;
-        let head = HeadFile::open(&storage).and_then(|head| head.read()).unwrap_or_default();
+        let head = HeadFile::open(&storage)
+            .and_then(|head| head.read())
+            .unwrap_or_default();
         let mut salvage = Self {
             folder,
             segments: parts(used),
             blocks: BTreeMap::new(),
-            segment_bytes: head.map(|head| head.segment_bytes).filter(|bytes| *bytes > 0),
+            segment_bytes: head
+                .map(|head| head.segment_bytes)
+                .filter(|bytes| *bytes > 0),
             lost: Lost::default(),
         };
         for slot in blank {
@@ -144,7 +157,12 @@ impl Salvage {
     /// Returns the number above those of all messages.
     #[must_use]
     pub fn last_number(&self) -> u64 {
-        self.blocks.values().flat_map(BTreeMap::values).map(|place| place.last).max().unwrap_or(0)
+        self.blocks
+            .values()
+            .flat_map(BTreeMap::values)
+            .map(|place| place.last)
+            .max()
+            .unwrap_or(0)
     }
 
     /// Visits the blocks of `inbox` that hold a number above `after`, in order, until
@@ -152,14 +170,21 @@ impl Salvage {
     ///
     /// # Errors
     /// [`ReadError::Failed`] if the disk fails.
-    pub fn visit(&self, inbox: InboxId, after: u64, visit: &mut Visit<'_>) -> Result<(), ReadError> {
+    pub fn visit(
+        &self,
+        inbox: InboxId,
+        after: u64,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), ReadError> {
         let mut covered = 0;
         for (&first, place) in self.blocks.get(&inbox).into_iter().flatten() {
             // A stale copy of a replaced block may remain in a segment.
             if place.last <= after || first <= covered {
                 continue;
             }
-            let Some(part) = self.segments.get(&place.segment) else { continue };
+            let Some(part) = self.segments.get(&place.segment) else {
+                continue;
+            };
             covered = place.last;
             if visit(self.read(part, inbox, first, place)?).is_break() {
                 break;
@@ -176,15 +201,32 @@ impl Salvage {
         place: &Place,
     ) -> Result<Result<Block, DamagedBlock>, ReadError> {
         let slot = &part.slot;
-        let damaged = || DamagedBlock { inbox, first, last: place.last, path: slot.path.clone() };
+        let damaged = || DamagedBlock {
+            inbox,
+            first,
+            last: place.last,
+            path: slot.path.clone(),
+        };
         if !place.is_intact {
             return Ok(Err(damaged()));
         }
-        let bytes = read_exact(&*slot.file, place.offset, place.length as usize)
-            .map_err(|source| LogError { path: slot.path.clone(), source })?;
+        let bytes =
+            read_exact(&*slot.file, place.offset, place.length as usize).map_err(|source| {
+                LogError {
+                    path: slot.path.clone(),
+                    source,
+                }
+            })?;
         let range = decode_block(&bytes, part.header.salt, inbox, (first, place.last));
         let payload = range.map(|range| Bytes::from(bytes).slice(range));
-        Ok(payload.map(|payload| Block { inbox, first, last: place.last, payload }).ok_or_else(damaged))
+        Ok(payload
+            .map(|payload| Block {
+                inbox,
+                first,
+                last: place.last,
+                payload,
+            })
+            .ok_or_else(damaged))
     }
 
     /// Surveys every frame: its commit, its checkpoint and its blocks.
@@ -197,7 +239,8 @@ impl Salvage {
                 let (offset, views) = match found {
                     ReadablePart::Frame(offset, frame, meta) => {
                         note(&mut commits, frame.head.commit);
-                        checkpoints.extend(meta.checkpoint.map(|end| (end.first, frame.head.commit)));
+                        checkpoints
+                            .extend(meta.checkpoint.map(|end| (end.first, frame.head.commit)));
                         (offset, frame.blocks)
                     }
                     ReadablePart::Blocks(offset, views) => (offset, views),
@@ -212,7 +255,11 @@ impl Salvage {
                         is_intact: view.is_intact,
                     };
                     // The newest one wins, unless it is damaged.
-                    let known = blocks.entry(view.record.inbox).or_default().entry(first).or_insert(place);
+                    let known = blocks
+                        .entry(view.record.inbox)
+                        .or_default()
+                        .entry(first)
+                        .or_insert(place);
                     if place.is_intact || !known.is_intact {
                         *known = place;
                     }
@@ -226,7 +273,12 @@ impl Salvage {
     /// Returns the commit with which the newest complete checkpoint begins, and notes
     /// the commits behind it that are lost.
     fn start(&mut self) -> u64 {
-        let mut ranges: Vec<_> = self.segments.values().flat_map(|part| &part.commits).copied().collect();
+        let mut ranges: Vec<_> = self
+            .segments
+            .values()
+            .flat_map(|part| &part.commits)
+            .copied()
+            .collect();
         ranges.sort_unstable();
         let mut merged: Vec<(u64, u64)> = Vec::new();
         for (first, last) in ranges {
@@ -235,11 +287,21 @@ impl Salvage {
                 _ => merged.push((first, last)),
             }
         }
-        let is_whole =
-            |&(first, last): &(u64, u64)| merged.iter().any(|range| range.0 <= first && last <= range.1);
-        let checkpoints = self.segments.values().flat_map(|part| &part.checkpoints).copied();
+        let is_whole = |&(first, last): &(u64, u64)| {
+            merged
+                .iter()
+                .any(|range| range.0 <= first && last <= range.1)
+        };
+        let checkpoints = self
+            .segments
+            .values()
+            .flat_map(|part| &part.checkpoints)
+            .copied();
         let known = self.segments.values().map(|part| part.header.checkpoint);
-        let expects_one = known.map(|checkpoint| checkpoint.first).max().is_some_and(|first| first > 0);
+        let expects_one = known
+            .map(|checkpoint| checkpoint.first)
+            .max()
+            .is_some_and(|first| first > 0);
         let newest = checkpoints.filter(is_whole).max_by_key(|(_, last)| *last);
         let oldest = merged.first().map_or(1, |range| range.0);
         self.lost.has_no_checkpoint = newest.is_none() && (expects_one || oldest > 1);
@@ -251,7 +313,12 @@ impl Salvage {
             }
             expected = last + 1;
         }
-        let named = self.segments.values().map(|part| part.header.previous.link.commit).max().unwrap_or(0);
+        let named = self
+            .segments
+            .values()
+            .map(|part| part.header.previous.link.commit)
+            .max()
+            .unwrap_or(0);
         if named >= expected {
             self.lost.commits.push((expected, named));
         }
@@ -273,7 +340,11 @@ impl Salvage {
                     && result.is_ok()
                 {
                     replayed = frame.head.commit;
-                    result = if frame.records.is_empty() { Ok(()) } else { replay(frame.records) };
+                    result = if frame.records.is_empty() {
+                        Ok(())
+                    } else {
+                        replay(frame.records)
+                    };
                 }
             });
             result?;
@@ -291,7 +362,16 @@ fn parts(used: Vec<(Header, Slot)>) -> BTreeMap<SegmentId, Part> {
     }
     let part = |(header, slot): (Header, Slot)| {
         let end = ends.get(&header.id).copied().unwrap_or(header.size);
-        (header.id, Part { header, slot, end, commits: Vec::new(), checkpoints: Vec::new() })
+        (
+            header.id,
+            Part {
+                header,
+                slot,
+                end,
+                commits: Vec::new(),
+                checkpoints: Vec::new(),
+            },
+        )
     };
     used.into_iter().map(part).collect()
 }
@@ -307,7 +387,10 @@ fn is_blank(slot: &Slot) -> io::Result<bool> {
 fn read_frames(part: &Part) -> Result<Vec<u8>, OpenError> {
     let mut bytes = vec![0; part.end.min(part.slot.size) as usize];
     let length = part.slot.file.read_at(&mut bytes, 0);
-    let length = length.map_err(|source| OpenError::Io { path: part.slot.path.clone(), source })?;
+    let length = length.map_err(|source| OpenError::Io {
+        path: part.slot.path.clone(),
+        source,
+    })?;
     bytes.truncate(length);
     Ok(bytes)
 }

@@ -34,7 +34,12 @@ pub(super) struct Frames<'a> {
 impl<'a> Frames<'a> {
     /// Reads from the beginning of a segment, whose first frame follows `link`.
     pub(super) fn new(bytes: &'a [u8], salt: Salt, link: FrameLink) -> Self {
-        Self { bytes, salt, offset: FRAMES_START, link }
+        Self {
+            bytes,
+            salt,
+            offset: FRAMES_START,
+            link,
+        }
     }
 
     /// Returns the next frame if it is valid and follows in the chain. Its blocks may be
@@ -43,18 +48,26 @@ impl<'a> Frames<'a> {
         let rest = self.bytes.get(usize::try_from(self.offset).ok()?..)?;
         let frame = FrameView::decode(rest, self.salt)?;
         let meta = Meta::decode(frame.meta)?;
-        if frame.head.previous != self.link.check || frame.head.commit != self.link.commit.wrapping_add(1) {
+        if frame.head.previous != self.link.check
+            || frame.head.commit != self.link.commit.wrapping_add(1)
+        {
             return None;
         }
         let offset = self.offset;
         self.link = frame.link();
         self.offset += u64::from(frame.head.length);
-        Some(Placed { offset, frame, meta })
+        Some(Placed {
+            offset,
+            frame,
+            meta,
+        })
     }
 
     /// Returns whether a part of the next frame was written.
     pub(super) fn has_torn_end(&self) -> bool {
-        let rest = usize::try_from(self.offset).ok().and_then(|offset| self.bytes.get(offset..));
+        let rest = usize::try_from(self.offset)
+            .ok()
+            .and_then(|offset| self.bytes.get(offset..));
         rest.and_then(|rest| FrameHead::decode(rest, self.salt))
             .is_some_and(|head| head.commit == self.link.commit.wrapping_add(1))
     }
@@ -85,10 +98,16 @@ pub(super) fn scan_known<'a>(
     visit: &mut dyn FnMut(Placed<'a>),
 ) -> Result<(), Damage> {
     while frames.offset < end {
-        let damage = Damage { offset: frames.offset };
+        let damage = Damage {
+            offset: frames.offset,
+        };
         visit(frames.next().ok_or(damage)?);
     }
-    if frames.offset == end { Ok(()) } else { Err(Damage { offset: end }) }
+    if frames.offset == end {
+        Ok(())
+    } else {
+        Err(Damage { offset: end })
+    }
 }
 
 /// Returns the frames of the last segment, up to the first that is not valid.
@@ -96,7 +115,10 @@ pub(super) fn scan_known<'a>(
 /// That one was torn, or never written, unless a valid frame behind it was written
 /// when it was on stable storage. A frame of which only a text is damaged is kept if
 /// it is known to have been whole: up to commit `carried`, or by a frame behind it.
-pub(super) fn scan_tail<'a>(frames: &mut Frames<'a>, carried: u64) -> Result<Vec<Placed<'a>>, Damage> {
+pub(super) fn scan_tail<'a>(
+    frames: &mut Frames<'a>,
+    carried: u64,
+) -> Result<Vec<Placed<'a>>, Damage> {
     let link = frames.link;
     let mut placed: Vec<_> = std::iter::from_fn(|| frames.next()).collect();
     let torn = placed.iter().enumerate().position(|(number, one)| {
@@ -111,5 +133,11 @@ pub(super) fn scan_tail<'a>(frames: &mut Frames<'a>, carried: u64) -> Result<Vec
         placed.truncate(torn);
         frames.link = placed.last().map_or(link, |last| last.frame.link());
     }
-    if frames.is_followed() { Err(Damage { offset: frames.offset }) } else { Ok(placed) }
+    if frames.is_followed() {
+        Err(Damage {
+            offset: frames.offset,
+        })
+    } else {
+        Ok(placed)
+    }
 }

@@ -61,7 +61,13 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    pub(super) fn new(id: SegmentId, slot: Slot, salt: Salt, end: u64, table: Option<Table>) -> Self {
+    pub(super) fn new(
+        id: SegmentId,
+        slot: Slot,
+        salt: Salt,
+        end: u64,
+        table: Option<Table>,
+    ) -> Self {
         Self {
             id,
             slot,
@@ -126,7 +132,11 @@ impl Segment {
     /// Returns whether no live block is left.
     pub(super) fn remove_live(&self, units: u64) -> bool {
         let before = self.live.fetch_sub(units, Ordering::Relaxed);
-        debug_assert!(before >= units, "segment {} had {before} live units, not {units}", self.id);
+        debug_assert!(
+            before >= units,
+            "segment {} had {before} live units, not {units}",
+            self.id
+        );
         before == units
     }
 }
@@ -154,7 +164,11 @@ impl Segments {
     /// Returns the segments that satisfy a condition, the oldest first.
     pub(super) fn select(&self, is_wanted: impl Fn(&Segment) -> bool) -> Vec<Arc<Segment>> {
         let by_id = self.by_id.read();
-        by_id.values().filter(|segment| is_wanted(segment)).cloned().collect()
+        by_id
+            .values()
+            .filter(|segment| is_wanted(segment))
+            .cloned()
+            .collect()
     }
 
     /// Sums a figure over all segments.
@@ -173,6 +187,8 @@ impl Segments {
     /// Returns whether no live block is left.
     pub(super) fn remove_live(&self, id: SegmentId, units: u64) -> bool {
         let by_id = self.by_id.read();
-        by_id.get(&id).is_some_and(|segment| segment.remove_live(units))
+        by_id
+            .get(&id)
+            .is_some_and(|segment| segment.remove_live(units))
     }
 }

@@ -41,14 +41,20 @@ pub(super) struct Survey {
 /// Removes the files that were never finished.
 pub(super) fn remove_unfinished(storage: &dyn Storage) -> io::Result<()> {
     let names = storage.list()?;
-    names.iter().filter(|name| name.ends_with(UNFINISHED)).try_for_each(|name| storage.remove(name))
+    names
+        .iter()
+        .filter(|name| name.ends_with(UNFINISHED))
+        .try_for_each(|name| storage.remove(name))
 }
 
 /// Looks at every file.
 pub(super) fn survey(storage: &dyn Storage) -> io::Result<Survey> {
     let mut survey = Survey::default();
     for name in storage.list()? {
-        let Some(number) = name.strip_suffix(EXTENSION).and_then(|number| number.parse::<u64>().ok()) else {
+        let Some(number) = name
+            .strip_suffix(EXTENSION)
+            .and_then(|number| number.parse::<u64>().ok())
+        else {
             continue;
         };
         survey.next_name = survey.next_name.max(number.saturating_add(1));
@@ -64,9 +70,22 @@ pub(super) fn survey(storage: &dyn Storage) -> io::Result<Survey> {
             // missing.
             Some(header) if !(FRAMES_START..=size.min(SIZE_MAX)).contains(&header.size) => {}
             Some(header) => {
-                survey.used.push((header, Slot { name, path, file, size: header.size }));
+                survey.used.push((
+                    header,
+                    Slot {
+                        name,
+                        path,
+                        file,
+                        size: header.size,
+                    },
+                ));
             }
-            None => survey.blank.push(Slot { name, path, file, size }),
+            None => survey.blank.push(Slot {
+                name,
+                path,
+                file,
+                size,
+            }),
         }
     }
     Ok(survey)
@@ -89,7 +108,13 @@ pub(super) struct Files {
 impl Files {
     pub(super) fn new(storage: Arc<dyn Storage>, spares: Spares, segment_bytes: u64) -> Self {
         let (free_bytes, is_exhausted) = (u64::MAX.into(), false.into());
-        let files = Self { storage, spares, segment_bytes, free_bytes, is_exhausted };
+        let files = Self {
+            storage,
+            spares,
+            segment_bytes,
+            free_bytes,
+            is_exhausted,
+        };
         files.poll();
         files
     }
@@ -119,7 +144,11 @@ impl Files {
     }
 
     fn usable_bytes(&self) -> u64 {
-        if self.is_exhausted.load(Ordering::Relaxed) { 0 } else { self.free_bytes() }
+        if self.is_exhausted.load(Ordering::Relaxed) {
+            0
+        } else {
+            self.free_bytes()
+        }
     }
 
     /// Records whether a file of the usual size could be created.
@@ -204,15 +233,31 @@ impl Spares {
         segment_bytes: u64,
     ) -> Self {
         if !blank.iter().any(|slot| slot.size == segment_bytes)
-            && let Some(at) = freed.iter().position(|(slot, is_free)| *is_free && slot.size == segment_bytes)
+            && let Some(at) = freed
+                .iter()
+                .position(|(slot, is_free)| *is_free && slot.size == segment_bytes)
         {
             blank.push(freed.swap_remove(at).0);
         }
         let freed: Vec<_> = freed.into_iter().map(|(slot, _)| slot).collect();
-        let bytes = blank.iter().chain(&freed).map(|slot| slot.size).sum::<u64>();
-        let (blank, other): (Vec<_>, Vec<_>) = blank.into_iter().partition(|slot| slot.size == segment_bytes);
+        let bytes = blank
+            .iter()
+            .chain(&freed)
+            .map(|slot| slot.size)
+            .sum::<u64>();
+        let (blank, other): (Vec<_>, Vec<_>) = blank
+            .into_iter()
+            .partition(|slot| slot.size == segment_bytes);
         let dirty = freed.into_iter().chain(other).collect();
-        Self { state: Mutex::new(SpareSlots { blank, dirty, next_name }), bytes: bytes.into(), segment_bytes }
+        Self {
+            state: Mutex::new(SpareSlots {
+                blank,
+                dirty,
+                next_name,
+            }),
+            bytes: bytes.into(),
+            segment_bytes,
+        }
     }
 
     /// Takes a blank file of the usual size.
@@ -228,7 +273,10 @@ impl Spares {
         let slot = match state.blank.pop() {
             Some(slot) => slot,
             None => {
-                let at = state.dirty.iter().position(|slot| slot.size == self.segment_bytes)?;
+                let at = state
+                    .dirty
+                    .iter()
+                    .position(|slot| slot.size == self.segment_bytes)?;
                 state.dirty.swap_remove(at)
             }
         };
@@ -239,7 +287,11 @@ impl Spares {
     /// Returns whether there is a file of the usual size.
     fn has_usual(&self) -> bool {
         let state = self.state.lock();
-        !state.blank.is_empty() || state.dirty.iter().any(|slot| slot.size == self.segment_bytes)
+        !state.blank.is_empty()
+            || state
+                .dirty
+                .iter()
+                .any(|slot| slot.size == self.segment_bytes)
     }
 
     /// Removes a file that turned out to be in use.
@@ -275,12 +327,20 @@ impl Spares {
             ..=STOPGAP_BYTES => file.write_at(&vec![0; size as usize], 0),
             _ => file.allocate(size),
         };
-        if let Err(error) = fill().and_then(|()| file.sync()).and_then(|()| storage.sync_names()) {
+        if let Err(error) = fill()
+            .and_then(|()| file.sync())
+            .and_then(|()| storage.sync_names())
+        {
             // It would use up the scarce space.
             let _ = storage.remove(&name);
             return Err(error);
         }
-        Ok(Slot { path: storage.path(&name), name, file, size })
+        Ok(Slot {
+            path: storage.path(&name),
+            name,
+            file,
+            size,
+        })
     }
 
     /// Cleans one freed file: blanks or removes it. After an error, the other files come
@@ -288,11 +348,17 @@ impl Spares {
     pub(super) fn clean(&self, storage: &dyn Storage) -> io::Result<Cleaned> {
         let (slot, is_kept) = {
             let mut state = self.state.lock();
-            let Some(slot) = state.dirty.pop() else { return Ok(Cleaned::Nothing) };
+            let Some(slot) = state.dirty.pop() else {
+                return Ok(Cleaned::Nothing);
+            };
             let is_kept = slot.size == self.segment_bytes && state.blank.len() < SPARES_MAX;
             (slot, is_kept)
         };
-        let cleaned = if is_kept { slot.blank() } else { storage.remove(&slot.name) };
+        let cleaned = if is_kept {
+            slot.blank()
+        } else {
+            storage.remove(&slot.name)
+        };
         let mut state = self.state.lock();
         match cleaned {
             Ok(()) if is_kept => state.blank.push(slot),
@@ -304,7 +370,11 @@ impl Spares {
                 return Err(error);
             }
         }
-        Ok(if is_kept { Cleaned::Blanked } else { Cleaned::Removed })
+        Ok(if is_kept {
+            Cleaned::Blanked
+        } else {
+            Cleaned::Removed
+        })
     }
 
     /// Begins a file that is zeroed ahead of use, and reserves its space.
@@ -320,13 +390,28 @@ impl Spares {
             // It would use up the scarce space.
             let _ = storage.remove(&unfinished);
         })?;
-        let slot = Slot { path: storage.path(&name), name, file, size: self.segment_bytes };
+        let slot = Slot {
+            path: storage.path(&name),
+            name,
+            file,
+            size: self.segment_bytes,
+        };
         self.bytes.fetch_add(slot.size, Ordering::Relaxed);
-        Ok(Unfinished { slot, name: unfinished, uncached: Some(uncached), written: 0, has_failed: false })
+        Ok(Unfinished {
+            slot,
+            name: unfinished,
+            uncached: Some(uncached),
+            written: 0,
+            has_failed: false,
+        })
     }
 
     /// Adds a finished file, which the caller drops.
-    pub(super) fn finish(&self, storage: &dyn Storage, unfinished: &mut Unfinished) -> io::Result<()> {
+    pub(super) fn finish(
+        &self,
+        storage: &dyn Storage,
+        unfinished: &mut Unfinished,
+    ) -> io::Result<()> {
         let Unfinished { slot, name, .. } = unfinished;
         slot.file.sync()?;
         storage.rename(name, &slot.name)?;
@@ -339,7 +424,8 @@ impl Spares {
     /// Removes an unfinished file.
     pub(super) fn abandon(&self, storage: &dyn Storage, unfinished: &Unfinished) -> io::Result<()> {
         storage.remove(&unfinished.name)?;
-        self.bytes.fetch_sub(unfinished.slot.size, Ordering::Relaxed);
+        self.bytes
+            .fetch_sub(unfinished.slot.size, Ordering::Relaxed);
         Ok(())
     }
 
@@ -384,7 +470,10 @@ impl Unfinished {
     pub(super) fn write(&mut self, zeros: &[u8]) -> io::Result<bool> {
         let length = (self.slot.size - self.written).min(zeros.len() as u64);
         let piece = zeros.get(..length as usize).unwrap_or(zeros);
-        let uncached = self.uncached.as_ref().map(|file| file.write_at(piece, self.written));
+        let uncached = self
+            .uncached
+            .as_ref()
+            .map(|file| file.write_at(piece, self.written));
         match uncached {
             // One sync at the end: each sync would commit the file system's journal, and
             // the log's own syncs would wait for that.

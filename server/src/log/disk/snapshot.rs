@@ -39,13 +39,26 @@ impl LogSnapshot {
         let storage = Arc::new(OsStorage::read_only(&folder.log()));
         let mut recovered = recover(&*storage, replay).map_err(|error| error.of_store(path))?;
         if let Some(newest) = recovered.resume.take() {
-            recovered.index.add_opened(&OpenSegment::of_newest(newest, recovered.next_id));
+            recovered
+                .index
+                .add_opened(&OpenSegment::of_newest(newest, recovered.next_id));
         }
-        let io = |source| OpenError::Io { path: path.to_owned(), source };
+        let io = |source| OpenError::Io {
+            path: path.to_owned(),
+            source,
+        };
         let (segments, index) = recovered.index.build().map_err(io)?;
         let spares = Spares::new(Vec::new(), Vec::new(), 0, SEGMENT_BYTES);
-        let shared = SharedLog::new(Files::new(storage, spares, SEGMENT_BYTES), segments, index, 0);
-        Ok(Self { shared: Arc::new(shared), _folder: folder })
+        let shared = SharedLog::new(
+            Files::new(storage, spares, SEGMENT_BYTES),
+            segments,
+            index,
+            0,
+        );
+        Ok(Self {
+            shared: Arc::new(shared),
+            _folder: folder,
+        })
     }
 
     /// Returns the reader of its blocks.
@@ -65,7 +78,12 @@ impl LogSnapshot {
     ///
     /// # Errors
     /// [`ReadError::Failed`] if the disk fails.
-    pub fn visit(&self, inbox: InboxId, after: u64, visit: &mut Visit<'_>) -> Result<(), ReadError> {
+    pub fn visit(
+        &self,
+        inbox: InboxId,
+        after: u64,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), ReadError> {
         visit_all(&self.shared, inbox, after, visit)
     }
 }

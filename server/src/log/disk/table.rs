@@ -64,7 +64,10 @@ impl Table {
     /// Encodes the index frame of a segment whose frames end at `end`, from
     /// entries that are sorted.
     pub(super) fn encode(entries: &[BlockEntry], salt: Salt, end: u64) -> EncodedTable {
-        let mut table = Self { offset: end.next_multiple_of(PAGE_BYTES as u64), fences: Vec::new() };
+        let mut table = Self {
+            offset: end.next_multiple_of(PAGE_BYTES as u64),
+            fences: Vec::new(),
+        };
         let mut pages = Vec::new();
         let mut rest = entries;
         while let Some(first) = rest.first() {
@@ -82,8 +85,9 @@ impl Table {
             rest = rest.get(count..).unwrap_or_default();
             pages.resize(begin + PAGE_BYTES, 0);
             let number = table.fences.len() as u64;
-            if let Some((check, content)) =
-                pages.get_mut(begin..).and_then(|page| page.split_first_chunk_mut::<8>())
+            if let Some((check, content)) = pages
+                .get_mut(begin..)
+                .and_then(|page| page.split_first_chunk_mut::<8>())
             {
                 if let Some(slot) = content.first_chunk_mut::<2>() {
                     *slot = (count as u16).to_le_bytes();
@@ -93,12 +97,22 @@ impl Table {
             table.fences.push((first.inbox, first.first));
         }
         let footer = table.encode_footer(salt, end, entries.len() as u64);
-        EncodedTable { table, pages, footer }
+        EncodedTable {
+            table,
+            pages,
+            footer,
+        }
     }
 
     fn encode_footer(&self, salt: Salt, end: u64, entries: u64) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(FOOTER_BYTES);
-        for value in [FOOTER_MAGIC, end, self.offset, self.fences.len() as u64, entries] {
+        for value in [
+            FOOTER_MAGIC,
+            end,
+            self.offset,
+            self.fences.len() as u64,
+            entries,
+        ] {
             bytes.extend(value.to_le_bytes());
         }
         bytes.extend(salt.check(DOMAIN_INDEX - 1, &bytes).to_le_bytes());
@@ -117,14 +131,26 @@ impl Table {
 
     /// Loads and verifies the index frame of a segment of `size` bytes whose frames end
     /// at `end`. Returns `None` if there is no intact one.
-    pub(super) fn load(file: &dyn StorageFile, salt: Salt, size: u64, end: u64) -> io::Result<Option<Self>> {
-        let Some(footer) = size.checked_sub(FOOTER_BYTES as u64) else { return Ok(None) };
+    pub(super) fn load(
+        file: &dyn StorageFile,
+        salt: Salt,
+        size: u64,
+        end: u64,
+    ) -> io::Result<Option<Self>> {
+        let Some(footer) = size.checked_sub(FOOTER_BYTES as u64) else {
+            return Ok(None);
+        };
         let bytes = match read_exact(file, footer, FOOTER_BYTES) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             bytes => bytes?,
         };
-        let Some((offset, count)) = decode_footer(&bytes, salt, size, end) else { return Ok(None) };
-        let mut table = Self { offset, fences: Vec::with_capacity(count) };
+        let Some((offset, count)) = decode_footer(&bytes, salt, size, end) else {
+            return Ok(None);
+        };
+        let mut table = Self {
+            offset,
+            fences: Vec::with_capacity(count),
+        };
         for begin in (0..count).step_by(CHUNK_PAGES) {
             let length = PAGE_BYTES * CHUNK_PAGES.min(count - begin);
             let chunk = read_exact(file, offset + (begin * PAGE_BYTES) as u64, length)?;
@@ -158,12 +184,16 @@ impl Table {
     /// Returns the page with the first entry of `inbox` above `after`, if there is one.
     pub(super) fn find(&self, inbox: InboxId, after: u64) -> usize {
         let key = (inbox, after.saturating_add(1));
-        self.fences.partition_point(|fence| *fence <= key).saturating_sub(1)
+        self.fences
+            .partition_point(|fence| *fence <= key)
+            .saturating_sub(1)
     }
 
     /// Returns whether a page may hold an entry of `inbox`.
     pub(super) fn may_hold(&self, number: usize, inbox: InboxId) -> bool {
-        self.fences.get(number).is_some_and(|fence| fence.0 <= inbox)
+        self.fences
+            .get(number)
+            .is_some_and(|fence| fence.0 <= inbox)
     }
 }
 
@@ -196,12 +226,25 @@ impl<'a> TableReader<'a> {
         readers: usize,
     ) -> Self {
         let chunk_pages = (CHUNK_PAGES_OF_ALL / readers.max(1)).clamp(1, CHUNK_PAGES);
-        Self { table, file, salt, chunk_pages, page: 0, entries: Vec::new(), entry: 0 }
+        Self {
+            table,
+            file,
+            salt,
+            chunk_pages,
+            page: 0,
+            entries: Vec::new(),
+            entry: 0,
+        }
     }
 
     /// Continues with the first entry that is not below a key.
     pub(super) fn skip_below(&mut self, key: (InboxId, u64)) -> io::Result<()> {
-        let page = |table: &Table| table.fences.partition_point(|fence| *fence <= key).saturating_sub(1);
+        let page = |table: &Table| {
+            table
+                .fences
+                .partition_point(|fence| *fence <= key)
+                .saturating_sub(1)
+        };
         self.page = self.table.map_or(0, page);
         self.take_below(Some(key), &mut |_| {})
     }
@@ -231,13 +274,16 @@ impl<'a> TableReader<'a> {
     fn read(&mut self) -> io::Result<bool> {
         self.entry = 0;
         self.entries.clear();
-        let Some(table) = self.table.filter(|table| self.page < table.page_count()) else { return Ok(false) };
+        let Some(table) = self.table.filter(|table| self.page < table.page_count()) else {
+            return Ok(false);
+        };
         let count = self.chunk_pages.min(table.page_count() - self.page);
         let offset = table.offset + (self.page * PAGE_BYTES) as u64;
         let chunk = read_exact(self.file, offset, count * PAGE_BYTES)?;
         for (page, number) in chunk.chunks(PAGE_BYTES).zip(self.page..) {
             // The page was intact when it was loaded.
-            decode_page(page, self.salt, number, &mut self.entries).ok_or(io::ErrorKind::InvalidData)?;
+            decode_page(page, self.salt, number, &mut self.entries)
+                .ok_or(io::ErrorKind::InvalidData)?;
         }
         self.page += count;
         Ok(true)
@@ -247,10 +293,23 @@ impl<'a> TableReader<'a> {
 impl BlockEntry {
     /// Returns the location of the block in a segment.
     pub(super) fn place(self, segment: SegmentId) -> BlockRef {
-        BlockRef { first: self.first, last: self.last, segment, extent: self.extent }
+        BlockRef {
+            first: self.first,
+            last: self.last,
+            segment,
+            extent: self.extent,
+        }
     }
 
-    const ZERO: Self = Self { inbox: 0, first: 0, last: 0, extent: Extent { offset: 0, length: 0 } };
+    const ZERO: Self = Self {
+        inbox: 0,
+        first: 0,
+        last: 0,
+        extent: Extent {
+            offset: 0,
+            length: 0,
+        },
+    };
 
     fn encode(&self, before: &Self, bytes: &mut Vec<u8>) {
         varint::put(bytes, self.inbox.wrapping_sub(before.inbox));
@@ -264,9 +323,16 @@ impl BlockEntry {
         let inbox = before.inbox.checked_add(varint::take(bytes)?)?;
         let first = varint::take_difference(bytes, before.last)?;
         let last = first.checked_add(varint::take(bytes)?)?;
-        let offset = varint::take_difference(bytes, before.extent.end())?.try_into().ok()?;
+        let offset = varint::take_difference(bytes, before.extent.end())?
+            .try_into()
+            .ok()?;
         let length = varint::take_u32(bytes)?;
-        Some(Self { inbox, first, last, extent: Extent { offset, length } })
+        Some(Self {
+            inbox,
+            first,
+            last,
+            extent: Extent { offset, length },
+        })
     }
 }
 
@@ -283,8 +349,12 @@ fn decode_footer(bytes: &[u8], salt: Salt, size: u64, end: u64) -> Option<(u64, 
         return None;
     }
     let rest = &mut { body };
-    let (magic, frames_end, offset, count) =
-        (take_u64(rest)?, take_u64(rest)?, take_u64(rest)?, take_u64(rest)?);
+    let (magic, frames_end, offset, count) = (
+        take_u64(rest)?,
+        take_u64(rest)?,
+        take_u64(rest)?,
+        take_u64(rest)?,
+    );
     let pages_end = count.checked_mul(PAGE_BYTES as u64)?.checked_add(offset)?;
     let is_valid = magic == FOOTER_MAGIC && frames_end == end && offset >= end && pages_end <= size;
     is_valid.then_some((offset, usize::try_from(count).ok()?))
@@ -300,7 +370,12 @@ fn verify_page(page: &[u8], salt: Salt, number: usize) -> Option<(u16, &[u8])> {
     Some((u16::from_le_bytes(*count), entries))
 }
 
-fn decode_page(page: &[u8], salt: Salt, number: usize, entries: &mut Vec<BlockEntry>) -> Option<()> {
+fn decode_page(
+    page: &[u8],
+    salt: Salt,
+    number: usize,
+    entries: &mut Vec<BlockEntry>,
+) -> Option<()> {
     let (count, mut rest) = verify_page(page, salt, number)?;
     let mut before = BlockEntry::ZERO;
     for _ in 0..count {

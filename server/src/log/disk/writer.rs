@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 
 use super::SharedLog;
 use super::format::{
-    BlockRecord, CheckpointExtent, Extent, FRAME_MAX, FRAMES_START, FrameContent, FrameLink, Header,
-    Previous, Salt, SegmentId,
+    BlockRecord, CheckpointExtent, Extent, FRAME_MAX, FRAMES_START, FrameContent, FrameLink,
+    Header, Previous, Salt, SegmentId,
 };
 use super::head::{Head, HeadFile};
 use super::recent::BlockRef;
@@ -19,7 +19,10 @@ use crate::log::{AppendError, Durability, InboxId, LogError, OpenError};
 
 /// Returns whether an error means that there is no space.
 pub(super) fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 /// The end of the log.
@@ -73,7 +76,10 @@ impl OpenSegment {
                 tracing::warn!("no space for a new segment: going on in the last one");
                 Self::resume(files, recovered, resume)
             }
-            (Err(source), _) => Err(OpenError::Io { path: files.storage.path(""), source }),
+            (Err(source), _) => Err(OpenError::Io {
+                path: files.storage.path(""),
+                source,
+            }),
         }
     }
 
@@ -83,43 +89,119 @@ impl OpenSegment {
         recovered: &Recovered,
         carried: Carried,
     ) -> Result<Self, OpenError> {
-        let Carried { salt, mut bytes, index_bytes, link, places } = carried;
-        let Recovered { next_id: id, previous, checkpoint, tail_start, .. } = *recovered;
+        let Carried {
+            salt,
+            mut bytes,
+            index_bytes,
+            link,
+            places,
+        } = carried;
+        let Recovered {
+            next_id: id,
+            previous,
+            checkpoint,
+            tail_start,
+            ..
+        } = *recovered;
         let carried = recovered.carried.last().map_or(0, |frame| frame.commit);
-        let header = Header { id, size: slot.size, salt, previous, carried, checkpoint };
+        let header = Header {
+            id,
+            size: slot.size,
+            salt,
+            previous,
+            carried,
+            checkpoint,
+        };
         bytes.splice(..FRAMES_START as usize, header.encode());
         slot.file
             .write_at(&bytes, 0)
             .and_then(|()| slot.file.sync())
-            .and_then(|()| recovered.head.write(Head { id, segment_bytes: files.segment_bytes }))
-            .map_err(|source| OpenError::Io { path: files.storage.path(""), source })?;
+            .and_then(|()| {
+                recovered.head.write(Head {
+                    id,
+                    segment_bytes: files.segment_bytes,
+                })
+            })
+            .map_err(|source| OpenError::Io {
+                path: files.storage.path(""),
+                source,
+            })?;
         let active = Arc::new(Segment::new(id, slot, salt, 0, None));
         let (offset, next_id) = (bytes.len() as u64, id.saturating_add(1));
-        Ok(Self { active, offset, next_id, index_bytes, link, tail_start: tail_start.unwrap_or(id), places })
+        Ok(Self {
+            active,
+            offset,
+            next_id,
+            index_bytes,
+            link,
+            tail_start: tail_start.unwrap_or(id),
+            places,
+        })
     }
 
     /// Rewrites the newest segment in place, so that data that may exist only in the page
     /// cache reaches stable storage.
     fn resume(files: &Files, recovered: &Recovered, resume: Resume) -> Result<Self, OpenError> {
-        let Resume { id, is_named, slot, mut bytes, end, .. } = resume;
-        let head = Head { id, segment_bytes: files.segment_bytes };
+        let Resume {
+            id,
+            is_named,
+            slot,
+            mut bytes,
+            end,
+            ..
+        } = resume;
+        let head = Head {
+            id,
+            segment_bytes: files.segment_bytes,
+        };
         // Incomplete frames after the end.
         bytes.get_mut(end as usize..).unwrap_or_default().fill(0);
         slot.file
             .write_at(&bytes, 0)
             .and_then(|()| slot.file.sync())
-            .and_then(|()| if is_named { Ok(()) } else { recovered.head.write(head) })
-            .map_err(|source| OpenError::Io { path: slot.path.clone(), source })?;
+            .and_then(|()| {
+                if is_named {
+                    Ok(())
+                } else {
+                    recovered.head.write(head)
+                }
+            })
+            .map_err(|source| OpenError::Io {
+                path: slot.path.clone(),
+                source,
+            })?;
         files.spares.remove(&slot.name);
-        let resume = Resume { slot, bytes: Vec::new(), ..resume };
+        let resume = Resume {
+            slot,
+            bytes: Vec::new(),
+            ..resume
+        };
         Ok(Self::of_newest(resume, recovered.next_id))
     }
 
     /// Returns the newest segment as it is.
     pub(super) fn of_newest(newest: Resume, next_id: SegmentId) -> Self {
-        let Resume { id, slot, salt, end: offset, link, index_bytes, places, tail_start, .. } = newest;
+        let Resume {
+            id,
+            slot,
+            salt,
+            end: offset,
+            link,
+            index_bytes,
+            places,
+            tail_start,
+            ..
+        } = newest;
         let active = Arc::new(Segment::new(id, slot, salt, 0, None));
-        Self { active, offset, next_id, index_bytes, link, tail_start, places }
+        Self {
+            active,
+            offset,
+            next_id,
+            index_bytes,
+            link,
+            tail_start,
+            places,
+        }
     }
 
     /// Returns the segment.
@@ -139,7 +221,12 @@ struct Carried {
 
 impl Carried {
     fn encode(recovered: &Recovered) -> Self {
-        let Recovered { next_id, previous, carried, .. } = recovered;
+        let Recovered {
+            next_id,
+            previous,
+            carried,
+            ..
+        } = recovered;
         let mut encoded = Self {
             salt: Salt::random(),
             // The frames of a whole segment fit exactly into a file of its size.
@@ -150,12 +237,20 @@ impl Carried {
         };
         for frame in carried {
             let blocks: Vec<_> = frame.blocks.iter().map(BlockRecord::from).collect();
-            encoded.index_bytes += blocks.iter().map(|block| max_entry_bytes(block.inbox)).sum::<usize>();
+            encoded.index_bytes += blocks
+                .iter()
+                .map(|block| max_entry_bytes(block.inbox))
+                .sum::<usize>();
             let content = frame.content(encoded.link.check, &blocks);
             let (offset, mut extents) = (encoded.bytes.len() as u32, Vec::new());
             let check = content.encode(encoded.salt, &mut encoded.bytes, &mut extents);
-            encoded.link = FrameLink { commit: frame.commit, check };
-            encoded.places.extend(content.places(*next_id, offset, &extents));
+            encoded.link = FrameLink {
+                commit: frame.commit,
+                check,
+            };
+            encoded
+                .places
+                .extend(content.places(*next_id, offset, &extents));
         }
         encoded
     }
@@ -169,7 +264,14 @@ impl Writer {
         checkpoint: CheckpointExtent,
         opened: OpenSegment,
     ) -> Self {
-        let OpenSegment { active, offset, next_id, index_bytes, link, .. } = opened;
+        let OpenSegment {
+            active,
+            offset,
+            next_id,
+            index_bytes,
+            link,
+            ..
+        } = opened;
         Self {
             shared,
             head,
@@ -231,8 +333,15 @@ impl Writer {
         if length > FRAME_MAX {
             return Err(self.error(io::ErrorKind::InvalidInput.into()).into());
         }
-        let entries: usize = blocks.iter().map(|block| max_entry_bytes(block.inbox)).sum();
-        if self.has_room(length, entries) { Ok(()) } else { self.begin(length, entries) }
+        let entries: usize = blocks
+            .iter()
+            .map(|block| max_entry_bytes(block.inbox))
+            .sum();
+        if self.has_room(length, entries) {
+            Ok(())
+        } else {
+            self.begin(length, entries)
+        }
     }
 
     /// Returns whether a frame fits into the active segment, with the index of its
@@ -244,18 +353,27 @@ impl Writer {
 
     /// Begins a new segment that fits a frame of `length` bytes.
     fn begin(&mut self, length: usize, entries: usize) -> Result<(), AppendError> {
-        let slot =
-            self.shared.files.take(length, entries).map_err(|error| {
-                if is_full(&error) { AppendError::NoSpace } else { self.error(error).into() }
-            })?;
+        let slot = self.shared.files.take(length, entries).map_err(|error| {
+            if is_full(&error) {
+                AppendError::NoSpace
+            } else {
+                self.error(error).into()
+            }
+        })?;
         // The header names the end of the previous segment, so that must be durable
         // first.
         self.sync()?;
-        let previous = Previous { id: self.active.id, end: self.offset, link: self.link };
+        let previous = Previous {
+            id: self.active.id,
+            end: self.offset,
+            link: self.link,
+        };
         // A segment without frames stays in the chain, but costs nothing: it is freed at
         // once.
         let id = self.next_id;
-        let next_id = id.checked_add(1).ok_or_else(|| self.error(io::Error::other("no segment number")))?;
+        let next_id = id
+            .checked_add(1)
+            .ok_or_else(|| self.error(io::Error::other("no segment number")))?;
         let header = Header {
             id,
             size: slot.size,
@@ -264,12 +382,18 @@ impl Writer {
             carried: 0,
             checkpoint: self.checkpoint,
         };
-        let head = Head { id, segment_bytes: self.shared.files.segment_bytes };
+        let head = Head {
+            id,
+            segment_bytes: self.shared.files.segment_bytes,
+        };
         slot.file
             .write_at(&header.encode(), 0)
             .and_then(|()| slot.file.sync())
             .and_then(|()| self.head.write(head))
-            .map_err(|source| LogError { path: slot.path.clone(), source })?;
+            .map_err(|source| LogError {
+                path: slot.path.clone(),
+                source,
+            })?;
         let next = Arc::new(Segment::new(id, slot, header.salt, 0, None));
         self.shared.segments.insert(Arc::clone(&next));
         self.active.finish(self.offset);
@@ -292,18 +416,28 @@ impl Writer {
         let check = content.encode(self.active.salt, &mut self.buffer, &mut self.extents);
         let end = self.offset + self.buffer.len() as u64;
         // Whole pages at the end: the system would first read the rest of the last page.
-        let padded = end.next_multiple_of(PAGE_BYTES as u64).min(self.active.slot.size).max(end);
+        let padded = end
+            .next_multiple_of(PAGE_BYTES as u64)
+            .min(self.active.slot.size)
+            .max(end);
         self.buffer.resize((padded - self.offset) as usize, 0);
         let file = &*self.active.slot.file;
         if let Err(error) = file.write_at(&self.buffer, self.offset) {
             // A partial frame is invalid, and the next one overwrites it.
-            return Err(if is_full(&error) { AppendError::NoSpace } else { self.error(error).into() });
+            return Err(if is_full(&error) {
+                AppendError::NoSpace
+            } else {
+                self.error(error).into()
+            });
         }
         if durability == Durability::Machine {
             file.sync().map_err(|error| self.error(error))?;
             self.synced = content.commit;
         }
-        self.link = FrameLink { commit: content.commit, check };
+        self.link = FrameLink {
+            commit: content.commit,
+            check,
+        };
         for (inbox, place) in content.places(self.active.id, self.offset as u32, &self.extents) {
             self.index_bytes += max_entry_bytes(inbox);
             self.shared.index.insert(inbox, place);
@@ -324,7 +458,11 @@ impl Writer {
     /// Makes every frame durable.
     pub(super) fn sync(&mut self) -> Result<(), LogError> {
         if self.synced < self.link.commit {
-            self.active.slot.file.sync().map_err(|error| self.error(error))?;
+            self.active
+                .slot
+                .file
+                .sync()
+                .map_err(|error| self.error(error))?;
             self.synced = self.link.commit;
         }
         Ok(())
@@ -332,14 +470,32 @@ impl Writer {
 
     /// Returns an error of the active segment.
     pub(super) fn error(&self, source: io::Error) -> LogError {
-        LogError { path: self.active.slot.path.clone(), source }
+        LogError {
+            path: self.active.slot.path.clone(),
+            source,
+        }
     }
 }
 
 impl CarriedFrame {
     fn content<'a>(&'a self, previous: u64, blocks: &'a [BlockRecord<'a>]) -> FrameContent<'a> {
-        let Self { commit, synced, part, meta, records, .. } = self;
-        FrameContent { commit: *commit, synced: *synced, previous, part: *part, meta, records, blocks }
+        let Self {
+            commit,
+            synced,
+            part,
+            meta,
+            records,
+            ..
+        } = self;
+        FrameContent {
+            commit: *commit,
+            synced: *synced,
+            previous,
+            part: *part,
+            meta,
+            records,
+            blocks,
+        }
     }
 }
 
@@ -352,8 +508,19 @@ impl FrameContent<'_> {
         extents: &[Extent],
     ) -> impl Iterator<Item = (InboxId, BlockRef)> {
         self.blocks.iter().zip(extents).map(move |(block, extent)| {
-            let extent = Extent { offset: extent.offset + offset, ..*extent };
-            (block.inbox, BlockRef { first: block.first, last: block.last, segment, extent })
+            let extent = Extent {
+                offset: extent.offset + offset,
+                ..*extent
+            };
+            (
+                block.inbox,
+                BlockRef {
+                    first: block.first,
+                    last: block.last,
+                    segment,
+                    extent,
+                },
+            )
         })
     }
 }

@@ -50,7 +50,11 @@ pub(crate) struct JetStream {
 impl JetStream {
     /// Returns the existing stream of a shard of a chat.
     pub(crate) fn new(client: Client, chat: &str, shard: ShardId) -> Self {
-        Self { client, stream: stream(chat, shard), subject: subject(chat, shard) }
+        Self {
+            client,
+            stream: stream(chat, shard),
+            subject: subject(chat, shard),
+        }
     }
 
     /// Carries out a request. `None` if it has no answer: what became of it is unknown.
@@ -60,9 +64,10 @@ impl JetStream {
             match request {
                 LogRequest::Append { id, bytes, after } => self.append(id, bytes, after).await,
                 LogRequest::Read { id, from } => self.read(id, from).await,
-                LogRequest::Get { id, sequence } => {
-                    Some(LogReply::Message { id, bytes: self.message(sequence).await })
-                }
+                LogRequest::Get { id, sequence } => Some(LogReply::Message {
+                    id,
+                    bytes: self.message(sequence).await,
+                }),
                 LogRequest::Purge { before } => {
                     self.purge(before).await;
                     None
@@ -82,15 +87,25 @@ impl JetStream {
         let Published { seq, error } = parse(&message)?;
         match error {
             None => Some(LogReply::Stored { id, sequence: seq? }),
-            Some(ApiError { err_code: WRONG_LAST_SEQUENCE, description }) => {
+            Some(ApiError {
+                err_code: WRONG_LAST_SEQUENCE,
+                description,
+            }) => {
                 // "wrong last sequence: 7"
                 let last = description.rsplit(' ').next()?.parse().ok()?;
                 Some(LogReply::Refused { id, last })
             }
-            Some(ApiError { err_code: WRONG_LAST_SEQUENCE_UNKNOWN, .. }) => {
-                Some(LogReply::Refused { id, last: self.state().await?.last_seq })
-            }
-            Some(ApiError { err_code, description }) => {
+            Some(ApiError {
+                err_code: WRONG_LAST_SEQUENCE_UNKNOWN,
+                ..
+            }) => Some(LogReply::Refused {
+                id,
+                last: self.state().await?.last_seq,
+            }),
+            Some(ApiError {
+                err_code,
+                description,
+            }) => {
                 tracing::warn!(stream = self.stream, err_code, description, "append failed");
                 None
             }
@@ -100,7 +115,10 @@ impl JetStream {
     /// Reads consecutive messages, from any replica, and if that has not got there yet,
     /// from the leader.
     async fn read(&self, id: u64, from: u64) -> Option<LogReply> {
-        let State { first_seq: first, last_seq: last } = self.state().await?;
+        let State {
+            first_seq: first,
+            last_seq: last,
+        } = self.state().await?;
         let mut messages = Vec::new();
         if (first..=last).contains(&from) {
             messages = self.page(from).await.unwrap_or_default();
@@ -108,7 +126,12 @@ impl JetStream {
                 messages.extend(self.message(from).await);
             }
         }
-        Some(LogReply::Page { id, first, messages, last })
+        Some(LogReply::Page {
+            id,
+            first,
+            messages,
+            last,
+        })
     }
 
     async fn page(&self, from: u64) -> Option<Vec<Bytes>> {
@@ -118,12 +141,21 @@ impl JetStream {
             batch: usize,
             max_bytes: usize,
         }
-        let request = to_json(&Get { seq: from, batch: PAGE_MESSAGES_MAX, max_bytes: PAGE_BYTES_MAX })?;
+        let request = to_json(&Get {
+            seq: from,
+            batch: PAGE_MESSAGES_MAX,
+            max_bytes: PAGE_BYTES_MAX,
+        })?;
         let inbox = self.client.new_inbox();
         let mut replies = self.client.subscribe(inbox.clone()).await.ok()?;
         let subject = format!("$JS.API.DIRECT.GET.{}", self.stream);
-        self.client.publish_with_reply(subject, inbox, request).await.ok()?;
-        timeout(REQUEST_TIMEOUT, collect(&mut replies, from)).await.ok()
+        self.client
+            .publish_with_reply(subject, inbox, request)
+            .await
+            .ok()?;
+        timeout(REQUEST_TIMEOUT, collect(&mut replies, from))
+            .await
+            .ok()
     }
 
     /// Reads one message from the leader.
@@ -142,7 +174,9 @@ impl JetStream {
             data: String,
         }
         let subject = format!("$JS.API.STREAM.MSG.GET.{}", self.stream);
-        let reply = self.request(&subject, HeaderMap::new(), to_json(&Get { seq: sequence })?).await?;
+        let reply = self
+            .request(&subject, HeaderMap::new(), to_json(&Get { seq: sequence })?)
+            .await?;
         let found = parse::<Got>(&reply)?.message?;
         BASE64_STANDARD.decode(found.data).ok().map(Bytes::from)
     }
@@ -157,10 +191,15 @@ impl JetStream {
             error: Option<ApiError>,
         }
         // 0 would purge everything.
-        let Some(request) = to_json(&Purge { seq: before }).filter(|_| before > 1) else { return };
+        let Some(request) = to_json(&Purge { seq: before }).filter(|_| before > 1) else {
+            return;
+        };
         let subject = format!("$JS.API.STREAM.PURGE.{}", self.stream);
         let reply = self.request(&subject, HeaderMap::new(), request).await;
-        if let Some(error) = reply.and_then(|reply| parse::<Purged>(&reply)).and_then(|purged| purged.error) {
+        if let Some(error) = reply
+            .and_then(|reply| parse::<Purged>(&reply))
+            .and_then(|purged| purged.error)
+        {
             tracing::warn!(stream = self.stream, ?error, "purge failed");
         }
     }
@@ -172,11 +211,19 @@ impl JetStream {
             state: Option<State>,
         }
         let subject = format!("$JS.API.STREAM.INFO.{}", self.stream);
-        parse::<Info>(&self.request(&subject, HeaderMap::new(), Bytes::new()).await?)?.state
+        parse::<Info>(
+            &self
+                .request(&subject, HeaderMap::new(), Bytes::new())
+                .await?,
+        )?
+        .state
     }
 
     async fn request(&self, subject: &str, headers: HeaderMap, payload: Bytes) -> Option<Message> {
-        let request = Request::new().headers(headers).payload(payload).timeout(Some(REQUEST_TIMEOUT));
+        let request = Request::new()
+            .headers(headers)
+            .payload(payload)
+            .timeout(Some(REQUEST_TIMEOUT));
         match self.client.send_request(subject.to_owned(), request).await {
             Ok(reply) => Some(reply),
             Err(error) => {
@@ -239,7 +286,10 @@ pub(crate) fn difference(found: &Config, needed: &Config) -> Option<&'static str
     let fields = [
         ("its subjects", found.subjects == needed.subjects),
         ("its retention", found.retention == needed.retention),
-        ("its storage is not in files", found.storage == needed.storage),
+        (
+            "its storage is not in files",
+            found.storage == needed.storage,
+        ),
         ("it acknowledges nothing", !found.no_ack),
         ("max_msgs", found.max_messages == -1),
         ("max_msgs_per_subject", found.max_messages_per_subject == -1),
@@ -251,7 +301,10 @@ pub(crate) fn difference(found: &Config, needed: &Config) -> Option<&'static str
         ("mirror", found.mirror.is_none()),
         ("sources", found.sources.as_ref().is_none_or(Vec::is_empty)),
     ];
-    fields.into_iter().find(|(_, is_right)| !is_right).map(|(field, _)| field)
+    fields
+        .into_iter()
+        .find(|(_, is_right)| !is_right)
+        .map(|(field, _)| field)
 }
 
 /// Collects the messages of a page up to the first that is missing.
@@ -262,8 +315,10 @@ async fn collect(replies: &mut Subscriber, from: u64) -> Vec<Bytes> {
             // The end of the page, or nothing was found.
             break;
         }
-        let sequence =
-            reply.headers.as_ref().and_then(|headers| headers.get(SEQUENCE)?.as_str().parse().ok());
+        let sequence = reply
+            .headers
+            .as_ref()
+            .and_then(|headers| headers.get(SEQUENCE)?.as_str().parse().ok());
         if sequence != Some(from + messages.len() as u64) {
             break;
         }

@@ -10,7 +10,11 @@ use crate::cluster::io::tests::{nodes, runtime};
 const NODES: usize = 3;
 
 async fn client() -> Client {
-    async_nats::ConnectOptions::new().retry_on_initial_connect().connect(nodes()).await.unwrap()
+    async_nats::ConnectOptions::new()
+        .retry_on_initial_connect()
+        .connect(nodes())
+        .await
+        .unwrap()
 }
 
 /// Creates the stream of a chat once the nodes have found each other.
@@ -36,7 +40,16 @@ async fn ask(stream: &JetStream, request: LogRequest) -> LogReply {
 }
 
 async fn append(stream: &JetStream, text: &'static str, after: Option<u64>) -> Result<u64, u64> {
-    match ask(stream, LogRequest::Append { id: 1, bytes: Bytes::from_static(text.as_bytes()), after }).await {
+    match ask(
+        stream,
+        LogRequest::Append {
+            id: 1,
+            bytes: Bytes::from_static(text.as_bytes()),
+            after,
+        },
+    )
+    .await
+    {
         LogReply::Stored { id: 1, sequence } => Ok(sequence),
         LogReply::Refused { id: 1, last } => Err(last),
         other => panic!("{other:?}"),
@@ -45,7 +58,12 @@ async fn append(stream: &JetStream, text: &'static str, after: Option<u64>) -> R
 
 async fn read(stream: &JetStream, from: u64) -> (u64, Vec<Bytes>, u64) {
     match ask(stream, LogRequest::Read { id: 2, from }).await {
-        LogReply::Page { id: 2, first, messages, last } => (first, messages, last),
+        LogReply::Page {
+            id: 2,
+            first,
+            messages,
+            last,
+        } => (first, messages, last),
         other => panic!("{other:?}"),
     }
 }
@@ -59,7 +77,11 @@ fn append_on_another_last_sequence_is_refused() {
         assert_eq!(append(&stream, "b", Some(7)).await, Err(1));
         assert_eq!(append(&stream, "b", Some(1)).await, Ok(2));
         assert_eq!(append(&stream, "c", None).await, Ok(3));
-        assert_eq!(append(&stream, "c", None).await, Ok(4), "there is no deduplication");
+        assert_eq!(
+            append(&stream, "c", None).await,
+            Ok(4),
+            "there is no deduplication"
+        );
     });
 }
 
@@ -74,14 +96,25 @@ fn pages_are_consecutive_and_begin_behind_a_purge() {
         let (first, messages, last) = read(&stream, 2).await;
         assert_eq!((first, last), (1, 5));
         assert!(
-            !messages.is_empty() && messages.len() <= 4 && messages.iter().all(|message| message == "text")
+            !messages.is_empty()
+                && messages.len() <= 4
+                && messages.iter().all(|message| message == "text")
         );
         assert_eq!(stream.message(5).await, Some(Bytes::from_static(b"text")));
-        assert!(stream.carry_out(LogRequest::Purge { before: 4 }).await.is_none());
+        assert!(
+            stream
+                .carry_out(LogRequest::Purge { before: 4 })
+                .await
+                .is_none()
+        );
         let (first, messages, last) = read(&stream, 1).await;
         assert_eq!((first, messages.len(), last), (4, 0, 5));
         assert_eq!(read(&stream, u64::MAX).await, (4, Vec::new(), 5));
-        assert_eq!(append(&stream, "text", Some(5)).await, Ok(6), "the sequence goes on");
+        assert_eq!(
+            append(&stream, "text", Some(5)).await,
+            Ok(6),
+            "the sequence goes on"
+        );
     });
 }
 
@@ -91,9 +124,23 @@ fn setting_that_would_lose_messages_is_found() {
         let stream = open("changed").await;
         let context = jetstream::new(stream.client.clone());
         let wanted = config("changed", 0, NODES);
-        let found = async || context.get_stream(&stream.stream).await.unwrap().cached_info().config.clone();
+        let found = async || {
+            context
+                .get_stream(&stream.stream)
+                .await
+                .unwrap()
+                .cached_info()
+                .config
+                .clone()
+        };
         assert_eq!(difference(&found().await, &wanted), None);
-        context.update_stream(Config { max_messages: 1000, ..wanted.clone() }).await.unwrap();
+        context
+            .update_stream(Config {
+                max_messages: 1000,
+                ..wanted.clone()
+            })
+            .await
+            .unwrap();
         assert_eq!(difference(&found().await, &wanted), Some("max_msgs"));
     });
 }

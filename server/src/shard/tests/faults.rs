@@ -67,8 +67,13 @@ async fn messages_of_one_commit_are_read_from_any_place() {
     faults.hold();
     let held = store.append(text("bob", "held"));
     faults.wait_until_held();
-    let expected: Vec<_> = (0..300).map(|n| format!("{n}: {}", "x".repeat(n))).collect();
-    let sends: Vec<_> = expected.iter().map(|content| store.append(text("bob", content))).collect();
+    let expected: Vec<_> = (0..300)
+        .map(|n| format!("{n}: {}", "x".repeat(n)))
+        .collect();
+    let sends: Vec<_> = expected
+        .iter()
+        .map(|content| store.append(text("bob", content)))
+        .collect();
     faults.release();
     number(held.await);
     for sent in sends {
@@ -76,19 +81,34 @@ async fn messages_of_one_commit_are_read_from_any_place() {
     }
     assert_eq!(faults.appends().len(), 3, "they were written together");
     let all = read(&store, &bob).await;
-    assert!(all[1..].iter().map(|message| message.text.to_string()).eq(expected));
+    assert!(
+        all[1..]
+            .iter()
+            .map(|message| message.text.to_string())
+            .eq(expected)
+    );
     for (place, message) in all.iter().enumerate() {
         assert_eq!(message.position.messages, place as u64 + 1);
-        let limit = ReadLimit { messages: 7, bytes: usize::MAX };
+        let limit = ReadLimit {
+            messages: 7,
+            bytes: usize::MAX,
+        };
         let page = store.read(&bob, message.position, limit).await.unwrap();
-        assert!(page.messages.iter().eq(all[place + 1..].iter().take(7)), "after {place}");
+        assert!(
+            page.messages.iter().eq(all[place + 1..].iter().take(7)),
+            "after {place}"
+        );
         assert_eq!(page.complete, place + 1 + 7 >= all.len());
     }
     store.acknowledge(&bob, all[150].position);
     assert_eq!(queued(&store, &bob).await, 150);
     stored(&store, text("bob", "more")).await;
     let left = read(&store, &bob).await;
-    assert!(left.len() == 151 && left[..150] == all[151..], "{} are left", left.len());
+    assert!(
+        left.len() == 151 && left[..150] == all[151..],
+        "{} are left",
+        left.len()
+    );
 }
 
 #[tokio::test]
@@ -104,7 +124,10 @@ async fn answers_wait_for_a_sync_and_acks_do_not() {
 
 #[tokio::test]
 async fn sync_os_syncs_reserved_numbers_alone() {
-    let (store, faults) = faulty(ShardConfig { sync: Sync::Os, ..config(WIDE) });
+    let (store, faults) = faulty(ShardConfig {
+        sync: Sync::Os,
+        ..config(WIDE)
+    });
     create(&store, "bob").await;
     stored(&store, text("bob", "x")).await;
     assert_eq!(faults.appends(), [Durability::Machine, Durability::Process]);
@@ -117,7 +140,10 @@ async fn refusal_and_repeat_write_nothing() {
     stored(&store, send("s", 1, "bob", "x")).await;
     let written = faults.appends().len();
     stored(&store, send("s", 1, "bob", "x")).await;
-    assert_eq!(store.append(text("amy", "x")).await, Ok(Outcome::Refused(Code::NoSuchUser)));
+    assert_eq!(
+        store.append(text("amy", "x")).await,
+        Ok(Outcome::Refused(Code::NoSuchUser))
+    );
     assert_eq!(store.create(&name("bob"), None).await, Ok(Created::Exists));
     assert_eq!(faults.appends().len(), written);
 }
@@ -138,7 +164,10 @@ async fn check_a_failing_commit(failure: Failure) {
     let first = store.append(text("bob", "held"));
     faults.wait_until_held();
     let fence = Fence::default();
-    let fenced = |id, text| Append { fence: fence.clone(), ..send("s", id, "bob", text) };
+    let fenced = |id, text| Append {
+        fence: fence.clone(),
+        ..send("s", id, "bob", text)
+    };
     let lost = vec![
         store.append(fenced(2, "2")),
         store.append(fenced(2, "2")),
@@ -192,7 +221,10 @@ async fn frames_are_smaller_than_a_segment() {
     let content = "x".repeat(60_000);
     let names: Vec<_> = (0..40).map(|n| name(&format!("user{n}"))).collect();
     let created: Vec<_> = names.iter().map(|name| store.create(name, None)).collect();
-    let sends: Vec<_> = names.iter().map(|name| store.append(text(name.as_str(), &content))).collect();
+    let sends: Vec<_> = names
+        .iter()
+        .map(|name| store.append(text(name.as_str(), &content)))
+        .collect();
     faults.release();
     number(held.await);
     for created in created {
@@ -201,7 +233,11 @@ async fn frames_are_smaller_than_a_segment() {
     for sent in sends {
         number(sent.await);
     }
-    assert!(faults.longest_frame() < 1 << 19, "{}", faults.longest_frame());
+    assert!(
+        faults.longest_frame() < 1 << 19,
+        "{}",
+        faults.longest_frame()
+    );
     assert_eq!(queued(&store, &bob).await, 1);
 }
 
@@ -223,14 +259,20 @@ async fn store_is_unavailable_until_it_has_recovered() {
     assert!(fence.is_closed());
     assert!(store.receive(&bob).await.is_err());
     assert_eq!(store.delete(&bob).await, Err(Unavailable));
-    assert_eq!(store.read(&bob, Position::default(), ALL).await, Err(Unavailable));
+    assert_eq!(
+        store.read(&bob, Position::default(), ALL).await,
+        Err(Unavailable)
+    );
     assert_eq!(store.names(None, 9).await.unwrap(), [name("bob")]);
     faults.fail_opens(false);
     recovered(&store).await;
     assert!(store.is_available());
     stored(&store, text("bob", "4")).await;
     let receiver = store.receive(&bob).await.unwrap().unwrap();
-    assert_eq!((receiver.queued(), receiver.cursor()), (1, message.position));
+    assert_eq!(
+        (receiver.queued(), receiver.cursor()),
+        (1, message.position)
+    );
 }
 
 #[tokio::test]
@@ -281,13 +323,19 @@ async fn failed_takeover_leaves_the_subscription() {
 
 #[tokio::test]
 async fn sessions_stay_open_over_a_failure() {
-    let (store, faults) = faulty(ShardConfig { sessions_max: 2, ..config(WIDE) });
+    let (store, faults) = faulty(ShardConfig {
+        sessions_max: 2,
+        ..config(WIDE)
+    });
     let bob = create(&store, "bob").await;
     assert_eq!(store.open_session(&token("a"), None).await, Ok(true));
     faults.hold();
     let held = store.append(text("bob", "held"));
     faults.wait_until_held();
-    let (opened, sent) = (store.open_session(&token("b"), None), store.append(text("bob", "x")));
+    let (opened, sent) = (
+        store.open_session(&token("b"), None),
+        store.append(text("bob", "x")),
+    );
     faults.fail_next(Failure::Before);
     faults.release();
     number(held.await);
@@ -321,10 +369,19 @@ async fn store_recovers_from_each_failure_in_turn() {
     let (store, faults) = faulty(config(WIDE));
     let bob = create(&store, "bob").await;
     for round in 1..=6 {
-        let failure = if round % 2 == 0 { Failure::After } else { Failure::Before };
+        let failure = if round % 2 == 0 {
+            Failure::After
+        } else {
+            Failure::Before
+        };
         stored(&store, send("s", 2 * round, "bob", "first")).await;
         faults.fail_next(failure);
-        assert_eq!(store.append(send("s", 2 * round + 1, "bob", "second")).await, Err(Unavailable));
+        assert_eq!(
+            store
+                .append(send("s", 2 * round + 1, "bob", "second"))
+                .await,
+            Err(Unavailable)
+        );
         recovered(&store).await;
         stored(&store, send("s", 2 * round + 1, "bob", "second")).await;
     }
@@ -372,7 +429,10 @@ async fn full_log_is_unavailable_and_stays_open() {
     let first = Arc::clone(&read(&store, &bob).await[0]);
     faults.set_full(true);
     let written = faults.appends().len();
-    assert_eq!(store.append(send("s", 2, "bob", "2")).await, Err(Unavailable));
+    assert_eq!(
+        store.append(send("s", 2, "bob", "2")).await,
+        Err(Unavailable)
+    );
     assert_eq!(store.delete(&bob).await, Err(Unavailable));
     assert!(!store.is_available());
     store.acknowledge(&bob, first.position);
@@ -382,7 +442,10 @@ async fn full_log_is_unavailable_and_stays_open() {
     recovered(&store).await;
     assert!(store.is_available());
     stored(&store, send("s", 2, "bob", "2")).await;
-    assert!(matches!(next_event(&mut receiver).await, Event::Appended(_)), "it has not lagged");
+    assert!(
+        matches!(next_event(&mut receiver).await, Event::Appended(_)),
+        "it has not lagged"
+    );
     assert_eq!(queued(&store, &bob).await, 1);
 }
 
@@ -391,8 +454,15 @@ fn watched() -> (ShardStore, Arc<super::Kept>) {
     let opener = KeptOpener::default();
     let kept = Arc::clone(&opener.kept);
     let ms = Duration::from_millis;
-    let deadlines = Deadlines { slow: ms(20), stalled: ms(60), interval: ms(5) };
-    (ShardStore::start(Arc::new(opener), config(WIDE), deadlines).unwrap(), kept)
+    let deadlines = Deadlines {
+        slow: ms(20),
+        stalled: ms(60),
+        interval: ms(5),
+    };
+    (
+        ShardStore::start(Arc::new(opener), config(WIDE), deadlines).unwrap(),
+        kept,
+    )
 }
 
 async fn until(condition: impl Fn() -> bool) {
@@ -425,7 +495,10 @@ async fn stalled_commit_is_answered_as_unknown() {
     faults.wait_until_held();
     let in_flight = send("s", 1, "bob", "1");
     let fence = in_flight.fence.clone();
-    let (sent, opened) = (store.append(in_flight), store.open_session(&token("t"), None));
+    let (sent, opened) = (
+        store.append(in_flight),
+        store.open_session(&token("t"), None),
+    );
     // These are in the next commit.
     faults.release();
     number(held.await);
@@ -461,7 +534,11 @@ async fn stalled_commit_refuses_waiting_commands() {
     store.close_session(&token("s"));
     assert_eq!(waiting.await, Err(Unavailable));
     assert!(fence.is_closed());
-    assert_eq!(store.create(&name("amy"), None).await, Err(Unavailable), "at once");
+    assert_eq!(
+        store.create(&name("amy"), None).await,
+        Err(Unavailable),
+        "at once"
+    );
     assert_eq!(held.await, Err(Unavailable));
     faults.release();
     recovered(&store).await;

@@ -53,7 +53,10 @@ impl Folder {
 impl Home for Folder {
     fn open(&self, limits: Limits) -> Arc<dyn Store> {
         // Small segments, so that there are several.
-        let config = ShardConfig { segment_bytes: Some(1 << 20), ..config(limits) };
+        let config = ShardConfig {
+            segment_bytes: Some(1 << 20),
+            ..config(limits)
+        };
         Arc::new(ShardStore::on_disk(self.path(), config).unwrap())
     }
 }

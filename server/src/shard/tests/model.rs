@@ -10,7 +10,12 @@ use super::{Folder, Memory};
 use crate::store::contract::{Home, Limits, WIDE, create, name, queued, read, send, text};
 use crate::store::{Account, Created, Outcome, Store};
 
-const LIMITS: Limits = Limits { accounts: 3, messages: 6, bytes: 60, ..WIDE };
+const LIMITS: Limits = Limits {
+    accounts: 3,
+    messages: 6,
+    bytes: 60,
+    ..WIDE
+};
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -88,15 +93,26 @@ impl Model {
             return Outcome::Refused(Code::NoSuchUser);
         };
         let bytes: usize = inbox.unread.iter().map(|(_, text)| text.len()).sum();
-        if inbox.unread.len() as u64 >= LIMITS.messages || (bytes + content.len()) as u64 > LIMITS.bytes {
+        if inbox.unread.len() as u64 >= LIMITS.messages
+            || (bytes + content.len()) as u64 > LIMITS.bytes
+        {
             return Outcome::Refused(Code::QueueFull);
         }
-        let Outcome::Stored(number) = answer else { return Outcome::Stored(Sequence(0)) };
+        let Outcome::Stored(number) = answer else {
+            return Outcome::Stored(Sequence(0));
+        };
         inbox.unread.push((number, content.to_owned()));
         Outcome::Stored(number)
     }
 
-    fn send(&mut self, session: usize, id: u32, to: usize, content: &str, answer: Outcome) -> Outcome {
+    fn send(
+        &mut self,
+        session: usize,
+        id: u32,
+        to: usize,
+        content: &str,
+        answer: Outcome,
+    ) -> Outcome {
         if let Some(outcome) = self.sessions.get(&(session, id)) {
             return *outcome;
         }
@@ -121,7 +137,13 @@ async fn step(home: &dyn Home, store: Arc<dyn Store>, model: &mut Model, op: Op)
             };
             if expected == Created::Created {
                 let account = create(&*store, &user(n)).await;
-                model.inboxes.insert(user(n), Inbox { account, unread: Vec::new() });
+                model.inboxes.insert(
+                    user(n),
+                    Inbox {
+                        account,
+                        unread: Vec::new(),
+                    },
+                );
             } else {
                 assert_eq!(store.create(&name(&user(n)), None).await, Ok(expected));
             }
@@ -137,7 +159,12 @@ async fn step(home: &dyn Home, store: Arc<dyn Store>, model: &mut Model, op: Op)
             let answer = store.append(text(&user(to), &content)).await.unwrap();
             assert_eq!(answer, model.append(to, &content, answer));
         }
-        Op::Send { session, ahead, to, bytes } => {
+        Op::Send {
+            session,
+            ahead,
+            to,
+            bytes,
+        } => {
             let highest = model.highest.get(&session).copied().unwrap_or(0);
             let id = highest.saturating_add_signed(ahead).max(1);
             let content = model.content(bytes);
@@ -147,7 +174,10 @@ async fn step(home: &dyn Home, store: Arc<dyn Store>, model: &mut Model, op: Op)
         }
         Op::Burst { to, count } => {
             let contents: Vec<_> = (0..count).map(|_| model.content(3)).collect();
-            let sends: Vec<_> = contents.iter().map(|c| store.append(text(&user(to), c))).collect();
+            let sends: Vec<_> = contents
+                .iter()
+                .map(|c| store.append(text(&user(to), c)))
+                .collect();
             for (pending, content) in sends.into_iter().zip(contents) {
                 let answer = pending.await.unwrap();
                 assert_eq!(answer, model.append(to, &content, answer));
@@ -157,7 +187,9 @@ async fn step(home: &dyn Home, store: Arc<dyn Store>, model: &mut Model, op: Op)
             if let Some(inbox) = model.inboxes.get_mut(&user(of)) {
                 let messages = read(&*store, &inbox.account).await;
                 if let Some((number, _)) = inbox.unread.get(nth) {
-                    let message = messages.iter().find(|message| message.position.sequence == *number);
+                    let message = messages
+                        .iter()
+                        .find(|message| message.position.sequence == *number);
                     store.acknowledge(&inbox.account, message.expect("it is there").position);
                     inbox.unread.drain(..=nth);
                 }
@@ -184,24 +216,40 @@ async fn compare(store: &dyn Store, model: &mut Model) {
     let names: Vec<_> = model.inboxes.keys().map(|n| name(n)).collect();
     assert_eq!(store.names(None, 99).await.unwrap(), names);
     for (user, inbox) in &model.inboxes {
-        assert_eq!(queued(store, &inbox.account).await, inbox.unread.len() as u64, "{user}");
+        assert_eq!(
+            queued(store, &inbox.account).await,
+            inbox.unread.len() as u64,
+            "{user}"
+        );
         let messages = read(store, &inbox.account).await;
         // Acknowledged messages may remain until the next sync.
         let unread = &messages[messages.len() - inbox.unread.len()..];
-        let found: Vec<_> = unread.iter().map(|m| (m.position.sequence, m.text.to_string())).collect();
+        let found: Vec<_> = unread
+            .iter()
+            .map(|m| (m.position.sequence, m.text.to_string()))
+            .collect();
         assert_eq!(found, inbox.unread, "{user}");
         assert!(messages.is_sorted_by(|a, b| a.position.sequence < b.position.sequence));
         if let (Some(first), Some(last)) = (unread.first(), unread.last()) {
             let seen = model.numbers.entry(user.clone()).or_default();
-            assert!(last.position.sequence.0 >= *seen, "{user}: a number was used twice");
-            assert_eq!(last.position.messages - first.position.messages + 1, unread.len() as u64);
+            assert!(
+                last.position.sequence.0 >= *seen,
+                "{user}: a number was used twice"
+            );
+            assert_eq!(
+                last.position.messages - first.position.messages + 1,
+                unread.len() as u64
+            );
             *seen = last.position.sequence.0;
         }
     }
 }
 
 fn check(home: &dyn Home, ops: Vec<Op>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let mut store = home.open(LIMITS);
         let mut model = Model::default();

@@ -12,7 +12,10 @@ use crate::store::{Account, Message, Position, ReadLimit, Store, Unavailable};
 
 /// Returns a store with five messages for bob, each in its own block.
 async fn five_messages() -> (ShardStore, Arc<Kept>, Account, Vec<Arc<Message>>) {
-    let (store, kept) = faulty(ShardConfig { numbers_after: Some(1 << 52), ..config(WIDE) });
+    let (store, kept) = faulty(ShardConfig {
+        numbers_after: Some(1 << 52),
+        ..config(WIDE)
+    });
     let bob = create(&store, "bob").await;
     for content in ["1", "2", "3", "4", "5"] {
         stored(&store, text("bob", content)).await;
@@ -30,9 +33,16 @@ async fn drop_message(
 ) -> Arc<ShardStore> {
     store.close().await.unwrap();
     let first = message.position.sequence.0;
-    let gap = Gap { first, end: message.position, messages: 1, bytes: message.text.len() as u64 };
+    let gap = Gap {
+        first,
+        end: message.position,
+        messages: 1,
+        bytes: message.text.len() as u64,
+    };
     kept.replace_block(&gap.block(bob.incarnation));
-    let opener = KeptOpener { kept: Arc::clone(kept) };
+    let opener = KeptOpener {
+        kept: Arc::clone(kept),
+    };
     Arc::new(ShardStore::open(Arc::new(opener), config(WIDE)).unwrap())
 }
 
@@ -47,11 +57,20 @@ async fn gap_is_skipped_and_the_counts_go_on() {
     let (store, kept, bob, messages) = five_messages().await;
     let store = drop_message(store, &kept, &bob, &messages[2]).await;
     let page = store.read(&bob, Position::default(), ALL).await.unwrap();
-    assert_eq!((page.messages.len(), page.complete, page.starts_after), (2, false, None));
+    assert_eq!(
+        (page.messages.len(), page.complete, page.starts_after),
+        (2, false, None)
+    );
     let page = store.read(&bob, messages[1].position, ALL).await.unwrap();
-    assert_eq!((page.complete, page.starts_after), (true, Some(messages[2].position)));
+    assert_eq!(
+        (page.complete, page.starts_after),
+        (true, Some(messages[2].position))
+    );
     assert_eq!(page.messages, messages[3..]);
-    let none = ReadLimit { messages: 1, bytes: 0 };
+    let none = ReadLimit {
+        messages: 1,
+        bytes: 0,
+    };
     let page = store.read(&bob, messages[1].position, none).await.unwrap();
     assert_eq!((page.messages.len(), page.complete), (1, false));
 }
@@ -64,7 +83,11 @@ async fn gap_at_the_end_completes_a_page() {
     assert_eq!((page.messages.len(), page.complete), (0, true));
     assert_eq!(page.starts_after, Some(messages[4].position));
     stored(&*store, text("bob", "6")).await;
-    let last = store.read(&bob, messages[4].position, ALL).await.unwrap().messages;
+    let last = store
+        .read(&bob, messages[4].position, ALL)
+        .await
+        .unwrap()
+        .messages;
     assert_eq!(last[0].position.messages, 6);
 }
 
@@ -73,13 +96,21 @@ async fn malformed_block_is_unavailable_behind_the_messages_before() {
     let (store, kept, bob, messages) = five_messages().await;
     store.close().await.unwrap();
     let number = messages[2].position.sequence.0;
-    let block = Block { inbox: bob.incarnation, first: number, last: number, payload: vec![9, 9].into() };
+    let block = Block {
+        inbox: bob.incarnation,
+        first: number,
+        last: number,
+        payload: vec![9, 9].into(),
+    };
     kept.replace_block(&block);
     let opener = KeptOpener { kept };
     let store = ShardStore::open(Arc::new(opener), config(WIDE)).unwrap();
     let page = store.read(&bob, Position::default(), ALL).await.unwrap();
     assert_eq!((page.messages.len(), page.complete), (2, false));
-    assert_eq!(store.read(&bob, messages[1].position, ALL).await, Err(Unavailable));
+    assert_eq!(
+        store.read(&bob, messages[1].position, ALL).await,
+        Err(Unavailable)
+    );
 }
 
 #[tokio::test]
@@ -91,7 +122,10 @@ async fn acknowledged_messages_are_skipped_knowingly() {
     assert_eq!(kept.blocks().len(), 2);
     let page = store.read(&bob, messages[0].position, ALL).await.unwrap();
     assert_eq!(page.starts_after, Some(messages[3].position));
-    assert_eq!(page.messages[0].position.messages, messages[3].position.messages + 1);
+    assert_eq!(
+        page.messages[0].position.messages,
+        messages[3].position.messages + 1
+    );
     assert_eq!(texts(&store, &bob).await, ["5", "6"]);
     let page = store.read(&bob, messages[3].position, ALL).await.unwrap();
     assert_eq!(page.starts_after, None);

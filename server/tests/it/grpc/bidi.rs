@@ -3,15 +3,18 @@
 use hark_grpc::v1::chat_reply::Reply;
 use hark_grpc::v1::chat_request::Command;
 use hark_grpc::v1::{
-    Connected, CreateRequest, Credentials, DeleteReply, DeleteRequest, Disconnect, Hello, List, Listed,
-    Names, NotOk, Opened, PasswordRequest, Ping,
+    Connected, CreateRequest, Credentials, DeleteReply, DeleteRequest, Disconnect, Hello, List,
+    Listed, Names, NotOk, Opened, PasswordRequest, Ping,
 };
 use tonic::Code;
 
 use super::server::{Server, Session, Subscription, to};
 
 fn hello() -> Command {
-    Command::Hello(Hello { version: 1, session: "session".to_owned() })
+    Command::Hello(Hello {
+        version: 1,
+        session: "session".to_owned(),
+    })
 }
 
 fn not_ok(reply: Reply) -> String {
@@ -26,37 +29,101 @@ async fn session_runs_on_one_stream() {
     let server = Server::start().await;
     let mut client = server.client().await;
     let mut session = Session::open(&mut client).await;
-    let opened = Opened { version: 1, frame_bytes_max: 64 * 1024 };
+    let opened = Opened {
+        version: 1,
+        frame_bytes_max: 64 * 1024,
+    };
     assert_eq!(session.ask(1, hello()).await, Reply::Hello(opened));
     let bob = |password: &str| ("bob".to_owned(), password.to_owned());
     let (user, password) = bob("");
-    session.ok(2, Command::Create(CreateRequest { user, password, login: None })).await;
+    session
+        .ok(
+            2,
+            Command::Create(CreateRequest {
+                user,
+                password,
+                login: None,
+            }),
+        )
+        .await;
     let (user, new) = bob("secret");
-    session.ok(3, Command::Password(PasswordRequest { user, old: String::new(), new, login: None })).await;
+    session
+        .ok(
+            3,
+            Command::Password(PasswordRequest {
+                user,
+                old: String::new(),
+                new,
+                login: None,
+            }),
+        )
+        .await;
     let (user, password) = bob("secret");
-    session.ok(4, Command::Login(Credentials { user, password })).await;
+    session
+        .ok(4, Command::Login(Credentials { user, password }))
+        .await;
     session.ok(5, Command::Ping(Ping {})).await;
     session.send(6, "bob", "a text, with a comma\nand a line");
     let number = session.stored(6).await;
-    let list = |pattern: &str| Command::List(List { pattern: pattern.to_owned() });
-    assert_eq!(session.ask(7, list("")).await, Reply::Names(Names { names: vec!["bob".to_owned()] }));
-    assert_eq!(session.next().await, Some((7, Reply::Listed(Listed { count: 1, truncated: false }))));
-    assert_eq!(session.ask(8, list("x")).await, Reply::Listed(Listed { count: 0, truncated: false }));
+    let list = |pattern: &str| {
+        Command::List(List {
+            pattern: pattern.to_owned(),
+        })
+    };
+    assert_eq!(
+        session.ask(7, list("")).await,
+        Reply::Names(Names {
+            names: vec!["bob".to_owned()]
+        })
+    );
+    assert_eq!(
+        session.next().await,
+        Some((
+            7,
+            Reply::Listed(Listed {
+                count: 1,
+                truncated: false
+            })
+        ))
+    );
+    assert_eq!(
+        session.ask(8, list("x")).await,
+        Reply::Listed(Listed {
+            count: 0,
+            truncated: false
+        })
+    );
 
     let (user, password) = bob("secret");
     let connect = Command::Connect(hark_grpc::v1::ConnectRequest { user, password });
-    let connected = Connected { queued: 1, receipt: String::new() };
+    let connected = Connected {
+        queued: 1,
+        receipt: String::new(),
+    };
     assert_eq!(session.ask(9, connect).await, Reply::Connected(connected));
     let message = session.message().await;
-    assert_eq!((&*message.sender, &*message.text), ("bob", "a text, with a comma\nand a line"));
+    assert_eq!(
+        (&*message.sender, &*message.text),
+        ("bob", "a text, with a comma\nand a line")
+    );
     assert_eq!(message.sequence, number);
     session.say(0, Command::Ack(message.sequence));
     session.ok(10, Command::Disconnect(Disconnect {})).await;
 
     let (user, password) = bob("secret");
-    let delete = Command::Delete(DeleteRequest { user, password, login: None });
-    assert_eq!(session.ask(11, delete.clone()).await, Reply::Deleted(DeleteReply { existed: true }));
-    assert_eq!(session.ask(12, delete).await, Reply::Deleted(DeleteReply { existed: false }));
+    let delete = Command::Delete(DeleteRequest {
+        user,
+        password,
+        login: None,
+    });
+    assert_eq!(
+        session.ask(11, delete.clone()).await,
+        Reply::Deleted(DeleteReply { existed: true })
+    );
+    assert_eq!(
+        session.ask(12, delete).await,
+        Reply::Deleted(DeleteReply { existed: false })
+    );
     session.end();
     assert_eq!(session.next().await, None);
 }
@@ -66,12 +133,25 @@ async fn malformed_request_is_refused_and_the_stream_continues() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     let mut session = Session::open(&mut client).await;
-    assert_eq!(not_ok(session.ask(0, Command::Ping(Ping {})).await), "bad-request");
-    let login = Command::Login(Credentials { user: "b b".to_owned(), password: String::new() });
+    assert_eq!(
+        not_ok(session.ask(0, Command::Ping(Ping {})).await),
+        "bad-request"
+    );
+    let login = Command::Login(Credentials {
+        user: "b b".to_owned(),
+        password: String::new(),
+    });
     assert_eq!(not_ok(session.ask(1, login).await), "bad-name");
-    let login = Some(Credentials { user: "bob".to_owned(), password: String::new() });
+    let login = Some(Credentials {
+        user: "bob".to_owned(),
+        password: String::new(),
+    });
     let (user, password) = ("bob".to_owned(), String::new());
-    let delete = Command::Delete(DeleteRequest { user, password, login });
+    let delete = Command::Delete(DeleteRequest {
+        user,
+        password,
+        login,
+    });
     assert_eq!(not_ok(session.ask(5, delete).await), "bad-request");
     session.say_nothing(3);
     assert_eq!(not_ok(session.next().await.unwrap().1), "unknown-command");
@@ -80,12 +160,20 @@ async fn malformed_request_is_refused_and_the_stream_continues() {
     session.ok(5, Command::Ping(Ping {})).await;
     // Larger than the largest request.
     session.send(6, "bob", &"x".repeat(70_000));
-    assert_eq!(session.replies.message().await.unwrap_err().code(), Code::OutOfRange);
+    assert_eq!(
+        session.replies.message().await.unwrap_err().code(),
+        Code::OutOfRange
+    );
 }
 
 #[tokio::test]
 async fn send_behind_a_refused_hello_is_not_stored() {
-    let hello = |version, session: &str| Command::Hello(Hello { version, session: session.to_owned() });
+    let hello = |version, session: &str| {
+        Command::Hello(Hello {
+            version,
+            session: session.to_owned(),
+        })
+    };
     let refused = [
         vec![(1, hello(2, "session"))],
         vec![(1, hello(1, "no session"))],
@@ -109,7 +197,10 @@ async fn send_behind_a_refused_hello_is_not_stored() {
                     assert_eq!(not_ok(reply.reply.unwrap()), "bad-request");
                     refusals += 1;
                 }
-                Ok(reply) => assert!(reply.is_some_and(|reply| reply.id < last), "the send was answered"),
+                Ok(reply) => assert!(
+                    reply.is_some_and(|reply| reply.id < last),
+                    "the send was answered"
+                ),
                 Err(end) => break end,
             }
         };
@@ -125,7 +216,10 @@ async fn pipelined_sends_are_answered_and_received_in_order() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     let mut sender = Session::open(&mut client).await;
-    assert!(matches!(sender.ask(SENDS + 1, hello()).await, Reply::Hello(_)));
+    assert!(matches!(
+        sender.ask(SENDS + 1, hello()).await,
+        Reply::Hello(_)
+    ));
     let mut receiver = Session::open(&mut client).await;
     assert_eq!(receiver.connect(1, "bob").await, 0);
     for id in 1..=SENDS {
@@ -163,7 +257,10 @@ async fn session_moves_to_another_stream_and_closes_the_former() {
     let first = former.stored(1).await;
     let mut latter = Session::open(&mut server.client().await).await;
     assert!(matches!(latter.ask(100, hello()).await, Reply::Hello(_)));
-    assert_eq!(former.replies.message().await.unwrap_err().code(), Code::Aborted);
+    assert_eq!(
+        former.replies.message().await.unwrap_err().code(),
+        Code::Aborted
+    );
     for (id, is_repeat) in [(1, true), (2, false)] {
         latter.send(id, "bob", "once");
         assert_eq!(latter.stored(id).await == first, is_repeat);

@@ -11,7 +11,10 @@ use tonic::{Code, Request, Status};
 use super::server::{Server, Subscription, code, to};
 
 async fn ack(client: &mut ChatClient<Channel>, receipt: &str, sequence: u64) -> Result<(), Status> {
-    let request = AckRequest { receipt: receipt.to_owned(), sequence };
+    let request = AckRequest {
+        receipt: receipt.to_owned(),
+        sequence,
+    };
     client.ack(request).await.map(drop)
 }
 
@@ -34,7 +37,13 @@ async fn only_unacknowledged_messages_come_again() {
     let second = bob.message().await;
     assert_eq!((&*first.text, &*second.text), ("queued", "live"));
     // Over another connection.
-    ack(&mut server.client().await, &connected.receipt, first.sequence).await.unwrap();
+    ack(
+        &mut server.client().await,
+        &connected.receipt,
+        first.sequence,
+    )
+    .await
+    .unwrap();
 
     drop(bob);
     let (mut bob, connected) = Subscription::connect(&mut client, "bob").await;
@@ -72,9 +81,13 @@ async fn ack_of_an_unsent_message_is_refused() {
     client.send(to("bob", "hello")).await.unwrap();
     let (mut bob, connected) = Subscription::connect(&mut client, "bob").await;
     let message = bob.message().await;
-    let above = ack(&mut client, &connected.receipt, message.sequence + 1).await.unwrap_err();
+    let above = ack(&mut client, &connected.receipt, message.sequence + 1)
+        .await
+        .unwrap_err();
     assert_eq!(code(&above), (Code::InvalidArgument, "bad-request"));
-    let unknown = ack(&mut client, "receipt", message.sequence).await.unwrap_err();
+    let unknown = ack(&mut client, "receipt", message.sequence)
+        .await
+        .unwrap_err();
     assert_eq!(code(&unknown), (Code::InvalidArgument, "bad-request"));
     drop(bob);
     let (_bob, connected) = Subscription::connect(&mut client, "bob").await;
@@ -91,9 +104,13 @@ async fn taken_over_stream_ends_after_its_acknowledgements() {
     let (mut latter, _) = Subscription::connect(&mut server.client().await, "bob").await;
     assert_eq!(latter.message().await, message);
     former.bye("taken-over").await;
-    ack(&mut client, &receipt.receipt, message.sequence).await.unwrap();
+    ack(&mut client, &receipt.receipt, message.sequence)
+        .await
+        .unwrap();
     assert_eq!(former.next().await, None);
-    let refused = ack(&mut client, &receipt.receipt, message.sequence).await.unwrap_err();
+    let refused = ack(&mut client, &receipt.receipt, message.sequence)
+        .await
+        .unwrap_err();
     assert_eq!(code(&refused), (Code::InvalidArgument, "bad-request"));
 
     let (_latest, connected) = Subscription::connect(&mut client, "bob").await;
@@ -108,7 +125,11 @@ async fn stream_of_a_deleted_account_ends() {
     let (mut bob, _) = Subscription::connect(&mut client, "bob").await;
     bob.message().await;
     client
-        .delete(DeleteRequest { user: "bob".to_owned(), password: String::new(), login: None })
+        .delete(DeleteRequest {
+            user: "bob".to_owned(),
+            password: String::new(),
+            login: None,
+        })
         .await
         .unwrap();
     bob.bye("deleted").await;
@@ -147,9 +168,15 @@ async fn unread_stream_blocks_no_other_and_can_be_cancelled() {
 async fn stream_ends_at_its_deadline() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
-    let mut request = Request::new(ConnectRequest { user: "bob".to_owned(), password: String::new() });
+    let mut request = Request::new(ConnectRequest {
+        user: "bob".to_owned(),
+        password: String::new(),
+    });
     request.set_timeout(Duration::from_millis(300));
     let mut bob = client.connect(request).await.unwrap().into_inner();
     assert!(bob.message().await.unwrap().is_some());
-    assert_eq!(bob.message().await.unwrap_err().code(), Code::DeadlineExceeded);
+    assert_eq!(
+        bob.message().await.unwrap_err().code(),
+        Code::DeadlineExceeded
+    );
 }

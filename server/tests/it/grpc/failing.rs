@@ -10,8 +10,8 @@ use hark_grpc::v1::{Error, Hello, Idempotency, SendRequest};
 use hark_protocol::{SessionToken, UserName};
 use hark_server::shard::{ShardConfig, ShardStore};
 use hark_server::store::{
-    Account, AccountEntry, Append, Completer, Created, Outcome, Page, PasswordHash, Pending, Position,
-    ReadLimit, Store, Subscription, Unavailable,
+    Account, AccountEntry, Append, Completer, Created, Outcome, Page, PasswordHash, Pending,
+    Position, ReadLimit, Store, Subscription, Unavailable,
 };
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
@@ -29,9 +29,15 @@ struct Failing {
 
 impl Failing {
     fn new() -> Arc<Self> {
-        let store =
-            ShardStore::memory(ShardConfig { numbers_after: Some(0), ..ShardConfig::DEFAULT }).unwrap();
-        Arc::new(Self { store, fails: AtomicBool::new(false) })
+        let store = ShardStore::memory(ShardConfig {
+            numbers_after: Some(0),
+            ..ShardConfig::DEFAULT
+        })
+        .unwrap();
+        Arc::new(Self {
+            store,
+            fails: AtomicBool::new(false),
+        })
     }
 
     fn fail(&self, fails: bool) {
@@ -48,7 +54,12 @@ impl Store for Failing {
         self.store.account(name)
     }
 
-    fn set_password(&self, account: &Account, old: Option<PasswordHash>, new: PasswordHash) -> Pending<bool> {
+    fn set_password(
+        &self,
+        account: &Account,
+        old: Option<PasswordHash>,
+        new: PasswordHash,
+    ) -> Pending<bool> {
         self.store.set_password(account, old, new)
     }
 
@@ -108,18 +119,37 @@ async fn health_follows_the_store() {
     let store = Failing::new();
     let server = Server::start_on(Arc::clone(&store) as Arc<dyn Store>, RULES, LIMITS).await;
     let mut client = HealthClient::new(server.channel().await);
-    let about = HealthCheckRequest { service: "hark.v1.Chat".to_owned() };
+    let about = HealthCheckRequest {
+        service: "hark.v1.Chat".to_owned(),
+    };
     let mut watch = client.watch(about.clone()).await.unwrap().into_inner();
-    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
-    for (fails, status) in [(true, ServingStatus::NotServing), (false, ServingStatus::Serving)] {
+    assert_eq!(
+        watch.message().await.unwrap().unwrap().status(),
+        ServingStatus::Serving
+    );
+    for (fails, status) in [
+        (true, ServingStatus::NotServing),
+        (false, ServingStatus::Serving),
+    ] {
         store.fail(fails);
         assert_eq!(watch.message().await.unwrap().unwrap().status(), status);
-        assert_eq!(client.check(about.clone()).await.unwrap().get_ref().status(), status);
+        assert_eq!(
+            client
+                .check(about.clone())
+                .await
+                .unwrap()
+                .get_ref()
+                .status(),
+            status
+        );
     }
 }
 
 fn hello() -> Command {
-    Command::Hello(Hello { version: 1, session: "session".to_owned() })
+    Command::Hello(Hello {
+        version: 1,
+        session: "session".to_owned(),
+    })
 }
 
 #[tokio::test]
@@ -127,8 +157,14 @@ async fn undecided_send_is_unavailable_and_can_be_repeated() {
     let store = Failing::new();
     let server = Server::start_on(Arc::clone(&store) as Arc<dyn Store>, RULES, LIMITS).await;
     let mut client = server.client_and(&["bob"]).await;
-    let idempotency = Some(Idempotency { session: "session".to_owned(), id: 1 });
-    let send = SendRequest { idempotency, ..to("bob", "hello") };
+    let idempotency = Some(Idempotency {
+        session: "session".to_owned(),
+        id: 1,
+    });
+    let send = SendRequest {
+        idempotency,
+        ..to("bob", "hello")
+    };
     store.fail(true);
     let failed = client.send(send.clone()).await.unwrap_err();
     assert_eq!(code(&failed), (Code::Unavailable, "unavailable"));

@@ -11,7 +11,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::raw::{
-    self, ACK, CONTINUATION, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM, Raw, SETTINGS, frame, headers,
+    self, ACK, CONTINUATION, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM, Raw, SETTINGS, frame,
+    headers,
 };
 use super::server::{SETTINGS as SERVER_SETTINGS, Server, Session, Subscription, to};
 
@@ -22,7 +23,9 @@ const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Checks that other clients are still served.
 async fn check_serves(server: &Server) {
-    timeout(OPERATION_TIMEOUT, server.client_and(&["other"])).await.unwrap();
+    timeout(OPERATION_TIMEOUT, server.client_and(&["other"]))
+        .await
+        .unwrap();
 }
 
 /// Returns the bytes up to the end of the connection.
@@ -36,15 +39,27 @@ async fn rest(stream: &mut TcpStream) -> Vec<u8> {
 #[tokio::test]
 async fn malformed_preface_is_closed_at_once() {
     let server = Server::start().await;
-    for garbage in [&b"POST / HTTP/1.1\r\n\r\n"[..], b"PRI * HTTP/2.0\r\n\r\nXX", b"Ping"] {
+    for garbage in [
+        &b"POST / HTTP/1.1\r\n\r\n"[..],
+        b"PRI * HTTP/2.0\r\n\r\nXX",
+        b"Ping",
+    ] {
         let mut stream = TcpStream::connect(server.address()).await.unwrap();
         stream.write_all(garbage).await.unwrap();
-        assert_eq!(timeout(OPERATION_TIMEOUT, rest(&mut stream)).await.unwrap(), b"");
+        assert_eq!(
+            timeout(OPERATION_TIMEOUT, rest(&mut stream)).await.unwrap(),
+            b""
+        );
     }
     let mut raw = Raw(TcpStream::connect(server.address()).await.unwrap());
     raw.write(PREFACE).await;
-    raw.write(b"no frames, but more than nine bytes of it").await;
-    timeout(OPERATION_TIMEOUT, async { while raw.next().await.is_some() {} }).await.unwrap();
+    raw.write(b"no frames, but more than nine bytes of it")
+        .await;
+    timeout(OPERATION_TIMEOUT, async {
+        while raw.next().await.is_some() {}
+    })
+    .await
+    .unwrap();
     check_serves(&server).await;
 }
 
@@ -56,7 +71,11 @@ async fn incomplete_preface_times_out() {
         let mut stream = TcpStream::connect(server.address()).await.unwrap();
         stream.write_all(&PREFACE[..part]).await.unwrap();
         assert_eq!(rest(&mut stream).await, b"");
-        assert!(begun.elapsed() < Duration::from_secs(11), "{:?}", begun.elapsed());
+        assert!(
+            begun.elapsed() < Duration::from_secs(11),
+            "{:?}",
+            begun.elapsed()
+        );
     }
 }
 
@@ -72,7 +91,10 @@ async fn link_that_ignores_pings_is_dropped() {
         }
         raw.next_of(PING).await.expect("a keepalive ping");
         while raw.next().await.is_some() {}
-        let (elapsed, most) = (begun.elapsed(), SERVER_SETTINGS.ack_timeout + Duration::from_secs(1));
+        let (elapsed, most) = (
+            begun.elapsed(),
+            SERVER_SETTINGS.ack_timeout + Duration::from_secs(1),
+        );
         assert!(elapsed <= most, "{elapsed:?}");
     }
 }
@@ -96,7 +118,10 @@ async fn oversized_message_is_refused_by_its_length() {
     raw.call(1, CREATE).await;
     // A gibibyte is announced and never sent.
     raw.write(&frame(raw::DATA, 0, 1, b"\0\x40\0\0\0")).await;
-    assert_eq!(timeout(OPERATION_TIMEOUT, raw.answer(1)).await.unwrap(), b"");
+    assert_eq!(
+        timeout(OPERATION_TIMEOUT, raw.answer(1)).await.unwrap(),
+        b""
+    );
     raw.call(3, CREATE).await;
     raw.data(3, &raw::message(b"\x0a\x03bob")).await;
     assert_eq!(raw.answer(3).await, raw::message(b""));
@@ -120,7 +145,8 @@ async fn every_service_refuses_oversized_messages() {
     for (stream, path) in (1..).step_by(2).zip(PATHS) {
         raw.call(stream, path).await;
         // A mebibyte is announced and never sent.
-        raw.write(&frame(raw::DATA, 0, stream, b"\0\0\x10\0\0")).await;
+        raw.write(&frame(raw::DATA, 0, stream, b"\0\0\x10\0\0"))
+            .await;
         let answer = timeout(OPERATION_TIMEOUT, raw.answer(stream)).await;
         assert_eq!(answer.expect(path), b"", "{path}");
     }
@@ -130,37 +156,78 @@ async fn every_service_refuses_oversized_messages() {
 async fn other_content_types_are_refused() {
     let server = Server::start().await;
     // The first can be sent by a form of a web page.
-    for other in ["text/plain", "application/json", "application/grpc-web", "application/grpcs"] {
+    for other in [
+        "text/plain",
+        "application/json",
+        "application/grpc-web",
+        "application/grpcs",
+    ] {
         let mut raw = Raw::open(server.address()).await;
-        raw.write(&frame(HEADERS, raw::END_HEADERS, 1, &raw::head_of(CREATE, other))).await;
+        raw.write(&frame(
+            HEADERS,
+            raw::END_HEADERS,
+            1,
+            &raw::head_of(CREATE, other),
+        ))
+        .await;
         raw.data(1, &raw::message(b"\x0a\x03eve")).await;
-        let answer = timeout(OPERATION_TIMEOUT, raw.next_of(HEADERS)).await.unwrap().unwrap();
+        let answer = timeout(OPERATION_TIMEOUT, raw.next_of(HEADERS))
+            .await
+            .unwrap()
+            .unwrap();
         // The status 415, as HPACK has it.
         assert_eq!(answer.payload[..5], *b"\x48\x83\x68\x2d\xff", "{other}");
         assert_eq!(answer.flags & raw::END_STREAM, raw::END_STREAM);
     }
-    let grpc =
-        [("application/grpc", b"amy"), ("application/grpc+proto", b"bob"), ("application/grpc;a=b", b"cat")];
+    let grpc = [
+        ("application/grpc", b"amy"),
+        ("application/grpc+proto", b"bob"),
+        ("application/grpc;a=b", b"cat"),
+    ];
     for (content_type, name) in grpc {
         let mut raw = Raw::open(server.address()).await;
-        raw.write(&frame(HEADERS, raw::END_HEADERS, 1, &raw::head_of(CREATE, content_type))).await;
-        raw.data(1, &raw::message(&[b"\x0a\x03", &name[..]].concat())).await;
-        assert_eq!(timeout(OPERATION_TIMEOUT, raw.answer(1)).await.unwrap(), raw::message(b""));
+        raw.write(&frame(
+            HEADERS,
+            raw::END_HEADERS,
+            1,
+            &raw::head_of(CREATE, content_type),
+        ))
+        .await;
+        raw.data(1, &raw::message(&[b"\x0a\x03", &name[..]].concat()))
+            .await;
+        assert_eq!(
+            timeout(OPERATION_TIMEOUT, raw.answer(1)).await.unwrap(),
+            raw::message(b"")
+        );
     }
     assert_eq!(names(&server).await, ["amy", "bob", "cat"]);
 }
 
 async fn names(server: &Server) -> Vec<String> {
-    let mut pages = server.client().await.list(ListRequest::default()).await.unwrap().into_inner();
-    pages.message().await.unwrap().map(|page| page.names).unwrap_or_default()
+    let mut pages = server
+        .client()
+        .await
+        .list(ListRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    pages
+        .message()
+        .await
+        .unwrap()
+        .map(|page| page.names)
+        .unwrap_or_default()
 }
 
 #[tokio::test]
 async fn oversized_headers_are_refused() {
     let server = Server::start().await;
     let mut client = server.client().await;
-    let mut request =
-        tonic::Request::new(CreateRequest { user: "bob".to_owned(), password: String::new(), login: None });
+    let mut request = tonic::Request::new(CreateRequest {
+        user: "bob".to_owned(),
+        password: String::new(),
+        login: None,
+    });
     let long = "x".repeat(12_000);
     for name in ["x-1", "x-2"] {
         request.metadata_mut().insert(name, long.parse().unwrap());
@@ -168,7 +235,11 @@ async fn oversized_headers_are_refused() {
     client.create(request).await.unwrap_err();
     assert_eq!(names(&server).await, [""; 0]);
     client
-        .create(CreateRequest { user: "bob".to_owned(), password: String::new(), login: None })
+        .create(CreateRequest {
+            user: "bob".to_owned(),
+            password: String::new(),
+            login: None,
+        })
         .await
         .unwrap();
 }
@@ -197,7 +268,11 @@ async fn calls_over_the_limit_are_refused() {
     let server = Server::start().await;
     let mut raw = Raw::open(server.address()).await;
     let settings = raw.next_of(SETTINGS).await.unwrap();
-    let streams_max = settings.payload.chunks(6).find(|setting| setting[..2] == [0, 3]).expect("a limit");
+    let streams_max = settings
+        .payload
+        .chunks(6)
+        .find(|setting| setting[..2] == [0, 3])
+        .expect("a limit");
     assert_eq!(streams_max[2..], 128u32.to_be_bytes());
     raw.write(&frame(SETTINGS, ACK, 0, b"")).await;
     // Open calls that have not sent their message.
@@ -206,7 +281,10 @@ async fn calls_over_the_limit_are_refused() {
     }
     let mut refused = BTreeSet::new();
     while refused.len() < 72 {
-        let reset = timeout(OPERATION_TIMEOUT, raw.next_of(RST_STREAM)).await.unwrap().unwrap();
+        let reset = timeout(OPERATION_TIMEOUT, raw.next_of(RST_STREAM))
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(reset.payload, 7u32.to_be_bytes(), "REFUSED_STREAM");
         refused.insert(reset.stream);
     }
@@ -225,10 +303,19 @@ async fn rapid_resets_end_the_connection() {
         flood.extend(frame(RST_STREAM, 0, 2 * nth + 1, &8u32.to_be_bytes()));
     }
     // The server may close before all is written.
-    timeout(OPERATION_TIMEOUT, raw.0.write_all(&flood)).await.unwrap().ok();
-    let goaway = timeout(OPERATION_TIMEOUT, raw.next_of(GOAWAY)).await.unwrap();
+    timeout(OPERATION_TIMEOUT, raw.0.write_all(&flood))
+        .await
+        .unwrap()
+        .ok();
+    let goaway = timeout(OPERATION_TIMEOUT, raw.next_of(GOAWAY))
+        .await
+        .unwrap();
     if let Some(goaway) = goaway {
-        assert_eq!(goaway.payload[4..8], 11u32.to_be_bytes(), "ENHANCE_YOUR_CALM");
+        assert_eq!(
+            goaway.payload[4..8],
+            11u32.to_be_bytes(),
+            "ENHANCE_YOUR_CALM"
+        );
     }
     check_serves(&server).await;
 }
@@ -259,22 +346,34 @@ async fn session_of_an_unread_stream_can_be_taken_over() {
     // The window has room for the answer to `hello` only.
     raw.write(&frame(SETTINGS, 0, 0, b"\0\x04\0\0\0\x0f")).await;
     raw.call(1, "/hark.v1.Chat/BiDiChat").await;
-    raw.write(&frame(raw::DATA, 0, 1, &raw::message(b"\x08\x01\x12\x0a\x08\x01\x12\x06unread"))).await;
+    raw.write(&frame(
+        raw::DATA,
+        0,
+        1,
+        &raw::message(b"\x08\x01\x12\x0a\x08\x01\x12\x06unread"),
+    ))
+    .await;
     let answer = raw.next_of(raw::DATA).await.unwrap();
     assert_eq!(answer.payload.len(), 15);
     let ping = raw::message(b"\x08\x02\x62\x00");
     let send = raw::message(b"\x08\x03\x52\x08\x0a\x03bob\x12\x01x");
-    raw.write(&frame(raw::DATA, 0, 1, &[ping, send].concat())).await;
+    raw.write(&frame(raw::DATA, 0, 1, &[ping, send].concat()))
+        .await;
     // The answer to the ping is stuck now.
     assert_eq!(bob.message().await.text, "x");
     let mut session = Session::open(&mut client).await;
-    let opened = timeout(OPERATION_TIMEOUT, session.ask(1, hello())).await.unwrap();
+    let opened = timeout(OPERATION_TIMEOUT, session.ask(1, hello()))
+        .await
+        .unwrap();
     assert!(matches!(opened, Reply::Hello(_)), "{opened:?}");
     drop(raw);
 }
 
 fn hello() -> Command {
-    Command::Hello(Hello { version: 1, session: "unread".to_owned() })
+    Command::Hello(Hello {
+        version: 1,
+        session: "unread".to_owned(),
+    })
 }
 
 #[tokio::test]
@@ -302,7 +401,10 @@ async fn cancelled_streams_lose_and_repeat_no_message() {
             }
         }
         let (receipt, sequence) = (connected.receipt, last);
-        client.ack(hark_grpc::v1::AckRequest { receipt, sequence }).await.unwrap();
+        client
+            .ack(hark_grpc::v1::AckRequest { receipt, sequence })
+            .await
+            .unwrap();
         drop(bob);
         cuts += 1;
     }

@@ -20,7 +20,13 @@ impl Old {
     }
 
     async fn answer(&mut self, line: &str) -> Result<Response, Status> {
-        Ok(self.0.try_command(Command { command: line.to_owned() }).await?.into_inner())
+        Ok(self
+            .0
+            .try_command(Command {
+                command: line.to_owned(),
+            })
+            .await?
+            .into_inner())
     }
 
     #[track_caller]
@@ -34,14 +40,24 @@ impl Old {
 
     /// Polls for messages.
     async fn listen(&mut self, name: &str) -> String {
-        let response = self.0.listen(User { name: name.to_owned() }).await.unwrap().into_inner();
+        let response = self
+            .0
+            .listen(User {
+                name: name.to_owned(),
+            })
+            .await
+            .unwrap()
+            .into_inner();
         assert_eq!(response.name, "");
         response.message
     }
 }
 
 fn messages(texts: impl IntoIterator<Item = String>) -> String {
-    texts.into_iter().map(|text| format!("Message: {text}\n\n")).collect()
+    texts
+        .into_iter()
+        .map(|text| format!("Message: {text}\n\n"))
+        .collect()
 }
 
 #[tokio::test]
@@ -54,18 +70,31 @@ async fn typed_commands_are_answered_by_text() {
     old.check("create bob", "Refused: bob already exists").await;
     old.check("list", "amy\nbob").await;
     old.check("list ^b", "bob").await;
-    old.check("send bob hello there", "Message sent to bob").await;
-    old.check("send eve hello", "Refused: there is no user eve").await;
+    old.check("send bob hello there", "Message sent to bob")
+        .await;
+    old.check("send eve hello", "Refused: there is no user eve")
+        .await;
     let connected = old.answer("connect bob").await.unwrap();
-    assert_eq!((&*connected.message, &*connected.name), ("Connection successful for user bob", "bob"));
-    old.check("connect eve", "Refused: there is no user eve").await;
+    assert_eq!(
+        (&*connected.message, &*connected.name),
+        ("Connection successful for user bob", "bob")
+    );
+    old.check("connect eve", "Refused: there is no user eve")
+        .await;
     assert_eq!(old.listen("bob").await, "Message: hello there\n\n");
     assert_eq!(old.listen("bob").await, "");
     old.check("delete bob", "User bob deleted").await;
     old.check("delete bob", "There is no user bob").await;
-    old.check("frobnicate", "Refused: unknown command; try help").await;
+    old.check("frobnicate", "Refused: unknown command; try help")
+        .await;
     old.check("ping", "The server is there").await;
-    assert!(old.answer("help").await.unwrap().message.contains("send USER TEXT"));
+    assert!(
+        old.answer("help")
+            .await
+            .unwrap()
+            .message
+            .contains("send USER TEXT")
+    );
 }
 
 #[tokio::test]
@@ -121,13 +150,26 @@ async fn listen_takes_nothing_from_an_open_subscription() {
     // Its `connect` takes over, as any `connect` does.
     old.answer("connect bob").await.unwrap();
     bob.bye("taken-over").await;
-    assert_eq!(old.listen("bob").await, messages(["1".to_owned(), "2".to_owned()]));
+    assert_eq!(
+        old.listen("bob").await,
+        messages(["1".to_owned(), "2".to_owned()])
+    );
 }
 
 #[tokio::test]
 async fn message_too_long_for_the_answer_is_kept() {
-    let server = Server::start_with(Rules { frame_bytes_max: FRAME_BYTES_MAX, ..RULES }, LIMITS).await;
-    let mut chat = server.client_and(&["bob"]).await.max_decoding_message_size(FRAME_BYTES_MAX);
+    let server = Server::start_with(
+        Rules {
+            frame_bytes_max: FRAME_BYTES_MAX,
+            ..RULES
+        },
+        LIMITS,
+    )
+    .await;
+    let mut chat = server
+        .client_and(&["bob"])
+        .await
+        .max_decoding_message_size(FRAME_BYTES_MAX);
     let mut old = Old::new(&server).await;
     // The longest message that fits, one behind it, and a longer one.
     let most = 4 * 1024 * 1024 - 1024;
@@ -137,7 +179,10 @@ async fn message_too_long_for_the_answer_is_kept() {
     assert_eq!(old.listen("bob").await, messages(["x".repeat(most)]));
     assert_eq!(old.listen("bob").await, messages(["x".to_owned()]));
     let refused = old.listen("bob").await;
-    assert!(refused.starts_with("Refused: the next message has 4193281 bytes"), "{refused}");
+    assert!(
+        refused.starts_with("Refused: the next message has 4193281 bytes"),
+        "{refused}"
+    );
     let (mut bob, connected) = Subscription::connect(&mut chat, "bob").await;
     assert_eq!(connected.queued, 1);
     assert_eq!(bob.message().await.text.len(), most + 1);
@@ -147,7 +192,11 @@ async fn message_too_long_for_the_answer_is_kept() {
 async fn accounts_with_a_password_are_denied() {
     let server = Server::start().await;
     let mut chat = server.client().await;
-    let eve = CreateRequest { user: "eve".to_owned(), password: "secret".to_owned(), login: None };
+    let eve = CreateRequest {
+        user: "eve".to_owned(),
+        password: "secret".to_owned(),
+        login: None,
+    };
     chat.create(eve).await.unwrap();
     chat.send(to("eve", "hello")).await.unwrap();
     let mut old = Old::new(&server).await;
@@ -159,12 +208,28 @@ async fn accounts_with_a_password_are_denied() {
 
 #[tokio::test]
 async fn required_passwords_disable_the_service() {
-    let server = Server::start_with(Rules { require_password: true, ..RULES }, LIMITS).await;
+    let server = Server::start_with(
+        Rules {
+            require_password: true,
+            ..RULES
+        },
+        LIMITS,
+    )
+    .await;
     let mut old = Old::new(&server).await;
     let refused = old.answer("list").await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
-    assert!(refused.message().contains("--require-password"), "{refused}");
-    let refused = old.0.listen(User { name: "bob".to_owned() }).await.unwrap_err();
+    assert!(
+        refused.message().contains("--require-password"),
+        "{refused}"
+    );
+    let refused = old
+        .0
+        .listen(User {
+            name: "bob".to_owned(),
+        })
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
 }
 
@@ -174,7 +239,10 @@ async fn service_keeps_its_paths() {
     let mut raw = Raw::open(server.address()).await;
     raw.call(1, "/helloworld.Chat/try_command").await;
     raw.data(1, &raw::message(b"\x0a\x0acreate bob")).await;
-    assert_eq!(raw.answer(1).await, raw::message(b"\x0a\x10User bob created"));
+    assert_eq!(
+        raw.answer(1).await,
+        raw::message(b"\x0a\x10User bob created")
+    );
     raw.call(3, "/helloworld.Chat/listen").await;
     raw.data(3, &raw::message(b"\x0a\x03bob")).await;
     assert_eq!(raw.answer(3).await, raw::message(b""));

@@ -19,16 +19,32 @@ use super::server::{LIMITS, RULES, Server, Session, Subscription, code, to};
 
 #[tokio::test]
 async fn connection_over_the_limit_is_refused_over_grpc() {
-    let server = Server::start_with(RULES, ConnectionLimits { connections_max: 1, ..LIMITS }).await;
+    let server = Server::start_with(
+        RULES,
+        ConnectionLimits {
+            connections_max: 1,
+            ..LIMITS
+        },
+    )
+    .await;
     let mut client = server.client_and(&["bob"]).await;
-    let refused = server.client().await.send(to("bob", "x")).await.unwrap_err();
+    let refused = server
+        .client()
+        .await
+        .send(to("bob", "x"))
+        .await
+        .unwrap_err();
     assert_eq!(code(&refused), (Code::ResourceExhausted, "too-many"));
     client.send(to("bob", "x")).await.unwrap();
 }
 
 #[tokio::test]
 async fn connection_over_the_rate_is_refused_with_a_delay() {
-    let limits = ConnectionLimits { connects: Rate::per_second(1), on_loopback: true, ..LIMITS };
+    let limits = ConnectionLimits {
+        connects: Rate::per_second(1),
+        on_loopback: true,
+        ..LIMITS
+    };
     let server = Server::start_with(RULES, limits).await;
     let mut first = server.client_and(&["bob"]).await;
     // Four more pass at once, and one each second: some of twelve are too early even on
@@ -36,8 +52,12 @@ async fn connection_over_the_rate_is_refused_with_a_delay() {
     let sends = (0..12).map(|_| async { server.client().await.send(to("bob", "x")).await });
     // A refused connection is closed after a moment, perhaps before its call has come.
     let is_answered = |status: &Status| status.code() == Code::ResourceExhausted;
-    let refused: Vec<_> =
-        join_all(sends).await.into_iter().filter_map(Result::err).filter(is_answered).collect();
+    let refused: Vec<_> = join_all(sends)
+        .await
+        .into_iter()
+        .filter_map(Result::err)
+        .filter(is_answered)
+        .collect();
     assert!((1..=8).contains(&refused.len()), "{refused:?}");
     for status in refused {
         assert_eq!(code(&status), (Code::ResourceExhausted, "rate-limited"));
@@ -55,17 +75,32 @@ async fn check_too_fast(rates: Rates, login: Option<Credentials>) {
     let mut rounds = 0;
     while !left.is_empty() {
         let calls = left.iter().map(|&id| {
-            let idempotency = Some(Idempotency { session: "session".to_owned(), id });
-            let request = SendRequest { login: login.clone(), idempotency, ..to("bob", &id.to_string()) };
+            let idempotency = Some(Idempotency {
+                session: "session".to_owned(),
+                id,
+            });
+            let request = SendRequest {
+                login: login.clone(),
+                idempotency,
+                ..to("bob", &id.to_string())
+            };
             let mut client = client.clone();
             async move { client.send(request).await.map_err(|status| (id, status)) }
         });
-        let refused: Vec<_> = join_all(calls).await.into_iter().filter_map(Result::err).collect();
+        let refused: Vec<_> = join_all(calls)
+            .await
+            .into_iter()
+            .filter_map(Result::err)
+            .collect();
         left = refused.iter().map(|(id, _)| *id).collect();
         let mut longest = Duration::ZERO;
         for (_, status) in refused {
             assert_eq!(code(&status), (Code::ResourceExhausted, "rate-limited"));
-            let wait = status.get_details_retry_info().unwrap().retry_delay.unwrap();
+            let wait = status
+                .get_details_retry_info()
+                .unwrap()
+                .retry_delay
+                .unwrap();
             assert!((1..=5).contains(&wait.as_secs()), "{wait:?}");
             longest = longest.max(wait);
         }
@@ -84,14 +119,29 @@ async fn check_too_fast(rates: Rates, login: Option<Credentials>) {
 
 #[tokio::test]
 async fn calls_over_the_rate_of_a_connection_are_retried() {
-    let rates = Rates { commands: Rate::per_second(10), on_loopback: true, ..Rates::NONE };
+    let rates = Rates {
+        commands: Rate::per_second(10),
+        on_loopback: true,
+        ..Rates::NONE
+    };
     check_too_fast(rates, None).await;
 }
 
 #[tokio::test]
 async fn calls_over_the_rate_of_a_user_are_retried() {
-    let rates = Rates { user_commands: Rate::per_second(20), on_loopback: true, ..Rates::NONE };
-    check_too_fast(rates, Some(Credentials { user: "eve".to_owned(), password: String::new() })).await;
+    let rates = Rates {
+        user_commands: Rate::per_second(20),
+        on_loopback: true,
+        ..Rates::NONE
+    };
+    check_too_fast(
+        rates,
+        Some(Credentials {
+            user: "eve".to_owned(),
+            password: String::new(),
+        }),
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -150,7 +200,14 @@ async fn sends_are_answered_before_bye() {
     let mut answered = 1;
     loop {
         match session.next().await.unwrap() {
-            (0, bye) => break assert_eq!(bye, Reply::Bye(Bye { reason: "shutdown".to_owned() })),
+            (0, bye) => {
+                break assert_eq!(
+                    bye,
+                    Reply::Bye(Bye {
+                        reason: "shutdown".to_owned()
+                    })
+                );
+            }
             (id, Reply::Ok(Ok { sequence: Some(_) })) => assert_eq!(id, answered + 1),
             other => panic!("{other:?} is neither"),
         }
@@ -201,7 +258,10 @@ async fn streams_over_the_limit_wait() {
 
 #[tokio::test]
 async fn client_that_never_reads_does_not_block_the_drain() {
-    let limits = ConnectionLimits { drain_timeout: Duration::from_millis(200), ..LIMITS };
+    let limits = ConnectionLimits {
+        drain_timeout: Duration::from_millis(200),
+        ..LIMITS
+    };
     let server = Server::start_with(RULES, limits).await;
     let mut client = server.client_and(&["bob"]).await;
     for _ in 0..32 {
@@ -210,9 +270,17 @@ async fn client_that_never_reads_does_not_block_the_drain() {
     let (_unread, _) = Subscription::connect(&mut client, "bob").await;
     let sending = Session::open(&mut client).await;
     for id in 1..=5000 {
-        sending.say(id, Command::List(List { pattern: String::new() }));
+        sending.say(
+            id,
+            Command::List(List {
+                pattern: String::new(),
+            }),
+        );
     }
-    tokio::time::timeout(Duration::from_secs(5), server.stop()).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(5), server.stop())
+        .await
+        .unwrap()
+        .unwrap();
     client.list(ListRequest::default()).await.unwrap_err();
 }
 
@@ -223,7 +291,11 @@ async fn silent_client_does_not_delay_the_drain() {
     raw.next_of(SETTINGS).await.unwrap();
     let begun = Instant::now();
     server.stop().await.unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test]

@@ -64,7 +64,12 @@ impl Raw {
             vec![0; usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2])];
         self.0.read_exact(&mut payload).await.ok()?;
         let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-        Some(Frame { kind: head[3], flags: head[4], stream, payload })
+        Some(Frame {
+            kind: head[3],
+            flags: head[4],
+            stream,
+            payload,
+        })
     }
 
     /// Returns the next frame of this kind, and drops those before it.
@@ -84,7 +89,10 @@ impl Raw {
             let frame = self.next().await.expect("an open connection");
             if frame.stream == stream && frame.kind == DATA {
                 answer.extend(frame.payload);
-            } else if frame.stream == stream && frame.kind == HEADERS && frame.flags & END_STREAM != 0 {
+            } else if frame.stream == stream
+                && frame.kind == HEADERS
+                && frame.flags & END_STREAM != 0
+            {
                 return answer;
             }
         }
@@ -123,5 +131,10 @@ pub(crate) fn head_of(path: &str, content_type: &str) -> Vec<u8> {
 
 /// Returns a message in the framing of gRPC.
 pub(crate) fn message(bytes: &[u8]) -> Vec<u8> {
-    [&[0], &u32::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat()
+    [
+        &[0],
+        &u32::try_from(bytes.len()).unwrap().to_be_bytes()[..],
+        bytes,
+    ]
+    .concat()
 }

@@ -10,8 +10,8 @@ use futures::Stream;
 use hark_grpc::v1::chat_client::ChatClient;
 use hark_grpc::v1::chat_request::Command;
 use hark_grpc::v1::{
-    Bye, ChatReply, ChatRequest, ConnectReply, ConnectRequest, Connected, CreateRequest, Message, Ok, Send,
-    SendRequest, chat_reply, connect_reply,
+    Bye, ChatReply, ChatRequest, ConnectReply, ConnectRequest, Connected, CreateRequest, Message,
+    Ok, Send, SendRequest, chat_reply, connect_reply,
 };
 use hark_server::chat::{Chat, MayList, Rates, Rules};
 use hark_server::front::Settings;
@@ -51,8 +51,12 @@ pub(crate) const LIMITS: ConnectionLimits = ConnectionLimits {
     drain_timeout: Duration::from_secs(10),
 };
 
-pub(crate) const SETTINGS: Settings =
-    Settings { ack_timeout: Duration::from_secs(60), watch_logs: None, tls: None, tls_only: false };
+pub(crate) const SETTINGS: Settings = Settings {
+    ack_timeout: Duration::from_secs(60),
+    watch_logs: None,
+    tls: None,
+    tls_only: false,
+};
 
 impl Server {
     pub(crate) async fn start() -> Self {
@@ -62,7 +66,11 @@ impl Server {
     pub(crate) async fn start_with(rules: Rules, limits: ConnectionLimits) -> Self {
         Self::start_on(
             Arc::new(
-                ShardStore::memory(ShardConfig { numbers_after: Some(0), ..ShardConfig::DEFAULT }).unwrap(),
+                ShardStore::memory(ShardConfig {
+                    numbers_after: Some(0),
+                    ..ShardConfig::DEFAULT
+                })
+                .unwrap(),
             ),
             rules,
             limits,
@@ -71,7 +79,11 @@ impl Server {
     }
 
     /// Starts a server over an existing store.
-    pub(crate) async fn start_on(store: Arc<dyn Store>, rules: Rules, limits: ConnectionLimits) -> Self {
+    pub(crate) async fn start_on(
+        store: Arc<dyn Store>,
+        rules: Rules,
+        limits: ConnectionLimits,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let chat = Arc::new(Chat::new(Arc::clone(&store), rules));
@@ -79,7 +91,12 @@ impl Server {
         let task = tokio::spawn(server::run(listener, chat, SETTINGS, limits, async {
             stopped.await.unwrap();
         }));
-        Self { address, store, stop, task }
+        Self {
+            address,
+            store,
+            stop,
+            task,
+        }
     }
 
     /// Returns a client with a connection of its own, and windows of 64 KiB.
@@ -90,7 +107,11 @@ impl Server {
     /// Returns a connection for a client of any service.
     pub(crate) async fn channel(&self) -> Channel {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
-        endpoint.initial_stream_window_size(65_535).connect().await.unwrap()
+        endpoint
+            .initial_stream_window_size(65_535)
+            .connect()
+            .await
+            .unwrap()
     }
 
     /// Returns a client, after creating these accounts without passwords.
@@ -98,7 +119,14 @@ impl Server {
         let mut client = self.client().await;
         for user in users {
             let user = (*user).to_owned();
-            client.create(CreateRequest { user, password: String::new(), login: None }).await.unwrap();
+            client
+                .create(CreateRequest {
+                    user,
+                    password: String::new(),
+                    login: None,
+                })
+                .await
+                .unwrap();
         }
         client
     }
@@ -122,13 +150,20 @@ impl Server {
 
 /// Returns the status code of a refusal and its code of the protocol.
 pub(crate) fn code(status: &Status) -> (Code, &str) {
-    let word = status.metadata().get("hark-code").expect("a refusal has a code");
+    let word = status
+        .metadata()
+        .get("hark-code")
+        .expect("a refusal has a code");
     (status.code(), word.to_str().unwrap())
 }
 
 /// Returns an anonymous message.
 pub(crate) fn to(user: &str, text: &str) -> SendRequest {
-    SendRequest { to: user.to_owned(), text: text.to_owned(), ..SendRequest::default() }
+    SendRequest {
+        to: user.to_owned(),
+        text: text.to_owned(),
+        ..SendRequest::default()
+    }
 }
 
 /// The stream of a `Connect`.
@@ -137,7 +172,10 @@ pub(crate) struct Subscription(Streaming<ConnectReply>);
 impl Subscription {
     /// Connects as an account without a password.
     pub(crate) async fn connect(client: &mut ChatClient<Channel>, user: &str) -> (Self, Connected) {
-        let request = ConnectRequest { user: user.to_owned(), password: String::new() };
+        let request = ConnectRequest {
+            user: user.to_owned(),
+            password: String::new(),
+        };
         let mut receiver = Self(client.connect(request).await.unwrap().into_inner());
         let Some(connect_reply::Event::Connected(connected)) = receiver.next().await else {
             panic!("the first reply is `connected`")
@@ -184,22 +222,42 @@ pub(crate) struct Session {
 impl Session {
     pub(crate) async fn open(client: &mut ChatClient<Channel>) -> Self {
         let (requests, asked) = mpsc::channel(REQUESTS_MAX);
-        let replies = client.bi_di_chat(ReceiverStream(asked)).await.unwrap().into_inner();
-        Self { requests: Some(requests), replies }
+        let replies = client
+            .bi_di_chat(ReceiverStream(asked))
+            .await
+            .unwrap()
+            .into_inner();
+        Self {
+            requests: Some(requests),
+            replies,
+        }
     }
 
     pub(crate) fn say(&self, id: u32, command: Command) {
-        let request = ChatRequest { id, command: Some(command) };
+        let request = ChatRequest {
+            id,
+            command: Some(command),
+        };
         self.requests.as_ref().unwrap().try_send(request).unwrap();
     }
 
     /// Sends a request without a command.
     pub(crate) fn say_nothing(&self, id: u32) {
-        self.requests.as_ref().unwrap().try_send(ChatRequest { id, command: None }).unwrap();
+        self.requests
+            .as_ref()
+            .unwrap()
+            .try_send(ChatRequest { id, command: None })
+            .unwrap();
     }
 
     pub(crate) fn send(&self, id: u32, user: &str, text: &str) {
-        self.say(id, Command::Send(Send { to: user.to_owned(), text: text.to_owned() }));
+        self.say(
+            id,
+            Command::Send(Send {
+                to: user.to_owned(),
+                text: text.to_owned(),
+            }),
+        );
     }
 
     /// Ends the requests.
@@ -223,22 +281,31 @@ impl Session {
 
     /// Makes a request that is answered by `ok`.
     pub(crate) async fn ok(&mut self, id: u32, command: Command) {
-        assert_eq!(self.ask(id, command).await, chat_reply::Reply::Ok(Ok { sequence: None }));
+        assert_eq!(
+            self.ask(id, command).await,
+            chat_reply::Reply::Ok(Ok { sequence: None })
+        );
     }
 
     /// Returns the number in the next reply, which is to a `send`.
     pub(crate) async fn stored(&mut self, id: u32) -> u64 {
         match self.next().await {
-            Some((replied, chat_reply::Reply::Ok(Ok { sequence: Some(sequence) }))) if replied == id => {
-                sequence
-            }
+            Some((
+                replied,
+                chat_reply::Reply::Ok(Ok {
+                    sequence: Some(sequence),
+                }),
+            )) if replied == id => sequence,
             other => panic!("{other:?} does not answer the send {id}"),
         }
     }
 
     /// Connects as a user without a password. Returns the number of queued messages.
     pub(crate) async fn connect(&mut self, id: u32, user: &str) -> u64 {
-        let request = ConnectRequest { user: user.to_owned(), password: String::new() };
+        let request = ConnectRequest {
+            user: user.to_owned(),
+            password: String::new(),
+        };
         match self.ask(id, Command::Connect(request)).await {
             chat_reply::Reply::Connected(connected) => connected.queued,
             other => panic!("{other:?} is no `connected`"),
@@ -255,7 +322,9 @@ impl Session {
 
     /// Checks that the next reply is a `bye` for this reason.
     pub(crate) async fn bye(&mut self, reason: &str) {
-        let bye = chat_reply::Reply::Bye(Bye { reason: reason.to_owned() });
+        let bye = chat_reply::Reply::Bye(Bye {
+            reason: reason.to_owned(),
+        });
         assert_eq!(self.next().await, Some((0, bye)));
     }
 }

@@ -69,20 +69,35 @@ impl Completion {
 }
 
 fn commands_starting_with(prefix: &str) -> Vec<String> {
-    let matching = COMMANDS.iter().filter(|entry| entry.name.starts_with(prefix));
+    let matching = COMMANDS
+        .iter()
+        .filter(|entry| entry.name.starts_with(prefix));
     matching
-        .map(|entry| if entry.usage == entry.name { entry.name.into() } else { format!("{} ", entry.name) })
+        .map(|entry| {
+            if entry.usage == entry.name {
+                entry.name.into()
+            } else {
+                format!("{} ", entry.name)
+            }
+        })
         .collect()
 }
 
 fn takes_user(command: &str) -> bool {
-    COMMANDS.iter().any(|entry| entry.name == command && entry.takes_user)
+    COMMANDS
+        .iter()
+        .any(|entry| entry.name == command && entry.takes_user)
 }
 
 impl Completer for Completion {
     type Candidate = String;
 
-    fn complete(&self, line: &str, pos: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<String>)> {
+    fn complete(
+        &self,
+        line: &str,
+        pos: usize,
+        _: &Context<'_>,
+    ) -> rustyline::Result<(usize, Vec<String>)> {
         Ok(self.candidates(line.get(..pos).unwrap_or(line)))
     }
 }
@@ -104,9 +119,19 @@ mod tests {
     #[track_caller]
     fn check(before: &str, start: usize, expected: &[&str]) {
         let names = SeenNames::default();
-        names.learn(&["user2".parse().unwrap(), "user3".parse().unwrap(), "amy\u{202e}".parse().unwrap()]);
+        names.learn(&[
+            "user2".parse().unwrap(),
+            "user3".parse().unwrap(),
+            "amy\u{202e}".parse().unwrap(),
+        ]);
         let (found, candidates) = Completion { names }.candidates(before);
-        assert_eq!((found, candidates), (start, expected.iter().map(|&text| text.to_owned()).collect()));
+        assert_eq!(
+            (found, candidates),
+            (
+                start,
+                expected.iter().map(|&text| text.to_owned()).collect()
+            )
+        );
     }
 
     #[test]

@@ -57,7 +57,9 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
     let style = Style::of_terminal();
     let names = SeenNames::default();
     let history = setup::state_dir(settings)?.join("history");
-    let completion = Completion { names: names.clone() };
+    let completion = Completion {
+        names: names.clone(),
+    };
     let Some((terminal, threads)) = Terminal::open(completion, style.is_colored, history)? else {
         return piped::run(settings).await;
     };
@@ -87,7 +89,9 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
         return Ok(exit_for(given_up));
     }
     let given_up = chat.leave(settings.timeout, interrupts, termination).await;
-    watching.await.map_err(|error| Failure::local(format!("the display task failed: {error}")))?;
+    watching
+        .await
+        .map_err(|error| Failure::local(format!("the display task failed: {error}")))?;
     drop(chat);
     tokio::task::spawn_blocking(|| threads.join())
         .await
@@ -97,7 +101,11 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
 
 /// Returns the result of a chat that abandoned this number of requests.
 const fn exit_for(given_up: usize) -> Exit {
-    if given_up == 0 { Exit::Done } else { Exit::Unknown }
+    if given_up == 0 {
+        Exit::Done
+    } else {
+        Exit::Unknown
+    }
 }
 
 /// One chat.
@@ -166,7 +174,11 @@ impl Chat {
                 }
                 Input::Interrupted if !was_interrupted => {
                     was_interrupted = true;
-                    self.say(self.style.notice("press Ctrl-C again or Ctrl-D, or type quit, to leave")).await;
+                    self.say(
+                        self.style
+                            .notice("press Ctrl-C again or Ctrl-D, or type quit, to leave"),
+                    )
+                    .await;
                 }
                 Input::Interrupted | Input::Ended => return,
             }
@@ -199,11 +211,13 @@ impl Chat {
             Ok(Command::Quit) => return std::ops::ControlFlow::Break(()),
             Ok(Command::Help) => self.say(command::help()).await,
             Ok(_) if self.jobs.len() >= JOBS_MAX => {
-                self.say(self.style.notice("too many commands are pending")).await;
+                self.say(self.style.notice("too many commands are pending"))
+                    .await;
             }
             Ok(Command::Send(user, text)) => {
                 let foreground = Arc::default();
-                self.run(Arc::clone(self).send(user, text), &foreground, PROMPT_SOON).await;
+                self.run(Arc::clone(self).send(user, text), &foreground, PROMPT_SOON)
+                    .await;
             }
             Ok(command) => self.start(command).await,
             Err(bad) => self.say(self.style.bad(&bad.to_string())).await,
@@ -217,7 +231,10 @@ impl Chat {
             (Command::Password(None), Some(me)) => Command::Password(Some(me)),
             (Command::Password(None), None) => {
                 return self
-                    .say(self.style.notice("you are not logged in: log in first, or use password USER"))
+                    .say(
+                        self.style
+                            .notice("you are not logged in: log in first, or use password USER"),
+                    )
                     .await;
             }
             (command, _) => command,
@@ -310,19 +327,28 @@ impl Chat {
 /// Requests to the server.
 impl Chat {
     async fn send(self: Arc<Self>, user: UserName, text: ByteString) {
-        let sending =
-            async { self.handle.send(user.clone(), text.clone()).await?.await.map(|_| Done::Plain) };
+        let sending = async {
+            self.handle
+                .send(user.clone(), text.clone())
+                .await?
+                .await
+                .map(|_| Done::Plain)
+        };
         let mut sending = pin!(sending);
         let outcome = match tokio::time::timeout(PENDING_AFTER, &mut sending).await {
             Ok(outcome) => outcome,
             Err(_) => {
                 let pending = self.style.pending(self.current_server.is_up());
-                self.terminal.show(self.style.sent(&user, &text, &pending)).await;
+                self.terminal
+                    .show(self.style.sent(&user, &text, &pending))
+                    .await;
                 sending.await
             }
         };
         let status = self.style.send_status(&outcome);
-        self.terminal.show(self.style.sent(&user, &text, &status)).await;
+        self.terminal
+            .show(self.style.sent(&user, &text, &status))
+            .await;
         if outcome.is_ok() {
             self.names.learn([&user]);
         }
@@ -330,7 +356,8 @@ impl Chat {
 
     async fn execute(self: Arc<Self>, command: Command, foreground: Arc<Foreground>) {
         let changes_identity = matches!(command, Command::Connect(_) | Command::Login(_));
-        let _identity_change = changes_identity.then(|| IdentityChange::begin(&self.identity_changes));
+        let _identity_change =
+            changes_identity.then(|| IdentityChange::begin(&self.identity_changes));
         let mut secrets = self.secrets.clone();
         if let (Command::Password(Some(user)), None) = (&command, &secrets.new_password) {
             let prompt = format!("New password for {}: ", escape_name(user.as_str()));
@@ -348,7 +375,9 @@ impl Chat {
             outcome = command::execute(&self.handle, command.clone(), secrets).await;
         }
         self.update(&command, &outcome);
-        self.terminal.show(self.style.outcome(&command, &outcome)).await;
+        self.terminal
+            .show(self.style.outcome(&command, &outcome))
+            .await;
     }
 
     /// Prompts for the password that a denied command needs.
@@ -359,15 +388,25 @@ impl Chat {
             Command::Password(Some(user)) => (user, false),
             _ => return None,
         };
-        let word = if matches!(command, Command::Password(_)) { "Old password" } else { "Password" };
-        self.ask(format!("{word} for {}: ", escape_name(user.as_str())), is_new, foreground).await
+        let word = if matches!(command, Command::Password(_)) {
+            "Old password"
+        } else {
+            "Password"
+        };
+        self.ask(
+            format!("{word} for {}: ", escape_name(user.as_str())),
+            is_new,
+            foreground,
+        )
+        .await
     }
 
     /// Prompts for a password, unless the command runs in the background by
     /// now.
     async fn ask(&self, prompt: String, is_new: bool, foreground: &Foreground) -> Option<Password> {
         if foreground.is_over.load(Ordering::Relaxed) {
-            self.notice("a password is required: repeat the command").await;
+            self.notice("a password is required: repeat the command")
+                .await;
             return None;
         }
         foreground.is_prompting.store(true, Ordering::Relaxed);
@@ -388,7 +427,9 @@ impl Chat {
             return;
         };
         match (command, done) {
-            (Command::Login(user) | Command::Connect(user), _) => self.become_user(Some(user.clone())),
+            (Command::Login(user) | Command::Connect(user), _) => {
+                self.become_user(Some(user.clone()))
+            }
             (Command::Disconnect, _) => self.become_user(None),
             (Command::Delete(user), _) => {
                 let mut me = lock(&self.user);
@@ -413,7 +454,13 @@ async fn identity_settled(identity_changes: &mut watch::Receiver<usize>) {
 }
 
 fn is_denied(outcome: &Result<Done, RequestError>) -> bool {
-    matches!(outcome, Err(RequestError::Refused(Refusal { code: Code::Denied, .. })))
+    matches!(
+        outcome,
+        Err(RequestError::Refused(Refusal {
+            code: Code::Denied,
+            ..
+        }))
+    )
 }
 
 /// Display of events.
@@ -474,9 +521,12 @@ impl Chat {
     async fn show_message(&self, message: Message) {
         let _showing = self.showing.lock().await;
         self.names.learn(&message.delivery.sender);
-        self.terminal.show(self.style.message(&message.delivery, &style::now())).await;
+        self.terminal
+            .show(self.style.message(&message.delivery, &style::now()))
+            .await;
         if let Err(error) = message.ack() {
-            self.notice(&format!("this message will be delivered again: {error}")).await;
+            self.notice(&format!("this message will be delivered again: {error}"))
+                .await;
         }
     }
 
@@ -486,7 +536,16 @@ impl Chat {
             _ => None,
         };
         self.current_server.set(server.as_deref());
-        let now = Shown { server, is_permanent: matches!(state, LinkState::Down { is_permanent: true, .. }) };
+        let now = Shown {
+            server,
+            is_permanent: matches!(
+                state,
+                LinkState::Down {
+                    is_permanent: true,
+                    ..
+                }
+            ),
+        };
         if *state == LinkState::Connecting || shown.as_ref() == Some(&now) {
             return;
         }

@@ -76,7 +76,12 @@ impl TerminalOwner {
     /// editor that is dropped earlier may have drawn a text and not confirmed it,
     /// and the text would be written again.
     pub(crate) fn wait_for_handover(&self, timeout: Duration) {
-        drop(wait_timeout_while(&self.changed, self.state(), timeout, |state| state.is_handing_over));
+        drop(wait_timeout_while(
+            &self.changed,
+            self.state(),
+            timeout,
+            |state| state.is_handing_over,
+        ));
     }
 }
 
@@ -107,7 +112,10 @@ mod tests {
             terminal.set(Owner::Free);
             let begun = Instant::now();
             terminal.wait_for_handover(Duration::from_millis(20));
-            assert!(begun.elapsed() >= Duration::from_millis(20), "it is not confirmed yet");
+            assert!(
+                begun.elapsed() >= Duration::from_millis(20),
+                "it is not confirmed yet"
+            );
             confirm.send(()).unwrap();
             terminal.wait_for_handover(LONG);
             assert!(begun.elapsed() < LONG);

@@ -35,7 +35,10 @@ struct Variant {
 impl CurrentServer {
     /// Starts disconnected. `servers` are joined by commas.
     pub(crate) fn new(servers: &str) -> Self {
-        Self { servers: servers.split(',').map(str::to_owned).collect(), at: Arc::default() }
+        Self {
+            servers: servers.split(',').map(str::to_owned).collect(),
+            at: Arc::default(),
+        }
     }
 
     /// Sets the current server; `None` while the link is down.
@@ -51,21 +54,39 @@ impl CurrentServer {
 }
 
 impl LinkPrompt {
-    pub(crate) fn new(user: Option<&UserName>, style: Style, current_server: CurrentServer) -> Self {
-        let user = user.map(|user| format!("{}@", escape_name(user.as_str()))).unwrap_or_default();
-        let labels = || std::iter::once(OFFLINE).chain(current_server.servers.iter().map(String::as_str));
-        let width = labels().map(|label| label.chars().count()).max().unwrap_or(0);
+    pub(crate) fn new(
+        user: Option<&UserName>,
+        style: Style,
+        current_server: CurrentServer,
+    ) -> Self {
+        let user = user
+            .map(|user| format!("{}@", escape_name(user.as_str())))
+            .unwrap_or_default();
+        let labels =
+            || std::iter::once(OFFLINE).chain(current_server.servers.iter().map(String::as_str));
+        let width = labels()
+            .map(|label| label.chars().count())
+            .max()
+            .unwrap_or(0);
         let variant = |text: &str| {
             let raw = format!("{user}{text:width$}> ");
-            let styled = if text == OFFLINE { style.bad(&raw) } else { raw.clone() };
+            let styled = if text == OFFLINE {
+                style.bad(&raw)
+            } else {
+                raw.clone()
+            };
             Variant { raw, styled }
         };
-        Self { variants: labels().map(variant).collect(), current_server }
+        Self {
+            variants: labels().map(variant).collect(),
+            current_server,
+        }
     }
 
     fn variant(&self) -> Option<&Variant> {
         // The editor reads the prompt whenever it draws the line.
-        self.variants.get(self.current_server.at.load(Ordering::Relaxed))
+        self.variants
+            .get(self.current_server.at.load(Ordering::Relaxed))
     }
 }
 

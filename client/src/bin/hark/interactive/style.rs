@@ -22,12 +22,18 @@ pub(crate) struct Style {
 impl Style {
     /// Uses colors unless `NO_COLOR` is set. For terminals only.
     pub(crate) fn of_terminal() -> Self {
-        Self { is_colored: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) }
+        Self {
+            is_colored: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        }
     }
 
     /// Colors a text by an SGR code.
     pub(crate) fn paint(self, code: &str, text: &str) -> String {
-        if self.is_colored { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.is_colored {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 
     pub(crate) fn dim(self, text: &str) -> String {
@@ -50,7 +56,12 @@ impl Style {
     /// that of `now`.
     pub(crate) fn message(self, delivery: &Delivery, now: &Zoned) -> String {
         let time = local_time(delivery.time_ms, now);
-        let sender = escape_name(delivery.sender.as_ref().map_or("(anonymous)", UserName::as_str));
+        let sender = escape_name(
+            delivery
+                .sender
+                .as_ref()
+                .map_or("(anonymous)", UserName::as_str),
+        );
         let indent = time.chars().count() + sender.chars().count() + 3;
         let text = block(&delivery.text, indent);
         format!("{} {}: {text}", self.dim(&time), self.name(&sender))
@@ -61,7 +72,12 @@ impl Style {
         let line: String = text.chars().take(EXCERPT_CHARS).collect();
         let cut = if line.len() < text.len() { "…" } else { "" };
         let user = self.name(&escape_name(user.as_str()));
-        format!("{} {user}: {}{cut} {} {status}", self.dim("→"), escape(&line), self.dim("…"))
+        format!(
+            "{} {user}: {}{cut} {} {status}",
+            self.dim("→"),
+            escape(&line),
+            self.dim("…")
+        )
     }
 
     /// Formats the status of an answered send.
@@ -74,7 +90,11 @@ impl Style {
 
     /// Formats the status of an unanswered send.
     pub(crate) fn pending(self, is_up: bool) -> String {
-        self.dim(if is_up { "pending" } else { "pending (waiting for the server)" })
+        self.dim(if is_up {
+            "pending"
+        } else {
+            "pending (waiting for the server)"
+        })
     }
 
     /// Formats a failed command.
@@ -106,17 +126,27 @@ impl Style {
             (Command::Create(user), _) => format!("{} was created", name(user)),
             (Command::Login(user), _) => format!("you are logged in as {}", name(user)),
             (Command::Connect(user), Done::Connected(0)) => {
-                format!("you are connected as {}; no messages are waiting", name(user))
+                format!(
+                    "you are connected as {}; no messages are waiting",
+                    name(user)
+                )
             }
             (Command::Connect(user), Done::Connected(1)) => {
                 format!("you are connected as {}; 1 message is waiting", name(user))
             }
             (Command::Connect(user), Done::Connected(queued)) => {
-                format!("you are connected as {}; {queued} messages are waiting", name(user))
+                format!(
+                    "you are connected as {}; {queued} messages are waiting",
+                    name(user)
+                )
             }
-            (Command::Delete(user), Done::Deleted(false)) => format!("there was no user {}", name(user)),
+            (Command::Delete(user), Done::Deleted(false)) => {
+                format!("there was no user {}", name(user))
+            }
             (Command::Delete(user), _) => format!("{} was deleted", name(user)),
-            (Command::Password(Some(user)), _) => format!("the password of {} was changed", name(user)),
+            (Command::Password(Some(user)), _) => {
+                format!("the password of {} was changed", name(user))
+            }
             (_, Done::Listed(answer)) => self.names(answer),
             (Command::Disconnect, _) => "you are logged out".to_owned(),
             (Command::Ping, _) => "the server responds".to_owned(),
@@ -125,7 +155,11 @@ impl Style {
     }
 
     fn names(self, answer: &Names) -> String {
-        let names: Vec<_> = answer.names.iter().map(|name| self.name(&escape_name(name.as_str()))).collect();
+        let names: Vec<_> = answer
+            .names
+            .iter()
+            .map(|name| self.name(&escape_name(name.as_str())))
+            .collect();
         match (names.len(), answer.is_truncated) {
             (0, _) => "no users".to_owned(),
             (1, _) => format!("1 user: {}", names.concat()),
@@ -143,8 +177,17 @@ impl Style {
     pub(crate) fn link(self, state: &LinkState) -> Option<String> {
         match state {
             LinkState::Up { server } => Some(self.notice(&format!("connected to {server}"))),
-            LinkState::Down { server, reason, retry_in, .. } => {
-                let next = if retry_in.is_zero() { "trying the next server" } else { "reconnecting" };
+            LinkState::Down {
+                server,
+                reason,
+                retry_in,
+                ..
+            } => {
+                let next = if retry_in.is_zero() {
+                    "trying the next server"
+                } else {
+                    "reconnecting"
+                };
                 Some(self.notice(&format!("no connection to {server}: {reason}; {next}")))
             }
             LinkState::Connecting | LinkState::Closed => None,
@@ -154,12 +197,18 @@ impl Style {
 
 /// Formats the time of day, with the date unless it is today.
 fn local_time(time_ms: u64, now: &Zoned) -> String {
-    let timestamp = i64::try_from(time_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    let timestamp = i64::try_from(time_ms)
+        .ok()
+        .and_then(|ms| Timestamp::from_millisecond(ms).ok());
     let Some(timestamp) = timestamp else {
         return "(no time)".to_owned();
     };
     let time = timestamp.to_zoned(now.time_zone().clone());
-    let format = if time.date() == now.date() { "%H:%M" } else { "%Y-%m-%d %H:%M" };
+    let format = if time.date() == now.date() {
+        "%H:%M"
+    } else {
+        "%Y-%m-%d %H:%M"
+    };
     time.strftime(format).to_string()
 }
 
@@ -191,20 +240,33 @@ mod tests {
 
     #[test]
     fn message_shows_local_time_and_older_date() {
-        assert_eq!(PLAIN.message(&delivery("hello, again", 2), &noon()), "10:00 user2: hello, again");
-        assert_eq!(PLAIN.message(&delivery("old", 13), &noon()), "2026-11-20 23:00 user2: old");
+        assert_eq!(
+            PLAIN.message(&delivery("hello, again", 2), &noon()),
+            "10:00 user2: hello, again"
+        );
+        assert_eq!(
+            PLAIN.message(&delivery("old", 13), &noon()),
+            "2026-11-20 23:00 user2: old"
+        );
     }
 
     #[test]
     fn message_is_escaped_and_indented() {
         let shown = PLAIN.message(&delivery("one\n10:01 bob: \x1b[2J\u{202e}", 2), &noon());
-        assert_eq!(shown, "10:00 user2: one\n             10:01 bob: \\u{1b}[2J\\u{202e}");
+        assert_eq!(
+            shown,
+            "10:00 user2: one\n             10:01 bob: \\u{1b}[2J\\u{202e}"
+        );
     }
 
     #[test]
     fn colors_are_optional() {
         let colored = Style { is_colored: true };
-        assert!(colored.message(&delivery("x", 1), &noon()).contains("\x1b["));
+        assert!(
+            colored
+                .message(&delivery("x", 1), &noon())
+                .contains("\x1b[")
+        );
         assert!(!PLAIN.message(&delivery("x", 1), &noon()).contains('\x1b'));
     }
 
@@ -212,8 +274,17 @@ mod tests {
     fn sent_line_shows_its_status() {
         let bob = "bob".parse().unwrap();
         let stored = PLAIN.send_status(&Ok(Done::Plain));
-        assert_eq!(PLAIN.sent(&bob, "hello, again", &stored), "→ bob: hello, again … stored");
+        assert_eq!(
+            PLAIN.sent(&bob, "hello, again", &stored),
+            "→ bob: hello, again … stored"
+        );
         let long = PLAIN.sent(&bob, &"x".repeat(100), &PLAIN.pending(false));
-        assert_eq!(long, format!("→ bob: {}… … pending (waiting for the server)", "x".repeat(60)));
+        assert_eq!(
+            long,
+            format!(
+                "→ bob: {}… … pending (waiting for the server)",
+                "x".repeat(60)
+            )
+        );
     }
 }

@@ -46,7 +46,11 @@ pub(crate) enum Input {
 
 enum Request {
     Read(LinkPrompt, oneshot::Sender<Input>),
-    Secret { prompt: String, is_new: bool, answer: oneshot::Sender<Result<Option<Password>, Failure>> },
+    Secret {
+        prompt: String,
+        is_new: bool,
+        answer: oneshot::Sender<Result<Option<Password>, Failure>>,
+    },
 }
 
 /// A text to print, and the sender that confirms it.
@@ -84,25 +88,52 @@ impl Terminal {
         let owner = Arc::<TerminalOwner>::default();
         let (requests, requests_in) = mpsc::channel(1);
         let (texts, texts_in) = mpsc::channel(LINES_MAX);
-        let input_thread = InputThread { editor, history: Some(history), owner: Arc::clone(&owner) };
+        let input_thread = InputThread {
+            editor,
+            history: Some(history),
+            owner: Arc::clone(&owner),
+        };
         let editing = thread::spawn(move || input_thread.run(requests_in));
         let printing = thread::spawn({
             let owner = Arc::clone(&owner);
             move || print_all(texts_in, printer, &owner)
         });
         let requests = Mutex::new(Some(requests));
-        Ok(Some((Self { requests, texts, owner }, Threads { editing, printing, modes })))
+        Ok(Some((
+            Self {
+                requests,
+                texts,
+                owner,
+            },
+            Threads {
+                editing,
+                printing,
+                modes,
+            },
+        )))
     }
 
     /// Reads a line.
     pub(crate) async fn read(&self, prompt: LinkPrompt) -> Input {
-        self.ask(|answer| Request::Read(prompt, answer)).await.unwrap_or(Input::Ended)
+        self.ask(|answer| Request::Read(prompt, answer))
+            .await
+            .unwrap_or(Input::Ended)
     }
 
     /// Prompts for a password without echo, twice if it is new; `None` if the
     /// input is empty.
-    pub(crate) async fn secret(&self, prompt: String, is_new: bool) -> Result<Option<Password>, Failure> {
-        self.ask(|answer| Request::Secret { prompt, is_new, answer }).await.unwrap_or(Ok(None))
+    pub(crate) async fn secret(
+        &self,
+        prompt: String,
+        is_new: bool,
+    ) -> Result<Option<Password>, Failure> {
+        self.ask(|answer| Request::Secret {
+            prompt,
+            is_new,
+            answer,
+        })
+        .await
+        .unwrap_or(Ok(None))
     }
 
     /// Ends line editing: from now on texts are written directly.
@@ -163,7 +194,11 @@ impl Threads {
 type LineEditor = Editor<Completion, FileHistory>;
 
 fn new_editor(completion: Completion, is_colored: bool) -> rustyline::Result<LineEditor> {
-    let color_mode = if is_colored { ColorMode::Enabled } else { ColorMode::Disabled };
+    let color_mode = if is_colored {
+        ColorMode::Enabled
+    } else {
+        ColorMode::Disabled
+    };
     let config = Config::builder()
         .max_history_size(HISTORY_LINES_MAX)?
         .history_ignore_dups(true)?
@@ -189,7 +224,11 @@ impl InputThread {
             match request {
                 // The receiver is gone if hark is ending.
                 Request::Read(prompt, answer) => drop(answer.send(self.read(&prompt))),
-                Request::Secret { prompt, is_new, answer } => drop(answer.send(self.secret(&prompt, is_new))),
+                Request::Secret {
+                    prompt,
+                    is_new,
+                    answer,
+                } => drop(answer.send(self.secret(&prompt, is_new))),
             }
         }
         // The editor is dropped after this.
@@ -216,7 +255,11 @@ impl InputThread {
 
     fn secret(&self, prompt: &str, is_new: bool) -> Result<Option<Password>, Failure> {
         self.owner.set(Owner::PasswordPrompt);
-        let secret = if is_new { setup::prompt_new(prompt) } else { setup::ask(prompt) };
+        let secret = if is_new {
+            setup::prompt_new(prompt)
+        } else {
+            setup::ask(prompt)
+        };
         self.owner.set(Owner::Free);
         secret
     }
@@ -253,13 +296,20 @@ impl InputThread {
 
     fn give_up_history(&mut self, error: &ReadlineError) {
         if let Some(path) = self.history.take() {
-            eprintln!("hark: cannot save the history in {}: {error}", path.display());
+            eprintln!(
+                "hark: cannot save the history in {}: {error}",
+                path.display()
+            );
         }
     }
 }
 
 /// Prints texts until all senders are dropped.
-fn print_all(mut texts: mpsc::Receiver<Text>, mut printer: impl ExternalPrinter, owner: &TerminalOwner) {
+fn print_all(
+    mut texts: mpsc::Receiver<Text>,
+    mut printer: impl ExternalPrinter,
+    owner: &TerminalOwner,
+) {
     while let Some((text, done)) = texts.blocking_recv() {
         let line = format!("{text}\n");
         owner.print(|| write(&line), || hand_to_editor(&mut printer, &line));

@@ -29,9 +29,15 @@ struct Results {
 
 /// Sends each value to this node itself as an echo.
 async fn batch_echo(node: Node<()>, request: Request<Values>) {
-    let Request { body: Values { values }, responder, .. } = request;
+    let Request {
+        body: Values { values },
+        responder,
+        ..
+    } = request;
     if values.is_empty() {
-        return responder.reply(&Results { results: Vec::new() });
+        return responder.reply(&Results {
+            results: Vec::new(),
+        });
     }
     let batch = Rc::new(RefCell::new(Batch::new(values.len(), responder.clone())));
     for (index, echo) in values.into_iter().enumerate() {
@@ -54,7 +60,11 @@ struct Batch {
 
 impl Batch {
     fn new(count: usize, responder: Responder) -> Self {
-        Self { results: vec![None; count], missing: count, responder }
+        Self {
+            results: vec![None; count],
+            missing: count,
+            responder,
+        }
     }
 
     /// Adds an outcome. The first failure is the answer, or the results when the

@@ -18,7 +18,9 @@ struct Count {
 }
 
 async fn pending_count(node: Node<()>, _: Request<Nothing>) -> Result<Count, Error> {
-    Ok(Count { count: node.pending() })
+    Ok(Count {
+        count: node.pending(),
+    })
 }
 
 #[derive(Deserialize)]
@@ -35,5 +37,7 @@ struct Sent {
 async fn send_fire_forget(node: Node<()>, request: Request<FireForget>) -> Result<Sent, Error> {
     let FireForget { target, payload } = request.body;
     node.forward_rpc(&target, &payload, |_, _| ())?;
-    Ok(Sent { pending: node.pending() })
+    Ok(Sent {
+        pending: node.pending(),
+    })
 }

@@ -42,6 +42,12 @@ struct Relayed {
 /// Forwards a request up to three times, and waits 500 ms each time.
 async fn relay(node: Node<()>, request: Request<Relay>) -> Result<Relayed, Error> {
     let Relay { target, payload } = request.body;
-    let reply = node.forward(&target, &payload).retry(Retry::default()).await?;
-    Ok(Relayed { attempts: reply.attempts, result: reply.body })
+    let reply = node
+        .forward(&target, &payload)
+        .retry(Retry::default())
+        .await?;
+    Ok(Relayed {
+        attempts: reply.attempts,
+        result: reply.body,
+    })
 }

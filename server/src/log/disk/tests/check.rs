@@ -25,7 +25,10 @@ fn damaged_store() -> (Home, Vec<u64>) {
     home.unlock();
     let changed = vec![23, 501, 503, 1204];
     for number in &changed {
-        change(&home.folder.path().join("store/log"), &block(number % 5, *number, *number).payload);
+        change(
+            &home.folder.path().join("store/log"),
+            &block(number % 5, *number, *number).payload,
+        );
     }
     (home, changed)
 }
@@ -63,8 +66,12 @@ fn check_store(home: &Home) -> (usize, Vec<DamagedBlock>) {
 
 /// Every file of a folder with its content.
 fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    paths.map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+    let paths = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    paths
+        .map(|path| (path.clone(), fs::read(path).unwrap()))
+        .collect()
 }
 
 #[test]
@@ -81,7 +88,11 @@ fn check_reports_damaged_blocks_and_changes_nothing() {
     assert_eq!(count, 2001 - 200);
     assert!(matches!(
         read(&*open(&home).reader(), 1, 0),
-        Err(ReadError::Damaged { inbox: 1, first: 501, .. })
+        Err(ReadError::Damaged {
+            inbox: 1,
+            first: 501,
+            ..
+        })
     ));
 }
 
@@ -89,8 +100,10 @@ fn check_reports_damaged_blocks_and_changes_nothing() {
 fn repair_replaces_damaged_blocks() {
     let (home, changed) = damaged_store();
     let mut repair = Repair::open(&home.folder.path().join("store"), &mut |_| Ok(())).unwrap();
-    let gap =
-        |number: u64| Block { payload: format!("gap {number}").into(), ..block(number % 5, number, number) };
+    let gap = |number: u64| Block {
+        payload: format!("gap {number}").into(),
+        ..block(number % 5, number, number)
+    };
     for inbox in 0..5 {
         let numbers = changed.iter().filter(|number| *number % 5 == inbox);
         let mut gaps: Vec<_> = numbers.map(|number| gap(*number)).collect();
@@ -109,11 +122,13 @@ fn repair_replaces_damaged_blocks() {
             let blocks = read(&*log.reader(), inbox, 0).unwrap();
             let numbers = (1..=2000).filter(|number| number % 5 == inbox);
             let mut expected: Vec<_> = numbers
-                .map(
-                    |number| {
-                        if changed.contains(&number) { gap(number) } else { block(inbox, number, number) }
-                    },
-                )
+                .map(|number| {
+                    if changed.contains(&number) {
+                        gap(number)
+                    } else {
+                        block(inbox, number, number)
+                    }
+                })
                 .collect();
             if inbox == 2 {
                 expected.push(Block { inbox, ..gap(2500) });
@@ -128,7 +143,10 @@ fn repair_replaces_damaged_blocks() {
 fn check_of_missing_store_makes_none() {
     let home = Home::new();
     let path = home.path().join("nothing");
-    assert!(matches!(LogSnapshot::open(&path, &mut |_| Ok(())), Err(OpenError::NoStore(_))));
+    assert!(matches!(
+        LogSnapshot::open(&path, &mut |_| Ok(())),
+        Err(OpenError::NoStore(_))
+    ));
     assert!(!path.exists());
 }
 
@@ -141,10 +159,16 @@ fn damaged_text_in_a_carried_frame_concerns_its_inbox_alone() {
     }
     log.close().unwrap();
     drop(open(&home));
-    change(&home.folder.path().join("store/log"), &block(1, 5, 5).payload);
+    change(
+        &home.folder.path().join("store/log"),
+        &block(1, 5, 5).payload,
+    );
     for _ in 0..2 {
         let log = open(&home);
-        assert!(matches!(read(&*log.reader(), 1, 0), Err(ReadError::Damaged { first: 5, .. })));
+        assert!(matches!(
+            read(&*log.reader(), 1, 0),
+            Err(ReadError::Damaged { first: 5, .. })
+        ));
         assert_eq!(read(&*log.reader(), 0, 0).unwrap().len(), 10);
     }
 }

@@ -23,7 +23,11 @@ fn record(seed: u64, steps: usize) -> (Run, SimOpener, Vec<Mark>) {
     let opener = SimOpener::new(SEGMENT_BYTES);
     let mut run = Run::new();
     let mut log = run.reopen(&opener, 0).unwrap().0;
-    let mut marks = vec![Mark { operations: 0, durable: 0, returned: 0 }];
+    let mut marks = vec![Mark {
+        operations: 0,
+        durable: 0,
+        returned: 0,
+    }];
     for _ in 0..steps {
         run.step(&mut *log, &mut random).unwrap();
         run.compare(&*log, run.returned).unwrap();
@@ -33,7 +37,11 @@ fn record(seed: u64, steps: usize) -> (Run, SimOpener, Vec<Mark>) {
             run.durable = run.returned;
         }
         let operations = opener.storage.operation_count();
-        marks.push(Mark { operations, durable: run.durable, returned: run.returned });
+        marks.push(Mark {
+            operations,
+            durable: run.durable,
+            returned: run.returned,
+        });
     }
     run.compare(&*log, run.returned).unwrap();
     (run, opener, marks)
@@ -49,7 +57,11 @@ fn check_crash(
     random: &mut StdRng,
 ) {
     println!("operation {at}, {mark:?}, {unsynced:?}");
-    let least = if unsynced == Unsynced::Kept { mark.returned } else { mark.durable };
+    let least = if unsynced == Unsynced::Kept {
+        mark.returned
+    } else {
+        mark.durable
+    };
     let left = opener.on(opener.storage.crash(at, unsynced, random));
     let (log, frame) = run.reopen(&left, least).unwrap();
     drop(log);
@@ -69,7 +81,10 @@ pub(super) fn kill_everywhere(seed: u64, steps: usize, stride: usize) {
     let mut random = random(seed);
     let mut mark = 0;
     for at in (0..=opener.storage.operation_count()).step_by(stride) {
-        while marks.get(mark + 1).is_some_and(|next| next.operations <= at) {
+        while marks
+            .get(mark + 1)
+            .is_some_and(|next| next.operations <= at)
+        {
             mark += 1;
         }
         for unsynced in [Unsynced::Kept, Unsynced::Lost, Unsynced::Torn] {
@@ -95,7 +110,11 @@ fn kill_at_random(seed: u64, kills: usize) {
     let (run, opener, marks) = record(seed, 1500);
     for _ in 0..kills {
         let at = below(&mut random, opener.storage.operation_count() as u64 + 1) as usize;
-        let mark = marks.iter().rev().find(|mark| mark.operations <= at).unwrap();
+        let mark = marks
+            .iter()
+            .rev()
+            .find(|mark| mark.operations <= at)
+            .unwrap();
         let unsynced = [Unsynced::Kept, Unsynced::Lost, Unsynced::Torn][at % 3];
         check_crash(&run, &opener, *mark, at, unsynced, &mut random);
     }
@@ -113,10 +132,18 @@ fn kill_when_full(seed: u64, kills: usize) {
     let mut opened = 0;
     for _ in 0..kills {
         let at = below(&mut random, opener.storage.operation_count() as u64 + 1) as usize;
-        let mark = marks.iter().rev().find(|mark| mark.operations <= at).unwrap();
+        let mark = marks
+            .iter()
+            .rev()
+            .find(|mark| mark.operations <= at)
+            .unwrap();
         let unsynced = [Unsynced::Kept, Unsynced::Lost, Unsynced::Torn][at % 3];
         println!("operation {at}, {mark:?}, {unsynced:?}");
-        let least = if unsynced == Unsynced::Kept { mark.returned } else { mark.durable };
+        let least = if unsynced == Unsynced::Kept {
+            mark.returned
+        } else {
+            mark.durable
+        };
         let left = opener.on(opener.storage.crash(at, unsynced, &mut random));
         left.storage.set_capacity(Some(0));
         let frame = match run.reopen(&left, least) {
@@ -133,8 +160,16 @@ fn kill_when_full(seed: u64, kills: usize) {
         };
         let end = left.storage.operation_count();
         let at = below(&mut random, end as u64 + 1) as usize;
-        run.reopen(&left.on(left.storage.crash(at, unsynced, &mut random)), least).unwrap();
-        run.reopen(&left.on(left.storage.crash(end, Unsynced::Lost, &mut random)), frame).unwrap();
+        run.reopen(
+            &left.on(left.storage.crash(at, unsynced, &mut random)),
+            least,
+        )
+        .unwrap();
+        run.reopen(
+            &left.on(left.storage.crash(end, Unsynced::Lost, &mut random)),
+            frame,
+        )
+        .unwrap();
     }
     assert!(opened > kills * 9 / 10, "{opened}");
 }

@@ -42,9 +42,15 @@ fn outcome(run: &Run, opener: &SimOpener) -> Outcome {
         let expected = run.expected(ledger.frame, inbox);
         match read(&*reader, inbox, 0) {
             Ok(blocks) => assert_eq!(blocks, expected),
-            Err(ReadError::Damaged { inbox: of, first, .. }) => {
+            Err(ReadError::Damaged {
+                inbox: of, first, ..
+            }) => {
                 assert_eq!(of, inbox);
-                assert!(expected.iter().any(|block| block.first <= first && first <= block.last + 1000));
+                assert!(
+                    expected
+                        .iter()
+                        .any(|block| block.first <= first && first <= block.last + 1000)
+                );
                 is_unreadable = true;
             }
             Err(error) => panic!("{error}"),
@@ -54,7 +60,12 @@ fn outcome(run: &Run, opener: &SimOpener) -> Outcome {
         (true, false) => Outcome::Whole,
         (true, true) => Outcome::Unreadable,
         (false, _) => {
-            assert!(ledger.frame + 1 == run.returned, "{} {}", ledger.frame, run.returned);
+            assert!(
+                ledger.frame + 1 == run.returned,
+                "{} {}",
+                ledger.frame,
+                run.returned
+            );
             Outcome::Torn
         }
     }
@@ -107,12 +118,16 @@ fn any_changed_byte_is_found_or_harmless() {
 /// many bytes.
 fn change_bytes(seed: u64, least: u64) {
     let (run, opener, active, last) = make(seed);
-    assert_eq!(outcome(&run, &opener.on(opener.storage.copy())), Outcome::Whole);
+    assert_eq!(
+        outcome(&run, &opener.on(opener.storage.copy())),
+        Outcome::Whole
+    );
     let mut random = random(seed);
     let mut outcomes = Vec::new();
     for (name, length) in opener.storage.files() {
         let step = (least + below(&mut random, least)) as usize;
-        let bytes = (0..length).filter(|byte| byte % step == 0 || name == active && last.contains(byte));
+        let bytes =
+            (0..length).filter(|byte| byte % step == 0 || name == active && last.contains(byte));
         for byte in bytes {
             let bit = 1 << below(&mut random, 8);
             let outcome = check_change(&run, &opener, |storage| {
@@ -123,7 +138,12 @@ fn change_bytes(seed: u64, least: u64) {
             outcomes.push(outcome);
         }
     }
-    for expected in [Outcome::Whole, Outcome::Refused, Outcome::Unreadable, Outcome::Torn] {
+    for expected in [
+        Outcome::Whole,
+        Outcome::Refused,
+        Outcome::Unreadable,
+        Outcome::Torn,
+    ] {
         assert!(outcomes.contains(&expected), "{expected:?}");
     }
 }
@@ -146,7 +166,10 @@ fn missing_or_short_segment_is_found() {
                 Some(length) => storage.damage(&name, |bytes| bytes.truncate(length)),
             });
             // A file that holds no segment of the log may be missing.
-            assert!(matches!(outcome, Outcome::Refused | Outcome::Whole), "{name} {outcome:?}");
+            assert!(
+                matches!(outcome, Outcome::Refused | Outcome::Whole),
+                "{name} {outcome:?}"
+            );
             assert!(name != active || outcome == Outcome::Refused);
             refused += usize::from(outcome == Outcome::Refused);
         }

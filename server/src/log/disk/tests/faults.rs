@@ -49,7 +49,9 @@ pub(super) fn fail_everywhere(fault: Fault, seed: u64) {
 /// Fails one operation of `stride` in turn, from the first one named on.
 fn fail_each(first: usize, stride: usize, fault: Fault, seed: u64) {
     let attempts = (first..10_000).step_by(stride);
-    let reached = attempts.take_while(|&attempt| fail_at(attempt, fault, seed)).count();
+    let reached = attempts
+        .take_while(|&attempt| fail_at(attempt, fault, seed))
+        .count();
     assert!(reached > STEPS / stride);
 }
 
@@ -80,9 +82,17 @@ fn failed_log_refuses_appends() {
     let opener = SimOpener::new(SEGMENT_BYTES);
     let mut log = open(&opener);
     append(&mut *log, frame(1, 1));
-    opener.storage.fail(opener.storage.attempt_count() + 1, Fault::Refuse);
-    assert!(matches!(log.append(frame(1, 2), Durability::Machine), Err(AppendError::Failed(_))));
-    assert!(matches!(log.append(frame(1, 3), Durability::Machine), Err(AppendError::Failed(_))));
+    opener
+        .storage
+        .fail(opener.storage.attempt_count() + 1, Fault::Refuse);
+    assert!(matches!(
+        log.append(frame(1, 2), Durability::Machine),
+        Err(AppendError::Failed(_))
+    ));
+    assert!(matches!(
+        log.append(frame(1, 3), Durability::Machine),
+        Err(AppendError::Failed(_))
+    ));
     drop(log);
     check(&*open(&opener), 1, 0, &[block(1, 1, 1), block(1, 2, 2)]);
 }
@@ -97,7 +107,10 @@ fn panic_of_the_maintenance_fails_the_log() {
     while !log.has_pending_work() {
         std::thread::yield_now();
     }
-    assert!(matches!(log.append(frame(1, 2), Durability::Machine), Err(AppendError::Failed(_))));
+    assert!(matches!(
+        log.append(frame(1, 2), Durability::Machine),
+        Err(AppendError::Failed(_))
+    ));
     drop(log);
     append(&mut *open(&opener), frame(1, 3));
 }
@@ -130,7 +143,11 @@ fn empty(log: &mut dyn Log) {
     }
     append(log, frame(9, 10_000));
     assert!(!log.is_low_on_space());
-    assert!(log.usage().file_bytes < 8 * LARGER_BYTES, "{:?}", log.usage());
+    assert!(
+        log.usage().file_bytes < 8 * LARGER_BYTES,
+        "{:?}",
+        log.usage()
+    );
     check(log, 9, 0, &[block(9, 10_000, 10_000)]);
     assert!(read(&*log.reader(), 6, 0).unwrap().len() > 50);
 }
@@ -158,7 +175,9 @@ fn reserve_is_enough_for_a_restart_and_checkpoints() {
 fn refused_frame_leaves_the_log_usable() {
     let opener = small_disk();
     let mut log = open(&opener);
-    fill(&mut *log, |_, result| matches!(result, Err(AppendError::NoSpace)));
+    fill(&mut *log, |_, result| {
+        matches!(result, Err(AppendError::NoSpace))
+    });
     opener.storage.set_capacity(Some(14 * LARGER_BYTES));
     empty(&mut *log);
     drop(log);

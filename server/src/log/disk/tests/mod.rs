@@ -28,7 +28,10 @@ impl Home {
     }
 
     fn opener(folder: &tempfile::TempDir) -> DiskOpener {
-        let config = DiskConfig { segment_bytes: Some(64 << 10), ..DiskConfig::default() };
+        let config = DiskConfig {
+            segment_bytes: Some(64 << 10),
+            ..DiskConfig::default()
+        };
         DiskOpener::with_config(folder.path().join("store"), config)
     }
 
@@ -55,7 +58,8 @@ durable_contract!(Home::new());
 
 /// The seed of a random test, printed by it: `HARK_SEED`, or a new one.
 fn seed() -> u64 {
-    let seed = std::env::var("HARK_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
+    let seed =
+        std::env::var("HARK_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
     println!("seed {seed}");
     seed
 }
@@ -64,11 +68,20 @@ fn seed() -> u64 {
 fn opener_keeps_the_folder_locked_between_two_logs() {
     let home = Home::new();
     drop(open(&home));
-    let other = DiskConfig { lock_timeout: Duration::ZERO, ..DiskConfig::default() };
+    let other = DiskConfig {
+        lock_timeout: Duration::ZERO,
+        ..DiskConfig::default()
+    };
     let other = DiskOpener::with_config(home.folder.path().join("store"), other);
-    assert!(matches!(other.open(&mut |_| Ok(())), Err(OpenError::InUse { .. })));
+    assert!(matches!(
+        other.open(&mut |_| Ok(())),
+        Err(OpenError::InUse { .. })
+    ));
     let log = open(&home);
-    assert!(matches!(home.open(&mut |_| Ok(())), Err(OpenError::InUse { .. })), "it is open");
+    assert!(
+        matches!(home.open(&mut |_| Ok(())), Err(OpenError::InUse { .. })),
+        "it is open"
+    );
     drop((log, home.opener));
     drop(other.open(&mut |_| Ok(())).unwrap());
 }

@@ -23,7 +23,10 @@ pub(super) struct SimOpener {
 
 impl SimOpener {
     pub(super) fn new(segment_bytes: u64) -> Self {
-        Self { storage: SimStorage::default(), segment_bytes }
+        Self {
+            storage: SimStorage::default(),
+            segment_bytes,
+        }
     }
 
     pub(super) fn on(&self, storage: SimStorage) -> Self {
@@ -34,15 +37,25 @@ impl SimOpener {
     fn prepare(&self) -> io::Result<()> {
         let files = self.storage.files();
         let is_new = files.iter().all(|(name, _)| !name.ends_with(".segment"));
-        let has_head = || HeadFile::open(&self.storage).is_ok_and(|head| matches!(head.read(), Ok(Some(_))));
-        if is_new && !has_head() { HeadFile::create(&self.storage).map(drop) } else { Ok(()) }
+        let has_head =
+            || HeadFile::open(&self.storage).is_ok_and(|head| matches!(head.read(), Ok(Some(_))));
+        if is_new && !has_head() {
+            HeadFile::create(&self.storage).map(drop)
+        } else {
+            Ok(())
+        }
     }
 
     pub(super) fn open_disk(&self, replay: &mut Replay<'_>) -> Result<Box<DiskLog>, OpenError> {
-        self.prepare().map_err(|source| OpenError::Io { path: self.storage.path(""), source })?;
+        self.prepare().map_err(|source| OpenError::Io {
+            path: self.storage.path(""),
+            source,
+        })?;
         let storage = Arc::new(self.storage.clone());
         let mut log = DiskLog::open(storage, Some(self.segment_bytes), replay)?;
-        log.runner = Some(Runner::Inline(Box::new(Maintenance::new(Arc::clone(&log.shared)))));
+        log.runner = Some(Runner::Inline(Box::new(Maintenance::new(Arc::clone(
+            &log.shared,
+        )))));
         Ok(Box::new(log))
     }
 }
@@ -74,7 +87,8 @@ impl Ledger {
             match words[..] {
                 ["frame", frame] => self.frame = frame.parse().unwrap(),
                 ["cursor", inbox, number] => {
-                    self.cursors.insert(inbox.parse().unwrap(), number.parse().unwrap());
+                    self.cursors
+                        .insert(inbox.parse().unwrap(), number.parse().unwrap());
                 }
                 ["end", inbox] => {
                     self.cursors.remove(&inbox.parse().unwrap());
@@ -86,8 +100,13 @@ impl Ledger {
 
     /// The records of a part of a checkpoint: the inboxes that are even or odd.
     fn part(&self, remainder: u64) -> String {
-        let cursors = self.cursors.iter().filter(|(inbox, _)| **inbox % 2 == remainder);
-        cursors.map(|(inbox, number)| format!("cursor {inbox} {number};")).collect()
+        let cursors = self
+            .cursors
+            .iter()
+            .filter(|(inbox, _)| **inbox % 2 == remainder);
+        cursors
+            .map(|(inbox, number)| format!("cursor {inbox} {number};"))
+            .collect()
     }
 }
 
@@ -136,8 +155,11 @@ impl Run {
 
     /// Takes a random step.
     pub(super) fn step(&mut self, log: &mut dyn Log, random: &mut StdRng) -> Result<(), Failure> {
-        let durability =
-            if self.is_mixed && below(random, 4) == 0 { Durability::Process } else { Durability::Machine };
+        let durability = if self.is_mixed && below(random, 4) == 0 {
+            Durability::Process
+        } else {
+            Durability::Machine
+        };
         if let Some(remainder) = self.part.take() {
             let records = self.state().part(remainder);
             return self.append(log, records, Vec::new(), Some(1), durability);
@@ -156,9 +178,17 @@ impl Run {
                 let inbox = inboxes[below(random, inboxes.len() as u64) as usize];
                 let pending = self.expected(self.state().frame, inbox);
                 let some = below(random, pending.len() as u64 + 1) as usize;
-                let Some(block) = pending[..some].last() else { return Ok(()) };
+                let Some(block) = pending[..some].last() else {
+                    return Ok(());
+                };
                 let through = block.last - below(random, 2).min(block.last - block.first);
-                self.append(log, format!("cursor {inbox} {through};"), Vec::new(), None, durability)?;
+                self.append(
+                    log,
+                    format!("cursor {inbox} {through};"),
+                    Vec::new(),
+                    None,
+                    durability,
+                )?;
                 log.release(inbox, through);
                 Ok(())
             }
@@ -171,7 +201,13 @@ impl Run {
             _ => {
                 let inbox = self.next_inbox;
                 self.next_inbox += 1;
-                self.append(log, format!("cursor {inbox} 0;"), Vec::new(), None, durability)
+                self.append(
+                    log,
+                    format!("cursor {inbox} 0;"),
+                    Vec::new(),
+                    None,
+                    durability,
+                )
             }
         }
     }
@@ -184,10 +220,19 @@ impl Run {
             }
             let (first, last) = (self.next_number, self.next_number + below(random, 3));
             self.next_number = last + 1 + below(random, 3);
-            let length = if below(random, 20) == 0 { 3000 } else { 20 + below(random, 200) };
+            let length = if below(random, 20) == 0 {
+                3000
+            } else {
+                20 + below(random, 200)
+            };
             let word = format!("{inbox} {first} ");
             let payload: Vec<u8> = word.bytes().cycle().take(length as usize).collect();
-            blocks.push(Block { inbox, first, last, payload: payload.into() });
+            blocks.push(Block {
+                inbox,
+                first,
+                last,
+                payload: payload.into(),
+            });
         }
         blocks
     }
@@ -205,9 +250,17 @@ impl Run {
         let mut state = self.state().clone();
         state.apply(records.as_bytes());
         self.states.push(state);
-        self.blocks.extend(blocks.iter().map(|block| (frame, block.clone())));
-        let checkpoint = part.map(|part| CheckpointPart { is_first: part == 0, is_last: part == 1 });
-        let appended = Frame { records: records.into_bytes(), blocks, checkpoint };
+        self.blocks
+            .extend(blocks.iter().map(|block| (frame, block.clone())));
+        let checkpoint = part.map(|part| CheckpointPart {
+            is_first: part == 0,
+            is_last: part == 1,
+        });
+        let appended = Frame {
+            records: records.into_bytes(),
+            blocks,
+            checkpoint,
+        };
         if let Err(error) = log.append(appended, durability) {
             if matches!(error, AppendError::NoSpace) {
                 self.truncate_undecided(frame - 1);
@@ -232,7 +285,9 @@ impl Run {
 
     /// The live blocks of an inbox behind a frame.
     pub(super) fn expected(&self, frame: u64, inbox: InboxId) -> Vec<Block> {
-        let Some(&cursor) = self.states[frame as usize].cursors.get(&inbox) else { return Vec::new() };
+        let Some(&cursor) = self.states[frame as usize].cursors.get(&inbox) else {
+            return Vec::new();
+        };
         let blocks = self
             .blocks
             .iter()
@@ -242,14 +297,25 @@ impl Run {
 
     /// Opens the log and compares it with the model. Returns it with the number of its
     /// last frame, between `least` and the last attempted one.
-    pub(super) fn reopen(&self, opener: &SimOpener, least: u64) -> Result<(Box<DiskLog>, u64), OpenError> {
+    pub(super) fn reopen(
+        &self,
+        opener: &SimOpener,
+        least: u64,
+    ) -> Result<(Box<DiskLog>, u64), OpenError> {
         let mut ledger = Ledger::default();
         let mut log = opener.open_disk(&mut |records| {
             ledger.apply(records);
             Ok(())
         })?;
-        assert!(ledger.frame >= least, "frame {} of {least} is the last", ledger.frame);
-        assert_eq!(ledger, self.states[ledger.frame as usize], "the state behind the last frame");
+        assert!(
+            ledger.frame >= least,
+            "frame {} of {least} is the last",
+            ledger.frame
+        );
+        assert_eq!(
+            ledger, self.states[ledger.frame as usize],
+            "the state behind the last frame"
+        );
         log.retain(&mut |inbox| ledger.cursors.get(&inbox).copied());
         self.compare(&*log, ledger.frame).unwrap();
         Ok((log, ledger.frame))
@@ -261,8 +327,15 @@ impl Run {
         let mut live = 0;
         for inbox in 0..self.next_inbox {
             let expected = self.expected(frame, inbox);
-            assert_eq!(read(&*reader, inbox, 0)?, expected, "inbox {inbox} behind frame {frame}");
-            live += expected.iter().map(|block| block.payload.len() as u64).sum::<u64>();
+            assert_eq!(
+                read(&*reader, inbox, 0)?,
+                expected,
+                "inbox {inbox} behind frame {frame}"
+            );
+            live += expected
+                .iter()
+                .map(|block| block.payload.len() as u64)
+                .sum::<u64>();
         }
         // Partly released runs count in full.
         assert!(log.usage().live_bytes >= live);

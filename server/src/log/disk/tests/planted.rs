@@ -9,7 +9,9 @@ use super::super::format::{FrameContent, Salt};
 use super::model::SimOpener;
 use super::sim::{Fault, Unsynced, random};
 use super::{crash, faults};
-use crate::log::contract::{append, block, blocks, check, frame, open, open_with, part, read, records};
+use crate::log::contract::{
+    append, block, blocks, check, frame, open, open_with, part, read, records,
+};
 use crate::log::{Block, Durability, Log};
 
 const SEGMENT_BYTES: u64 = 20 << 10;
@@ -18,7 +20,10 @@ const SEGMENT_BYTES: u64 = 20 << 10;
 #[track_caller]
 fn check_finds(bug: Bug, test: impl Fn() + std::panic::RefUnwindSafe) {
     assert!(!fails_with(None, &test), "the test fails without {bug:?}");
-    assert!(fails_with(Some(bug), &test), "the test does not find {bug:?}");
+    assert!(
+        fails_with(Some(bug), &test),
+        "the test does not find {bug:?}"
+    );
 }
 
 /// A frame in the text of a message, as a user who knew the salt would forge it, with
@@ -47,11 +52,18 @@ fn torn_frame_with_forged_text() {
     let mut log = open(&opener);
     append(&mut *log, frame(1, 1));
     let before = opener.storage.operation_count();
-    let text = Block { inbox: 1, first: 2, last: 2, payload: forged(Salt::random()) };
+    let text = Block {
+        inbox: 1,
+        first: 2,
+        last: 2,
+        payload: forged(Salt::random()),
+    };
     append(&mut *log, blocks(vec![text]));
     let mut random = random(1);
     let name = opener.storage.written(before);
-    let left = opener.storage.crash(before + 1, Unsynced::Kept, &mut random);
+    let left = opener
+        .storage
+        .crash(before + 1, Unsynced::Kept, &mut random);
     // The head of the frame never reached the disk.
     left.damage(&name.0, |bytes| bytes[name.1..name.1 + 64].fill(0));
     let log = open(&opener.on(left));
@@ -67,7 +79,10 @@ fn copies_beside_releases() {
         append(&mut *log, frame(number % 20, number));
         for (inbox, cursor) in cursors.iter().enumerate() {
             let blocks = read(&*log.reader(), inbox as u64, 0).unwrap();
-            assert!(blocks.iter().all(|block| block.last > *cursor), "{cursor} {blocks:?}");
+            assert!(
+                blocks.iter().all(|block| block.last > *cursor),
+                "{cursor} {blocks:?}"
+            );
         }
         if number % 100 == 0 {
             append(&mut *log, part("state", true, true));
@@ -98,7 +113,10 @@ fn slow_reader() {
             ControlFlow::Continue(())
         })
         .unwrap();
-    assert_eq!(numbers, (0..10).map(|half| 2 * half + 1).collect::<Vec<_>>());
+    assert_eq!(
+        numbers,
+        (0..10).map(|half| 2 * half + 1).collect::<Vec<_>>()
+    );
     // When the reader is gone, the segment is reused.
     drive(&mut *log);
     assert!(log.usage().file_bytes < 12 * SEGMENT_BYTES);
@@ -109,7 +127,8 @@ fn drive(log: &mut dyn Log) {
     log.release(0, u64::MAX);
     log.release(1, u64::MAX);
     for number in 100..500 {
-        log.append(records(&"x".repeat(200)), Durability::Machine).unwrap();
+        log.append(records(&"x".repeat(200)), Durability::Machine)
+            .unwrap();
         if number % 20 == 0 {
             append(log, part("state", true, true));
         }
@@ -124,7 +143,9 @@ fn failed_sync() {
     for _ in 0..20 {
         append(&mut *log, records(&"one".repeat(50)));
     }
-    opener.storage.fail(opener.storage.attempt_count() + 1, Fault::Refuse);
+    opener
+        .storage
+        .fail(opener.storage.attempt_count() + 1, Fault::Refuse);
     log.append(records("two"), Durability::Machine).unwrap_err();
     drop(log);
     let (_, served) = open_with(&opener, &mut |_| Some(0));
@@ -159,8 +180,14 @@ fn segment_recycled_early_is_found_by_kills() {
     let kill = |seed| move || crash::kill_everywhere(seed, 250, 9);
     // The first seed finds it so far; a change of the log may need another.
     let finds = |seed: &u64| fails_with(Some(Bug::RecycledEarly), kill(*seed));
-    let seed = [4, 1, 2, 3, 5].into_iter().find(finds).expect("no run finds it");
-    assert!(!fails_with(None, kill(seed)), "run {seed} fails without the mistake");
+    let seed = [4, 1, 2, 3, 5]
+        .into_iter()
+        .find(finds)
+        .expect("no run finds it");
+    assert!(
+        !fails_with(None, kill(seed)),
+        "run {seed} fails without the mistake"
+    );
 }
 
 #[test]

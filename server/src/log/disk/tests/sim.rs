@@ -110,7 +110,9 @@ impl SimStorage {
                     pending_names.push(operation);
                 }
                 Operation::Rename(..) | Operation::Remove(_) => pending_names.push(operation),
-                Operation::SyncNames => pending_names.drain(..).for_each(|name| apply_name(&mut names, name)),
+                Operation::SyncNames => pending_names
+                    .drain(..)
+                    .for_each(|name| apply_name(&mut names, name)),
                 Operation::Write(inode, ..) | Operation::Allocate(inode, _) => {
                     pending.entry(*inode).or_default().push(operation);
                 }
@@ -123,9 +125,9 @@ impl SimStorage {
                 Operation::FailedSync(inode) => {
                     if unsynced == Unsynced::Kept {
                         let pending = pending.remove(inode).unwrap_or_default();
-                        pending
-                            .into_iter()
-                            .for_each(|write| apply_write(&mut inodes[*inode], write, &mut |_| true));
+                        pending.into_iter().for_each(|write| {
+                            apply_write(&mut inodes[*inode], write, &mut |_| true)
+                        });
                     } else {
                         pending.remove(inode);
                     }
@@ -160,14 +162,23 @@ impl SimStorage {
 
     fn with_files(names: BTreeMap<String, Inode>, inodes: Vec<Vec<u8>>) -> Self {
         let initial = (names.clone(), inodes.clone());
-        let state = State { names, inodes, initial, ..State::default() };
-        Self { state: Arc::new(Mutex::new(state)) }
+        let state = State {
+            names,
+            inodes,
+            initial,
+            ..State::default()
+        };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+        }
     }
 
     /// The file and the place of the write with a number.
     pub(super) fn written(&self, number: usize) -> (String, usize) {
         let state = self.state();
-        let Operation::Write(inode, offset, _) = &state.operations[number] else { panic!("no write") };
+        let Operation::Write(inode, offset, _) = &state.operations[number] else {
+            panic!("no write")
+        };
         let name = state.names.iter().find(|(_, of)| *of == inode).unwrap().0;
         (name.clone(), *offset as usize)
     }
@@ -175,7 +186,11 @@ impl SimStorage {
     /// Every file with its length.
     pub(super) fn files(&self) -> Vec<(String, usize)> {
         let state = self.state();
-        state.names.iter().map(|(name, &inode)| (name.clone(), state.inodes[inode].len())).collect()
+        state
+            .names
+            .iter()
+            .map(|(name, &inode)| (name.clone(), state.inodes[inode].len()))
+            .collect()
     }
 
     /// Changes a file behind the back of the log.
@@ -230,7 +245,9 @@ impl State {
     /// Counts an attempt; returns how it fails.
     fn attempt(&mut self) -> Option<Fault> {
         self.attempts += 1;
-        self.fault.take_if(|(number, _)| *number + 1 == self.attempts).map(|(_, fault)| fault)
+        self.fault
+            .take_if(|(number, _)| *number + 1 == self.attempts)
+            .map(|(_, fault)| fault)
     }
 
     fn check(&mut self) -> io::Result<()> {
@@ -242,7 +259,10 @@ impl State {
     }
 
     fn used(&self) -> u64 {
-        self.names.values().map(|&inode| self.inodes[inode].len() as u64).sum()
+        self.names
+            .values()
+            .map(|&inode| self.inodes[inode].len() as u64)
+            .sum()
     }
 
     fn check_capacity(&self, inode: Inode, length: u64) -> io::Result<()> {
@@ -264,7 +284,10 @@ impl Storage for SimStorage {
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
         let state = self.state();
         let inode = *state.names.get(name).ok_or(io::ErrorKind::NotFound)?;
-        Ok(Arc::new(SimFile { storage: self.clone(), inode }))
+        Ok(Arc::new(SimFile {
+            storage: self.clone(),
+            inode,
+        }))
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
@@ -274,7 +297,10 @@ impl Storage for SimStorage {
         state.inodes.push(Vec::new());
         state.names.insert(name.into(), inode);
         state.operations.push(Operation::Create(name.into(), inode));
-        Ok(Arc::new(SimFile { storage: self.clone(), inode }))
+        Ok(Arc::new(SimFile {
+            storage: self.clone(),
+            inode,
+        }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -303,7 +329,9 @@ impl Storage for SimStorage {
 
     fn free_bytes(&self) -> io::Result<u64> {
         let state = self.state();
-        Ok(state.capacity.map_or(1 << 40, |capacity| capacity.saturating_sub(state.used())))
+        Ok(state
+            .capacity
+            .map_or(1 << 40, |capacity| capacity.saturating_sub(state.used())))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -324,7 +352,9 @@ impl StorageFile for SimFile {
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let state = self.storage.state();
-        let file = state.inodes[self.inode].get(offset as usize..).unwrap_or_default();
+        let file = state.inodes[self.inode]
+            .get(offset as usize..)
+            .unwrap_or_default();
         let length = buffer.len().min(file.len());
         buffer[..length].copy_from_slice(&file[..length]);
         Ok(length)
@@ -362,8 +392,11 @@ impl StorageFile for SimFile {
     fn sync(&self) -> io::Result<()> {
         let mut state = self.storage.state();
         let result = state.check();
-        let operation =
-            if result.is_ok() { Operation::Sync(self.inode) } else { Operation::FailedSync(self.inode) };
+        let operation = if result.is_ok() {
+            Operation::Sync(self.inode)
+        } else {
+            Operation::FailedSync(self.inode)
+        };
         state.operations.push(operation);
         result
     }

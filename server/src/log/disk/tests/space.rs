@@ -15,7 +15,11 @@ const SEGMENT_BYTES: u64 = 128 << 10;
 fn load(log: &mut dyn Log, number: u64) {
     let mut large = block(1, number, number);
     large.payload = vec![7; 16 << 10].into();
-    log.append(blocks(vec![large, block(2, number, number)]), Durability::Machine).unwrap();
+    log.append(
+        blocks(vec![large, block(2, number, number)]),
+        Durability::Machine,
+    )
+    .unwrap();
     log.release(1, number);
     if log.is_checkpoint_due() {
         append(log, part("state", true, true));
@@ -29,7 +33,10 @@ fn copies_keep_up_with_a_fast_writer() {
     for number in 1..1000 {
         load(&mut *log, number);
         let usage = log.usage();
-        assert!(usage.file_bytes < 20 * SEGMENT_BYTES, "block {number}: {usage:?}");
+        assert!(
+            usage.file_bytes < 20 * SEGMENT_BYTES,
+            "block {number}: {usage:?}"
+        );
     }
 }
 
@@ -44,8 +51,15 @@ fn fail_spare_at(attempt: usize) -> bool {
         let is_appended = log.append(frame(1, number), Durability::Process).is_ok();
         if opener.storage.attempt_count() > attempt {
             let files = opener.storage.files();
-            let bytes: usize = files.iter().filter(|(name, _)| name != "HEAD").map(|(_, bytes)| bytes).sum();
-            assert!(!is_appended || bytes as u64 == log.usage().file_bytes, "{attempt}: {files:?}");
+            let bytes: usize = files
+                .iter()
+                .filter(|(name, _)| name != "HEAD")
+                .map(|(_, bytes)| bytes)
+                .sum();
+            assert!(
+                !is_appended || bytes as u64 == log.usage().file_bytes,
+                "{attempt}: {files:?}"
+            );
             return true;
         }
     }
@@ -54,7 +68,9 @@ fn fail_spare_at(attempt: usize) -> bool {
 
 #[test]
 fn failed_blank_file_is_removed() {
-    let reached = (0..1000).take_while(|&attempt| fail_spare_at(attempt)).count();
+    let reached = (0..1000)
+        .take_while(|&attempt| fail_spare_at(attempt))
+        .count();
     assert!(reached > 30, "{reached}");
 }
 
@@ -65,7 +81,12 @@ fn failed_cleaning_keeps_the_file() {
     let file = storage.create(&name).unwrap();
     file.allocate(SEGMENT_BYTES).unwrap();
     let spares = Spares::new(Vec::new(), Vec::new(), 1, SEGMENT_BYTES);
-    spares.give(Slot { path: storage.path(&name), name, file, size: SEGMENT_BYTES });
+    spares.give(Slot {
+        path: storage.path(&name),
+        name,
+        file,
+        size: SEGMENT_BYTES,
+    });
     storage.fail(storage.attempt_count(), Fault::Full);
     spares.clean(&storage).unwrap_err();
     assert_eq!(spares.clean(&storage).unwrap(), Cleaned::Blanked);
@@ -115,11 +136,17 @@ fn full_disk_never_prevents_a_restart() {
         if round % 3 == 2 {
             let at = opener.storage.operation_count();
             opener = opener.on(opener.storage.crash(at, Unsynced::Lost, &mut random));
-            opener.storage.set_capacity(Some(if round % 2 == 1 { 0 } else { CAPACITY }));
+            opener
+                .storage
+                .set_capacity(Some(if round % 2 == 1 { 0 } else { CAPACITY }));
         }
         log = open(&opener);
         opener.storage.set_capacity(Some(CAPACITY));
-        let found: Vec<_> = read(&*log.reader(), 0, 0).unwrap().iter().map(|block| block.first).collect();
+        let found: Vec<_> = read(&*log.reader(), 0, 0)
+            .unwrap()
+            .iter()
+            .map(|block| block.first)
+            .collect();
         assert_eq!(found, kept, "round {round}");
     }
     assert!(refused > 1000, "{refused}");
@@ -143,7 +170,9 @@ fn small_frame_is_not_refused_for_copies() {
     }
     log.release(1, u64::MAX);
     let active = log.writer.active();
-    let number = (1..).find(|&number| log.append(frame(3, number), Durability::Machine).is_err()).unwrap();
+    let number = (1..)
+        .find(|&number| log.append(frame(3, number), Durability::Machine).is_err())
+        .unwrap();
     assert_eq!(log.writer.active(), active);
     assert!(!log.shared.copies.is_empty());
     let left = SEGMENT_BYTES - log.writer.offset();
@@ -186,13 +215,26 @@ fn damaged_block_keeps_its_segment_for_its_inbox_alone() {
     assert!(segment.live() > 0 && !segment.is_movable());
     for inbox in [0, 2, 3] {
         let moved = log.shared.index.plan(inbox, 0);
-        assert!(moved.runs.iter().all(|(segment, ..)| segment.id != source), "inbox {inbox}");
-        let expected: Vec<_> =
-            first.iter().filter(|(of, _)| *of == inbox).map(|(_, number)| *number).collect();
-        let found: Vec<_> = read(&*log.reader(), inbox, 0).unwrap().iter().map(|block| block.first).collect();
+        assert!(
+            moved.runs.iter().all(|(segment, ..)| segment.id != source),
+            "inbox {inbox}"
+        );
+        let expected: Vec<_> = first
+            .iter()
+            .filter(|(of, _)| *of == inbox)
+            .map(|(_, number)| *number)
+            .collect();
+        let found: Vec<_> = read(&*log.reader(), inbox, 0)
+            .unwrap()
+            .iter()
+            .map(|block| block.first)
+            .collect();
         assert_eq!(found, expected);
     }
-    assert!(matches!(read(&*log.reader(), 1, 0), Err(ReadError::Damaged { first: 101, .. })));
+    assert!(matches!(
+        read(&*log.reader(), 1, 0),
+        Err(ReadError::Damaged { first: 101, .. })
+    ));
     assert_eq!(read(&*log.reader(), 1, 101).unwrap().len(), 24);
     log.release(1, u64::MAX);
     append(&mut *log, records(""));
@@ -242,14 +284,21 @@ fn open_on_full_disk_goes_on_in_the_newest_segment() {
             opener = opener.on(opener.storage.crash(at, unsynced, &mut random));
             opener.storage.set_capacity(Some(0));
             log = open(&opener);
-            let found: Vec<_> = read(&*log.reader(), 1, 0).unwrap().iter().map(|block| block.first).collect();
+            let found: Vec<_> = read(&*log.reader(), 1, 0)
+                .unwrap()
+                .iter()
+                .map(|block| block.first)
+                .collect();
             assert_eq!(found, (1..numbers.start).collect::<Vec<_>>());
             assert_eq!(log.usage().file_bytes, active.file_bytes);
         }
     }
     opener.storage.set_capacity(None);
     drop(log);
-    assert_eq!(read(&*open(&opener).reader(), 1, 0).unwrap().len() as u64, numbers.start - 1);
+    assert_eq!(
+        read(&*open(&opener).reader(), 1, 0).unwrap().len() as u64,
+        numbers.start - 1
+    );
 }
 
 #[test]
