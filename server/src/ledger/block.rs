@@ -124,7 +124,7 @@ impl BlockBuilder {
 
 /// Merges consecutive blocks of one inbox, as far as the blocks take more messages. Gaps
 /// stay as they are.
-#[cfg(any(test, feature = "cluster"))]
+#[cfg(feature = "cluster")]
 pub(crate) fn merge(blocks: &[Block]) -> Result<Vec<Block>, Malformed> {
     let mut merged = Vec::new();
     let mut builder: Option<BlockBuilder> = None;

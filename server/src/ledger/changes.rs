@@ -63,7 +63,7 @@ pub(crate) enum AccountChange {
 #[derive(Debug)]
 pub(crate) struct Delivery {
     /// The inbox, by the incarnation of its account.
-    #[cfg(any(test, feature = "cluster"))]
+    #[cfg(feature = "cluster")]
     pub(crate) inbox: u64,
     /// The subscription.
     pub(crate) publisher: Publisher,

@@ -216,7 +216,7 @@ impl Inbox {
                 self.delivery_at = deliveries.len() as u32;
                 let publisher = publisher.clone();
                 deliveries.push(Delivery {
-                    #[cfg(any(test, feature = "cluster"))]
+                    #[cfg(feature = "cluster")]
                     inbox: self.account.incarnation,
                     publisher,
                     messages: vec![Arc::new(message)],

@@ -49,7 +49,7 @@ use crate::store::{
     Publisher, Subscription, Unavailable,
 };
 
-#[cfg(any(test, feature = "cluster"))]
+#[cfg(feature = "cluster")]
 pub(crate) use self::block::merge;
 pub(crate) use self::block::{BlockContent, Gap, decode, measure};
 pub(crate) use self::bytes::Malformed;
@@ -57,7 +57,7 @@ pub(crate) use self::changes::{AccountChange, Changes, SubscriptionEnd};
 pub(crate) use self::checkpoint::Checkpoint;
 pub(crate) use self::dedup::Known;
 pub(crate) use self::import::Imported;
-#[cfg(any(test, feature = "cluster"))]
+#[cfg(feature = "cluster")]
 pub(crate) use self::numbers::NUMBERS_PER_SECOND_BITS;
 pub use self::numbers::{COUNTER_MAX, WrongClock};
 pub(crate) use self::numbers::{counter_at, until_next_second};
@@ -117,7 +117,7 @@ impl Ledger {
 
     /// From now on trusts the named senders: their accounts may be in another shard,
     /// whose owner has checked them.
-    #[cfg(any(test, feature = "cluster"))]
+    #[cfg(feature = "cluster")]
     pub(crate) const fn vouch_for_senders(&mut self) {
         self.are_senders_vouched_for = true;
     }
@@ -154,7 +154,7 @@ impl Ledger {
     }
 
     /// Returns a frame without changes, outside of any other frame.
-    #[cfg(any(test, feature = "cluster"))]
+    #[cfg(feature = "cluster")]
     pub(crate) fn empty_frame(&self, changes: &mut Changes) -> Frame {
         changes.begin(self.time_ms, self.running, self.numbers.last());
         changes.take_whole_frame(self.time_ms)
@@ -460,14 +460,14 @@ impl Ledger {
     }
 
     /// Looks up an account.
-    #[cfg(any(test, feature = "cluster"))]
+    #[cfg(feature = "cluster")]
     pub(crate) fn account(&self, name: &UserName) -> Option<AccountEntry> {
         self.inboxes.get(name).map(Inbox::entry)
     }
 
     /// Returns the cursor and the last position of an inbox; `None` if its account has
     /// ended.
-    #[cfg(any(test, feature = "cluster"))]
+    #[cfg(feature = "cluster")]
     pub(crate) fn positions(&self, account: &Account) -> Option<(Position, Position)> {
         let inbox = self.inboxes.get(&account.name);
         let inbox = inbox.filter(|inbox| inbox.account.incarnation == account.incarnation)?;

@@ -251,6 +251,10 @@ struct FenceState {
         expect(dead_code, reason = "only clusters need it")
     )]
     id: u64,
+    #[cfg_attr(
+        not(feature = "cluster"),
+        expect(dead_code, reason = "only clusters need it")
+    )]
     epoch: u64,
 }
 
@@ -286,6 +290,7 @@ impl Fence {
     }
 
     /// Returns the epoch of the connection.
+    #[cfg(feature = "cluster")]
     pub(crate) fn epoch(&self) -> u64 {
         self.0.epoch
     }
