@@ -136,6 +136,8 @@ async fn connect_at_another_server_takes_over() {
         former.message().await,
     ];
     former.ack(one.sequence).await;
+    // An ack travels for some 20 ms.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(
         latter.receive("bob").await,
         2,
