@@ -29,10 +29,12 @@ pub(super) enum Bug {
     NoGenerations,
     /// An account is deleted before other servers have ended its connections.
     DeleteBeforeConfirmed,
+    /// An owner does not wait for the servers that may be registered with the former one.
+    FormerServersForgotten,
     /// A merged page of names extends beyond the incomplete page of a shard.
     ListPastIncomplete,
-    /// The sends of a session to several shards are in flight at the same time.
-    SendsOvertake,
+    /// The client learns of an undecided send while later ones are in flight.
+    UnavailableAtOnce,
     /// The opening of a session is announced once.
     AnnouncedOnce,
 }

@@ -109,10 +109,11 @@ variants! {
         3 => Up(shard, flow, up),
         4 => Down(shard, flow, down),
         5 => Sessions(server, sessions),
-        6 => Present(server, format)
+        6 => Present(server, format),
+        7 => Leaving(server)
     }
     Up { 1 => Open, 2 => Packet(packet), 3 => End }
-    Down { 1 => Opened(clock), 2 => Packet(packet, clock), 3 => End }
+    Down { 1 => Opened(clock), 2 => Packet(packet, clock), 3 => End, 4 => Released(sent) }
     Request {
         1 => Create(name, password),
         2 => SetPassword { account, old, new },

@@ -69,7 +69,7 @@ impl Owner {
             Request::SetPassword { account, old, new } => {
                 Answer::Flag(ledger.set_password(&account, old.as_ref(), new, changes))
             }
-            Request::Delete(account) => return self.delete(flow, id, account, now, released),
+            Request::Delete(account) => return self.delete(flow, id, account, released),
             Request::LookUp(name) => Answer::Account(ledger.account(&name)),
             Request::Names { after, limit } => {
                 return released.lists.push(List {
@@ -143,11 +143,10 @@ impl Owner {
         flow: FlowId,
         id: u64,
         account: Account,
-        now: Now,
         released: &mut Released,
     ) {
         let is_alive = self.ledger.positions(&account).is_some();
-        if is_alive && !self.identities.is_free(&account, now.running) {
+        if is_alive && !self.identities.is_free(&account) {
             for server in self.identities.servers(&account) {
                 if let Some(flow) = self.flows.get(&server) {
                     released

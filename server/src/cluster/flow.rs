@@ -86,6 +86,16 @@ impl Flow {
         self.sent_bytes < self.credit
     }
 
+    /// Returns the number of the last packet sent.
+    pub(super) const fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Returns the number of the last packet received.
+    pub(super) const fn taken(&self) -> u64 {
+        self.taken
+    }
+
     /// Returns a packet with these items.
     pub(super) fn send<T>(&mut self, items: Vec<T>, bytes: u64, now: Duration) -> Packet<T> {
         self.sent += 1;
@@ -152,9 +162,14 @@ impl Flow {
         self.processed_bytes += bytes;
     }
 
+    /// Returns the time since the last packet of the other end.
+    pub(super) fn silence(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.heard_at)
+    }
+
     /// Returns whether the other end has exceeded the longest silence of a flow.
     pub(super) fn is_silent(&self, now: Duration) -> bool {
-        now.saturating_sub(self.heard_at) >= timing::FLOW_SILENCE
+        self.silence(now) >= timing::FLOW_SILENCE
     }
 }
 
@@ -230,6 +245,6 @@ mod tests {
             .take(receiver.heartbeat::<u8>(9 * SECOND).unwrap(), 9 * SECOND)
             .unwrap();
         assert!(sender.has_credit());
-        assert!(!sender.is_silent(38 * SECOND) && sender.is_silent(39 * SECOND));
+        assert!(!sender.is_silent(16 * SECOND) && sender.is_silent(17 * SECOND));
     }
 }

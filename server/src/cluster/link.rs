@@ -3,7 +3,7 @@
 //!
 //! If a flow ends, changes that the owner may have taken become unavailable, and their
 //! connections close, before anything else is sent to the shard. Other commands are sent
-//! again. If the shard has
+//! again, and all of them after an orderly release. If the shard has
 //! continued for long without this server, every connection is closed before a new flow
 //! opens: it may hold commands that were repeated elsewhere and whose outcomes are
 //! already forgotten.
@@ -48,6 +48,10 @@ pub(super) struct Link {
 #[derive(Debug)]
 enum State {
     Closed,
+    /// The owner has released the shard: the next flow leads to another claim.
+    Released,
+    /// The server stops.
+    Left,
     Opening { id: FlowId, asked_at: Duration },
     Open(Box<Flow>),
 }
@@ -215,12 +219,31 @@ impl Link {
             return false;
         };
         let identity = self.identities.get(&account.incarnation);
-        identity.is_some_and(|identity| identity.flow == self.flows) && !flow.is_silent(now.running)
+        identity.is_some_and(|identity| identity.flow == self.flows)
+            && self.proof_age(flow, now) < timing::IDENTITY_PROOF
+    }
+
+    /// Returns the time since an append of the owner that was stored later on: at that time
+    /// there was no later owner.
+    fn proof_age(&self, flow: &Flow, now: Now) -> Duration {
+        let clock = self.heard.map_or(Duration::MAX, |(_, clock)| {
+            clock.running.saturating_sub(clock.durable)
+        });
+        clock.saturating_add(flow.silence(now.running))
     }
 
     /// Drops the unsent commands of a connection, because an earlier one is unavailable.
-    pub(super) fn drop_commands(&mut self, connection: ConnectionId) {
-        self.queue.retain(|waiting| !waiting.is_of(connection));
+    /// Returns their requests.
+    pub(super) fn drop_commands(&mut self, connection: ConnectionId) -> Vec<u64> {
+        let mut dropped = Vec::new();
+        self.queue.retain(|waiting| match waiting.origin {
+            Origin::Connection(of, request) if of == connection => {
+                dropped.push(request);
+                false
+            }
+            _ => true,
+        });
+        dropped
     }
 
     /// Drops the unsent commands of all connections.
@@ -231,10 +254,8 @@ impl Link {
 
     /// Handles a heartbeat of an owner.
     pub(super) fn handle_heartbeat(&mut self, claim: Claim, now: Now, out: &mut Vec<Action>) {
-        if self
-            .claim
-            .is_some_and(|known| claim.sequence <= known.sequence)
-        {
+        let is_newer = |known: Claim| claim.sequence > known.sequence;
+        if matches!(self.flow, State::Left) || !self.claim.is_none_or(is_newer) {
             return;
         }
         self.end_flow(out);
@@ -266,6 +287,12 @@ impl Link {
                 self.flow = State::Closed
             }
             (State::Open(flow), Down::End) if flow.id() == id => self.reopen(now, out),
+            (State::Open(flow), Down::Released(sent)) if flow.id() == id => {
+                match flow.taken() == sent {
+                    true => self.release(),
+                    false => self.reopen(now, out),
+                }
+            }
             _ => {}
         }
     }
@@ -286,6 +313,7 @@ impl Link {
                 now.running.saturating_sub(*asked_at) >= timing::OPEN_RETRY
             }
             State::Closed => self.claim.is_some(),
+            State::Released | State::Left => false,
         };
         if is_ended {
             self.reopen(now, out);
@@ -578,10 +606,29 @@ impl Link {
                 Message::Up(self.shard, flow.id(), Up::End),
             ));
         }
-        let sent = std::mem::take(&mut self.sent).into_values();
-        let (changes, others): (Vec<_>, Vec<_>) =
-            sent.partition(|waiting| waiting.command.request.is_change());
+        let changes = self
+            .sent
+            .extract_if(.., |_, waiting| waiting.command.request.is_change());
+        let changes: Vec<_> = changes.map(|(_, waiting)| waiting).collect();
         self.fail(changes, out);
+        self.prepare_next_flow();
+    }
+
+    /// Handles the release of the shard by its owner: it has decided none of the unanswered
+    /// commands.
+    fn release(&mut self) {
+        self.flow = State::Released;
+        self.prepare_next_flow();
+    }
+
+    /// Ends the flow for good, because the server stops.
+    pub(super) fn leave(&mut self, out: &mut Vec<Action>) {
+        self.end_flow(out);
+        self.flow = State::Left;
+    }
+
+    /// Queues the sent commands again, for the next flow.
+    fn prepare_next_flow(&mut self) {
         // Receptions and identities continue in the next flow.
         self.queue.retain(|waiting| {
             !matches!(waiting.origin, Origin::Reception(_) | Origin::Identity(_))
@@ -590,17 +637,15 @@ impl Link {
         self.queue
             .retain(|waiting| !matches!(waiting.command.request, Request::Unregister(_)));
         self.unregistered.clear();
-        // What changes nothing is asked again.
-        let again = others
-            .into_iter()
-            .filter(|waiting| matches!(waiting.origin, Origin::Connection(..)));
+        let again = std::mem::take(&mut self.sent).into_values();
+        let again = again.filter(|waiting| matches!(waiting.origin, Origin::Connection(..)));
         again
             .rev()
             .for_each(|waiting| self.queue.push_front(waiting));
     }
 
     /// Answers these commands with `unavailable`. Connections with changes among them
-    /// close, and their unsent commands are dropped.
+    /// close, and their unsent commands are unavailable as well.
     fn fail(&mut self, commands: impl IntoIterator<Item = Waiting>, out: &mut Vec<Action>) {
         let mut closing = BTreeSet::new();
         for waiting in commands {
@@ -616,9 +661,13 @@ impl Link {
                 out.push(Action::Close(connection));
             }
         }
-        if !closing.is_empty() {
-            self.queue
-                .retain(|waiting| !closing.iter().any(|connection| waiting.is_of(*connection)));
+        for connection in closing {
+            let unsent = self.drop_commands(connection).into_iter();
+            out.extend(unsent.map(|request| Action::Answer {
+                connection,
+                request,
+                reply: Reply::Unavailable,
+            }));
         }
     }
 
@@ -685,6 +734,7 @@ impl Waiting {
         }
     }
 
+    #[cfg(test)]
     fn is_of(&self, connection: ConnectionId) -> bool {
         matches!(self.origin, Origin::Connection(of, _) if of == connection)
     }

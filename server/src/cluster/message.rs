@@ -31,6 +31,8 @@ pub(crate) enum Message {
     Released(ShardId, Claim),
     /// The server is alive, and reads entries up to this format.
     Present(ServerId, u8),
+    /// The server stops, and releases its shards.
+    Leaving(ServerId),
     /// Sessions were opened at this server: connections that hold them elsewhere close.
     Sessions(ServerId, Vec<SessionToken>),
     /// From a server to the owner of a shard.
@@ -59,6 +61,9 @@ pub(crate) enum Down {
     Packet(Packet<Event>, ShardClock),
     /// The flow has ended or is unknown.
     End,
+    /// The owner has released the shard, and decides nothing more. It has answered every
+    /// command that it has decided, by packets up to this number.
+    Released(u64),
 }
 
 /// The running time of a shard.

@@ -19,10 +19,10 @@
 //! | `member` | a server: its seats and links |
 //! | `io` | the store: a server's I/O around its state machine |
 //! | `listing` | names: the sorted ones of a shard, and the merged pages of all shards |
-//! | `send_order` | sends of a session, in order over all shards |
+//! | `send_order` | sends of a session, over all shards |
 //! | `presence` | live servers, and the format that all of them read |
 //! | `sessions` | announcements of opened sessions |
-//! | `assignment` | shards of names, and servers of shards |
+//! | `assignment`, `handover` | shards of names, servers of shards, and shards that change their server |
 
 mod append;
 mod assignment;
@@ -35,6 +35,7 @@ mod cold;
 mod decide;
 mod entry;
 mod flow;
+mod handover;
 mod identity;
 pub(crate) mod io;
 mod link;

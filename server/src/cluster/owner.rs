@@ -78,6 +78,8 @@ struct InFlight {
     content: Appended,
     running: Duration,
     released: Released,
+    /// The servers that it names.
+    servers: Vec<ServerId>,
     /// The arrival of its oldest command.
     taken_at: Option<Duration>,
 }
@@ -116,11 +118,11 @@ impl Owner {
             ledger,
             blocks,
             history,
-            has_former,
         } = replayed;
         let before = ledger.running();
         // Request ids are unique within a process: see `Candidate`.
         let next_request = (claim.id.number << 32) + (1 << 31);
+        let identities = Identities::new(chain.servers(), now.running);
         let names = Names::new(ledger.accounts().map(|entry| entry.account.name));
         Self {
             shard,
@@ -135,7 +137,7 @@ impl Owner {
             pending: VecDeque::new(),
             flows: BTreeMap::new(),
             receptions: Receptions::default(),
-            identities: Identities::new(has_former.then_some(now.running)),
+            identities,
             names,
             snapshots: Snapshots::new(config, history),
             clock: Clock {
@@ -155,9 +157,9 @@ impl Owner {
     /// Handles a message of a flow.
     pub(super) fn handle_up(&mut self, id: FlowId, up: Up, now: Now, out: &mut Vec<Action>) {
         match up {
-            Up::Open if id.claim == self.claim && self.is_newest(id) && !self.is_releasing => {
+            Up::Open if self.may_open(id) => {
                 self.end_flow(id.server, now);
-                self.identities.server_left(id.server);
+                self.identities.opened(id.server);
                 self.flows.insert(
                     id.server,
                     Flow::new(id, self.config.window_bytes, now.running),
@@ -165,12 +167,10 @@ impl Owner {
                 out.push(self.down(id, Down::Opened(self.clock(now))));
             }
             Up::Open => {}
+            // The server sends it again to the next owner.
+            Up::Packet(_) if self.is_releasing => {}
             Up::Packet(packet) => {
-                let Some(flow) = self
-                    .flows
-                    .get_mut(&id.server)
-                    .filter(|flow| flow.id() == id)
-                else {
+                let Some(flow) = self.flow(id) else {
                     return out.push(self.down(id, Down::End));
                 };
                 match flow.take(packet, now.running) {
@@ -189,16 +189,12 @@ impl Owner {
                     }
                 }
             }
-            Up::End
-                if self
-                    .flows
-                    .get(&id.server)
-                    .is_none_or(|flow| flow.id() == id) =>
-            {
-                self.end_flow(id.server, now);
-                self.identities.server_left(id.server);
+            Up::End => {
+                if self.flow(id).is_some() {
+                    self.end_flow(id.server, now);
+                }
+                self.identities.ended(id);
             }
-            Up::End => {}
         }
         self.pump(now, out);
     }
@@ -250,6 +246,7 @@ impl Owner {
             self.end_flow(id.server, now);
             out.push(self.down(id, Down::End));
         }
+        self.identities.sweep(now.running);
         let is_overdue = self.is_overdue(now);
         if is_overdue {
             self.end_all_flows(now, out);
@@ -271,11 +268,25 @@ impl Owner {
         self.pump(now, out);
     }
 
-    /// Releases the shard when all decisions are stored.
+    /// Releases the shard when all commands that it has taken are decided and stored. Its
+    /// servers send what it has not taken, or not answered, to the next owner.
     pub(super) fn release(&mut self, now: Now, out: &mut Vec<Action>) {
         self.is_releasing = true;
-        self.end_all_flows(now, out);
         self.pump(now, out);
+    }
+
+    /// Releases the shard, because its own server stops: that one acts as no account any
+    /// more.
+    pub(super) fn leave(&mut self, now: Now, out: &mut Vec<Action>) {
+        let server = self.claim.id.server;
+        self.end_flow(server, now);
+        self.identities.left(server);
+        self.release(now, out);
+    }
+
+    /// Returns whether a release at this time would delay no deletion, and is not under way.
+    pub(super) const fn may_hand_over(&self) -> bool {
+        !self.is_releasing && !self.identities.has_parked()
     }
 
     /// Ends every flow, after the shard was lost.
@@ -309,17 +320,20 @@ impl Owner {
         if self.in_flight.is_some() {
             return;
         }
-        for Parked { flow, command, .. } in self.identities.take_ready(now.running) {
+        for Parked { flow, command, .. } in self.identities.take_ready() {
             self.pending.push_back(Pending {
                 flow,
                 command,
                 taken_at: now.running,
             });
         }
-        if self.is_releasing {
-            return self.append(Content::Release, Released::default(), None, now, out);
-        }
         let (next, do_commands_wait) = (self.chain.last() + 1, !self.pending.is_empty());
+        if self.is_releasing {
+            return match do_commands_wait {
+                true => self.append_commands(now, out),
+                false => self.append(Content::Release, Released::default(), None, now, out),
+            };
+        }
         if self
             .snapshots
             .is_part_due(next, &self.blocks, do_commands_wait)
@@ -359,11 +373,7 @@ impl Owner {
             };
             let size = command.bytes();
             bytes += size;
-            if let Some(flow) = self
-                .flows
-                .get_mut(&flow.server)
-                .filter(|current| current.id() == flow)
-            {
+            if let Some(flow) = self.flow(flow) {
                 flow.processed(size);
             }
             self.decide(flow, command, (context, now), &mut released);
@@ -381,7 +391,8 @@ impl Owner {
         now: Now,
         out: &mut Vec<Action>,
     ) {
-        let Some(entry) = self.chain.next(content, self.snapshots.snapshot()) else {
+        let (snapshot, servers) = (self.snapshots.snapshot(), self.identities.names());
+        let Some(entry) = self.chain.next(content, snapshot, servers) else {
             return;
         };
         let entry = Entry {
@@ -409,6 +420,7 @@ impl Owner {
             content,
             running,
             released,
+            servers: entry.servers,
             taken_at,
         });
     }
@@ -420,13 +432,15 @@ impl Owner {
             content,
             running,
             released,
+            servers,
             ..
         }) = self.in_flight.take()
         else {
             return Tenure::Continues;
         };
-        self.chain.advance(appender.bytes());
+        self.chain.advance(appender.bytes(), servers);
         if let Appended::Release = content {
+            self.end_released_flows(out);
             out.push(Action::Broadcast(Message::Released(self.shard, self.claim)));
             return Tenure::Released;
         }
@@ -461,10 +475,20 @@ impl Owner {
         let Some(flow) = self.flows.remove(&server) else {
             return;
         };
-        self.pending.retain(|pending| pending.flow != flow.id());
-        self.receptions.end_flow(flow.id());
-        self.identities.drop_parked(flow.id());
-        self.identities.server_lost(server, now.running);
+        let flow = flow.id();
+        self.pending.retain(|pending| pending.flow != flow);
+        self.receptions.end_flow(flow);
+        self.identities.drop_parked(flow);
+        self.identities.lost(flow, now.running);
+    }
+
+    /// Ends every flow after the release: all answers have been sent, and what was not
+    /// answered was not decided.
+    fn end_released_flows(&mut self, out: &mut Vec<Action>) {
+        for flow in std::mem::take(&mut self.flows).into_values() {
+            let released = Down::Released(flow.sent());
+            out.push(self.down(flow.id(), released));
+        }
     }
 
     /// Returns whether a command has exceeded its deadline.
@@ -521,12 +545,8 @@ impl Owner {
 
     /// Sends events to the server of a flow, if the flow is open.
     pub(super) fn send(&mut self, id: FlowId, events: Vec<Event>, now: Now, out: &mut Vec<Action>) {
-        let clock = self.clock(now);
-        let Some(flow) = self
-            .flows
-            .get_mut(&id.server)
-            .filter(|flow| flow.id() == id)
-        else {
+        let (clock, shard) = (self.clock(now), self.shard);
+        let Some(flow) = self.flow(id) else {
             return;
         };
         let mut events = events.into_iter().peekable();
@@ -540,7 +560,7 @@ impl Owner {
                 items.push(event);
             }
             let down = Down::Packet(flow.send(items, bytes, now.running), clock);
-            out.push(Action::Send(id.server, Message::Down(self.shard, id, down)));
+            out.push(Action::Send(id.server, Message::Down(shard, id, down)));
         }
     }
 
@@ -548,10 +568,19 @@ impl Owner {
         Action::Send(id.server, Message::Down(self.shard, id, down))
     }
 
-    fn is_newest(&self, id: FlowId) -> bool {
+    /// Returns a flow if it is open.
+    fn flow(&mut self, id: FlowId) -> Option<&mut Flow> {
         self.flows
-            .get(&id.server)
-            .is_none_or(|flow| flow.id().number < id.number)
+            .get_mut(&id.server)
+            .filter(|flow| flow.id() == id)
+    }
+
+    /// Returns whether a server may open this flow now.
+    fn may_open(&self, id: FlowId) -> bool {
+        let open = self.flows.get(&id.server);
+        let is_newest = open.is_none_or(|flow| flow.id().number < id.number);
+        let is_welcome = !self.is_releasing && self.identities.has_room_for(id.server);
+        id.claim == self.claim && is_newest && is_welcome
     }
 
     /// Returns the running time of the shard.

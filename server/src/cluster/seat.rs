@@ -33,6 +33,8 @@ pub(super) struct Seat {
     backoff: Duration,
     owned_since: Duration,
     is_low_on_space: bool,
+    /// The server makes no more claims.
+    is_leaving: bool,
     /// The newest format that all live servers read.
     format: u8,
 }
@@ -44,8 +46,6 @@ enum State {
     },
     Candidate(Box<Candidate>),
     Owner(Box<Owner>),
-    /// The shard is released, and the server makes no more claims.
-    Leaving,
 }
 
 impl Seat {
@@ -69,6 +69,7 @@ impl Seat {
             backoff: timing::BACKOFF_MIN,
             owned_since: Duration::ZERO,
             is_low_on_space: false,
+            is_leaving: false,
             format: OLDEST_FORMAT,
         }
     }
@@ -88,10 +89,12 @@ impl Seat {
         }
     }
 
-    /// Handles the release of the shard by its owner.
-    pub(super) fn handle_released(&mut self, claim: Claim) {
+    /// Handles the release of the shard by its owner: the preferred server claims it at
+    /// once.
+    pub(super) fn handle_released(&mut self, claim: Claim, now: Now) {
         if self.known == Some(claim) {
-            (self.heard_at, self.seen_at) = (Duration::ZERO, Duration::ZERO);
+            let due = now.running.saturating_sub(timing::CLAIM_AFTER);
+            (self.heard_at, self.seen_at) = (due, due);
         }
     }
 
@@ -138,7 +141,6 @@ impl Seat {
                 let tenure = owner.handle_log(&reply, now, out);
                 self.check(tenure, now, out);
             }
-            State::Leaving => {}
         }
     }
 
@@ -165,6 +167,9 @@ impl Seat {
                 let is_due = stillness >= timing::CLAIM_AFTER + stagger
                     || silence >= timing::CLAIM_UNHEARD_AFTER + stagger
                     || (self.is_vacant && now.running >= timing::CLAIM_VACANT_AFTER + stagger);
+                if self.is_leaving {
+                    return;
+                }
                 if is_due && now.running >= self.claim_not_before {
                     self.claim(now, out);
                 } else if (silence >= timing::PROBE_INTERVAL * 2 || self.known.is_none())
@@ -191,15 +196,32 @@ impl Seat {
                 );
             }
             State::Owner(owner) => owner.tick(now, out),
-            State::Leaving => {}
         }
     }
 
     /// Releases the shard if this server owns it, and makes no more claims.
     pub(super) fn leave(&mut self, now: Now, out: &mut Vec<Action>) {
+        self.is_leaving = true;
         match &mut self.state {
-            State::Owner(owner) => owner.release(now, out),
-            state => *state = State::Leaving,
+            State::Owner(owner) => owner.leave(now, out),
+            _ => self.stand_by(now),
+        }
+    }
+
+    /// Returns the claim of this server if it may hand the shard over, and the newest format
+    /// of its entries.
+    pub(super) fn may_hand_over(&self, now: Now) -> Option<(Claim, u8)> {
+        let owner = self.owner().filter(|owner| owner.may_hand_over())?;
+        let tenure = now.running.saturating_sub(self.owned_since);
+        let claim = (owner.claim, owner.chain.format());
+        (tenure >= timing::TENURE_MIN).then_some(claim)
+    }
+
+    /// Releases the shard for a preferred server.
+    pub(super) fn hand_over(&mut self, now: Now, out: &mut Vec<Action>) {
+        if let State::Owner(owner) = &mut self.state {
+            tracing::info!(shard = self.shard, "handing the shard over");
+            owner.release(now, out);
         }
     }
 
@@ -296,7 +318,10 @@ impl Seat {
                 self.heard_at = now.running;
                 self.stand_by(now);
             }
-            Tenure::Released => self.state = State::Leaving,
+            Tenure::Released => {
+                self.claim_not_before = now.running + timing::HANDED_OVER_FOR;
+                self.stand_by(now);
+            }
         }
     }
 

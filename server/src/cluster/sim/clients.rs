@@ -256,7 +256,8 @@ impl Sender {
             return;
         };
         *since = context.now;
-        let text = format!("{}:{id}:{to}", self.session).into();
+        let (connection, _) = link;
+        let text = format!("{}:{id}:{to}:{connection}", self.session).into();
         let send_id = Some(SendId {
             session,
             id: RequestId::new(id).unwrap(),

@@ -65,6 +65,7 @@ pub(super) struct Scenario {
 /// The number of kinds of random scenarios. The seed modulo this selects the kind; the
 /// kinds without a name add no special fault.
 pub(super) const KINDS: u64 = 8;
+pub(super) const CUT_SERVER: u64 = 1;
 pub(super) const DEAF_OWNER: u64 = 3;
 pub(super) const LOSSY_END: u64 = 5;
 pub(super) const CLAIM_IN_DOUBT: u64 = 7;
@@ -88,6 +89,7 @@ impl Scenario {
         };
         match seed % KINDS {
             CLAIM_IN_DOUBT => scenario.add_claim_in_doubt(&mut random),
+            CUT_SERVER => scenario.add_cut_server(&mut random),
             DEAF_OWNER => scenario.add_deaf_owner(&mut random),
             LOSSY_END => scenario.add_lossy_end(&mut random),
             _ => {}
@@ -145,6 +147,24 @@ impl Scenario {
         self.rest_at = self.calm_at;
         // A purge would reveal to the owner that it is deposed.
         self.tail_entries_max = 1000;
+    }
+
+    /// Adds a crash of a server while the two others cannot hear each other: one of them
+    /// takes over shards of which the other one does not learn.
+    fn add_cut_server(&mut self, random: &mut SmallRng) {
+        let host = random.random_range(0..HOSTS);
+        let crashes = Duration::from_millis(random.random_range(2500..5000));
+        let cut = crashes - Duration::from_millis(random.random_range(0..1000));
+        let heals = crashes + Duration::from_millis(random.random_range(6000..12_000));
+        let (one, two) = ((host + 1) % HOSTS, (host + 2) % HOSTS);
+        self.faults.extend([
+            (cut, Fault::Cut(one, two)),
+            (crashes, Fault::Crash(host)),
+            (heals, Fault::Heal),
+            (heals, Fault::Start(host)),
+        ]);
+        self.calm_at = self.calm_at.max(heals + Duration::from_millis(500));
+        self.rest_at = self.calm_at;
     }
 
     /// Adds losses during the last commands.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use hark_protocol::Code;
 
+use crate::cluster::ConnectionId;
 use crate::ledger::{BlockContent, decode};
 use crate::log::Block;
 use crate::store::{Message, Outcome};
@@ -18,8 +19,10 @@ pub(super) struct Judge {
     /// The messages that each reader processed, by number.
     read: BTreeMap<String, BTreeMap<u64, String>>,
     texts: HashMap<String, u64>,
-    /// The id of the last stored message of each session, by true time.
-    stored: BTreeMap<usize, u32>,
+    /// The id of the last stored message of each session and shard, by true time.
+    stored: BTreeMap<(usize, u32), u32>,
+    /// The sends that were answered `unavailable`, by connection.
+    undecided: HashMap<ConnectionId, BTreeSet<u32>>,
     /// Sends that were refused for lack of space. Only a later send to the same shard makes
     /// that final, so a repeat may still be stored.
     without_space: BTreeSet<(usize, u32)>,
@@ -153,9 +156,16 @@ impl Judge {
         }
     }
 
-    /// Records that the messages of a frame are stored at this time, and checks that the
-    /// sends of a session are stored in order of their ids, over all recipients.
-    pub(super) fn stored(&mut self, blocks: &[Block]) {
+    /// Records that a send of a connection was answered `unavailable`.
+    pub(super) fn undecided(&mut self, connection: ConnectionId, id: u32) {
+        self.undecided.entry(connection).or_default().insert(id);
+    }
+
+    /// Records that the messages of a frame are stored at this time. Checks that the sends of
+    /// a session to this shard are stored in order of their ids, and none after an earlier
+    /// send of its connection was answered `unavailable`, except for those that were answered
+    /// so as well.
+    pub(super) fn stored(&mut self, shard: u32, blocks: &[Block]) {
         let mut messages = BTreeMap::new();
         for block in blocks {
             let Ok(BlockContent::Messages(of_block)) = decode(block) else {
@@ -168,13 +178,21 @@ impl Judge {
                 );
             }
         }
-        for (session, id) in messages.into_values().filter_map(send_of) {
+        for text in messages.into_values() {
+            let Some((session, id)) = send_of(text) else {
+                continue;
+            };
             if !self.without_space.contains(&(session, id)) {
-                let former = self.stored.insert(session, id);
+                let former = self.stored.insert((session, shard), id);
                 assert!(
                     former < Some(id),
                     "{session}:{id} is stored after {former:?}"
                 );
+            }
+            let connection = text.rsplit(':').next().unwrap().parse().unwrap();
+            if let Some(undecided) = self.undecided.get(&connection) {
+                let is_late = *undecided.first().unwrap() < id && !undecided.contains(&id);
+                assert!(!is_late, "{text} is stored after {undecided:?} were unavailable");
             }
         }
     }
@@ -190,7 +208,7 @@ impl Judge {
         let (number, text) = (message.position.sequence.0, message.text.to_string());
         self.counts.read += 1;
         assert_eq!(
-            self.texts.insert(text.clone(), number),
+            self.texts.insert(content_of(&text).to_owned(), number),
             None,
             "{text} is in the store twice"
         );
@@ -281,7 +299,7 @@ impl Judge {
                     return false;
                 };
                 let text = self.read.get(to).and_then(|read| read.get(&number.0));
-                text.is_none_or(|text| *text != format!("{session}:{id}:{to}"))
+                text.is_none_or(|text| content_of(text) != format!("{session}:{id}:{to}"))
             })
     }
 
@@ -302,6 +320,12 @@ impl Judge {
         }
         assert!(self.counts.stored > 0, "a run that compares nothing");
     }
+}
+
+/// Returns the text of a send without the connection that it came over.
+fn content_of(text: &str) -> &str {
+    let (content, _) = text.rsplit_once(':').unwrap_or((text, ""));
+    content
 }
 
 /// Returns the session and the id of a send by its text.

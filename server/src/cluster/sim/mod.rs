@@ -29,7 +29,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
 
-use self::faults::{CLAIM_IN_DOUBT, DEAF_OWNER, LOSSY_END, Scenario};
+use self::faults::{CLAIM_IN_DOUBT, CUT_SERVER, DEAF_OWNER, LOSSY_END, Scenario};
 use self::judge::Counts;
 use self::world::World;
 use super::bugs::{Bug, fails_with};
@@ -186,8 +186,8 @@ fn reception_of_a_former_generation_is_found() {
 }
 
 #[test]
-fn sends_to_several_shards_at_once_are_found() {
-    check_finds(Bug::SendsOvertake, Scenario::of);
+fn unavailable_before_later_sends_end_is_found() {
+    check_finds(Bug::UnavailableAtOnce, Scenario::of);
 }
 
 #[test]
@@ -198,6 +198,11 @@ fn merged_page_beyond_an_incomplete_one_is_found() {
 #[test]
 fn lost_announcement_of_a_session_is_found() {
     check_finds(Bug::AnnouncedOnce, Scenario::of);
+}
+
+#[test]
+fn forgotten_servers_of_a_former_owner_are_found() {
+    check_finds(Bug::FormerServersForgotten, Scenario::of_kind(CUT_SERVER));
 }
 
 #[test]

@@ -297,6 +297,11 @@ impl World {
                     {
                         self.judge.refused_for_space(sender.session(), *id as u32);
                     }
+                    if let Push::Answer(id, Answered::Unavailable) = &push
+                        && matches!(self.clients[client], Client::Sender(_))
+                    {
+                        self.judge.undecided(connection, *id as u32);
+                    }
                     let at = self.arrival((host, 100 + client), 1, 5);
                     self.plan(at, Due::Client(client, connection, push));
                 }
@@ -354,7 +359,7 @@ impl World {
                 ..
             }) = self.chains[shard].take(message)
         {
-            self.judge.stored(&blocks);
+            self.judge.stored(shard as ShardId, &blocks);
         }
         if let Some(((host, life), reply)) = reply {
             self.reply(shard, host, ServerId(life), reply);
