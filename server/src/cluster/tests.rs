@@ -565,26 +565,25 @@ fn deletion_waits_for_a_lost_server() {
 
 #[test]
 fn next_owner_waits_for_servers_out_of_reach() {
-    for heals in [false, true] {
+    for returns in [false, true] {
         let (mut servers, owner) = Servers::owned(3);
-        let [one, two] = [1, 2].map(|step| (owner + step) % 3);
+        let [quiet, next] = [1, 2].map(|step| (owner + step) % 3);
         let ann = servers.create(owner, "ann");
-        servers.submit(one, 7, Request::Register(ann.clone()));
-        servers.submit(two, 7, Request::Register(ann.clone()));
-        servers.cut.extend([(one, two), (two, one)]);
+        servers.submit(quiet, 7, Request::Register(ann.clone()));
+        servers.hosts[quiet].is_paused = true;
         servers.hosts[owner].is_paused = true;
-        servers.run_until(|servers| servers.owner() != Some(owner));
-        let next = servers.owner().unwrap();
+        servers.run_until(|servers| servers.owner() == Some(next));
         servers.run(1.0);
         servers.submit(next, 8, Request::Delete(ann));
         servers.run(12.0);
-        assert!(!servers.deleted(next), "the other one may act as the account");
-        if heals {
-            servers.cut.clear();
+        assert!(!servers.deleted(next), "the quiet one may act as the account");
+        if returns {
+            servers.hosts[quiet].is_paused = false;
             servers.hosts[owner].is_paused = false;
         }
         let seconds = servers.run_until(|servers| servers.deleted(next));
-        assert!((heals && seconds < 2.0) || (4.0..6.0).contains(&seconds), "{seconds}");
+        let expected = if returns { 0.0..2.0 } else { 3.0..6.0 };
+        assert!(expected.contains(&seconds), "{seconds}");
     }
 }
 
@@ -661,7 +660,7 @@ fn slow_append_keeps_its_owner() {
     servers.events(other);
     servers.deaf.insert(owner);
     servers.send(other, 7, "ann", "late");
-    servers.run(18.0);
+    servers.run(14.0);
     servers.deaf.clear();
     servers.run(5.0);
     assert_eq!(servers.owner(), Some(owner));
@@ -721,7 +720,7 @@ fn snapshot_purges_what_it_replaces() {
     }
     let owner = servers.hosts[0].owner();
     let (live, stream) = (owner.blocks.live_bytes(), owner.stream_bytes());
-    assert!(stream <= 2 * 3000 + 3 * live + 2000, "{stream} of {live}");
+    assert!(stream <= 2 * 3000 + 3 * live + 4000, "{stream} of {live}");
     assert!(owner.blocks.cached_bytes() <= 1000);
     assert!(owner.blocks.len() < 100, "they are merged");
     let (first, messages) = servers.stream.messages();

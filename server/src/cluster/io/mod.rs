@@ -8,7 +8,7 @@
 //! | `setup` | the connection and the streams |
 //! | `monitor` | a check that the nodes sync before they acknowledge |
 //! | `operation` | operations of the chat, and their answers |
-//! | `driver` | the task that owns the state machine and performs its actions |
+//! | `driver`, `requests` | the task that owns the state machine and performs its actions, and its requests |
 //! | `network` | messages between servers, on core NATS |
 //! | `senders` | accounts that send at this server, registered at their owners |
 //! | `sessions` | open send sessions at this server |
@@ -18,6 +18,7 @@ mod monitor;
 mod network;
 mod nodes;
 mod operation;
+mod requests;
 mod senders;
 mod sessions;
 mod setup;
