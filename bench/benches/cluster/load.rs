@@ -40,9 +40,9 @@ const AT_ONCE: usize = 64;
 /// Sends that are kept in flight.
 #[derive(Clone, Copy)]
 pub(super) struct Load<'a> {
-    servers: &'a [SocketAddr],
+    pub(super) servers: &'a [SocketAddr],
     /// Pairs of sender and recipient.
-    pairs: usize,
+    pub(super) pairs: usize,
     /// Connections, spread over the servers.
     pub(super) connections: usize,
     /// Sends in flight for each pair.

@@ -133,6 +133,7 @@ impl Bench {
     /// Measures sends with one in flight for each pair of sender and recipient.
     async fn sends(&self) {
         let [one, _] = self.addresses();
+        let one = &[one];
         for pairs in [1, 256, 2_000] {
             println!("\n{pairs} pairs, one send of each under way");
             self.users(pairs).await;
@@ -141,7 +142,7 @@ impl Bench {
             for _ in 0..ROUNDS {
                 bare.push(self.bare_rate(pairs, 1).await);
                 let before = self.nats.processor_time();
-                let (measured, all) = rate(&Load::of(&[one], pairs)).await;
+                let (measured, all) = rate(&Load::of(one, pairs)).await;
                 time += self.nats.processor_time() - before;
                 sent += all;
                 hark.push(measured);
@@ -156,6 +157,7 @@ impl Bench {
     /// counts, and to many.
     async fn order(&self) {
         let [one, _] = self.addresses();
+        let one = &[one];
         println!("\none pair, 256 sends under way; the bare publisher keeps no order");
         self.users(256).await;
         let [mut bare, mut hark, mut many] = [Vec::new(), Vec::new(), Vec::new()];
@@ -164,12 +166,12 @@ impl Bench {
             let each = 256;
             let to_one = Load {
                 each,
-                ..Load::of(&[one], 1)
+                ..Load::of(one, 1)
             };
             hark.push(rate(&to_one).await.0);
             let to_many = Load {
                 connections: 1,
-                ..Load::of(&[one], 256)
+                ..Load::of(one, 256)
             };
             many.push(rate(&to_many).await.0);
         }
@@ -181,14 +183,15 @@ impl Bench {
     /// Measures two servers, compared with one, and those with shared recipients beside
     /// those whose recipients differ.
     async fn two(&self) {
-        let [one, two] = self.addresses();
+        let both = self.addresses();
+        let one = &both[..1];
         for pairs in [256, 2_000] {
             println!("\n{pairs} sends under way over one server, and over two");
             self.users(pairs).await;
             let [mut of_one, mut of_two, mut shared] = [Vec::new(), Vec::new(), Vec::new()];
             for _ in 0..ROUNDS {
-                of_one.push(rate(&Load::of(&[one], pairs)).await.0);
-                let load = Load::of(&[one, two], pairs);
+                of_one.push(rate(&Load::of(one, pairs)).await.0);
+                let load = Load::of(&both, pairs);
                 of_two.push(rate(&load).await.0);
                 let is_shared = true;
                 shared.push(rate(&Load { is_shared, ..load }).await.0);
@@ -202,11 +205,12 @@ impl Bench {
     /// Measures sends to users that do not exist.
     async fn refusals(&self) {
         let [one, _] = self.addresses();
+        let one = &[one];
         println!("\n256 pairs, one send of each under way, stored and refused");
         self.users(256).await;
         let [mut stored, mut refused] = [Vec::new(), Vec::new()];
         for _ in 0..ROUNDS {
-            let load = Load::of(&[one], 256);
+            let load = Load::of(one, 256);
             stored.push(rate(&load).await.0);
             let recipients = "absent";
             refused.push(rate(&Load { recipients, ..load }).await.0);

@@ -114,7 +114,7 @@ async fn answered(address: SocketAddr, n: usize, began: Instant) -> Duration {
         link.flush().await;
         match link.reply().await {
             (1, Reply::Ok(_)) => return began.elapsed(),
-            (1, Reply::Error(_)) => {}
+            (1, Reply::Error { .. }) => {}
             other => panic!("{other:?}"),
         }
     }

@@ -121,7 +121,7 @@ async fn receives(link: &mut Link, n: usize) -> bool {
     link.flush().await;
     match link.reply().await {
         (1, Reply::Ok(_)) => true,
-        (1, Reply::Error(_)) => false,
+        (1, Reply::Error { .. }) => false,
         other => panic!("{other:?}"),
     }
 }
