@@ -66,7 +66,7 @@ pub fn filter(given: &str) -> anyhow::Result<Targets> {
     match all.join(",").parse() {
         Ok(filter) if !has_unknown_word => Ok(filter),
         _ => anyhow::bail!(
-            "invalid --log {given:?}: expected error, warn, info, debug, trace or off, or a filter such as info,hark_server::store=debug"
+            "invalid --log {given:?}: expected error, warn, info, debug, trace or off, or a filter such as info,hark_server::log=debug"
         ),
     }
 }

@@ -174,7 +174,7 @@ pub(crate) struct LogsArguments {
     /// Least severe level to show.
     #[arg(long, env = "HARK_LEVEL", default_value = "info")]
     pub(crate) level: Level,
-    /// Only events whose target has this prefix, such as hark_server::store
+    /// Only events whose target has this prefix, such as hark_server::log
     /// [default: all].
     #[arg(long, env = "HARK_TARGET", value_name = "PREFIX")]
     pub(crate) target: Option<String>,
