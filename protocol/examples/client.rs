@@ -28,10 +28,10 @@ use hark_protocol::{
 };
 use tokio_util::codec::Decoder as _;
 
-/// The most sends that are not answered.
+/// The maximum number of sends that are not answered.
 const IN_FLIGHT_MAX: usize = 64;
 
-/// The most connections that are opened.
+/// The maximum number of connection attempts.
 const ATTEMPTS_MAX: u32 = 50;
 
 /// The pause before another connection.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The most buckets in a table.
+/// The maximum number of buckets in a table.
 pub(crate) const BUCKETS_MAX: usize = 65_536;
 
 /// The size of a table at its first sweep.

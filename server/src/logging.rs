@@ -29,15 +29,15 @@ use crate::sync::Mutex;
 
 pub use line_limiter::LineLimiter;
 
-/// The most watchers at the same time. The thread that logs an event puts it into the
-/// buffer of each.
+/// The maximum number of watchers at the same time. The thread that logs an event puts it
+/// into the buffer of each.
 pub const WATCHERS_MAX: usize = 16;
 
-/// The most events buffered for one watcher. Further ones are counted, and reported to the
-/// watcher as missed.
+/// The maximum number of events buffered for one watcher. Further ones are counted, and
+/// reported to the watcher as missed.
 pub const BUFFERED_EVENTS_MAX: usize = 1024;
 
-/// The most bytes of the message and the fields of an event, approximately.
+/// The maximum number of bytes of the message and the fields of an event, approximately.
 const EVENT_BYTES_MAX: usize = 4096;
 
 /// The prefixes of the targets of Hark's own events.

@@ -22,8 +22,8 @@ use crate::logging::{self, LineLimiter, Watchers};
 use crate::server::{self, ConnectionLimits};
 use crate::store::Store;
 
-/// The most threads for blocking work: disk reads, password hashes, patterns. Each
-/// kind has a bound of its own as well.
+/// The maximum number of threads for blocking work: disk reads, password hashes,
+/// patterns. Each kind has a bound of its own as well.
 const BLOCKING_THREADS_MAX: usize = 16;
 
 /// Open files reserved for the store: one for each segment, enough for 64 GiB in

@@ -22,7 +22,7 @@ use crate::front::{self, Fronts, Settings};
 use crate::limit::{Buckets, Rate, network};
 use crate::sync::Mutex;
 
-/// The most refusals that are sent at the same time. Further connections over a
+/// The maximum number of refusals that are sent at the same time. Further connections over a
 /// limit are closed without one.
 const REFUSALS_AT_ONCE: usize = 128;
 
@@ -54,9 +54,10 @@ const KEEPALIVE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// The limits of a server.
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionLimits {
-    /// The most connections.
+    /// The maximum number of connections.
     pub connections_max: usize,
-    /// The most connections from one address. An IPv6 network (/64) is one address.
+    /// The maximum number of connections from one address. An IPv6 network (/64) is one
+    /// address.
     pub connections_per_address_max: usize,
     /// The rate of new connections from one address.
     pub connects: Option<Rate>,

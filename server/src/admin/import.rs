@@ -18,7 +18,7 @@ use crate::store::{Created, Message, PasswordHash, Position};
 /// The longest line: a text with every byte escaped.
 const LINE_BYTES_MAX: u64 = 7 * FRAME_BYTES_MAX as u64;
 
-/// The most bad lines that are reported.
+/// The maximum number of bad lines that are reported.
 const REPORTS_MAX: u64 = 100;
 
 /// The counts of imported lines.

@@ -1,4 +1,4 @@
-//! Fetching an inbox destructively, for readers that stay for one answer and cannot
+//! Fetching an inbox destructively, for readers that wait for a single answer and cannot
 //! acknowledge: the legacy gRPC service.
 
 use std::net::IpAddr;
@@ -12,9 +12,9 @@ use super::{Chat, Fault};
 use crate::store::{Account, Event, Message, Position, Unavailable};
 
 impl Chat {
-    /// Fetches messages from the inbox of an account without a password and
-    /// acknowledges them before it returns them, so that each is delivered at most once.
-    /// Returns none while a connection receives for the account, since that one can
+    /// Fetches messages from the inbox of an account without a password and acknowledges
+    /// them before it returns them, so that each is delivered at most once. Returns none
+    /// while a connection receives for the account, since that connection can
     /// acknowledge. Cancel-safe: a call that is dropped before it resolves takes
     /// nothing.
     ///

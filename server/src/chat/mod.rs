@@ -67,7 +67,7 @@ const UNIT_BYTES: usize = 1024;
 pub struct Rules {
     /// The largest frame, in bytes. It determines the longest text.
     pub frame_bytes_max: usize,
-    /// The most names in one answer to `list`.
+    /// The maximum number of names in one answer to `list`.
     pub list_names_max: usize,
     /// Whether every account has a password, and an anonymous connection can only
     /// `create`.
@@ -75,8 +75,8 @@ pub struct Rules {
     /// Whether anyone may `create`.
     pub open_registration: bool,
     /// The admins, which may create and delete any account and set any password, after a
-    /// login by password. Their names are reserved: only admins and the operator create
-    /// such an account or give it its first password.
+    /// login with a password. Their names are reserved: only admins and the operator
+    /// create such an account or give it its first password.
     pub admins: Vec<UserName>,
     /// The user that may watch the log. Its name is reserved, too.
     pub log_watcher: Option<UserName>,

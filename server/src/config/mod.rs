@@ -132,7 +132,7 @@ pub struct ServeArgs {
           help_heading = "Limits",
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(FRAME_MIN..=FRAME_MAX))]
     pub max_frame: usize,
-    /// Most connections in total
+    /// Maximum number of connections in total
     #[arg(
         long,
         env = "HARKD_MAX_CONNECTIONS",
@@ -141,8 +141,8 @@ pub struct ServeArgs {
         help_heading = "Limits"
     )]
     pub max_connections: usize,
-    /// Most connections from one address. An IPv6 network (/64) counts as one address. The
-    /// loopback is exempt without --limit-loopback
+    /// Maximum number of connections from one address. An IPv6 network (/64) counts as one
+    /// address. The loopback is exempt without --limit-loopback
     #[arg(
         long,
         env = "HARKD_MAX_CONNECTIONS_PER_ADDRESS",
@@ -154,24 +154,25 @@ pub struct ServeArgs {
     /// Rate limits.
     #[command(flatten)]
     pub rate_limits: RateLimitArgs,
-    /// Most unread messages of one user; further sends are refused with `queue-full`
+    /// Maximum number of unread messages of one user; further sends are refused with `queue-full`
     #[arg(long, env = "HARKD_MAX_QUEUED_MESSAGES", value_name = "COUNT", help_heading = "Limits",
           default_value_t = ShardConfig::DEFAULT.queued_messages_max)]
     pub max_queued_messages: u64,
-    /// Most bytes of unread messages of one user; further sends are refused with `queue-full`
+    /// Maximum number of bytes of unread messages of one user; further sends are refused with
+    /// `queue-full`
     #[arg(long, env = "HARKD_MAX_QUEUED_BYTES", value_name = "BYTES", help_heading = "Limits",
           default_value_t = ShardConfig::DEFAULT.queued_bytes_max)]
     pub max_queued_bytes: u64,
-    /// Most accounts
+    /// Maximum number of accounts
     #[arg(long, env = "HARKD_MAX_ACCOUNTS", value_name = "COUNT", help_heading = "Limits",
           default_value_t = ShardConfig::DEFAULT.accounts_max)]
     pub max_accounts: usize,
-    /// Most send sessions that are remembered. One address may have a quarter of them; the
-    /// loopback is exempt without --limit-loopback
+    /// Maximum number of send sessions that are remembered. One address may have a quarter of
+    /// them; the loopback is exempt without --limit-loopback
     #[arg(long, env = "HARKD_MAX_SESSIONS", value_name = "COUNT", help_heading = "Limits",
           default_value_t = ShardConfig::DEFAULT.sessions_max)]
     pub max_sessions: usize,
-    /// Most names in one answer to `list`; a longer one is marked as truncated
+    /// Maximum number of names in one answer to `list`; a longer one is marked as truncated
     #[arg(
         long,
         env = "HARKD_MAX_LIST",

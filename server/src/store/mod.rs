@@ -338,9 +338,9 @@ impl Position {
 /// The largest result of a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadLimit {
-    /// The most messages.
+    /// The maximum number of messages.
     pub messages: usize,
-    /// The most bytes of text; the first message may exceed it.
+    /// The maximum number of bytes of text; the first message may exceed it.
     pub bytes: usize,
 }
 

@@ -33,7 +33,7 @@ pub(super) enum Done {
     RoomFor(Box<Append>),
 }
 
-/// The connection of a command, as it is at the start.
+/// The state of the connection at the start of a command.
 pub(super) struct CommandContext {
     pub(super) chat: Arc<Chat>,
     pub(super) address: IpAddr,

@@ -47,8 +47,8 @@ pub enum Output {
     Close,
 }
 
-/// A client connection. Dropping it releases its session and subscription; operations
-/// that the store has accepted go on.
+/// A client connection. Dropping it releases its session and subscription; operations that
+/// the store has accepted continue.
 pub struct ClientConnection {
     chat: Arc<Chat>,
     address: IpAddr,
@@ -117,7 +117,7 @@ impl ClientConnection {
         }
     }
 
-    /// Charges its requests to `limiter`, besides that of its user.
+    /// Charges its requests to `limiter`, in addition to the limiter of its user.
     #[must_use]
     pub fn limited_by(self, limiter: Option<Arc<RateLimiter>>) -> Self {
         Self {
@@ -312,7 +312,7 @@ impl ClientConnection {
     /// that replies to acknowledgements.
     ///
     /// # Errors
-    /// [`NeverPushed`] for a number above the last push since the latest `connect`; the
+    /// [`NeverPushed`] if the number is above the last push since the latest `connect`; the
     /// acknowledgement is ignored.
     pub fn acknowledge(&mut self, sequence: Sequence) -> Result<(), NeverPushed> {
         match &mut self.inbox_reader {

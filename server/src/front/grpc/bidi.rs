@@ -17,10 +17,11 @@ use crate::chat::Output;
 use crate::front::delivery;
 use crate::front::drain::DRAIN_TIMEOUT;
 
-/// The most requests of one poll. Acknowledgements have no reply that would end it.
+/// The maximum number of requests handled in one poll. Acknowledgements have no reply
+/// that would end it.
 const REQUESTS_PER_POLL_MAX: usize = 1024;
 
-/// The most iterations before other tasks run.
+/// The maximum number of iterations before other tasks run.
 const ITERATIONS_MAX: usize = 4;
 
 /// The end of a stream.
@@ -32,7 +33,7 @@ pub(super) struct Bidi {
     call: Call,
     requests: Streaming<ChatRequest>,
     replies: Replies,
-    /// Whether the requests have ended, in order or by an error.
+    /// Whether the requests have ended, normally or with an error.
     requests_ended: bool,
     /// Whether `bye shutdown` was sent.
     said_bye: bool,

@@ -1,5 +1,5 @@
-//! The HTTP/2 connection preface, read within a deadline: hyper would wait for it without
-//! one.
+//! The HTTP/2 connection preface, read within a deadline: hyper would wait for it
+//! indefinitely.
 
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
@@ -30,7 +30,7 @@ pub(super) async fn read<S: AsyncRead + AsyncWrite + Unpin>(
             stream,
         })),
         Ok(Ok(false)) => {
-            // Possibly a `POST`, or a health check: not worth more than debug.
+            // Possibly a `POST`, or a health check: debug level suffices.
             tracing::debug!(%address, "connection closed: not HTTP/2");
             Ok(None)
         }
@@ -56,7 +56,7 @@ async fn is_preface(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<bool> {
     Ok(true)
 }
 
-/// A connection whose preface is read again.
+/// A connection whose preface can be read again.
 pub(super) struct Unread<S> {
     /// The rest of the preface.
     preface: &'static [u8],

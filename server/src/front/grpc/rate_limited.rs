@@ -1,5 +1,5 @@
-//! A byte stream read at a limited rate. A client over its limit is read later, and feels
-//! it as backpressure of TCP.
+//! A byte stream read at a limited rate. A client that exceeds its limit is read later,
+//! which it experiences as TCP backpressure.
 
 use std::io;
 use std::pin::Pin;

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-/// The deadlines of a connection. If several are due, the first one in this order
-/// counts.
+/// The deadlines of a connection. If several are due, the first in this order counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Deadline {
     /// The peer must have read or sent a byte.
@@ -19,7 +18,7 @@ pub(super) enum Deadline {
     Frame,
     /// The acknowledgements in flight must have arrived.
     Drain,
-    /// The missing fields of a command are given up (classic).
+    /// The server stops waiting for the missing fields of a command (classic).
     Fields,
     /// The chat must be polled.
     Chat,
@@ -69,8 +68,8 @@ pub(super) struct Timer(Option<Pin<Box<Sleep>>>);
 
 impl Timer {
     /// Returns whether the deadline is due; otherwise the task is woken at it. A timer that
-    /// is too early stays: moving it for every message would cost more than one spurious
-    /// wake-up.
+    /// is set too early is left in place: moving it for every message would cost more than
+    /// one spurious wake-up.
     pub(super) fn is_due(
         &mut self,
         cx: &mut Context<'_>,

@@ -1,4 +1,4 @@
-//! The wire front: one connection in the native or the classic framing, as one task. It
+//! The wire front: one connection in the native or the classic framing, in one task. It
 //! owns the byte stream and the buffers, and knows no rules.
 //!
 //! It handles all available input before it writes, so that a burst of requests costs
@@ -39,13 +39,13 @@ const OUTPUT_BYTES_FIRST: usize = 2048;
 /// The longest wait for the fields of a command (classic).
 const FIELDS_WAIT: Duration = Duration::from_millis(FIELDS_WAIT_MS);
 
-/// The most bytes of one read.
+/// The maximum number of bytes in one read.
 const READ_BYTES_MAX: usize = 64 * 1024;
 
 /// The lowest rate of a frame that takes longer than `ack_timeout`, in bytes per second.
 const FRAME_BYTES_PER_SECOND_MIN: u64 = 1024;
 
-/// The most iterations before other tasks run.
+/// The maximum number of iterations before other tasks run.
 const ITERATIONS_MAX: usize = 32;
 
 /// A connection of the wire front.
@@ -198,8 +198,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         any
     }
 
-    /// Returns whether the output buffer takes more. In the classic framing each message is
-    /// written before the next, since the write acknowledges it.
+    /// Returns whether the output buffer takes more output. In the classic framing each
+    /// message is written before the next, because the write acknowledges it.
     fn takes_output(&self) -> bool {
         let has_room = if self.framing.is_native() {
             self.output.len() < OUTPUT_BYTES_MAX
@@ -399,7 +399,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         matches!(self.stage, WireStage::Draining { until } if self.now >= until)
     }
 
-    /// Returns the deadlines in the present state.
+    /// Returns the deadlines in the current state.
     fn deadlines(&mut self) -> DeadlineTable {
         let mut deadlines = DeadlineTable::default();
         if let WireStage::Draining { until } = self.stage {

@@ -23,7 +23,8 @@ use crate::store::{Created, Store};
 /// The clients that keep a session over their connections.
 const SESSIONS: usize = 2;
 
-/// The most passwords hashed by the server in one run; each takes many milliseconds.
+/// The maximum number of passwords hashed by the server in one run; each takes many
+/// milliseconds.
 const HASHES_MAX: usize = 2;
 
 /// The share of runs with hashed passwords, chosen by the number of operations.
