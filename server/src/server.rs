@@ -1,5 +1,5 @@
-//! The accept loop and the table of open connections: admission limits and an
-//! orderly shutdown. [`crate::front`] serves each connection.
+//! The accept loop and the table of open connections: admission limits and a graceful
+//! shutdown. [`crate::front`] serves each connection.
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
@@ -22,8 +22,8 @@ use crate::front::{self, Fronts, Settings};
 use crate::limit::{Buckets, Rate, network};
 use crate::sync::Mutex;
 
-/// The maximum number of refusals that are sent at the same time. Further connections over a
-/// limit are closed without one.
+/// The maximum number of refusals that are sent at the same time. Further connections beyond
+/// a limit are closed without a refusal.
 const REFUSALS_AT_ONCE: usize = 128;
 
 /// The listen backlog; the system caps it at `net.core.somaxconn`. It is large
@@ -41,8 +41,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The longest idle time before the first keepalive probe; a shorter
-/// [`Settings::ack_timeout`] replaces it. [`KEEPALIVE_PROBES`] probes follow in the
-/// same time again, after which the link is dead.
+/// [`Settings::ack_timeout`] replaces it. [`KEEPALIVE_PROBES`] probes follow over the same
+/// time again, after which the link is dead.
 const KEEPALIVE_MAX: Duration = Duration::from_secs(60);
 
 /// See [`KEEPALIVE_MAX`].
@@ -61,7 +61,7 @@ pub struct ConnectionLimits {
     pub connections_per_address_max: usize,
     /// The rate of new connections from one address.
     pub connects: Option<Rate>,
-    /// Whether the two limits by address apply to the loopback, too.
+    /// Whether the two per-address limits apply to the loopback, too.
     pub on_loopback: bool,
     /// How long a shutdown waits before it closes the remaining connections.
     pub drain_timeout: Duration,
@@ -81,10 +81,9 @@ impl ConnectionLimits {
     }
 }
 
-/// Serves until `shutdown` resolves. Then it stops accepting, has each connection
-/// answer the requests in flight and send `bye`, and returns when all have closed,
-/// at the latest [`CLOSE_TIMEOUT`] after [`ConnectionLimits::drain_timeout`]. The store stays
-/// open.
+/// Serves until `shutdown` resolves. Then it stops accepting, has each connection answer the
+/// requests in flight and send `bye`, and returns when all have closed, at most
+/// [`CLOSE_TIMEOUT`] after [`ConnectionLimits::drain_timeout`]. The store stays open.
 pub async fn run(
     listener: TcpListener,
     chat: Arc<Chat>,
@@ -216,7 +215,7 @@ impl Connections {
         now: Instant,
     ) -> Result<(), Refusal> {
         if self.open.len() >= limits.connections_max {
-            return too_many("the server has reached its limit of connections; try again later");
+            return too_many("the server has reached its connection limit; try again later");
         }
         let network = network(address);
         let from_network = self.per_address.get(&network).copied().unwrap_or_default();
@@ -564,7 +563,7 @@ mod tests {
     #[test]
     fn idle_connection_takes_few_bytes() {
         let bytes = output_bytes(serve_wire);
-        // With what the runtime adds, a task of 768 bytes.
+        // Together with the runtime's part, a task of 768 bytes.
         assert!(
             bytes <= 656,
             "{bytes} bytes, {} of them of the wire",

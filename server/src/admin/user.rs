@@ -17,7 +17,7 @@ use crate::log::disk::snapshot;
 use crate::shard::ShardConfig;
 use crate::store::{AccountEntry, Created, PasswordHash, Store};
 
-/// The maximum number of names of one fetch.
+/// The maximum number of names in one fetch.
 const PAGE_NAMES: usize = 1024;
 
 /// Runs an action, and prints its result.

@@ -30,7 +30,7 @@ pub use tls::{TlsArgs, TlsArgsError};
     name = "harkd",
     version,
     max_term_width = 100,
-    // A usage line that clap makes lists the variables that are set as if they were required.
+    // The usage line that clap generates lists flags set by a variable as if they were required.
     override_usage = "harkd [OPTIONS]\n       harkd [OPTIONS] <COMMAND>"
 )]
 pub struct Cli {
@@ -53,9 +53,9 @@ pub enum AdminCommand {
     Check {
         /// The store's folder
         folder: PathBuf,
-        /// Replace damaged messages by gaps, so that the rest of an inbox can be read. A store
-        /// that cannot be opened is salvaged: what is intact is written to a new log, and the
-        /// damaged one is kept beside it
+        /// Replace damaged messages with gaps, so that the rest of an inbox can be read. A store
+        /// that cannot be opened is salvaged: its intact parts are written to a new log, and the
+        /// damaged log is kept beside it
         #[arg(long)]
         drop_damaged: bool,
     },
@@ -64,12 +64,12 @@ pub enum AdminCommand {
     Export {
         /// The store's folder
         folder: PathBuf,
-        /// Export what is intact in a damaged store, with gaps for the rest
+        /// Export the intact parts of a damaged store, with gaps for the rest
         #[arg(long)]
         salvage: bool,
     },
-    /// Import accounts and messages from JSON lines on standard input. Message numbers are
-    /// kept; accounts and messages that exist already are skipped
+    /// Import accounts and messages from JSON lines on standard input. Message numbers are kept;
+    /// existing accounts and messages are skipped
     #[command(override_usage = "harkd import [OPTIONS] <FOLDER>")]
     Import {
         /// The store's folder, created if it does not exist
@@ -91,12 +91,13 @@ pub struct ServeArgs {
     /// The store.
     #[command(flatten)]
     pub store: StoreArgs,
-    /// When a message counts as stored: `always` after a sync to the disk; `os` once the
+    /// When a message counts as stored: `always`: after a sync to the disk; `os`: once the
     /// operating system has it, which survives a crash of the server but not a power failure
     #[arg(long, env = "HARKD_SYNC", value_enum, default_value_t = SyncArg::Always, help_heading = "Store")]
     pub sync: SyncArg,
-    /// Number messages from this number on instead of from the clock, if the machine's clock
-    /// cannot be trusted. It must exceed every number ever used at this address
+    /// Number messages starting after this number instead of from the clock, if the machine's
+    /// clock cannot be trusted. It must be at least as high as every number ever used at this
+    /// address
     #[arg(long, env = "HARKD_NUMBERS_AFTER", value_name = "NUMBER", help_heading = "Store",
           value_parser = clap::value_parser!(u64).range(..=COUNTER_MAX))]
     pub numbers_after: Option<u64>,
@@ -108,13 +109,13 @@ pub struct ServeArgs {
     /// Require a password for every account, and a login to send, list and delete
     #[arg(long, env = "HARKD_REQUIRE_PASSWORD", value_parser = parse_bool, help_heading = "Accounts")]
     pub require_password: bool,
-    /// Permission to create accounts: `open`: anyone; `closed`: only the operator (`harkd user
-    /// add`) and admins
+    /// Who may create accounts: `open`: anyone; `closed`: only the operator (`harkd user add`)
+    /// and admins
     #[arg(long, env = "HARKD_REGISTRATION", value_enum, default_value_t = Registration::Open,
           help_heading = "Accounts")]
     pub registration: Registration,
-    /// A user that may create and delete any account and set any password, after login by
-    /// password. May be repeated; HARKD_ADMIN takes a comma-separated list. Create the account
+    /// A user that may create and delete any account and set any password, after logging in with
+    /// a password. May be repeated; HARKD_ADMIN takes a comma-separated list. Create the account
     /// first: harkd user add USER [default: none]
     #[arg(
         long = "admin",
@@ -123,8 +124,8 @@ pub struct ServeArgs {
         help_heading = "Accounts"
     )]
     pub admins: Vec<CommaList<UserName>>,
-    /// Permission to list the users: `all`: anyone; `users`: users that are logged in;
-    /// `admin`: admins only
+    /// Who may list the users: `all`: anyone; `users`: users that are logged in; `admin`: admins
+    /// only
     #[arg(long, env = "HARKD_LIST", value_enum, default_value_t = ListArg::All, help_heading = "Accounts")]
     pub list: ListArg,
     /// Largest frame, in bytes; the largest text is 256 bytes smaller
@@ -132,7 +133,7 @@ pub struct ServeArgs {
           help_heading = "Limits",
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(FRAME_MIN..=FRAME_MAX))]
     pub max_frame: usize,
-    /// Maximum number of connections in total
+    /// Maximum number of connections
     #[arg(
         long,
         env = "HARKD_MAX_CONNECTIONS",
@@ -172,7 +173,8 @@ pub struct ServeArgs {
     #[arg(long, env = "HARKD_MAX_SESSIONS", value_name = "COUNT", help_heading = "Limits",
           default_value_t = ShardConfig::DEFAULT.sessions_max)]
     pub max_sessions: usize,
-    /// Maximum number of names in one answer to `list`; a longer one is marked as truncated
+    /// Maximum number of names in one answer to `list`; a longer answer is truncated and marked
+    /// as such
     #[arg(
         long,
         env = "HARKD_MAX_LIST",
@@ -181,18 +183,18 @@ pub struct ServeArgs {
         help_heading = "Limits"
     )]
     pub max_list: usize,
-    /// Idle timeout, in seconds, of a connection that owes acknowledgements, does not read or
-    /// has not sent a byte yet; and the longest time in which a frame must be complete
+    /// Idle timeout, in seconds, of a connection that owes acknowledgements, does not read or has
+    /// not sent a byte yet; also the time within which a frame must be complete
     #[arg(long, env = "HARKD_ACK_TIMEOUT", value_name = "SECONDS", default_value_t = 60,
           help_heading = "Limits", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub ack_timeout: u64,
-    /// How long an orderly shutdown may take, in seconds
+    /// How long a graceful shutdown may take, in seconds
     #[arg(long, env = "HARKD_DRAIN_TIMEOUT", value_name = "SECONDS", default_value_t = 10,
           help_heading = "Limits", value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub drain_timeout: u64,
     /// Level of the log on standard error: error, warn, info, debug, trace or off; or a filter
     /// such as `info,hark_server::log=debug`. Texts and passwords are never logged. At info and
-    /// above, lines of one kind are limited to a burst of 100, then one a second
+    /// above, lines of one kind are limited to a burst of 100, then one per second
     #[arg(
         long,
         env = "HARKD_LOG",
@@ -205,8 +207,8 @@ pub struct ServeArgs {
     #[arg(long, env = "HARKD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text,
           help_heading = "Logging")]
     pub log_format: LogFormat,
-    /// Permission to watch the log over gRPC: a USER, with its password; or `loopback`: any
-    /// caller on this machine. Create the account first: harkd user add USER [default: no one]
+    /// Who may watch the log over gRPC: a USER, with its password; or `loopback`, any caller on
+    /// this machine. Create the account first: harkd user add USER [default: no one]
     #[arg(
         long,
         env = "HARKD_WATCH_LOGS",
@@ -252,9 +254,9 @@ pub enum ListArg {
 /// The format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// For human readers.
     Text,
-    /// For programs: one JSON object a line.
+    /// For programs: one JSON object per line.
     Json,
 }
 

@@ -1,8 +1,8 @@
 //! The durable state of the chat: the [`Store`] trait over accounts, inboxes and the
 //! outcomes of sends.
 //!
-//! The chat knows only this trait; a store knows no front, socket or rule of the chat.
-//! Only this folder names an engine.
+//! The chat knows only this trait; a store does not know about fronts, sockets or the rules
+//! of the chat. Only this folder names an engine.
 
 #[cfg(test)]
 pub(crate) mod contract;
@@ -34,8 +34,8 @@ pub const LIBRARY_LOGS: &[&str] = &[
 ///
 /// An implementation guarantees:
 ///
-/// - **Order.** Operations of one caller take effect in the order of the calls; but before
-///   another operation, the caller awaits its appends with a sender. No method blocks;
+/// - **Order.** Operations of one caller take effect in the order of the calls, but before
+///   any other operation, the caller awaits its appends with a sender. No method blocks;
 ///   [`Pending`] resolves later.
 /// - **Durability.** A change resolves when it is on stable storage. Every result is based
 ///   on durable state only.
@@ -45,8 +45,8 @@ pub const LIBRARY_LOGS: &[&str] = &[
 ///   commit that stores the message, and remembered.
 /// - **Numbers.** A [`Sequence`] is never reused for a name, across deletion, recreation and
 ///   restarts.
-/// - **Bounds.** Accounts, sessions and each inbox have a limit. Callers bound the
-///   operations in flight: see [`Append::permit`].
+/// - **Bounds.** Accounts, sessions and each inbox have a limit. Callers bound the operations
+///   in flight: see [`Append::permit`].
 pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Creates an account, with a password if there is one.
     fn create(&self, name: &UserName, password: Option<PasswordHash>) -> Pending<Created>;
@@ -94,14 +94,14 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn read(&self, account: &Account, after: Position, limit: ReadLimit) -> Pending<Page>;
 
     /// Acknowledges every message up to `position`, which is the position of a message of
-    /// this inbox. A crash may undo it, an orderly close does not. A position before the
+    /// this inbox. A crash may undo it; an orderly close does not. A position before the
     /// cursor is ignored, as is one of a deleted account.
     fn acknowledge(&self, account: &Account, position: Position);
 
     /// Opens a session, after all earlier appends. Returns false if there are too many
     /// sessions, in total or `from` this network, whose quota is a quarter; `None` counts
-    /// towards no quota. The session is remembered until [`Self::close_session`], which is
-    /// called once for each call of this.
+    /// towards no quota. The session is remembered until [`Self::close_session`], which must
+    /// be called once for each call of this method.
     fn open_session(&self, session: &SessionToken, from: Option<IpAddr>) -> Pending<bool>;
 
     /// Closes a session at the end of its connection. Its outcomes stay remembered for at
@@ -129,7 +129,7 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     }
 
     /// Decides the operations in flight, saves pending acknowledgements, and releases all
-    /// resources. Later operations are [`Unavailable`].
+    /// resources. Later operations fail with [`Unavailable`].
     fn close(&self) -> Pending<()>;
 }
 
@@ -222,7 +222,7 @@ pub struct SendId {
     /// The id within the session.
     pub id: RequestId,
     /// Whether ids increase: a new id below the highest is then refused. Otherwise only an id
-    /// below all remembered ones is.
+    /// below all remembered ones is refused.
     pub in_order: bool,
     /// The network of the session's first send: see [`Store::open_session`].
     pub from: Option<IpAddr>,
@@ -237,9 +237,9 @@ pub enum Outcome {
     Refused(Code),
 }
 
-/// The fence of a connection. The store closes it when an [`Append`] of a session ends as
-/// [`Unavailable`], and then refuses every append with the same fence, so that no later
-/// send overtakes the repeat.
+/// The fence of a connection. The store closes it when an [`Append`] of a session ends with
+/// [`Unavailable`], and then refuses every append with the same fence, so that no later send
+/// overtakes the repeat.
 #[derive(Debug, Clone)]
 pub struct Fence(Arc<FenceState>);
 

@@ -209,7 +209,7 @@ impl Events {
         self.end().map_or(Poll::Pending, Poll::Ready)
     }
 
-    /// Returns the end, if there is one. Takes no lock otherwise.
+    /// Returns the end, if there is one. Takes no lock if there is none.
     #[must_use]
     pub fn end(&self) -> Option<End> {
         if self.buffer.is_ended() {
