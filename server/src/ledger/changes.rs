@@ -74,7 +74,7 @@ pub(crate) struct Delivery {
 /// The end of a subscription.
 #[derive(Debug)]
 pub(crate) struct SubscriptionEnd {
-    /// The account that it was for.
+    /// The account whose inbox it was for.
     pub(crate) account: Account,
     /// The subscription.
     pub(crate) publisher: Publisher,
@@ -138,7 +138,7 @@ impl Changes {
         (self.blocks.len() - 1) as u32
     }
 
-    /// Notes that a block is full.
+    /// Records that a block is full.
     pub(super) const fn note_full(&mut self) {
         self.is_full = true;
     }

@@ -115,8 +115,8 @@ impl Ledger {
         }
     }
 
-    /// From now on trusts the named senders: their accounts may be in another shard,
-    /// whose owner has checked them.
+    /// Trusts named senders from now on: their accounts may be in other shards, whose
+    /// owners have checked them.
     #[cfg(feature = "cluster")]
     pub(crate) const fn vouch_for_senders(&mut self) {
         self.are_senders_vouched_for = true;

@@ -73,8 +73,8 @@ pub struct ShardConfig {
     pub queued_bytes_max: u64,
     /// The durability that an answer waits for.
     pub sync: Sync,
-    /// A number above all that were ever used. With it, numbers do not depend on the
-    /// clock, and a new store does not wait for the next second.
+    /// A number that is not below any number ever used. If it is set, numbers do not
+    /// depend on the clock, and a new store does not wait for the next second.
     pub numbers_after: Option<u64>,
     /// The size of a file of the log on disk; `None` for the store's current size.
     pub segment_bytes: Option<u64>,
@@ -85,7 +85,7 @@ pub struct ShardConfig {
 pub enum Sync {
     /// Stable storage: data survives a power loss.
     Always,
-    /// The operating system: data survives a crash of the process only.
+    /// The operating system: data survives only a crash of the process.
     Os,
 }
 
@@ -130,7 +130,7 @@ impl Default for ShardConfig {
 
 /// A store of one shard.
 ///
-/// If it is dropped without [`Store::close`], operations in flight end as
+/// If it is dropped without [`Store::close`], operations in flight end with
 /// [`super::store::Unavailable`], and the next start recovers. Dropping it waits for a
 /// commit in flight.
 ///

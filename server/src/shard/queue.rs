@@ -14,7 +14,7 @@ use crate::store::{
 };
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
-/// The linger of acknowledgements before they are committed alone.
+/// How long acknowledgements linger before they are committed on their own.
 const ACKS_LINGER: Duration = Duration::from_millis(20);
 
 /// Undecided appends of one burst of a caller.
@@ -203,8 +203,8 @@ impl Queue {
         commands.into_iter().for_each(ShardCommand::refuse);
     }
 
-    /// Waits for an event, and takes everything queued. `commands` must be empty and
-    /// lends its memory. Returns `None` if the thread must end.
+    /// Waits for an event, and takes everything queued. `commands` must be empty; its
+    /// memory is reused. Returns `None` if the thread must end.
     pub(super) fn take(&self, wait: Wait, commands: &mut Vec<ShardCommand>) -> Option<Acks> {
         let begun = Instant::now();
         let mut state = self.state.lock();
