@@ -332,7 +332,7 @@ mod tests {
         })
     }
 
-    /// A page with more behind it.
+    /// A page that is followed by more.
     fn part(messages: Vec<Arc<Message>>) -> Page {
         Page {
             messages,

@@ -1,4 +1,4 @@
-//! Reads the blocks of an inbox beside the appends.
+//! Reads the blocks of an inbox, concurrent with appends.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;

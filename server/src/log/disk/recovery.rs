@@ -1,8 +1,8 @@
 //! Opens a log: finds the newest segment and the newest complete checkpoint, replays from
 //! there, and begins a new segment.
 //!
-//! All decisions precede the first write, so that an open that fails or is killed leaves
-//! the same log behind.
+//! All decisions precede the first write, so an open that fails or is killed leaves the
+//! log unchanged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -132,7 +132,7 @@ pub(super) fn recover(
         .map_or(0, |(&id, _)| id)
         .max(head_id);
     let Some(next_id) = next_id.checked_add(1) else {
-        return Err(recovery.damaged("the numbers of its segments are used up".into()));
+        return Err(recovery.damaged("its segment numbers are exhausted".into()));
     };
     let Some(newest) = recovery.newest()? else {
         if head_id > 0 {
@@ -145,7 +145,7 @@ pub(super) fn recover(
     let placed = scan_tail(&mut frames, newest.durable)
         .map_err(|damage| recovery.damage(&newest.segment, damage))?;
     if placed.last().map_or(0, |last| last.frame.head.commit) < header.carried {
-        // It was on stable storage before any later append.
+        // That was on stable storage before any later append.
         return Err(recovery.damage(
             &newest.segment,
             Damage {
@@ -209,7 +209,7 @@ pub(super) fn recover(
     })
 }
 
-/// Returns the space that the index of the blocks of some frames takes at most.
+/// Returns the maximum space of the index of the blocks in some frames.
 fn index_bytes(placed: &[Placed<'_>]) -> usize {
     let blocks = placed.iter().flat_map(|one| &one.frame.blocks);
     blocks
@@ -352,7 +352,7 @@ impl<'a> LogRecovery<'a> {
         Ok(None)
     }
 
-    /// Notes the end of a checkpoint.
+    /// Records the end of a checkpoint.
     fn note_checkpoint(&mut self, placed: &Placed<'_>) {
         if let Some(end) = &placed.meta.checkpoint {
             let last = placed.frame.head.commit;
@@ -481,7 +481,7 @@ impl<'a> LogRecovery<'a> {
         self.checkpoint.last <= self.synced && !self.kept.contains(&id)
     }
 
-    /// Ends the newest segment behind the frames that are kept there.
+    /// Ends the newest segment after the frames that are kept there.
     fn end_newest(&mut self, newest: &Use, kept: &[Placed<'_>]) -> Previous {
         let Some(last) = kept.last() else {
             self.uses.insert(newest.header.id, newest.clone());
@@ -558,12 +558,12 @@ impl<'a> LogRecovery<'a> {
     }
 }
 
-/// Copies a frame, behind the newest segment's new end if it has one.
+/// Copies a frame, to follow the newest segment's new end if it has one.
 fn carry(placed: &Placed<'_>, ended: Option<Previous>) -> CarriedFrame {
     let Placed { frame, meta, .. } = placed;
     let mut meta = meta.clone();
-    // A checkpoint that is carried whole begins behind a segment that it did not
-    // have to list before.
+    // A checkpoint that is carried whole begins after a segment that it did not have to
+    // list before.
     if let (Some(end), Some(ended)) = (&mut meta.checkpoint, ended)
         && end.first > ended.link.commit
     {
