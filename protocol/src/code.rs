@@ -114,7 +114,7 @@ impl Refusal {
         }
     }
 
-    /// Returns the explanation as a sentence for people.
+    /// Returns the explanation as a sentence for human readers.
     #[must_use]
     pub fn message(&self) -> Cow<'_, str> {
         match (self.code, self.fields()) {

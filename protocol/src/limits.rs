@@ -26,7 +26,7 @@ pub const FRAME_BYTES_MIN: usize = ID_BYTES + COMMAND_BYTES;
 pub const FRAME_BYTES_DEFAULT: usize = 64 * 1024;
 
 /// Upper limit for the largest frame of a server, in bytes. It keeps the first
-/// byte of every native frame zero, by which the framing is recognized.
+/// byte of every native frame zero, which identifies the framing.
 pub const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024 - 1;
 
 /// Bytes of the largest frame that are reserved for everything but the text.

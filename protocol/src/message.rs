@@ -43,7 +43,7 @@ pub enum Request {
     Create {
         /// The account.
         user: UserName,
-        /// Password of the account, if it is to have one.
+        /// Password of the account, if it should have one.
         password: Option<Password>,
     },
     /// Authenticates as a user without receiving.
@@ -66,7 +66,7 @@ pub enum Request {
     Password {
         /// The account.
         user: UserName,
-        /// The present password, if the account has one.
+        /// The current password, if the account has one.
         old: Option<Password>,
         /// The new password.
         new: Password,
@@ -326,8 +326,8 @@ impl OkFields {
     }
 }
 
-/// The commands of clients, each with whether its first field is optional. The
-/// classic framing needs this before the message is complete.
+/// The commands of clients, each with a flag for an optional first field. The
+/// classic framing needs the flag before the message is complete.
 pub(crate) const REQUEST_COMMANDS: [(&str, bool); 11] = [
     (HELLO, false),
     ("create", false),
@@ -504,8 +504,8 @@ pub(crate) fn is_command(message: &[u8], name: &str) -> bool {
 /// Splits a message into its command and its payload.
 ///
 /// # Errors
-/// A [`Refusal`] if the message is not UTF-8, or the command is not 1 to 15
-/// bytes followed by NULs only.
+/// A [`Refusal`] if the message is not UTF-8, or the command is not 1 to 15 bytes
+/// followed only by NULs.
 pub(crate) fn split(message: &[u8]) -> Result<(&str, &str), Refusal> {
     let Ok(message) = std::str::from_utf8(message) else {
         return Err(bad_request("a message must be UTF-8"));
@@ -518,7 +518,7 @@ pub(crate) fn split(message: &[u8]) -> Result<(&str, &str), Refusal> {
     let command = command.trim_end_matches('\0');
     if command.is_empty() || command.contains('\0') {
         return Err(bad_request(
-            "a command is 1 to 15 bytes, followed by NULs only",
+            "a command is 1 to 15 bytes, followed only by NULs",
         ));
     }
     Ok((command, payload))
@@ -634,7 +634,8 @@ fn parse_delivery(payload: &str) -> Result<Delivery, Refusal> {
     };
     Ok(Delivery {
         sequence: Sequence(
-            number(sequence).ok_or_else(|| bad_request("the sequence number must be a number"))?,
+            number(sequence)
+                .ok_or_else(|| bad_request("the sequence number must be an unsigned integer"))?,
         ),
         sender: if sender.is_empty() {
             None
@@ -647,7 +648,8 @@ fn parse_delivery(payload: &str) -> Result<Delivery, Refusal> {
 }
 
 /// Splits names into runs, one for each `list`. A run has at most `bytes_max`
-/// bytes, commas included, but at least one name. No names make one empty run.
+/// bytes, commas included, but at least one name. If there are no names, there is
+/// one empty run.
 #[must_use]
 pub fn list_parts(names: &[UserName], bytes_max: usize) -> Vec<&[UserName]> {
     if names.is_empty() {

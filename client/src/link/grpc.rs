@@ -1,5 +1,4 @@
-//! A link over gRPC: one `BiDiChat` on an HTTP/2 connection of its own. Has no
-//! rules.
+//! A link over gRPC: one `BiDiChat` on its own HTTP/2 connection. Has no rules.
 
 use std::io;
 use std::task::{Context, Poll, ready};

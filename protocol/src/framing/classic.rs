@@ -1,5 +1,5 @@
-//! The classic framing: the format of the system that Hark descends from,
-//! without lengths and ids, and with at most 1024 bytes a message.
+//! The classic framing: the format of Hark's predecessor, without lengths and
+//! ids, and with at most 1024 bytes per message.
 //!
 //! A client sends a message either bare, ending where the read ends, or padded
 //! with NUL to 1024 bytes. The server pads every message to 1024 bytes. The
