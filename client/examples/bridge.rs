@@ -14,8 +14,8 @@ use hark_client::{Client, Config, Receipt};
 use hark_protocol::UserName;
 use tokio::sync::mpsc;
 
-/// The maximum number of lines that wait to be sent, and of sends that wait for their
-/// outcome.
+/// The maximum number of lines that wait to be sent, and of sends that wait for
+/// their outcome.
 const LINES_MAX: usize = 256;
 
 /// The longest wait until the connection is closed.

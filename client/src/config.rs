@@ -12,8 +12,9 @@ use crate::tls::{Tls, Trust, TrustError};
 /// Configuration of a client.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The servers, at least one. Several must belong to one cluster: the client fails over from
-    /// each to the next in this order, and backs off after all have failed.
+    /// The servers, at least one. Several must belong to one cluster: the
+    /// client fails over from each to the next in this order, and backs off
+    /// after all have failed.
     pub servers: Vec<Server>,
     /// The record of seen messages, shared by all the servers.
     pub seen: Arc<dyn SeenStore>,
@@ -52,8 +53,9 @@ impl Config {
         Self::of(addresses(address.as_ref()).map(grpc).collect())
     }
 
-    /// As [`Self::tcp`], over TLS without fallback: the certificate of each server must be valid
-    /// for the host of its address. Reads the trusted authorities from files, which blocks.
+    /// As [`Self::tcp`], over TLS without fallback: the certificate of each
+    /// server must be valid for the host of its address. Reads the trusted
+    /// authorities from files, which blocks.
     ///
     /// ```no_run
     /// use hark_client::{Client, Config, Trust};

@@ -115,8 +115,8 @@ impl Tls {
         })
     }
 
-    /// Returns a dialer for the server at `address`, whose certificate must be
-    /// valid for its host.
+    /// Returns a dialer for the server at `address`, whose certificate must
+    /// be valid for its host.
     pub(crate) fn dial(&self, address: &str) -> Result<TlsDial, TrustError> {
         Ok(TlsDial {
             tcp: TcpDial::new(address),

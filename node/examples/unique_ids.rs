@@ -2,7 +2,8 @@
 //! cluster. The nodes need no messages for it, so no fault stops them.
 //!
 //! An id is the name of the node, a random number drawn at its start, and a
-//! counter. A node that was restarted counts from the beginning with another number.
+//! counter. A node that was restarted counts from the beginning with another
+//! number.
 
 use std::process::ExitCode;
 

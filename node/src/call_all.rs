@@ -16,8 +16,9 @@ use crate::message::Body;
 /// The same call to several nodes at once, which is sent when it is awaited.
 ///
 /// Awaited, it yields the outcome for each node in the order of the nodes, as
-/// soon as all are known; [`Self::at_least`] ends with the first replies. Calls
-/// that are still open when the future is dropped continue to their own end.
+/// soon as all are known; [`Self::at_least`] ends with the first replies.
+/// Calls that are still open when the future is dropped continue to their own
+/// end.
 #[must_use = "calls are sent when they are awaited"]
 pub struct CallAll<R> {
     core: Rc<Core>,

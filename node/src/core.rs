@@ -31,8 +31,9 @@ pub(crate) const CALLS_MAX: usize = 1 << 20;
 /// bytes.
 pub(crate) const HELD_BYTES_MAX: usize = 1 << 20;
 
-/// The time within which a request must be answered by default: the harness gives
-/// up after 5 s, which leaves half a second for transit and a busy machine.
+/// The time within which a request must be answered by default: the harness
+/// gives up after 5 s, which leaves half a second for transit and a busy
+/// machine.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_millis(4_500);
 
 /// The outcome of a call: the whole body of the reply, or an error.
@@ -166,8 +167,8 @@ impl Core {
         self.call_time().saturating_add(timeout)
     }
 
-    /// Returns the clock of the calls, which stands at zero until messages can be
-    /// sent.
+    /// Returns the clock of the calls, which stands at zero until messages can
+    /// be sent.
     fn call_time(&self) -> Duration {
         self.opened_at.get().map_or(Duration::ZERO, |opened_at| {
             self.now().saturating_sub(opened_at)

@@ -1,7 +1,7 @@
 //! Clients of the services that Maelstrom runs alongside the nodes
-//! (<https://github.com/jepsen-io/maelstrom/blob/main/doc/services.md>): three key-value
-//! stores and a timestamp oracle. They know the message bodies of these services, but not how
-//! a call is made.
+//! (<https://github.com/jepsen-io/maelstrom/blob/main/doc/services.md>): three
+//! key-value stores and a timestamp oracle. They know the message bodies of
+//! these services, but not how a call is made.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -43,17 +43,19 @@ impl<S: 'static> Node<S> {
         Kv::new(Rc::clone(self.core()), LIN_KV)
     }
 
-    /// Returns a client of the sequentially consistent store: all nodes see the same changes
-    /// in the same order, their own at once and others possibly late. Writing the value that
-    /// is already there may take effect in the past, so it does not make later reads fresh.
+    /// Returns a client of the sequentially consistent store: all nodes see the
+    /// same changes in the same order, their own at once and others possibly
+    /// late. Writing the value that is already there may take effect in the
+    /// past, so it does not make later reads fresh.
     #[must_use]
     pub fn seq_kv(&self) -> Kv {
         Kv::new(Rc::clone(self.core()), SEQ_KV)
     }
 
-    /// Returns a client of the store in which the last write wins, according to clocks that
-    /// differ: a write may be seen late, and may be lost to another write. It ignores
-    /// `create_if_not_exists`: only [`Kv::write`] creates a key.
+    /// Returns a client of the store in which the last write wins, according to
+    /// clocks that differ: a write may be seen late, and may be lost to another
+    /// write. It ignores `create_if_not_exists`: only [`Kv::write`] creates a
+    /// key.
     #[must_use]
     pub fn lww_kv(&self) -> Kv {
         Kv::new(Rc::clone(self.core()), LWW_KV)
@@ -69,11 +71,12 @@ impl<S: 'static> Node<S> {
     }
 }
 
-/// A client of a key-value store. A key may be any value that JSON can represent; usually it
-/// is a string.
+/// A client of a key-value store. A key may be any value that JSON can
+/// represent; usually it is a string.
 ///
-/// Every operation can end with an error of the service, or with error 0 if no reply came in
-/// time: then the operation has happened, will happen, or never will.
+/// Every operation can end with an error of the service, or with error 0 if no
+/// reply came in time: then the operation has happened, will happen, or never
+/// will.
 #[derive(Clone)]
 pub struct Kv {
     core: Rc<Core>,
@@ -165,8 +168,8 @@ impl Kv {
         self.call("write", &Write { key, value }).await
     }
 
-    /// Puts a value under a key that does not exist. If there are several callers, one
-    /// succeeds.
+    /// Puts a value under a key that does not exist. If there are several
+    /// callers, one succeeds.
     ///
     /// # Errors
     /// 21 if the key exists (with a value other than `null`); 20 from
@@ -227,10 +230,10 @@ impl Kv {
         .await
     }
 
-    /// Replaces the value under a key with the result of `change`, which gets the old value
-    /// (`None` if the key does not exist), and returns the new value. If another node changes
-    /// the value meanwhile, this method pauses for a random time and starts again, so
-    /// `change` may run several times.
+    /// Replaces the value under a key with the result of `change`, which gets
+    /// the old value (`None` if the key does not exist), and returns the new
+    /// value. If another node changes the value meanwhile, this method pauses
+    /// for a random time and starts again, so `change` may run several times.
     ///
     /// ```
     /// # use hark_node::{Error, Node};
@@ -303,8 +306,8 @@ impl Tso {
         self
     }
 
-    /// Returns a timestamp greater than all that were issued before this call began. The very
-    /// first timestamp is 0.
+    /// Returns a timestamp greater than all that were issued before this call
+    /// began. The very first timestamp is 0.
     ///
     /// # Errors
     /// 0 if no reply came.

@@ -69,8 +69,8 @@ struct ErrorReply {
 }
 
 impl Machine {
-    /// Returns a node that runs the handlers that `program` registers. All its random numbers come
-    /// from `seed`. Its storage is empty.
+    /// Returns a node that runs the handlers that `program` registers. All its
+    /// random numbers come from `seed`. Its storage is empty.
     pub fn new<S: Default + 'static>(program: impl FnOnce(&Node<S>), seed: u64) -> Self {
         Self::with_state(S::default(), program, seed)
     }
@@ -115,16 +115,17 @@ impl Machine {
         self.core.tasks.run();
     }
 
-    /// Expires everything that is due, and runs the tasks that were woken, including by other
-    /// threads.
+    /// Expires everything that is due, and runs the tasks that were woken,
+    /// including by other threads.
     pub fn handle_timeout(&mut self, now: Duration) {
         self.core.advance(now);
         self.core.expire();
         self.core.tasks.run();
     }
 
-    /// Ends the input: open calls never end, and repeated actions stop. Sleeping tasks continue, so
-    /// the node has ended when [`Self::next_timeout`] is `None`.
+    /// Ends the input: open calls never end, and repeated actions stop. Sleeping
+    /// tasks continue, so the node has ended when [`Self::next_timeout`] is
+    /// `None`.
     pub fn handle_end(&mut self, now: Duration) {
         self.core.advance(now);
         self.core.end();

@@ -65,9 +65,10 @@ impl<S: 'static> Node<S> {
         }
     }
 
-    /// Registers the handler of a request type. The request is answered with the return
-    /// value (see [`IntoAnswer`]), as a body of the type and `_ok`, or with the error. A
-    /// body that is not a `B` is answered with error 12, a panic with error 13.
+    /// Registers the handler of a request type. The request is answered with the
+    /// return value (see [`IntoAnswer`]), as a body of the type and `_ok`, or
+    /// with the error. A body that is not a `B` is answered with error 12, a
+    /// panic with error 13.
     ///
     /// Handlers run in the order in which messages arrive, each up to its first
     /// wait. A second handler of a type replaces the first.
@@ -115,9 +116,9 @@ impl<S: 'static> Node<S> {
         });
     }
 
-    /// Registers the handler of a message type that expects no answer, or of a request
-    /// that the handler answers itself, later or in parts, with the [`Responder`] of the
-    /// request. Otherwise as [`Self::handle`].
+    /// Registers the handler of a message type that expects no answer, or of a
+    /// request that the handler answers itself, later or in parts, with the
+    /// [`Responder`] of the request. Otherwise as [`Self::handle`].
     pub fn receive<B>(&self, kind: &str, handler: impl AsyncFn(Node<S>, Request<B>) + 'static)
     where
         B: DeserializeOwned + 'static,
@@ -164,8 +165,8 @@ impl<S: 'static> Node<S> {
             .insert(kind.to_owned(), Rc::new(handler));
     }
 
-    /// Runs a task once `init` was answered, or at once if it already was. Messages that
-    /// it sends wait until the first message that is not `init`.
+    /// Runs a task once `init` was answered, or at once if it already was.
+    /// Messages that it sends wait until the first message that is not `init`.
     pub fn on_init(&self, task: impl AsyncFnOnce(Node<S>) + 'static) {
         let node = self.clone();
         let task: LocalFuture = Box::pin(async move { task(node).await });
@@ -176,8 +177,9 @@ impl<S: 'static> Node<S> {
         }
     }
 
-    /// Runs an action repeatedly until the end of the input: first this long after
-    /// `init`, and then this long after the previous run has ended or panicked.
+    /// Runs an action repeatedly until the end of the input: first this long
+    /// after `init`, and then this long after the previous run has ended or
+    /// panicked.
     pub fn every(&self, pause: Duration, action: impl AsyncFn(Node<S>) + 'static) {
         self.on_init(async move |node: Node<S>| {
             loop {
@@ -241,7 +243,8 @@ impl<S: 'static> Node<S> {
             .unwrap_or_else(|_| panic!("the state of a node is used after its machine was dropped"))
     }
 
-    /// Returns the node's durable storage, which outlives a crash in a simulation.
+    /// Returns the node's durable storage, which outlives a crash in a
+    /// simulation.
     #[must_use]
     pub fn storage(&self) -> &Storage {
         &self.core.storage
@@ -250,8 +253,8 @@ impl<S: 'static> Node<S> {
     /// Sends a message that expects no answer, and so has no `msg_id`.
     ///
     /// # Errors
-    /// 13 if the fields cannot be written; 11 before `init`, and if more than 1 MiB waits
-    /// for the first message other than `init`.
+    /// 13 if the fields cannot be written; 11 before `init`, and if more than 1
+    /// MiB waits for the first message other than `init`.
     pub fn send(&self, dest: &str, kind: &str, fields: &impl Serialize) -> Result<(), Error> {
         self.core.send(dest, kind, fields).map(drop)
     }
@@ -315,8 +318,8 @@ impl<S: 'static> Node<S> {
     /// callback.
     ///
     /// # Errors
-    /// 13 if the fields cannot be written; 11 before `init`, and if too many calls are
-    /// open. In these cases the callback is not called.
+    /// 13 if the fields cannot be written; 11 before `init`, and if too many
+    /// calls are open. In these cases the callback is not called.
     ///
     /// ```
     /// # use hark_node::{Error, Node};
@@ -378,10 +381,10 @@ impl<S: 'static> Node<S> {
     }
 
     /// Sets the time within which each request must be answered, instead of
-    /// [`REQUEST_TIMEOUT`](crate::REQUEST_TIMEOUT); `Duration::MAX` means no limit. A
-    /// request that is still open then is answered with error 0, and a later answer is
-    /// counted and dropped: the harness has given up, and an answer to a client that is
-    /// gone makes a node mute.
+    /// [`REQUEST_TIMEOUT`](crate::REQUEST_TIMEOUT); `Duration::MAX` means no
+    /// limit. A request that is still open then is answered with error 0, and a
+    /// later answer is counted and dropped: the harness has given up, and an
+    /// answer to a client that is gone makes a node mute.
     pub fn answer_within(&self, limit: Duration) {
         self.core.set_request_timeout(limit);
     }
@@ -406,8 +409,8 @@ impl<S: 'static> Node<S> {
         self.core.late_replies()
     }
 
-    /// Begins a task; it runs when the code that runs now waits or ends. A panic ends
-    /// only the task.
+    /// Begins a task; it runs when the code that runs now waits or ends. A panic
+    /// ends only the task.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) -> AbortHandle {
         let id = self
             .core
@@ -416,8 +419,8 @@ impl<S: 'static> Node<S> {
         AbortHandle::new(Rc::clone(&self.core), id)
     }
 
-    /// Waits for this time; if it is zero, until all other tasks that can run have run.
-    /// After the end of the input, the node still waits for sleeps.
+    /// Waits for this time; if it is zero, until all other tasks that can run
+    /// have run. After the end of the input, the node still waits for sleeps.
     pub fn sleep(&self, wait: Duration) -> impl Future<Output = ()> + use<S> {
         Sleep::new(Rc::clone(&self.core), wait, true)
     }
@@ -456,8 +459,8 @@ impl<S: 'static> Node<S> {
         self.core.now()
     }
 
-    /// Returns a random number. In a simulation it depends only on the seed, as do all
-    /// other random values of a node.
+    /// Returns a random number. In a simulation it depends only on the seed, as
+    /// do all other random values of a node.
     #[must_use]
     pub fn random(&self) -> u64 {
         self.core.random()

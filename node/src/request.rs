@@ -38,8 +38,8 @@ impl<B> Request<B> {
 /// [`Reply`] of another node, which is passed on; or an [`Answer`], which is
 /// one of the two.
 ///
-/// Fields that serialize to an array, a number or a string cannot be detected at
-/// compile time; the request then gets error 13, which says so.
+/// Fields that serialize to an array, a number or a string cannot be detected
+/// at compile time; the request then gets error 13, which says so.
 pub trait IntoAnswer {
     /// Answers a request with this.
     fn answer(self, responder: &Responder);
@@ -181,8 +181,8 @@ impl Responder {
         }
     }
 
-    /// Sets the default deadline if the request is still open after the first run of
-    /// its handler, and it can still be answered.
+    /// Sets the default deadline if the request is still open after the first
+    /// run of its handler, and it can still be answered.
     pub(crate) fn wait_by_default(self) {
         if self.is_open() && self.to.deadline.get().is_none() && Rc::strong_count(&self.to) > 1 {
             self.answer_within(self.to.core.request_timeout());
@@ -218,8 +218,8 @@ impl Responder {
         self.answer(|out| message::open_body("error", error, out));
     }
 
-    /// Sends one of several replies, which leaves the request open. Sends nothing if
-    /// the request is answered or expects no answer.
+    /// Sends one of several replies, which leaves the request open. Sends
+    /// nothing if the request is answered or expects no answer.
     ///
     /// # Errors
     /// 13 if the fields cannot be written.

@@ -15,11 +15,13 @@ use crate::json::Json;
 /// Keys and values that outlive a crash of the node. Clones are handles to the
 /// same storage.
 ///
-/// Maelstrom has no storage and kills no nodes: there the storage lives in the process, and ends
-/// with it. The simulation keeps the storage of a node that crashes and passes it to the node's
-/// next incarnation; state, timers and open calls are lost. Every change is durable when the method
-/// returns, so a program stores first and sends its reply afterwards. A crash always falls between
-/// two polls of a task: the changes between two `.await`s are stored together.
+/// Maelstrom has no storage and kills no nodes: there the storage lives in
+/// the process, and ends with it. The simulation keeps the storage of a node
+/// that crashes and passes it to the node's next incarnation; state, timers
+/// and open calls are lost. Every change is durable when the method returns,
+/// so a program stores first and sends its reply afterwards. A crash always
+/// falls between two polls of a task: the changes between two `.await`s are
+/// stored together.
 ///
 /// ```
 /// # use hark_node::{Node, Request};
@@ -76,8 +78,8 @@ impl Storage {
         self.entries.borrow_mut().remove(key);
     }
 
-    /// Returns all keys that begin with `prefix`, in their order, with their values. Numbers in
-    /// keys need leading zeros to be in numerical order.
+    /// Returns all keys that begin with `prefix`, in their order, with their
+    /// values. Numbers in keys need leading zeros to be in numerical order.
     ///
     /// # Errors
     /// 13 if a value is not a `T`.

@@ -1,7 +1,8 @@
 //! The tasks of a node, on one thread. They run in the order in which they were
 //! woken, so the same input always gives the same order.
 //!
-//! If a task panics, only that task ends; its request is answered with error 13.
+//! If a task panics, only that task ends; its request is answered with error
+//! 13.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -156,8 +157,8 @@ impl Tasks {
         code: impl FnOnce() -> T,
     ) -> Option<T> {
         let outer = self.current.replace(responder);
-        // A panic leaves only the program's own state half done: its borrows are
-        // released, and the other requests continue.
+        // A panic leaves only the program's own state half done: its borrows
+        // are released, and the other requests continue.
         let result = catch_unwind(AssertUnwindSafe(code));
         let responder = self.current.replace(outer);
         if result.is_err()

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use crate::core::Core;
 
-/// The timers that are set, by their time; those with equal times are in the order in which
-/// they were set.
+/// The timers that are set, by their time; those with equal times are in the
+/// order in which they were set.
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
     due: BTreeMap<Key, Entry>,
@@ -58,8 +58,8 @@ impl Timers {
     }
 }
 
-/// A wait until a time, and at least until all other tasks that can run have run. Dropping
-/// it leaves nothing behind.
+/// A wait until a time, and at least until all other tasks that can run have
+/// run. Dropping it leaves nothing behind.
 #[must_use = "a future does nothing unless it is awaited"]
 pub(crate) struct Sleep {
     core: Rc<Core>,
@@ -168,7 +168,8 @@ impl Timer {
         timer
     }
 
-    /// Makes the timer fire after this time from now, instead of when it was due.
+    /// Makes the timer fire after this time from now, instead of when it was
+    /// due.
     pub fn reset(&self, after: Duration) {
         let due = self.core.now().saturating_add(after);
         let before = self.state.due.replace(Some(due));
@@ -189,8 +190,8 @@ impl Timer {
         self.state.due.get().is_some()
     }
 
-    /// Waits until the timer fires, which stops it. If several tasks wait, one sees it.
-    /// Cancel-safe.
+    /// Waits until the timer fires, which stops it. If several tasks wait, one
+    /// sees it. Cancel-safe.
     pub async fn fired(&self) {
         loop {
             let now = self.core.now();
@@ -241,8 +242,8 @@ impl<'a> Waiting<'a> {
         Self { state, id }
     }
 
-    /// Returns whether the timer was reset to an earlier time; if not, such a reset wakes
-    /// the waker.
+    /// Returns whether the timer was reset to an earlier time; if not, such a
+    /// reset wakes the waker.
     fn is_over(&self, waker: &Waker) -> bool {
         let mut waiting = self.state.waiting.borrow_mut();
         let Some(slot) = waiting.get_mut(&self.id) else {

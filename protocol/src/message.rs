@@ -504,8 +504,8 @@ pub(crate) fn is_command(message: &[u8], name: &str) -> bool {
 /// Splits a message into its command and its payload.
 ///
 /// # Errors
-/// A [`Refusal`] if the message is not UTF-8, or the command is not 1 to 15 bytes
-/// followed only by NULs.
+/// A [`Refusal`] if the message is not UTF-8, or the command is not 1 to 15
+/// bytes followed only by NULs.
 pub(crate) fn split(message: &[u8]) -> Result<(&str, &str), Refusal> {
     let Ok(message) = std::str::from_utf8(message) else {
         return Err(bad_request("a message must be UTF-8"));
@@ -648,8 +648,8 @@ fn parse_delivery(payload: &str) -> Result<Delivery, Refusal> {
 }
 
 /// Splits names into runs, one for each `list`. A run has at most `bytes_max`
-/// bytes, commas included, but at least one name. If there are no names, there is
-/// one empty run.
+/// bytes, commas included, but at least one name. If there are no names, there
+/// is one empty run.
 #[must_use]
 pub fn list_parts(names: &[UserName], bytes_max: usize) -> Vec<&[UserName]> {
     if names.is_empty() {

@@ -41,8 +41,9 @@ impl UserName {
         &self.0
     }
 
-    /// Checks that a new account may have this name. It must not begin with `#`, which
-    /// is reserved for rooms, or `(`, as in `(anonymous)`. Older accounts stay usable.
+    /// Checks that a new account may have this name. It must not begin with
+    /// `#`, which is reserved for rooms, or `(`, as in `(anonymous)`. Older
+    /// accounts stay usable.
     ///
     /// # Errors
     /// [`BadName::Reserved`].
@@ -92,9 +93,9 @@ impl fmt::Debug for UserName {
     }
 }
 
-/// A password: 1 to 256 bytes of UTF-8 without commas or control characters. It is
-/// wiped from memory on drop, hidden by `Debug`, and compared in constant time if the
-/// lengths are equal.
+/// A password: 1 to 256 bytes of UTF-8 without commas or control characters. It
+/// is wiped from memory on drop, hidden by `Debug`, and compared in constant
+/// time if the lengths are equal.
 #[derive(Clone, Eq)]
 pub struct Password(Zeroizing<String>);
 

@@ -126,8 +126,8 @@ fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// Warns if the user that may watch the log cannot do so for lack of an account or a
-/// password.
+/// Warns if the user that may watch the log cannot do so for lack of an account
+/// or a password.
 async fn check_log_watcher(arguments: &ServeArgs, store: &dyn Store) -> anyhow::Result<()> {
     let Some(MayWatch::User(user)) = &arguments.watch_logs else {
         return Ok(());
@@ -162,7 +162,8 @@ async fn check_privileged(store: &dyn Store, user: &UserName, role: &str) -> any
 }
 
 /// Starts the log on standard error and, if it may be watched, the layer of the
-/// watchers. Each has its own levels. Returns the rate limiter of standard error.
+/// watchers. Each has its own levels. Returns the rate limiter of standard
+/// error.
 fn start_logging(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<LineLimiter> {
     let filter = logging::filter(&arguments.log)?;
     let limiter = LineLimiter::default();
@@ -183,8 +184,8 @@ fn start_logging(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<L
     Ok(limiter)
 }
 
-/// Raises the limit of open files as far as the system allows, since every connection
-/// takes one, and returns the limit.
+/// Raises the limit of open files as far as the system allows, since every
+/// connection takes one, and returns the limit.
 fn raise_file_limit() -> anyhow::Result<u64> {
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) => Ok(limit),

@@ -22,8 +22,8 @@ use crate::front::{self, Fronts, Settings};
 use crate::limit::{Buckets, Rate, network};
 use crate::sync::Mutex;
 
-/// The maximum number of refusals that are sent at the same time. Further connections beyond
-/// a limit are closed without a refusal.
+/// The maximum number of refusals that are sent at the same time. Further connections
+/// beyond a limit are closed without a refusal.
 const REFUSALS_AT_ONCE: usize = 128;
 
 /// The listen backlog; the system caps it at `net.core.somaxconn`. It is large
@@ -41,8 +41,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The longest idle time before the first keepalive probe; a shorter
-/// [`Settings::ack_timeout`] replaces it. [`KEEPALIVE_PROBES`] probes follow over the same
-/// time again, after which the link is dead.
+/// [`Settings::ack_timeout`] replaces it. [`KEEPALIVE_PROBES`] probes follow over the
+/// same time again, after which the link is dead.
 const KEEPALIVE_MAX: Duration = Duration::from_secs(60);
 
 /// See [`KEEPALIVE_MAX`].
@@ -56,8 +56,8 @@ const KEEPALIVE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 pub struct ConnectionLimits {
     /// The maximum number of connections.
     pub connections_max: usize,
-    /// The maximum number of connections from one address. An IPv6 network (/64) is one
-    /// address.
+    /// The maximum number of connections from one address. An IPv6 network (/64) is
+    /// one address.
     pub connections_per_address_max: usize,
     /// The rate of new connections from one address.
     pub connects: Option<Rate>,
@@ -81,9 +81,10 @@ impl ConnectionLimits {
     }
 }
 
-/// Serves until `shutdown` resolves. Then it stops accepting, has each connection answer the
-/// requests in flight and send `bye`, and returns when all have closed, at most
-/// [`CLOSE_TIMEOUT`] after [`ConnectionLimits::drain_timeout`]. The store stays open.
+/// Serves until `shutdown` resolves. Then it stops accepting, has each connection
+/// answer the requests in flight and send `bye`, and returns when all have closed, at
+/// most [`CLOSE_TIMEOUT`] after [`ConnectionLimits::drain_timeout`]. The store stays
+/// open.
 pub async fn run(
     listener: TcpListener,
     chat: Arc<Chat>,

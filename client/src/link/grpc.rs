@@ -1,4 +1,5 @@
-//! A link over gRPC: one `BiDiChat` on its own HTTP/2 connection. Has no rules.
+//! A link over gRPC: one `BiDiChat` on its own HTTP/2 connection. Has no
+//! rules.
 
 use std::io;
 use std::task::{Context, Poll, ready};

@@ -1,8 +1,9 @@
-//! Gossip: a state that each node changes on its own, and that converges to the same state on all
-//! nodes. No node waits for another, so each is available during a partition.
+//! Gossip: a state that each node changes on its own, and that converges to
+//! the same state on all nodes. No node waits for another, so each is
+//! available during a partition.
 //!
-//! A program defines the type of the state, which implements [`Merge`], and shares it through a
-//! [`Gossip`]:
+//! A program defines the type of the state, which implements [`Merge`], and
+//! shares it through a [`Gossip`]:
 //!
 //! ```
 //! use std::collections::BTreeSet;
@@ -45,9 +46,10 @@
 //! ("rumor mongering"). Now and then each node compares its state with that of
 //! another, which repairs lost rumors ("anti-entropy").
 //!
-//! The state is only in memory. A program puts a change into the node's [`Storage`](crate::Storage)
-//! before it answers, and merges the stored changes when it starts; the changes of other nodes
-//! return through comparisons.
+//! The state is only in memory. A program puts a change into the node's
+//! [`Storage`](crate::Storage) before it answers, and merges the stored
+//! changes when it starts; the changes of other nodes return through
+//! comparisons.
 
 mod merge;
 
@@ -131,7 +133,8 @@ impl<S: 'static, T: Merge + Default> Gossip<S, T> {
         gossip
     }
 
-    /// Borrows the state as this node knows it. Do not hold it across an `.await`.
+    /// Borrows the state as this node knows it. Do not hold it across an
+    /// `.await`.
     #[must_use]
     pub fn state(&self) -> Ref<'_, T> {
         self.shared.state.borrow()

@@ -1,5 +1,5 @@
-//! Bugs that a test plants in Raft, to show that the checker finds them. There
-//! are none outside of tests.
+//! Bugs that a test plants in Raft, to show that the checker finds them.
+//! There are none outside of tests.
 
 /// A planted bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -84,7 +84,8 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         }
     }
 
-    /// Asks all servers for their votes, and returns whether a majority grants them.
+    /// Asks all servers for their votes, and returns whether a majority
+    /// grants them.
     async fn canvass(&self, term: u64, is_trial: bool) -> bool {
         let last = self.shared.server.borrow().log.last();
         let vote = Vote {
@@ -192,8 +193,8 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         Ok(VoteReply { term, is_granted })
     }
 
-    /// Returns whether an election may be due: no leader was heard from for long
-    /// enough.
+    /// Returns whether an election may be due: no leader was heard from for
+    /// long enough.
     fn is_leader_silent(&self, server: &super::Server<M>) -> bool {
         server.leader.is_none()
             || self.now().saturating_sub(server.heard_at) >= self.shared.settings.election_timeout

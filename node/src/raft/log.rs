@@ -143,8 +143,8 @@ impl<C: Serialize + DeserializeOwned + Clone> Log<C> {
     }
 
     /// Takes a snapshot of the state after an entry. The entries before the
-    /// previous snapshot are removed; later ones stay for followers that lag a
-    /// little.
+    /// previous snapshot are removed; later ones stay for followers that
+    /// lag a little.
     pub(super) fn compact(&mut self, at: Position, state: Json) -> Result<(), Error> {
         let former = self.snapshot.as_ref().map(|former| former.at);
         self.set_snapshot(Snapshot { at, state })?;

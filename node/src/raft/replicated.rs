@@ -73,8 +73,8 @@ impl<M: StateMachine> Default for Replicated<M> {
 }
 
 impl<M: StateMachine> Replicated<M> {
-    /// Applies a request, unless it was applied before or belongs to a previous
-    /// incarnation of its origin.
+    /// Applies a request, unless it was applied before or belongs to a
+    /// previous incarnation of its origin.
     pub(super) fn apply(&mut self, request: &Request<M::Command>) {
         let session = self
             .sessions

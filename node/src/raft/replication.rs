@@ -228,7 +228,8 @@ impl<M: StateMachine> Server<M> {
             || progress.confirmed < leadership.round
     }
 
-    /// Returns the next entry that the leader must send if this log has no such entry.
+    /// Returns the next entry that the leader must send if this log has no
+    /// such entry.
     fn mismatch(&self, index: u64, term: u64) -> Option<u64> {
         // Committed entries match.
         if index <= self.commit {

@@ -172,8 +172,8 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         let unavailable = |text| Error::new(ErrorCode::TemporarilyUnavailable, text);
         let deadline = self.now() + self.shared.settings.election_timeout;
         let term = self.shared.server.borrow().term();
-        // The commits of former leaders are known once an entry of this term is
-        // committed.
+        // The commits of former leaders are known once an entry of this term
+        // is committed.
         let is_settled = self.until(deadline, |server| match &server.role {
             Role::Leader(leadership) if server.term() == term => {
                 (server.commit >= leadership.first_index).then_some(true)

@@ -59,8 +59,8 @@ impl<W: Write> Driver<W> {
             .map(|next| next.saturating_sub(self.started.elapsed()))
     }
 
-    /// Ends the input, and runs the node as long as tasks sleep. `wait` waits
-    /// for at most this time, or until a task is woken.
+    /// Ends the input, and runs the node as long as tasks sleep. `wait`
+    /// waits for at most this time, or until a task is woken.
     pub(super) fn finish(
         &mut self,
         mut wait: impl FnMut(Duration) -> io::Result<()>,

@@ -30,8 +30,8 @@ impl Lines {
         }
     }
 
-    /// Reads once, and returns the lines that are then complete, possibly none;
-    /// at the end of the input, returns the rest, and then `None`.
+    /// Reads once, and returns the lines that are then complete, possibly
+    /// none; at the end of the input, returns the rest, and then `None`.
     pub(super) fn read(&mut self, input: &mut impl Read) -> io::Result<Option<&[u8]>> {
         if self.is_over {
             return Ok(None);

@@ -22,15 +22,16 @@ use crate::node::Node;
 use driver::Driver;
 use lines::Lines;
 
-/// The maximum length of a line, in bytes. A line that exceeds it by more than 64 KiB is dropped
-/// with a warning.
+/// The maximum length of a line, in bytes. A line that exceeds it by more than
+/// 64 KiB is dropped with a warning.
 pub const LINE_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// The maximum number of blocks that were read but not handled yet.
 const BLOCKS_MAX: usize = 4;
 
-/// Runs a node on stdin and stdout to the end of its input, with its log on stderr (`RUST_LOG` sets
-/// its level, `warn` by default). This is a complete `main`.
+/// Runs a node on stdin and stdout to the end of its input, with its log on
+/// stderr (`RUST_LOG` sets its level, `warn` by default). This is a complete
+/// `main`.
 pub fn main<S: Default + 'static>(program: impl FnOnce(&Node<S>)) -> ExitCode {
     main_with(S::default(), program)
 }
@@ -77,9 +78,10 @@ fn run_on_stdio<S: 'static>(state: S, program: impl FnOnce(&Node<S>)) -> io::Res
 
 /// Runs a node on these streams to the end of its input.
 ///
-/// The answers to all available input are written together, before the node waits for more. At the
-/// end of the input, the node waits for sleeping tasks, up to 10 s. A thread reads the input; it is
-/// abandoned if the output fails first.
+/// The answers to all available input are written together, before the node
+/// waits for more. At the end of the input, the node waits for sleeping tasks,
+/// up to 10 s. A thread reads the input; it is abandoned if the output fails
+/// first.
 ///
 /// ```
 /// # use hark_node::{Json, Node, Request};

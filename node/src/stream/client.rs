@@ -63,9 +63,10 @@ impl<S: 'static> Node<S> {
         })
     }
 
-    /// Opens a bidirectional stream, on which messages of type `I` are answered by
-    /// messages of type `O`. If the opening times out or is dropped, the stream
-    /// may stay open at the other node until it has been idle for too long.
+    /// Opens a bidirectional stream, on which messages of type `I` are answered
+    /// by messages of type `O`. If the opening times out or is dropped, the
+    /// stream may stay open at the other node until it has been idle for too
+    /// long.
     ///
     /// # Errors
     /// As for a [`Call`].
@@ -121,8 +122,8 @@ impl<T: DeserializeOwned> ServerStream<T> {
     /// # Errors
     /// 0 if no item came in time: the stream continues. 13 if an item is not a
     /// `T`: it is skipped, and the stream continues. After any other error the
-    /// stream has ended, and repeats the error: that of the other node's reply; 14
-    /// if the stream ended with another status than `OK`; 11 if more than
+    /// stream has ended, and repeats the error: that of the other node's reply;
+    /// 14 if the stream ended with another status than `OK`; 11 if more than
     /// [`ITEMS_MAX`](super::ITEMS_MAX) items were waiting. After the end of the
     /// input it stays pending.
     pub async fn next(&mut self) -> Result<Option<T>, Error> {
@@ -137,8 +138,8 @@ impl<T: DeserializeOwned> ServerStream<T> {
     /// cancellation. Waiting items are dropped.
     ///
     /// # Errors
-    /// 0 if no end came in time; the error that the other node has sent instead of
-    /// an end.
+    /// 0 if no end came in time; the error that the other node has sent instead
+    /// of an end.
     pub async fn cancel(self) -> Result<End, Error> {
         self.send_cancel();
         self.within_timeout(|cx| self.inbox.poll_end(cx)).await

@@ -16,7 +16,8 @@ use crate::json::Json;
 pub const ITEMS_MAX: usize = 1024;
 
 /// The replies to one request, which the network may duplicate and reorder.
-/// Duplicates are dropped by `seq`; items after a gap wait until it is filled.
+/// Duplicates are dropped by `seq`; items after a gap wait until it is
+/// filled.
 pub(crate) struct Inbox {
     /// Borrowed for one operation, and never while a task is woken.
     state: RefCell<State>,

@@ -1,9 +1,10 @@
 //! Streams: requests with many replies, and conversations.
 //!
-//! A *server stream* is one request that is answered by any number of items and an end. A
-//! *bidirectional stream* is opened, takes any number of messages, each of which gets one answer,
-//! and is closed. [`Services`] serves both; `open_stream` and `open_bidi` of [`Node`](crate::Node)
-//! use those of another node. The deadline of requests does not apply to streams, which are bounded
+//! A *server stream* is one request that is answered by any number of items and
+//! an end. A *bidirectional stream* is opened, takes any number of messages,
+//! each of which gets one answer, and is closed. [`Services`] serves both;
+//! `open_stream` and `open_bidi` of [`Node`](crate::Node) use those of another
+//! node. The deadline of requests does not apply to streams, which are bounded
 //! by [`IDLE_MAX`].
 //!
 //! ```
@@ -70,8 +71,9 @@
 //! | `grpc_bidi_stream_send` | `stream_id`, `data` | `grpc_bidi_stream_recv` with `data` |
 //! | `grpc_bidi_stream_close` | `stream_id` | `grpc_stream_end` with `status` and `count`, after all earlier messages |
 //!
-//! `grpc_stream_cancel` is an addition of this library. It applies to streams of its sender; a
-//! cancellation for an unknown stream is ignored, because it may have crossed the end.
+//! `grpc_stream_cancel` is an addition of this library. It applies to streams of
+//! its sender; a cancellation for an unknown stream is ignored, because it may
+//! have crossed the end.
 //!
 //! | error | reason |
 //! | --- | --- |
@@ -83,8 +85,8 @@
 //! | 20 | the client has opened no such stream, or one before the last [`CLOSED_MAX`] that were closed |
 //! | 22 | the stream is closed or half-closed, or was idle for [`IDLE_MAX`] |
 //!
-//! A second close gets 22, not 20, and so does a message after the close: the stream existed and is
-//! closed.
+//! A second close gets 22, not 20, and so does a message after the close: the
+//! stream existed and is closed.
 
 mod bidi;
 mod client;

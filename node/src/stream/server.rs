@@ -1,4 +1,5 @@
-//! An open server stream: the items of its handler, and the reasons for its end.
+//! An open server stream: the items of its handler, and the reasons for its
+//! end.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};

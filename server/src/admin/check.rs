@@ -9,8 +9,7 @@ use super::{print, salvage};
 use crate::log::OpenError;
 use crate::shard::check::{CheckError, Loss, check, drop_damaged};
 
-/// Verifies a store, and replaces damaged messages with gaps if `drops_damaged` is
-/// set.
+/// Verifies a store, and replaces damaged messages with gaps if `drops_damaged` is set.
 pub(super) fn run(folder: &Path, drops_damaged: bool) -> anyhow::Result<()> {
     let found = match check(folder) {
         Err(CheckError::Open(OpenError::Damaged { .. })) if drops_damaged => {

@@ -7,7 +7,8 @@
 //! | `message` | `to`, `number`, `sender` (absent without a sender), `time` in ms since 1970, `text` |
 //! | `gap` | `to`, `from` and `through` (numbers), `count` of messages that are missing |
 //!
-//! An account comes before its messages, and the messages are in the order of their numbers.
+//! An account comes before its messages, and the messages are in the order of their
+//! numbers.
 
 use serde::{Deserialize, Serialize};
 

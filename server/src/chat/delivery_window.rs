@@ -20,8 +20,9 @@ use crate::store::{Account, Message, Page, Position, ReadLimit, Unavailable};
 /// for each message. The rest waits in the backlog.
 const READ_MESSAGES_MIN: usize = 64;
 
-/// The maximum number of bytes of text that one read yields; a longer first message
-/// may exceed it. This bounds the backlog: nothing is read before it is empty.
+/// The maximum number of bytes of text that one read yields; a longer first
+/// message may exceed it. This bounds the backlog: nothing is read before it is
+/// empty.
 const READ_BYTES_MAX: usize = 64 * 1024;
 
 /// The pause after a failed read before it is retried.
@@ -146,8 +147,8 @@ impl DeliveryWindow {
         }
     }
 
-    /// Takes messages that have been stored. Known messages are dropped. If one is
-    /// missing, it and the rest are left to a read.
+    /// Takes messages that have been stored. Known messages are dropped. If one
+    /// is missing, it and the rest are left to a read.
     pub(crate) fn handle_appended(&mut self, messages: impl IntoIterator<Item = Arc<Message>>) {
         if messages
             .into_iter()
@@ -165,8 +166,8 @@ impl DeliveryWindow {
         }
     }
 
-    /// Takes the outcome of a read. The subscription is older than the read, so no
-    /// message is missing after a complete page.
+    /// Takes the outcome of a read. The subscription is older than the read, so
+    /// no message is missing after a complete page.
     ///
     /// # Errors
     /// [`MissingMessages`] for a page with a gap. The read counts as failed from
@@ -204,8 +205,8 @@ impl DeliveryWindow {
     /// position for the store, or `None` if it acknowledges nothing new.
     ///
     /// # Errors
-    /// [`NeverPushed`] if the number is above all pushed ones; the acknowledgement
-    /// is ignored.
+    /// [`NeverPushed`] if the number is above all pushed ones; the
+    /// acknowledgement is ignored.
     pub(crate) fn handle_ack(
         &mut self,
         sequence: Sequence,

@@ -28,8 +28,8 @@ pub struct Hasher {
 type Memory = Vec<Block>;
 
 impl Default for Hasher {
-    /// Returns a hasher for half as many concurrent hashes as there are processors, but
-    /// at least one.
+    /// Returns a hasher for half as many concurrent hashes as there are processors,
+    /// but at least one.
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let permits = FairSemaphore::new(

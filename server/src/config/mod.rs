@@ -30,7 +30,8 @@ pub use tls::{TlsArgs, TlsArgsError};
     name = "harkd",
     version,
     max_term_width = 100,
-    // The usage line that clap generates lists flags set by a variable as if they were required.
+    // The usage line that clap generates lists flags set by a variable as if they were
+    // required.
     override_usage = "harkd [OPTIONS]\n       harkd [OPTIONS] <COMMAND>"
 )]
 pub struct Cli {
@@ -53,9 +54,9 @@ pub enum AdminCommand {
     Check {
         /// The store's folder
         folder: PathBuf,
-        /// Replace damaged messages with gaps, so that the rest of an inbox can be read. A store
-        /// that cannot be opened is salvaged: its intact parts are written to a new log, and the
-        /// damaged log is kept beside it
+        /// Replace damaged messages with gaps, so that the rest of an inbox can be read. A
+        /// store that cannot be opened is salvaged: its intact parts are written to a new log,
+        /// and the damaged log is kept beside it
         #[arg(long)]
         drop_damaged: bool,
     },
@@ -68,8 +69,8 @@ pub enum AdminCommand {
         #[arg(long)]
         salvage: bool,
     },
-    /// Import accounts and messages from JSON lines on standard input. Message numbers are kept;
-    /// existing accounts and messages are skipped
+    /// Import accounts and messages from JSON lines on standard input. Message numbers are
+    /// kept; existing accounts and messages are skipped
     #[command(override_usage = "harkd import [OPTIONS] <FOLDER>")]
     Import {
         /// The store's folder, created if it does not exist
@@ -114,9 +115,9 @@ pub struct ServeArgs {
     #[arg(long, env = "HARKD_REGISTRATION", value_enum, default_value_t = Registration::Open,
           help_heading = "Accounts")]
     pub registration: Registration,
-    /// A user that may create and delete any account and set any password, after logging in with
-    /// a password. May be repeated; HARKD_ADMIN takes a comma-separated list. Create the account
-    /// first: harkd user add USER [default: none]
+    /// A user that may create and delete any account and set any password, after logging in
+    /// with a password. May be repeated; HARKD_ADMIN takes a comma-separated list. Create the
+    /// account first: harkd user add USER [default: none]
     #[arg(
         long = "admin",
         env = "HARKD_ADMIN",
@@ -124,8 +125,8 @@ pub struct ServeArgs {
         help_heading = "Accounts"
     )]
     pub admins: Vec<CommaList<UserName>>,
-    /// Who may list the users: `all`: anyone; `users`: users that are logged in; `admin`: admins
-    /// only
+    /// Who may list the users: `all`: anyone; `users`: users that are logged in; `admin`:
+    /// admins only
     #[arg(long, env = "HARKD_LIST", value_enum, default_value_t = ListArg::All, help_heading = "Accounts")]
     pub list: ListArg,
     /// Largest frame, in bytes; the largest text is 256 bytes smaller
@@ -155,7 +156,8 @@ pub struct ServeArgs {
     /// Rate limits.
     #[command(flatten)]
     pub rate_limits: RateLimitArgs,
-    /// Maximum number of unread messages of one user; further sends are refused with `queue-full`
+    /// Maximum number of unread messages of one user; further sends are refused with
+    /// `queue-full`
     #[arg(long, env = "HARKD_MAX_QUEUED_MESSAGES", value_name = "COUNT", help_heading = "Limits",
           default_value_t = ShardConfig::DEFAULT.queued_messages_max)]
     pub max_queued_messages: u64,
@@ -173,8 +175,8 @@ pub struct ServeArgs {
     #[arg(long, env = "HARKD_MAX_SESSIONS", value_name = "COUNT", help_heading = "Limits",
           default_value_t = ShardConfig::DEFAULT.sessions_max)]
     pub max_sessions: usize,
-    /// Maximum number of names in one answer to `list`; a longer answer is truncated and marked
-    /// as such
+    /// Maximum number of names in one answer to `list`; a longer answer is truncated and
+    /// marked as such
     #[arg(
         long,
         env = "HARKD_MAX_LIST",
@@ -183,8 +185,8 @@ pub struct ServeArgs {
         help_heading = "Limits"
     )]
     pub max_list: usize,
-    /// Idle timeout, in seconds, of a connection that owes acknowledgements, does not read or has
-    /// not sent a byte yet; also the time within which a frame must be complete
+    /// Idle timeout, in seconds, of a connection that owes acknowledgements, does not read or
+    /// has not sent a byte yet; also the time within which a frame must be complete
     #[arg(long, env = "HARKD_ACK_TIMEOUT", value_name = "SECONDS", default_value_t = 60,
           help_heading = "Limits", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub ack_timeout: u64,
@@ -193,8 +195,8 @@ pub struct ServeArgs {
           help_heading = "Limits", value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub drain_timeout: u64,
     /// Level of the log on standard error: error, warn, info, debug, trace or off; or a filter
-    /// such as `info,hark_server::log=debug`. Texts and passwords are never logged. At info and
-    /// above, lines of one kind are limited to a burst of 100, then one per second
+    /// such as `info,hark_server::log=debug`. Texts and passwords are never logged. At info
+    /// and above, lines of one kind are limited to a burst of 100, then one per second
     #[arg(
         long,
         env = "HARKD_LOG",
@@ -207,8 +209,8 @@ pub struct ServeArgs {
     #[arg(long, env = "HARKD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text,
           help_heading = "Logging")]
     pub log_format: LogFormat,
-    /// Who may watch the log over gRPC: a USER, with its password; or `loopback`, any caller on
-    /// this machine. Create the account first: harkd user add USER [default: no one]
+    /// Who may watch the log over gRPC: a USER, with its password; or `loopback`, any caller
+    /// on this machine. Create the account first: harkd user add USER [default: no one]
     #[arg(
         long,
         env = "HARKD_WATCH_LOGS",

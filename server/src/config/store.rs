@@ -16,7 +16,8 @@ use crate::shard::{ShardConfig, ShardStore};
 use crate::store::Store;
 
 /// The default number of shards of a cluster. Fewer shards form larger appends; more shards
-/// spread over more servers, and each is taken over faster. `docs/CLUSTER.md` has the figures.
+/// spread over more servers, and each is taken over faster. `docs/CLUSTER.md` has the
+/// figures.
 #[cfg(feature = "cluster")]
 const SHARDS: u32 = 12;
 const SHARDS_MAX: i64 = 1024;
@@ -29,9 +30,9 @@ const MEMORY: &str = "memory:";
 #[command(next_help_heading = "Store")]
 pub struct StoreArgs {
     /// A folder; or `memory:`, whose contents are lost when the server stops; or
-    /// `nats://HOST:PORT,HOST:PORT,…[/NAME]` for a cluster shared by many servers, with a NAME
-    /// if several chats share it (`tls://` if NATS requires TLS) [default: the folder `hark`
-    /// in the user's data directory]
+    /// `nats://HOST:PORT,HOST:PORT,…[/NAME]` for a cluster shared by many servers, with a
+    /// NAME if several chats share it (`tls://` if NATS requires TLS) [default: the folder
+    /// `hark` in the user's data directory]
     #[arg(long, global = true, env = "HARKD_STORE", value_name = "PLACE")]
     pub store: Option<PathBuf>,
     /// The connection to a cluster.
@@ -48,9 +49,9 @@ pub struct ClusterArgs {
     #[arg(long, global = true, env = "HARKD_REPLICAS", value_name = "COUNT",
           value_parser = clap::value_parser!(u8).range(1..=5))]
     pub replicas: Option<u8>,
-    /// Shards over which the users are spread, each with its own stream. Takes effect when the
-    /// first server creates the streams. Fewer shards form larger appends; more shards spread
-    /// over more servers, and each is taken over faster [default: 12]
+    /// Shards over which the users are spread, each with its own stream. Takes effect when
+    /// the first server creates the streams. Fewer shards form larger appends; more shards
+    /// spread over more servers, and each is taken over faster [default: 12]
     #[arg(long, global = true, env = "HARKD_SHARDS", value_name = "COUNT",
           value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX))]
     pub shards: Option<u32>,
@@ -88,9 +89,9 @@ pub struct ClusterArgs {
     /// Certificate authorities to trust for NATS, in PEM, in addition to those of the system
     #[arg(long, global = true, env = "HARKD_NATS_CA", value_name = "FILE")]
     pub nats_ca: Option<PathBuf>,
-    /// Monitoring addresses of the nodes, comma-separated. At startup, the server checks that
-    /// each node syncs before it acknowledges, and warns about any that does not. While a node
-    /// is nearly full, sends are refused
+    /// Monitoring addresses of the nodes, comma-separated. At startup, the server checks
+    /// that each node syncs before it acknowledges, and warns about any that does not. While
+    /// a node is nearly full, sends are refused
     #[arg(
         long,
         global = true,
@@ -127,8 +128,8 @@ impl StoreArgs {
     /// Returns the location of the store.
     ///
     /// # Errors
-    /// If no location is given and the user has no home directory; if the scheme is unknown or
-    /// the address malformed; if flags of a cluster are combined with a local store.
+    /// If no location is given and the user has no home directory; if the scheme is unknown
+    /// or the address malformed; if flags of a cluster are combined with a local store.
     pub fn place(&self) -> anyhow::Result<StorePlace> {
         let place = self.parse_place()?;
         if matches!(place, StorePlace::Folder(_) | StorePlace::Memory)

@@ -83,8 +83,8 @@ impl Fronts {
     /// else.
     ///
     /// # Errors
-    /// An error of the socket. A misbehaving peer that is dropped is logged, and is not
-    /// an error.
+    /// An error of the socket. A misbehaving peer that is dropped is logged, and is
+    /// not an error.
     pub async fn serve(
         &self,
         stream: TcpStream,
@@ -137,7 +137,8 @@ impl Fronts {
         }
     }
 
-    /// Waits until the time within which a connection must send its first byte is over.
+    /// Waits until the time within which a connection must send its first byte is
+    /// over.
     async fn idle_timeout(&self, address: IpAddr) {
         tokio::time::sleep(self.settings.ack_timeout).await;
         tracing::debug!(%address, timeout = ?self.settings.ack_timeout, "connection closed: no first byte");

@@ -126,8 +126,8 @@ impl Tls {
         })
     }
 
-    /// Reloads the files for later handshakes. Open connections continue. Blocks while it
-    /// reads two small files.
+    /// Reloads the files for later handshakes. Open connections continue. Blocks while
+    /// it reads two small files.
     ///
     /// # Errors
     /// As [`Self::read`]; the former certificate stays in use.

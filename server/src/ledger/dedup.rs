@@ -214,8 +214,8 @@ impl Eq for DedupTable {}
 ///
 /// A run is a byte: 0 for stored messages, or 1 + the index of the code, plus
 /// [`IS_NEXT`] if it is a single id directly after the previous run. Otherwise the
-/// number of skipped ids follows, and the length. For stored messages their first number
-/// follows, as the difference from the previous run.
+/// number of skipped ids follows, and the length. For stored messages their first
+/// number follows, as the difference from the previous run.
 #[derive(Debug, Clone, Default)]
 struct PackedRuns {
     bytes: Vec<u8>,

@@ -37,8 +37,8 @@ pub(super) struct Failed {
 }
 
 impl Recovery {
-    /// Drops the failed log, and tries to open it again until that succeeds. The queue
-    /// then receives [`ShardCommand::Recovered`].
+    /// Drops the failed log, and tries to open it again until that succeeds. The
+    /// queue then receives [`ShardCommand::Recovered`].
     pub(super) fn start(
         opener: Arc<dyn Opener>,
         failed: Failed,

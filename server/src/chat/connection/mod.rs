@@ -47,8 +47,8 @@ pub enum Output {
     Close,
 }
 
-/// A client connection. Dropping it releases its session and subscription; operations that
-/// the store has accepted continue.
+/// A client connection. Dropping it releases its session and subscription; operations
+/// that the store has accepted continue.
 pub struct ClientConnection {
     chat: Arc<Chat>,
     address: IpAddr,
@@ -312,8 +312,8 @@ impl ClientConnection {
     /// that replies to acknowledgements.
     ///
     /// # Errors
-    /// [`NeverPushed`] if the number is above the last push since the latest `connect`; the
-    /// acknowledgement is ignored.
+    /// [`NeverPushed`] if the number is above the last push since the latest `connect`;
+    /// the acknowledgement is ignored.
     pub fn acknowledge(&mut self, sequence: Sequence) -> Result<(), NeverPushed> {
         match &mut self.inbox_reader {
             Some(reader) => reader.acknowledge(sequence, &*self.chat.store),

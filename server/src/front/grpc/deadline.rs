@@ -1,6 +1,6 @@
-//! Deadlines of calls (`grpc-timeout`). A client enforces its own deadline; the server
-//! enforces it, too, so that the call's resources are released even if the client has
-//! vanished.
+//! Deadlines of calls (`grpc-timeout`). A client enforces its own deadline; the
+//! server enforces it, too, so that the call's resources are released even if the
+//! client has vanished.
 
 use std::future::Future;
 use std::pin::Pin;

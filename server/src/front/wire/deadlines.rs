@@ -67,9 +67,9 @@ impl DeadlineTable {
 pub(super) struct Timer(Option<Pin<Box<Sleep>>>);
 
 impl Timer {
-    /// Returns whether the deadline is due; otherwise the task is woken at it. A timer that
-    /// is set too early is left in place: moving it for every message would cost more than
-    /// one spurious wake-up.
+    /// Returns whether the deadline is due; otherwise the task is woken at it. A timer
+    /// that is set too early is left in place: moving it for every message would cost
+    /// more than one spurious wake-up.
     pub(super) fn is_due(
         &mut self,
         cx: &mut Context<'_>,

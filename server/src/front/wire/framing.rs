@@ -44,9 +44,9 @@ impl Framing {
         })
     }
 
-    /// Returns whether this is the native framing. In the classic framing, a request waits
-    /// for the reply to the previous request, and a message is acknowledged once it is
-    /// written.
+    /// Returns whether this is the native framing. In the classic framing, a request
+    /// waits for the reply to the previous request, and a message is acknowledged once
+    /// it is written.
     #[must_use]
     pub const fn is_native(&self) -> bool {
         matches!(self.0, Kind::Native(_))

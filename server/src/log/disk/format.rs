@@ -7,10 +7,10 @@
 //! block    checksum, inbox, first - base, last - first, length, payload
 //! ```
 //!
-//! Every checksum but the header's depends on the salt of the segment's current use. The
-//! checksum of a frame covers its head, its meta section, its records and, by the
-//! checksum of each block, its blocks; so if a text is damaged, the frame and everything
-//! else in it stay readable. Integers are little-endian.
+//! Every checksum but the header's depends on the salt of the segment's current
+//! use. The checksum of a frame covers its head, its meta section, its records
+//! and, by the checksum of each block, its blocks; so if a text is damaged, the
+//! frame and everything else in it stay readable. Integers are little-endian.
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
@@ -61,8 +61,8 @@ impl Salt {
         }
     }
 
-    /// Returns the checksum of bytes at a place of this use. `domain` distinguishes the
-    /// kinds of places.
+    /// Returns the checksum of bytes at a place of this use. `domain`
+    /// distinguishes the kinds of places.
     pub(super) fn check(self, domain: u64, bytes: &[u8]) -> u64 {
         xxh3_64_with_seed(bytes, self.seed(&[domain]))
     }
@@ -284,8 +284,8 @@ impl FrameHead {
 
 const DOMAIN_HEAD: u64 = 1;
 const DOMAIN_FRAME: u64 = 2;
-/// The domain of an index frame's pages, to which their numbers are added, and of its
-/// footer.
+/// The domain of an index frame's pages, to which their numbers are added, and of
+/// its footer.
 pub(super) const DOMAIN_INDEX: u64 = 1 << 32;
 
 /// A block as it is written.

@@ -78,8 +78,9 @@ const DUE_CHECKPOINTS: u64 = 3;
 /// with messages, and two for appends that may use the reserve.
 const RESERVE_SEGMENTS: u64 = 3;
 const RESERVE_CHECKPOINTS: u64 = 2;
-/// While the log is not full, there is room for a frame without messages that has this many bytes,
-/// or this fraction of a segment. The rest is kept for appends that reclaim space.
+/// While the log is not full, there is room for a frame without messages that has this
+/// many bytes, or this fraction of a segment. The rest is kept for appends that reclaim
+/// space.
 const RECORDS_ROOM: u64 = 2 * RECORD_BYTES_MAX as u64;
 const RECORDS_DIVISOR: u64 = 4;
 
@@ -88,8 +89,8 @@ const RECORDS_DIVISOR: u64 = 4;
 pub struct DiskOpener {
     path: PathBuf,
     config: DiskConfig,
-    /// Keeps the folder locked from the first open on, so that no other process can take it between
-    /// a failure and the next open. Held for a lookup.
+    /// Keeps the folder locked from the first open on, so that no other process can
+    /// take it between a failure and the next open. Held for a lookup.
     folder: Mutex<Option<Arc<Folder>>>,
 }
 

@@ -44,9 +44,9 @@ impl RunList {
         }
     }
 
-    /// Appends a block that follows all others. It extends the last run if that is
-    /// in the same segment and `is_adjacent`: no block of another segment, not
-    /// even a recent one, lies between them.
+    /// Appends a block that follows all others. It extends the last run if that
+    /// is in the same segment and `is_adjacent`: no block of another segment,
+    /// not even a recent one, lies between them.
     pub(super) fn push_block(&mut self, block: BlockRun, is_adjacent: bool) {
         match self.runs.last_mut() {
             Some(run) if is_adjacent && run.segment == block.segment => {

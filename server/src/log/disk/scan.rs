@@ -114,8 +114,8 @@ pub(super) fn scan_known<'a>(
 ///
 /// The invalid frame was torn, or never written, unless a valid frame after it was
 /// written when it was already on stable storage. A frame in which only a text is
-/// damaged is kept if it is known to have been whole: up to commit `carried`, or because
-/// of a later frame.
+/// damaged is kept if it is known to have been whole: up to commit `carried`, or
+/// because of a later frame.
 pub(super) fn scan_tail<'a>(
     frames: &mut Frames<'a>,
     carried: u64,

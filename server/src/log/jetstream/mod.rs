@@ -1,6 +1,6 @@
-//! [`JetStream`]: the stream of one shard, on NATS JetStream. It carries out requests of
-//! the cluster one by one, and knows neither claims nor frames: `cluster` decides which
-//! answers count.
+//! [`JetStream`]: the stream of one shard, on NATS JetStream. It carries out requests
+//! of the cluster one by one, and knows neither claims nor frames: `cluster` decides
+//! which answers count.
 //!
 //! Formats: the JetStream API and its headers, as in the NATS documentation and its
 //! decision records ADR-8 (conditions) and ADR-31 (direct get).

@@ -1,5 +1,4 @@
-//! Streams on three real nodes. The tests that kill nodes and cut links are in
-//! `tests/`.
+//! Streams on three real nodes. The tests that kill nodes and cut links are in `tests/`.
 
 use std::time::{Duration, Instant};
 

@@ -67,8 +67,8 @@ impl Batch {
         }
     }
 
-    /// Adds an outcome. The answer is the first failure or, once the last result
-    /// has arrived, the results.
+    /// Adds an outcome. The answer is the first failure or, once the last
+    /// result has arrived, the results.
     fn take(&mut self, index: usize, outcome: Result<Json, Error>) {
         match outcome.and_then(|reply| echo_of(&reply)) {
             Ok(echo) => self.keep(index, echo),
