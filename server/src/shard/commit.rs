@@ -17,7 +17,7 @@ use super::{ShardConfig, SharedShard, Sync};
 use crate::ledger::{Changes, Checkpoint, Context, Ledger, SubscriptionEnd};
 use crate::log::{AppendError, Durability, Frame, Log, Opener, RECORD_BYTES_MAX};
 use crate::store::{
-    Append, Completer, Created, Fence, Outcome, Position, Subscription, Unavailable,
+    Append, Completer, Created, Fence, Operation, Outcome, Position, Subscription, Unavailable,
 };
 
 /// Maximum commands in one commit.
@@ -277,8 +277,9 @@ impl Committer {
         let mut text_bytes = 0;
         while self.has_room() {
             match self.backlog.pop_front()? {
-                ShardCommand::Close(completer) => return Some(completer),
-                ShardCommand::Appends(mut appends) => {
+                ShardCommand::Operation(Operation::Close(completer)) => return Some(completer),
+                ShardCommand::Operation(Operation::Appends(appends)) => {
+                    let mut appends = appends.into_iter();
                     while self.has_room()
                         && let Some((next, _)) = appends.as_slice().first()
                         && self.has_room_for_text(text_bytes, next.text.len())
@@ -288,14 +289,17 @@ impl Committer {
                         self.append(append, completer, context);
                     }
                     if appends.len() > 0 {
-                        self.backlog.push_front(ShardCommand::Appends(appends));
+                        let rest = Operation::Appends(appends.collect());
+                        self.backlog.push_front(ShardCommand::Operation(rest));
                         return None;
                     }
                 }
-                command => {
-                    let completion = self.decide(command, context.running);
+                ShardCommand::Operation(operation) => {
+                    let completion = self.decide(operation, context.running);
                     self.completions.extend(completion);
                 }
+                // Sent only while there is no log.
+                ShardCommand::Recovered(_) => {}
             }
         }
         None
@@ -330,13 +334,13 @@ impl Committer {
         });
     }
 
-    fn decide(&mut self, command: ShardCommand, now: Duration) -> Option<Completion> {
+    fn decide(&mut self, operation: Operation, now: Duration) -> Option<Completion> {
         let (ledger, changes) = (&mut self.ledger, &mut self.changes);
-        Some(match command {
-            ShardCommand::Create(name, password, completer) => {
+        Some(match operation {
+            Operation::Create(name, password, completer) => {
                 Completion::Created(completer, ledger.create(&name, password, changes))
             }
-            ShardCommand::SetPassword {
+            Operation::SetPassword {
                 account,
                 old,
                 new,
@@ -345,10 +349,10 @@ impl Committer {
                 completer,
                 ledger.set_password(&account, old.as_ref(), new, changes),
             ),
-            ShardCommand::Delete(account, completer) => {
+            Operation::Delete(account, completer) => {
                 Completion::Flag(completer, ledger.delete(&account, changes))
             }
-            ShardCommand::Subscribe {
+            Operation::Subscribe {
                 account,
                 takes_over,
                 completer,
@@ -364,16 +368,22 @@ impl Committer {
                     .flatten();
                 Completion::Subscribed(completer, subscription)
             }
-            ShardCommand::OpenSession(token, from, completer) => {
+            Operation::OpenSession(token, from, completer) => {
                 let is_open = ledger.open_session(&token, from, now);
                 Completion::Opened(token, completer, is_open)
             }
-            ShardCommand::CloseSession(token) => {
+            Operation::CloseSession(token) => {
                 ledger.close_session(&token, now);
                 return None;
             }
-            ShardCommand::Appends(_) | ShardCommand::Recovered(_) | ShardCommand::Close(_) => {
-                command.refuse();
+            Operation::OnTakeover(..) => return None,
+            Operation::Account(..)
+            | Operation::Names(..)
+            | Operation::Appends(_)
+            | Operation::Read { .. }
+            | Operation::Acknowledge(..)
+            | Operation::Close(_) => {
+                operation.refuse();
                 return None;
             }
         })
@@ -584,8 +594,10 @@ impl Committer {
         let now = self.now();
         while let Some(command) = self.backlog.pop_front() {
             match command {
-                ShardCommand::Close(completer) => return Some(completer),
-                ShardCommand::CloseSession(token) => self.ledger.close_session(&token, now),
+                ShardCommand::Operation(Operation::Close(completer)) => return Some(completer),
+                ShardCommand::Operation(Operation::CloseSession(token)) => {
+                    self.ledger.close_session(&token, now);
+                }
                 ShardCommand::Recovered(opened) => {
                     self.recovery = None;
                     self.recover(*opened);
@@ -593,7 +605,7 @@ impl Committer {
                     tracing::info!("store available again");
                     return None;
                 }
-                other => other.refuse(),
+                ShardCommand::Operation(operation) => operation.refuse(),
             }
         }
         None

@@ -14,6 +14,7 @@ use hark_protocol::Code;
 use tokio::runtime::Runtime;
 
 use super::*;
+use crate::store::{Append, Outcome, Position};
 use crate::store::contract::{self, ALL, Home, Limits, WIDE, contract_suite, name, stored, text};
 use crate::store::{End, Event};
 
