@@ -17,7 +17,8 @@ use super::{ShardConfig, SharedShard, Sync};
 use crate::ledger::{Changes, Checkpoint, Context, Ledger, SubscriptionEnd};
 use crate::log::{AppendError, Durability, Frame, Log, Opener, RECORD_BYTES_MAX};
 use crate::store::{
-    Append, Completer, Created, Fence, Operation, Outcome, Position, Subscription, Unavailable,
+    Burst, Completer, Created, Fence, Operation, Outcome, Position, QueuedSend, Subscription,
+    Unavailable,
 };
 
 /// Maximum commands in one commit.
@@ -278,18 +279,19 @@ impl Committer {
         while self.has_room() {
             match self.backlog.pop_front()? {
                 ShardCommand::Operation(Operation::Close(completer)) => return Some(completer),
-                ShardCommand::Operation(Operation::Appends(appends)) => {
-                    let mut appends = appends.into_iter();
+                ShardCommand::Operation(Operation::Appends(Burst { fence, sends })) => {
+                    let mut sends = sends.into_iter();
                     while self.has_room()
-                        && let Some((next, _)) = appends.as_slice().first()
-                        && self.has_room_for_text(text_bytes, next.text.len())
-                        && let Some((append, completer)) = appends.next()
+                        && let Some(next) = sends.as_slice().first()
+                        && self.has_room_for_text(text_bytes, next.append.text.len())
+                        && let Some(send) = sends.next()
                     {
-                        text_bytes += append.text.len();
-                        self.append(append, completer, context);
+                        text_bytes += send.append.text.len();
+                        self.append(send, &fence, context);
                     }
-                    if appends.len() > 0 {
-                        let rest = Operation::Appends(appends.collect());
+                    if sends.len() > 0 {
+                        let sends = sends.collect();
+                        let rest = Operation::Appends(Burst { fence, sends });
                         self.backlog.push_front(ShardCommand::Operation(rest));
                         return None;
                     }
@@ -321,16 +323,21 @@ impl Committer {
         RECORD_BYTES_MAX.min((self.segment_bytes / RECORDS_DIVISOR) as usize)
     }
 
-    fn append(&mut self, mut append: Append, completer: Completer<Outcome>, context: Context) {
-        let is_of_session = append.send_id.is_some();
-        let outcome = self.ledger.append(&mut append, context, &mut self.changes);
-        if let Some(permit) = append.permit {
+    fn append(&mut self, send: QueuedSend, fence: &Fence, context: Context) {
+        let fence_of_session = send.append.send_id.is_some().then(|| fence.clone());
+        let outcome = if fence.is_closed() {
+            Err(Unavailable)
+        } else {
+            let outcome = self.ledger.append(send.append, context, &mut self.changes);
+            Ok(outcome)
+        };
+        if let Some(permit) = send.permit {
             hold(&mut self.permits, permit);
         }
         self.sent.push(Sent {
-            completer,
+            completer: send.completer,
             outcome,
-            fence: is_of_session.then_some(append.fence),
+            fence: fence_of_session,
         });
     }
 

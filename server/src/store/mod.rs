@@ -48,7 +48,7 @@ pub const LIBRARY_LOGS: &[&str] = &[
 /// - **Numbers.** A [`Sequence`] is never reused for a name, across deletion, recreation and
 ///   restarts.
 /// - **Bounds.** Accounts, sessions and each inbox have a limit. Callers bound the
-///   operations in flight: see [`Append::permit`].
+///   operations in flight: see [`QueuedSend::permit`].
 pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Accepts an operation. Called by the other methods.
     fn submit(&self, operation: Operation);
@@ -68,12 +68,16 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 
     /// Creates an account, with a password if there is one.
     fn create(&self, name: &UserName, password: Option<PasswordHash>) -> Pending<Created> {
-        ask(self, |to| Operation::Create(name.clone(), password, to))
+        ask(self, |completer| {
+            Operation::Create(name.clone(), password, completer)
+        })
     }
 
     /// Returns an account.
     fn account(&self, name: &UserName) -> Pending<Option<AccountEntry>> {
-        ask(self, |to| Operation::Account(name.clone(), to))
+        ask(self, |completer| {
+            Operation::Account(name.clone(), completer)
+        })
     }
 
     /// Sets the password of an account if it is still `old`. Returns whether it was.
@@ -94,23 +98,31 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Deletes an account and its inbox. A subscription gets [`End::Deleted`] after this has
     /// resolved. Returns whether the account existed.
     fn delete(&self, account: &Account) -> Pending<bool> {
-        ask(self, |to| Operation::Delete(account.clone(), to))
+        ask(self, |completer| {
+            Operation::Delete(account.clone(), completer)
+        })
     }
 
     /// Returns at most `limit` names after `after`, in byte order.
     fn names(&self, after: Option<&UserName>, limit: usize) -> Pending<Vec<UserName>> {
-        ask(self, |to| Operation::Names(after.cloned(), limit, to))
+        ask(self, |completer| {
+            Operation::Names(after.cloned(), limit, completer)
+        })
     }
 
     /// Stores or refuses a message.
     fn append(&self, append: Append) -> Pending<Outcome> {
-        ask(self, |to| Operation::Appends(vec![(append, to)]))
+        let (send, outcome) = QueuedSend::new(append, None);
+        self.append_all(Burst {
+            fence: Fence::default(),
+            sends: vec![send],
+        });
+        outcome
     }
 
-    /// Appends each message, in order, as [`Self::append`] does, and empties the vector.
-    /// Cheaper than single calls.
-    fn append_all(&self, appends: &mut Vec<(Append, Completer<Outcome>)>) {
-        self.submit(Operation::Appends(std::mem::take(appends)));
+    /// Appends each message, in order, as [`Self::append`] does. Cheaper than single calls.
+    fn append_all(&self, burst: Burst) {
+        self.submit(Operation::Appends(burst));
     }
 
     /// Subscribes to the inbox of an account. A former subscription gets
@@ -157,7 +169,9 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// towards no quota. The session is remembered until [`Self::close_session`], which is
     /// called once for each call of this.
     fn open_session(&self, session: &SessionToken, from: Option<IpAddr>) -> Pending<bool> {
-        ask(self, |to| Operation::OpenSession(session.clone(), from, to))
+        ask(self, |completer| {
+            Operation::OpenSession(session.clone(), from, completer)
+        })
     }
 
     /// Closes a session at the end of its connection. Its outcomes stay remembered for at
@@ -249,7 +263,7 @@ pub enum Created {
 }
 
 /// A message to be stored.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Append {
     /// The recipient.
     pub to: UserName,
@@ -265,10 +279,40 @@ pub struct Append {
     pub send_id: Option<SendId>,
     /// A refusal by the chat, applied unless this is a repeat.
     pub refusal: Option<Code>,
+}
+
+/// Sends of one connection, in order.
+#[derive(Debug)]
+pub struct Burst {
     /// The fence of the connection.
     pub fence: Fence,
+    /// The sends.
+    pub sends: Vec<QueuedSend>,
+}
+
+/// An undecided send.
+#[derive(Debug)]
+pub struct QueuedSend {
+    /// The message.
+    pub append: Append,
     /// The share of the caller's budget, released when the message is decided.
     pub permit: Option<OwnedSemaphorePermit>,
+    /// Receives its outcome.
+    pub completer: Completer<Outcome>,
+}
+
+impl QueuedSend {
+    /// Returns an undecided send and its outcome.
+    #[must_use]
+    pub fn new(append: Append, permit: Option<OwnedSemaphorePermit>) -> (Self, Pending<Outcome>) {
+        let (completer, outcome) = Pending::new();
+        let send = Self {
+            append,
+            completer,
+            permit,
+        };
+        (send, outcome)
+    }
 }
 
 /// The deduplication id of a send.

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use hark_protocol::{SessionToken, UserName};
 
 use super::{
-    Account, AccountEntry, Append, Completer, Created, Outcome, Page, PasswordHash, Position,
-    ReadLimit, Subscription, Unavailable,
+    Account, AccountEntry, Burst, Completer, Created, Page, PasswordHash, Position, ReadLimit,
+    Subscription,
 };
 
 /// An operation of a store. [`Store`](super::Store) has a method for each.
@@ -32,8 +32,8 @@ pub enum Operation {
     Delete(Account, Completer<bool>),
     /// Returns at most this many names after a name.
     Names(Option<UserName>, usize, Completer<Vec<UserName>>),
-    /// Appends in this order, with no other operation between them.
-    Appends(Vec<(Append, Completer<Outcome>)>),
+    /// Stores or refuses messages in this order, with no other operation between them.
+    Appends(Burst),
     /// Subscribes to an inbox.
     Subscribe {
         /// The account.
@@ -67,17 +67,14 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Completes the operation as [`Unavailable`]. If it is a send of a session, closes its
+    /// Completes the operation as [`Unavailable`](super::Unavailable). If it is a send of a session, closes its
     /// fence against later sends.
     pub fn refuse(self) {
-        // Other completers complete when they are dropped.
-        if let Self::Appends(appends) = self {
-            for (append, completer) in appends {
-                if append.send_id.is_some() {
-                    append.fence.close();
-                }
-                completer.complete(Err(Unavailable));
-            }
+        // Each completer completes when it is dropped.
+        if let Self::Appends(Burst { fence, sends }) = self
+            && sends.iter().any(|send| send.append.send_id.is_some())
+        {
+            fence.close();
         }
     }
 }

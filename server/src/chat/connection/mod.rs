@@ -23,7 +23,7 @@ use hark_protocol::{
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use self::commands::{CommandContext, Done, Operation};
+use self::commands::{CommandContext, Done, RunningCommand};
 use self::sends::{ConnectionSends, SendSession, units};
 use super::accounts::Authenticated;
 use super::inbox_reader::{InboxReader, Received};
@@ -62,7 +62,7 @@ pub struct ClientConnection {
     answers: VecDeque<(Option<RequestId>, PendingReply)>,
     /// A request that waits until `answers` is empty.
     waiting: Option<Box<(Option<RequestId>, Request)>>,
-    operation: Option<(Option<RequestId>, Operation)>,
+    running: Option<(Option<RequestId>, RunningCommand)>,
     inbox_reader: Option<InboxReader>,
     /// The end of the delivery, until `bye` goes out.
     ended: Option<End>,
@@ -110,7 +110,7 @@ impl ClientConnection {
             is_fresh: true,
             answers: VecDeque::new(),
             waiting: None,
-            operation: None,
+            running: None,
             inbox_reader: None,
             ended: None,
             stage: ConnectionStage::Open,
@@ -140,14 +140,14 @@ impl ClientConnection {
         self.stage == ConnectionStage::Open
             && self.throttle.paused_until().is_none()
             && self.waiting.is_none()
-            && self.operation.is_none()
+            && self.running.is_none()
             && self.answers.len() < SENDS_UNANSWERED_MAX
     }
 
     /// Returns whether every request is answered.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_none() && self.operation.is_none() && self.answers.is_empty()
+        self.waiting.is_none() && self.running.is_none() && self.answers.is_empty()
     }
 
     /// Returns whether a push is unacknowledged.
@@ -239,26 +239,18 @@ impl ClientConnection {
             time_ms: self.sends.time_ms(),
             send_id: self.sends.send_id(id, self.chat.network(self.address)),
             refusal,
-            fence: self.sends.fence(self.shutdown.epoch()),
-            permit: None,
             text,
         };
         match Arc::clone(&self.chat.room).try_acquire_many_owned(units(&append.text)) {
-            Ok(permit) => self.append(
-                id,
-                Append {
-                    permit: Some(permit),
-                    ..append
-                },
-            ),
-            Err(_) => self.operation = Some((id, commands::wait_for_room(&self.chat, append))),
+            Ok(permit) => self.append(id, append, permit),
+            Err(_) => self.running = Some((id, commands::wait_for_room(&self.chat, append))),
         }
     }
 
     /// Adds a message that has its permit to the burst for the store.
-    fn append(&mut self, id: Option<RequestId>, append: Append) {
+    fn append(&mut self, id: Option<RequestId>, append: Append, permit: OwnedSemaphorePermit) {
         let to = append.to.clone();
-        let outcome = self.sends.push(append);
+        let outcome = self.sends.push(append, permit);
         self.answer(id, PendingReply::Sent { to, outcome });
     }
 
@@ -294,7 +286,7 @@ impl ClientConnection {
 
     /// Passes the burst of sends to the store.
     pub fn flush_sends(&mut self) {
-        self.sends.flush(&*self.chat.store);
+        self.sends.flush(&*self.chat.store, self.shutdown.epoch());
     }
 
     /// Acknowledges every push, for a framing without acknowledgements (classic).
@@ -480,14 +472,14 @@ impl ClientConnection {
             }
             self.start_waiting();
             if self.answers.is_empty() {
-                ready!(self.poll_operation(cx));
+                ready!(self.poll_running(cx));
             }
         }
     }
 
     /// Starts the waiting request, if every earlier one is answered.
     fn start_waiting(&mut self) {
-        if self.operation.is_some() || !self.answers.is_empty() {
+        if self.running.is_some() || !self.answers.is_empty() {
             return;
         }
         let Some((id, request)) = self.waiting.take().map(|waiting| *waiting) else {
@@ -499,17 +491,17 @@ impl ClientConnection {
             user: self.user.clone(),
             shutdown: Arc::clone(&self.shutdown),
         };
-        self.operation = Some((id, context.start(request)));
+        self.running = Some((id, context.start(request)));
     }
 
-    /// Ready when the operation has finished and its answer is queued.
-    fn poll_operation(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some((id, operation)) = &mut self.operation else {
+    /// Ready when the command has finished and its answer is queued.
+    fn poll_running(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some((id, command)) = &mut self.running else {
             return Poll::Pending;
         };
         let id = *id;
-        let done = ready!(operation.as_mut().poll(cx));
-        self.operation = None;
+        let done = ready!(command.as_mut().poll(cx));
+        self.running = None;
         match done {
             Ok(done) => self.finish(id, done),
             Err(fault) => self.answer(id, PendingReply::Reply(fault.into())),
@@ -528,7 +520,10 @@ impl ClientConnection {
                 );
                 return;
             }
-            Done::RoomFor(append) => return self.append(id, *append),
+            Done::RoomFor(send) => {
+                let (append, permit) = *send;
+                return self.append(id, append, permit);
+            }
             Done::Creating(user, created) => {
                 return self.answer(
                     id,

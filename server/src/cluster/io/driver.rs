@@ -24,12 +24,14 @@ use super::operation::{Completion, Input, Listing, Reading, Sent};
 use super::senders::{self, Next, Senders};
 use super::sessions::Sessions;
 use crate::cluster::member::Member;
-use crate::cluster::message::{Answer, Message, Reply, Request, Send};
+use crate::cluster::message::{Answer, Message, Reply, Request};
 use crate::cluster::{
     Action, Config, ConnectionId, LogReply, LogRequest, Now, ServerId, ShardId, Storage,
 };
 use crate::log::jetstream::JetStream;
-use crate::store::{Account, Append, Completer, Fence, Operation, Outcome, Position, Unavailable};
+use crate::store::{
+    Account, Append, Burst, Completer, Fence, Operation, Outcome, Position, QueuedSend, Unavailable,
+};
 
 /// The interval at which the state machine is told the time.
 const TICK: Duration = Duration::from_millis(50);
@@ -279,10 +281,10 @@ impl Driver {
             Operation::Names(after, limit, completer) => {
                 self.list(Box::new(Listing::new(after, limit, completer)), now);
             }
-            Operation::Appends(appends) => {
-                appends
+            Operation::Appends(Burst { fence, sends }) => {
+                sends
                     .into_iter()
-                    .for_each(|(append, completer)| self.append(append, completer, now));
+                    .for_each(|send| self.append(send, &fence, now));
             }
             Operation::Subscribe {
                 account,
@@ -323,11 +325,10 @@ impl Driver {
         }
     }
 
-    fn append(&mut self, mut append: Append, completer: Completer<Outcome>, now: Now) {
-        let mut sent = Sent::new(&append, completer);
-        sent.permit = append.permit.take();
-        let is_closed = append.send_id.is_some() && append.fence.is_closed();
-        if is_closed || append.fence.epoch() < *self.channels.epochs.borrow() {
+    fn append(&mut self, send: QueuedSend, fence: &Fence, now: Now) {
+        let (append, mut sent) = Sent::split(send, fence);
+        let is_closed = append.send_id.is_some() && fence.is_closed();
+        if is_closed || fence.epoch() < *self.channels.epochs.borrow() {
             return sent.fail();
         }
         if let Some(id) = &append.send_id {
@@ -350,32 +351,13 @@ impl Driver {
 
     /// Submits a send, whose sender is registered.
     fn send(&mut self, append: Append, sent: Sent, now: Now) {
-        let Append {
-            to,
-            sender,
-            allow_anonymous,
-            time_ms,
-            text,
-            send_id,
-            refusal,
-            fence,
-            ..
-        } = append;
-        if sent.session().is_some() && fence.is_closed() {
+        if sent.session().is_some() && sent.fence.is_closed() {
             return self.fail(Completion::Sent(sent), now);
         }
-        let shard = self.member.shard_of(&to);
-        let send = Send {
-            to,
-            sender,
-            allow_anonymous,
-            time_ms,
-            text,
-            send_id,
-            refusal,
-        };
-        let (request, completion) = (Request::Send(Box::new(send)), Completion::Sent(sent));
-        self.submit_as(of_fence(&fence), shard, request, completion, now);
+        let connection = of_fence(&sent.fence);
+        let shard = self.member.shard_of(&append.to);
+        let request = Request::Send(Box::new(append));
+        self.submit_as(connection, shard, request, Completion::Sent(sent), now);
     }
 
     /// Continues the sends that wait for the registration of their senders.

@@ -6,7 +6,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::store::{
     Account, AccountEntry, Append, Completer, Created, Fence, Operation, Outcome, Page, Position,
-    ReadLimit, Subscription, Unavailable,
+    QueuedSend, ReadLimit, Subscription, Unavailable,
 };
 
 /// An input of the driver.
@@ -37,32 +37,37 @@ pub(super) enum Completion {
 #[derive(Debug)]
 pub(super) struct Sent {
     completer: Completer<Outcome>,
-    /// The fence and the token, if it is a send of a session.
-    session: Option<(Fence, SessionToken)>,
+    /// The fence of its connection.
+    pub(super) fence: Fence,
+    /// The token, if it is a send of a session.
+    session: Option<SessionToken>,
     /// Its place among the sends of its session.
     pub(super) place: u64,
     /// Released when the send is decided.
-    pub(super) permit: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Sent {
-    /// Returns the undecided send of `append`.
-    pub(super) fn new(append: &Append, completer: Completer<Outcome>) -> Self {
-        let session = append
-            .send_id
-            .as_ref()
-            .map(|id| (append.fence.clone(), id.session.clone()));
-        Self {
+    /// Splits a send into its message and the rest.
+    pub(super) fn split(send: QueuedSend, fence: &Fence) -> (Append, Self) {
+        let QueuedSend {
+            append,
             completer,
-            session,
+            permit,
+        } = send;
+        let sent = Self {
+            completer,
+            fence: fence.clone(),
+            session: append.send_id.as_ref().map(|id| id.session.clone()),
             place: 0,
-            permit: None,
-        }
+            permit,
+        };
+        (append, sent)
     }
 
     /// Returns the token of its session.
     pub(super) fn session(&self) -> Option<&SessionToken> {
-        self.session.as_ref().map(|(_, token)| token)
+        self.session.as_ref()
     }
 
     /// Completes the send.
@@ -73,8 +78,8 @@ impl Sent {
 
     /// Completes the send as unavailable. Closes the fence of its session.
     pub(super) fn fail(self) {
-        if let Some((fence, _)) = &self.session {
-            fence.close();
+        if self.session.is_some() {
+            self.fence.close();
         }
         drop(self.permit);
         self.completer.complete(Err(Unavailable));
