@@ -201,7 +201,7 @@ impl ClientConnection {
             }) => self.refuse_hello(id, refusal),
             Err(malformed) => self.answer(id, PendingReply::Reply(Reply::NotOk(malformed.refusal))),
             Ok(Request::Ack { sequence }) => self.handle_ack(sequence),
-            Ok(Request::Ping) => self.answer(id, PendingReply::Reply(Reply::Ok(OkFields::none()))),
+            Ok(Request::Ping) => self.answer(id, PendingReply::Reply(Reply::Ok(OkFields::None))),
             Ok(Request::Send { user, text }) => self.send(id, user, text),
             // The store may delay sends of an account.
             Ok(Request::Create {
@@ -428,7 +428,7 @@ impl ClientConnection {
         };
         let id = *id;
         let reply = match answer {
-            PendingReply::Reply(reply) => std::mem::replace(reply, Reply::Ok(OkFields::none())),
+            PendingReply::Reply(reply) => std::mem::replace(reply, Reply::Ok(OkFields::None)),
             PendingReply::Created { user, created, .. } => match ready!(Pin::new(created).poll(cx))
             {
                 Ok(created) => {
@@ -536,7 +536,7 @@ impl ClientConnection {
             }
             Done::Hello(session) => {
                 self.sends.set_session(SendSession::Open(session));
-                Reply::Ok(OkFields::hello(VERSION, self.chat.rules.frame_bytes_max))
+                Reply::Ok(OkFields::Hello(VERSION, self.chat.rules.frame_bytes_max))
             }
             Done::NoSession(fault) => return self.refuse_hello(id, fault),
             Done::LoggedIn(authenticated) => {
@@ -544,19 +544,19 @@ impl ClientConnection {
                     self.stop_receiving();
                 }
                 self.become_user(authenticated);
-                Reply::Ok(OkFields::none())
+                Reply::Ok(OkFields::None)
             }
             Done::LoggedOut => {
                 self.user = None;
                 self.stop_receiving();
-                Reply::Ok(OkFields::none())
+                Reply::Ok(OkFields::None)
             }
             Done::Receiving(authenticated, subscription) => {
                 let queued = subscription.queued();
                 self.become_user(authenticated);
                 self.inbox_reader = Some(InboxReader::new(subscription));
                 self.ended = None;
-                Reply::Ok(OkFields::queued(queued))
+                Reply::Ok(OkFields::Queued(queued))
             }
         };
         self.answer(id, PendingReply::Reply(reply));
