@@ -2,7 +2,7 @@
 //! outcomes of sends.
 //!
 //! The chat knows only this trait; a store knows no front, socket or rule of the chat.
-//! Only this folder names an engine.
+//! `config/store.rs` chooses the implementation.
 
 #[cfg(test)]
 pub(crate) mod contract;
@@ -36,9 +36,9 @@ pub const LIBRARY_LOGS: &[&str] = &[
 ///
 /// An implementation guarantees:
 ///
-/// - **Order.** Operations of one caller take effect in the order of the calls; but before
-///   another operation, the caller awaits its appends with a sender. No method blocks;
-///   [`Pending`] resolves later.
+/// - **Order.** Operations of one caller take effect in the order of the calls, except that
+///   a message with a sender may be delayed: the caller awaits its outcome before any other
+///   operation. No method blocks; [`Pending`] resolves later.
 /// - **Durability.** A change resolves when it is on stable storage. Every result is based
 ///   on durable state only.
 /// - **Failure.** [`Unavailable`] means that the outcome is unknown. The store stays usable
@@ -295,7 +295,7 @@ pub struct Burst {
 pub struct QueuedSend {
     /// The message.
     pub append: Append,
-    /// The share of the caller's budget, released when the message is decided.
+    /// The share of the caller's budget, released when the send is answered.
     pub permit: Option<OwnedSemaphorePermit>,
     /// Receives its outcome.
     pub completer: Completer<Outcome>,

@@ -73,8 +73,8 @@ pub struct ClientConnection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ConnectionStage {
     Open,
-    /// Requests in flight are answered; then the connection closes, after a `bye`
-    /// shutdown if `bye` is set.
+    /// Requests in flight are answered; then the connection closes, after a
+    /// `bye shutdown` if `bye` is set.
     Ending {
         bye: bool,
     },
@@ -203,13 +203,10 @@ impl ClientConnection {
             Ok(Request::Ack { sequence }) => self.handle_ack(sequence),
             Ok(Request::Ping) => self.answer(id, PendingReply::Reply(Reply::Ok(OkFields::None))),
             Ok(Request::Send { user, text }) => self.send(id, user, text),
-            // The store may delay sends of an account.
             Ok(Request::Create {
                 user,
                 password: None,
-            }) if self.chat.is_creation_open(&user)
-                && (self.user.is_none() || self.answers.is_empty()) =>
-            {
+            }) if self.chat.is_creation_open(&user) && self.may_pipeline() => {
                 self.create_open(id, user);
             }
             Ok(Request::Hello { .. }) if !is_fresh => {
@@ -220,6 +217,12 @@ impl ClientConnection {
             }
             Ok(request) => self.waiting = Some((id, request).into()),
         }
+    }
+
+    /// Returns whether the store takes another command in order behind the sends in
+    /// flight: it may delay sends of an account.
+    fn may_pipeline(&self) -> bool {
+        self.user.is_none() || self.answers.is_empty()
     }
 
     /// Sends a message, pipelined. Waits for room in the budget if there is none.
@@ -322,7 +325,7 @@ impl ClientConnection {
         }
     }
 
-    /// Ready when the front must drop the connection at once, with output pending. The
+    /// Ready when the front must drop the connection at once, even if output is pending. The
     /// front polls it first, every time its task runs, even while the socket is not
     /// writable: it registers the waker of the shutdown signal, and another connection
     /// may wait for this one.
@@ -440,7 +443,9 @@ impl ClientConnection {
                 Err(unavailable) => Fault::from(unavailable).into(),
             },
             PendingReply::Sent { to, outcome } => match ready!(Pin::new(outcome).poll(cx)) {
-                Ok(_) if self.sends.is_undecided() => Fault::from(Unavailable).into(),
+                // The client repeats the send of unknown outcome and every later one, so
+                // the outcome of a later one must not reach it.
+                Ok(_) if self.sends.has_unknown_outcome() => Fault::from(Unavailable).into(),
                 Ok(outcome) => {
                     if outcome == Outcome::Refused(Code::QueueFull) {
                         audit::queue_full(to, self.user.as_ref(), self.address);

@@ -19,9 +19,9 @@ pub(super) struct ConnectionSends {
     session: Option<Box<SendSession>>,
     /// The fence, from the first send on.
     fence: Option<Fence>,
-    /// Whether a send of the session is undecided. The client repeats it and all later
-    /// ones, whatever their outcome.
-    is_undecided: bool,
+    /// Whether a send of the session has an unknown outcome. The client repeats it and all
+    /// later ones, whatever their outcome.
+    has_unknown_outcome: bool,
     /// The current burst.
     burst: Vec<QueuedSend>,
 }
@@ -40,9 +40,9 @@ impl ConnectionSends {
         self.session = Some(session.into());
     }
 
-    /// Returns whether a send of the session is undecided.
-    pub(super) const fn is_undecided(&self) -> bool {
-        self.is_undecided
+    /// Returns whether a send of the session has an unknown outcome.
+    pub(super) const fn has_unknown_outcome(&self) -> bool {
+        self.has_unknown_outcome
     }
 
     /// Returns the deduplication id of a request from `network`, if there is a session.
@@ -90,14 +90,14 @@ impl ConnectionSends {
         }
     }
 
-    /// Closes the fence after an undecided send of a session, so that no later send
+    /// Closes the fence after a send of a session whose outcome is unknown, so that no later send
     /// overtakes its repeat. Returns whether there is a session.
     pub(super) fn fence_off(&mut self) -> bool {
         if self.session.is_some() {
-            self.is_undecided = true;
+            self.has_unknown_outcome = true;
             self.fence.get_or_insert_default().close();
         }
-        self.is_undecided
+        self.has_unknown_outcome
     }
 }
 
