@@ -357,7 +357,7 @@ impl Outbox {
                     self.repeats.push_back(id);
                 }
                 // A new connection starts anonymous.
-                Request::Disconnect => drop(self.succeed(id, pending, OkFields::none())),
+                Request::Disconnect => drop(self.succeed(id, pending, OkFields::None)),
                 _ => {
                     self.conclude_unknown(id, pending, "the connection was lost before the answer")
                 }
@@ -536,7 +536,7 @@ mod tests {
         assert_eq!(write_all(&mut outbox, Now::read()), [OTHER_IDS - 1]);
         outbox.reply(
             RequestId::new(OTHER_IDS - 1).unwrap(),
-            Reply::Ok(OkFields::none()),
+            Reply::Ok(OkFields::None),
         );
         last.await.unwrap().unwrap();
         assert!(outbox.is_session_exhausted());

@@ -45,7 +45,8 @@ pub const WINDOW_BYTES_MAX: usize = 1024 * 1024;
 /// Largest number of unanswered sends of one session.
 pub const SENDS_UNANSWERED_MAX: usize = 1024;
 
-/// Number of outcomes that a server remembers for each session.
+/// Number of outcomes that a server remembers for each session. Part of the format of
+/// stores and clusters: an older server refuses a record with more.
 pub const OUTCOMES_REMEMBERED: usize = 1024;
 
 /// Minimum time for which an outcome is remembered, in seconds of the server's

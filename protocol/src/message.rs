@@ -178,112 +178,82 @@ impl Delivery {
     }
 }
 
-/// The fields of an `ok`. Their meaning depends on the request, which the reply
-/// does not repeat: each request has its own accessor.
+/// The fields of an `ok`. A server knows their kind; on the wire, it depends on
+/// the request, which the reply does not repeat. So a decoder returns
+/// [`Self::Encoded`], and each request has its own accessor for both.
 #[derive(Debug, Clone, Default)]
-pub struct OkFields(Fields);
-
-#[derive(Debug, Clone)]
-enum Fields {
-    /// The fields as encoded.
-    Text(ByteString),
-    /// The answer to a `send`, encoded without an allocation.
+pub enum OkFields {
+    /// No fields.
+    #[default]
+    None,
+    /// The answer to `hello`: the version and the largest frame in bytes.
+    Hello(u32, usize),
+    /// The answer to `connect`: the number of unacknowledged messages.
+    Queued(u64),
+    /// The answer to `send`: the sequence number of the message.
     Stored(Sequence),
-}
-
-impl Default for Fields {
-    fn default() -> Self {
-        Self::Text(ByteString::new())
-    }
+    /// The answer to `delete`: whether the account existed.
+    Deleted(bool),
+    /// The end of a `list`: the number of names, and whether the server
+    /// truncated the list.
+    Listed(usize, bool),
+    /// Decoded fields.
+    Encoded(ByteString),
 }
 
 /// Equality of the encoded fields.
 impl PartialEq for OkFields {
     fn eq(&self, other: &Self) -> bool {
-        self.text() == other.text()
+        self.encoded() == other.encoded()
     }
 }
 
 impl Eq for OkFields {}
 
 impl OkFields {
-    /// Returns no fields.
-    #[must_use]
-    pub fn none() -> Self {
-        Self::default()
-    }
-
-    /// Returns the answer to `send`: the sequence number of the message.
-    #[must_use]
-    pub const fn stored(sequence: Sequence) -> Self {
-        Self(Fields::Stored(sequence))
-    }
-
-    /// Returns the answer to `hello`: the version and the largest frame in
-    /// bytes.
-    #[must_use]
-    pub fn hello(version: u32, frame_bytes_max: usize) -> Self {
-        Self::written(format!("{version},{frame_bytes_max}"))
-    }
-
-    /// Returns the answer to `connect`: the number of unacknowledged messages.
-    #[must_use]
-    pub fn queued(messages: u64) -> Self {
-        Self::written(messages.to_string())
-    }
-
-    /// Returns the answer to `delete`: whether the account existed.
-    #[must_use]
-    pub fn deleted(existed: bool) -> Self {
-        Self(Fields::Text(ByteString::from_static(if existed {
-            "deleted"
-        } else {
-            "absent"
-        })))
-    }
-
-    /// Returns the end of a `list`: the number of names, and whether the server
-    /// truncated the list.
-    #[must_use]
-    pub fn listed(names: usize, truncated: bool) -> Self {
-        Self::written(format!(
-            "{names}{}",
-            if truncated { ",truncated" } else { "" }
-        ))
-    }
-
     /// Returns the version and the largest frame in bytes, if this answers
     /// `hello`.
     #[must_use]
     pub fn as_hello(&self) -> Option<(u32, usize)> {
-        let text = self.text();
-        let (version, frame_bytes_max) = text.split_once(',')?;
-        Some((number(version)?, number(frame_bytes_max)?))
+        match self {
+            Self::Hello(version, frame_bytes_max) => Some((*version, *frame_bytes_max)),
+            Self::Encoded(text) => {
+                let (version, frame_bytes_max) = text.split_once(',')?;
+                Some((number(version)?, number(frame_bytes_max)?))
+            }
+            _ => None,
+        }
     }
 
     /// Returns the number of unacknowledged messages, if this answers
     /// `connect`.
     #[must_use]
     pub fn as_queued(&self) -> Option<u64> {
-        number(&self.text())
+        match self {
+            Self::Queued(messages) => Some(*messages),
+            Self::Encoded(text) => number(text),
+            _ => None,
+        }
     }
 
     /// Returns the sequence number, if this answers `send` and the server names
     /// it.
     #[must_use]
     pub fn as_stored(&self) -> Option<Sequence> {
-        match &self.0 {
-            Fields::Stored(sequence) => Some(*sequence),
-            Fields::Text(text) => number(text).map(Sequence),
+        match self {
+            Self::Stored(sequence) => Some(*sequence),
+            Self::Encoded(text) => number(text).map(Sequence),
+            _ => None,
         }
     }
 
     /// Returns whether the account existed, if this answers `delete`.
     #[must_use]
     pub fn as_deleted(&self) -> Option<bool> {
-        match &*self.text() {
-            "deleted" => Some(true),
-            "absent" => Some(false),
+        match self {
+            Self::Deleted(existed) => Some(*existed),
+            Self::Encoded(text) if *text == DELETED => Some(true),
+            Self::Encoded(text) if *text == ABSENT => Some(false),
             _ => None,
         }
     }
@@ -292,39 +262,56 @@ impl OkFields {
     /// answers `list`.
     #[must_use]
     pub fn as_listed(&self) -> Option<(usize, bool)> {
-        let text = self.text();
-        match text.split_once(',') {
-            Some((count, "truncated")) => Some((number(count)?, true)),
-            Some(_) => None,
-            None => Some((number(&text)?, false)),
+        match self {
+            Self::Listed(names, truncated) => Some((*names, *truncated)),
+            Self::Encoded(text) => match text.split_once(',') {
+                Some((count, TRUNCATED)) => Some((number(count)?, true)),
+                Some(_) => None,
+                None => Some((number(text)?, false)),
+            },
+            _ => None,
         }
     }
 
-    /// Returns whether this was made by [`Self::stored`]. Decoded fields never
-    /// are.
-    #[must_use]
-    pub const fn is_stored(&self) -> bool {
-        matches!(self.0, Fields::Stored(_))
-    }
-
-    fn written(text: String) -> Self {
-        Self(Fields::Text(text.into()))
-    }
-
-    fn text(&self) -> Cow<'_, str> {
-        match &self.0 {
-            Fields::Text(text) => Cow::Borrowed(text),
-            Fields::Stored(sequence) => Cow::Owned(sequence.to_string()),
-        }
+    fn encoded(&self) -> BytesMut {
+        let mut encoded = BytesMut::new();
+        self.write(&mut encoded);
+        encoded
     }
 
     fn write(&self, to: &mut BytesMut) {
-        match &self.0 {
-            Fields::Text(text) => to.put_slice(text.as_bytes()),
-            Fields::Stored(sequence) => put_number(to, sequence.0),
+        match self {
+            Self::None => {}
+            Self::Hello(version, frame_bytes_max) => {
+                put_number(to, u64::from(*version));
+                to.put_u8(b',');
+                put_number(to, *frame_bytes_max as u64);
+            }
+            Self::Queued(messages) => put_number(to, *messages),
+            Self::Stored(sequence) => put_number(to, sequence.0),
+            Self::Deleted(existed) => {
+                to.put_slice(if *existed { DELETED } else { ABSENT }.as_bytes());
+            }
+            Self::Listed(names, truncated) => {
+                put_number(to, *names as u64);
+                if *truncated {
+                    to.put_u8(b',');
+                    to.put_slice(TRUNCATED.as_bytes());
+                }
+            }
+            Self::Encoded(text) => to.put_slice(text.as_bytes()),
         }
     }
 }
+
+/// The answer to `delete` if the account existed.
+const DELETED: &str = "deleted";
+
+/// The answer to `delete` if the account did not exist.
+const ABSENT: &str = "absent";
+
+/// The second field of the end of a truncated list.
+const TRUNCATED: &str = "truncated";
 
 /// The commands of clients, each with a flag for an optional first field. The
 /// classic framing needs the flag before the message is complete.
@@ -459,7 +446,7 @@ impl Message for Reply {
 
     fn parse(command: &str, payload: &str) -> Result<Self, Refusal> {
         match command {
-            "ok" => Ok(Self::Ok(OkFields(Fields::Text(payload.into())))),
+            "ok" => Ok(Self::Ok(OkFields::Encoded(payload.into()))),
             "list" => parse_names(payload).map(Self::List),
             "string" => parse_delivery(payload).map(Self::String),
             "bye" => match ByeReason::parse(payload) {

@@ -190,7 +190,7 @@ pub(crate) async fn open(server: &Server, handshake: &Handshake) -> Result<Opene
     link.writer.limit(frame_bytes_max);
     let identity = match &handshake.identity {
         Some(request) => link.ask(request).await?,
-        None => Ok(OkFields::none()),
+        None => Ok(OkFields::None),
     };
     match identity {
         Err(refusal) if is_transient(refusal.code) => Err(LinkError::Refused(refusal)),

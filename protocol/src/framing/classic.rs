@@ -22,7 +22,7 @@ use tokio_util::codec::{Decoder, Encoder};
 
 use super::{Malformed, ProtocolError};
 use crate::limits::{CLASSIC_BLOCK_BYTES, COMMAND_BYTES};
-use crate::message::{self, HELLO, Message, REQUEST_COMMANDS};
+use crate::message::{self, HELLO, Message, OkFields, REQUEST_COMMANDS};
 use crate::{Code, Refusal, Reply, Request};
 
 /// Time for which the decoder waits for the fields of a command, in
@@ -189,7 +189,7 @@ pub fn encode(reply: &Reply, dst: &mut BytesMut) {
             }
         }
         // Classic clients know no sequence numbers.
-        Reply::Ok(fields) if fields.is_stored() => write_block(reply.command(), &[], dst),
+        Reply::Ok(OkFields::Stored(_)) => write_block(reply.command(), &[], dst),
         Reply::Ok(_) | Reply::NotOk(_) | Reply::Error { .. } => {
             let mut payload = BytesMut::new();
             reply.write_payload(&mut payload);

@@ -185,7 +185,7 @@ impl Chat {
             .await?
         {
             audit::password_set(&user, by, by_admin, address);
-            Ok(Reply::Ok(OkFields::none()))
+            Ok(Reply::Ok(OkFields::None))
         } else {
             Fault::refused(
                 Code::Denied,
@@ -224,7 +224,7 @@ impl Chat {
         if existed {
             audit::deleted(&user, by, is_admin, address);
         }
-        Ok(Reply::Ok(OkFields::deleted(existed)))
+        Ok(Reply::Ok(OkFields::Deleted(existed)))
     }
 
     /// Checks that `by` may `list`.

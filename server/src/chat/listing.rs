@@ -80,7 +80,7 @@ impl Chat {
         let bytes_max = REPLY_BYTES_MAX.min(self.rules.frame_bytes_max - FRAME_BYTES_MIN);
         let parts = list_parts(names, bytes_max).into_iter();
         let mut replies: Vec<Reply> = parts.map(|names| Reply::List(names.to_vec())).collect();
-        replies.push(Reply::Ok(OkFields::listed(names.len(), truncated)));
+        replies.push(Reply::Ok(OkFields::Listed(names.len(), truncated)));
         replies
     }
 }

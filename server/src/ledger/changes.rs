@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hark_protocol::UserName;
+use hark_protocol::limits::OUTCOMES_REMEMBERED;
 
 use super::block::BlockBuilder;
 use super::dedup::OutcomeRun;
@@ -12,8 +13,8 @@ use super::record::{CLOCK_BYTES, Clock, Record};
 use crate::log::Frame;
 use crate::store::{Account, AccountEntry, End, Message, Outcome, Position, Publisher};
 
-/// The longest run of outcomes in one record.
-const RUN_LENGTH_MAX: u32 = 1024;
+/// The longest run of outcomes in one record: more are never remembered.
+const RUN_LENGTH_MAX: u32 = OUTCOMES_REMEMBERED as u32;
 
 /// The changes of one frame. One value serves all frames of a shard, to reuse its memory.
 #[derive(Debug, Default)]

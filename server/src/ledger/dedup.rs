@@ -285,7 +285,7 @@ impl RunEnd {
     fn put(&mut self, bytes: &mut Vec<u8>, run: OutcomeRun) {
         let kind = match run.outcome {
             Outcome::Stored(_) => 0,
-            Outcome::Refused(code) => place_of(code),
+            Outcome::Refused(code) => 1 + code.index(),
         };
         if run.length == 1 && u64::from(run.first) == self.id {
             bytes.push(kind | IS_NEXT);
@@ -325,14 +325,6 @@ impl RunEnd {
             self.number = number.wrapping_add(u64::from(run.length));
         }
     }
-}
-
-/// Returns 1 + the index of a code. New codes are added at the end.
-fn place_of(code: Code) -> u8 {
-    1 + Code::ALL
-        .iter()
-        .position(|known| *known == code)
-        .unwrap_or(0) as u8
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::ShardConfig;
 use super::open::replay_frame;
 use super::snapshot::{InboxSnapshot, StoreSnapshot, inboxes};
 use crate::ledger::{self, Gap, Malformed, Replay};
-use crate::log::disk::check::{DamagedBlock, Repair, RepairError};
+use crate::log::disk::repair::{DamagedBlock, Repair, RepairError};
 use crate::log::{Block, OpenError, ReadError};
 use crate::store::Position;
 

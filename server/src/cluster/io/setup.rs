@@ -136,7 +136,10 @@ pub enum OpenError {
         error: io::Error,
     },
     /// A node has a version that loses messages or is untested.
-    #[error("the NATS server {node} has version {found}; upgrade it to 2.15.1 or later")]
+    #[error(
+        "the NATS server {node} has version {found}; upgrade it to {} or later",
+        VERSION_MIN.map(|part| part.to_string()).join(".")
+    )]
     Version {
         /// Its name.
         node: String,

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use futures::Stream;
-use hark_grpc::reply::Replies;
+use hark_grpc::reply;
 use hark_grpc::request;
 use hark_grpc::v1::{ChatReply, ChatRequest};
 use hark_protocol::{ByeReason, Frame, Reply, Request};
@@ -32,7 +32,6 @@ type End = Result<(), Status>;
 pub(super) struct Bidi {
     call: Call,
     requests: Streaming<ChatRequest>,
-    replies: Replies,
     /// Whether the requests have ended, normally or with an error.
     requests_ended: bool,
     /// Whether `bye shutdown` was sent.
@@ -48,7 +47,6 @@ impl Bidi {
         Self {
             call,
             requests,
-            replies: Replies::default(),
             requests_ended: false,
             said_bye: false,
             end: Ok(()),
@@ -93,13 +91,11 @@ impl Bidi {
 
     fn outgoing(&mut self, output: Output) -> Option<ChatReply> {
         match output {
-            Output::Reply(id, reply) => self.replies.outgoing(id, reply),
-            Output::Push(message) => self
-                .replies
-                .outgoing(None, Reply::String(delivery(&message))),
+            Output::Reply(id, reply) => reply::outgoing(id, reply),
+            Output::Push(message) => reply::outgoing(None, Reply::String(delivery(&message))),
             Output::Bye(reason) => {
                 self.said_bye |= reason == ByeReason::Shutdown;
-                self.replies.outgoing(None, Reply::Bye(reason))
+                reply::outgoing(None, Reply::Bye(reason))
             }
             Output::Close => {
                 if !self.requests_ended && !self.said_bye {

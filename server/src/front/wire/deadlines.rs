@@ -101,7 +101,7 @@ pub(super) struct Moment(NonZeroU64);
 
 /// The time from which a [`Moment`] counts nanoseconds: an hour before its first
 /// use, so that a clock that a test stops is not behind it.
-static EPOCH: LazyLock<Instant> = LazyLock::new(|| {
+static ORIGIN: LazyLock<Instant> = LazyLock::new(|| {
     let now = std::time::Instant::now();
     now.checked_sub(Duration::from_secs(3600))
         .unwrap_or(now)
@@ -110,13 +110,13 @@ static EPOCH: LazyLock<Instant> = LazyLock::new(|| {
 
 impl Moment {
     pub(super) fn instant(self) -> Instant {
-        *EPOCH + Duration::from_nanos(self.0.get())
+        *ORIGIN + Duration::from_nanos(self.0.get())
     }
 }
 
 impl From<Instant> for Moment {
     fn from(instant: Instant) -> Self {
-        let since = instant.saturating_duration_since(*EPOCH).as_nanos();
+        let since = instant.saturating_duration_since(*ORIGIN).as_nanos();
         Self(
             u64::try_from(since)
                 .ok()

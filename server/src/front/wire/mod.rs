@@ -147,6 +147,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             if self.connection.poll_abort(cx).is_ready() {
                 return Poll::Ready(Ok(()));
             }
+            // `|` instead of `||`: both run each time.
             while self.poll_connection(cx) | self.decode() {}
             if self.poll_read(cx)? && !self.has_drained() {
                 continue;

@@ -120,7 +120,7 @@ impl Model {
         } else if self.names().len() == ACCOUNTS_MAX {
             Err(Code::TooMany)
         } else {
-            Ok(OkFields::none())
+            Ok(OkFields::None)
         }
     }
 

@@ -108,7 +108,7 @@ impl Model {
         if is_kept {
             Err(Code::Denied)
         } else {
-            Ok(OkFields::none())
+            Ok(OkFields::None)
         }
     }
 }

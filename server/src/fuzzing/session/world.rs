@@ -239,7 +239,7 @@ impl World {
             .create(&name(user), password.map(weak_hash))
             .await
         {
-            Ok(Created::Created) => assert_eq!(expected, Ok(OkFields::none())),
+            Ok(Created::Created) => assert_eq!(expected, Ok(OkFields::None)),
             Ok(Created::Exists) => assert_eq!(expected, Err(Code::Exists)),
             Ok(Created::TooMany) => assert_eq!(expected, Err(Code::TooMany)),
             Err(unavailable) => assert!(self.model.is_uncertain, "{unavailable}"),
@@ -257,9 +257,9 @@ impl World {
             (_, Err(code)) => Err(code),
             (None, Ok(())) => Err(Code::NoSuchUser),
             (Some(inbox), Ok(())) if receives => {
-                Ok(OkFields::queued(self.model.unread(inbox).len() as u64))
+                Ok(OkFields::Queued(self.model.unread(inbox).len() as u64))
             }
-            (Some(_), Ok(())) => Ok(OkFields::none()),
+            (Some(_), Ok(())) => Ok(OkFields::None),
         };
         let request = if receives {
             Request::Connect {
@@ -297,7 +297,7 @@ impl World {
 
     async fn disconnect(&mut self, c: usize) {
         if let Some(reply) = self.ask(c, Request::Disconnect).await {
-            check(&reply, &Ok(OkFields::none()));
+            check(&reply, &Ok(OkFields::None));
             self.connections[c].user = None;
             self.connections[c].receiving = None;
         }
@@ -317,7 +317,7 @@ impl World {
             };
             tried
         };
-        let expected = proven.map(|()| OkFields::deleted(inbox.is_some()));
+        let expected = proven.map(|()| OkFields::Deleted(inbox.is_some()));
         let former = self.readers_of(inbox.filter(|_| expected.is_ok()));
         let reply = self
             .ask(
@@ -342,10 +342,7 @@ impl World {
             .user
             .map(|me| self.model.inboxes[me].user);
         let (old, expected) = if me != Some(user) && self.model.is_admin(&self.connections[c]) {
-            (
-                None,
-                inbox.map(|_| OkFields::none()).ok_or(Code::NoSuchUser),
-            )
+            (None, inbox.map(|_| OkFields::None).ok_or(Code::NoSuchUser))
         } else {
             let Some((old, proven)) = self.prove(c, user, inbox, amount) else {
                 return;
@@ -397,7 +394,7 @@ impl World {
         if pattern == "[" {
             return check(&reply, &Err(Code::BadPattern));
         }
-        check(&reply, &Ok(OkFields::listed(names.len(), false)));
+        check(&reply, &Ok(OkFields::Listed(names.len(), false)));
         assert_eq!(
             listed.iter().map(UserName::as_str).collect::<Vec<_>>(),
             names
@@ -406,7 +403,7 @@ impl World {
 
     async fn ping(&mut self, c: usize) {
         if let Some(reply) = self.ask(c, Request::Ping).await {
-            check(&reply, &Ok(OkFields::none()));
+            check(&reply, &Ok(OkFields::None));
         }
     }
 
@@ -494,7 +491,7 @@ impl World {
             };
             return check(
                 &reply,
-                &Ok(OkFields::hello(1, TEXT_BYTES_MAX + FRAME_BYTES_MORE)),
+                &Ok(OkFields::Hello(1, TEXT_BYTES_MAX + FRAME_BYTES_MORE)),
             );
         }
     }
@@ -721,7 +718,7 @@ impl World {
             .await
             .expect("an available store");
         let has_changed = self.model.found(user, entry, new);
-        let must_change = expected.is_ok() && *expected != Ok(OkFields::deleted(false));
+        let must_change = expected.is_ok() && *expected != Ok(OkFields::Deleted(false));
         assert!(
             has_changed == must_change || (self.model.is_uncertain && !has_changed),
             "{expected:?}"

@@ -11,7 +11,7 @@
 //! | `scan.rs`, `recovery.rs` | an open: a torn end or damage, the replay |
 //! | `writer.rs` | appends, and the change of segments |
 //! | `reader.rs` | reads concurrent with appends |
-//! | `snapshot.rs`, `check.rs` | read-only access, and replacing damaged blocks |
+//! | `snapshot.rs`, `repair.rs` | read-only access, and replacing damaged blocks |
 //! | `salvage.rs` | reading a log that cannot be opened |
 //! | `maintenance.rs`, `copies.rs` | index frames, spare files, copies |
 //!
@@ -19,7 +19,6 @@
 
 mod bugs;
 mod build;
-pub mod check;
 mod copies;
 mod file;
 mod folder;
@@ -34,6 +33,7 @@ mod meta;
 mod reader;
 mod recent;
 mod recovery;
+pub mod repair;
 mod runs;
 pub mod salvage;
 mod scan;

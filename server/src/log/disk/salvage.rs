@@ -12,7 +12,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::DiskLog;
-use super::check::{DamagedBlock, Visit};
 use super::file::{OsStorage, read_exact};
 use super::folder::{Access, Folder, LOCK_TIMEOUT};
 use super::format::{
@@ -22,6 +21,7 @@ use super::format::{
 use super::head::HeadFile;
 use super::meta::Meta;
 use super::recovery::Replay;
+use super::repair::{DamagedBlock, Visit};
 use super::segment::Slot;
 use super::slots::{self, Survey};
 use crate::log::{
