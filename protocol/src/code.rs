@@ -228,8 +228,8 @@ impl Code {
         Self::NoSpace,
     ];
 
-    /// Returns the index in [`Self::ALL`]. Stores persist it, so new codes are appended.
-    /// [`Self::Unknown`] has an index behind them.
+    /// Returns the index in [`Self::ALL`]. Stores persist it, so new codes
+    /// are appended. [`Self::Unknown`] has an index after them.
     #[must_use]
     pub const fn index(self) -> u8 {
         self as u8

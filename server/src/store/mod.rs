@@ -158,7 +158,7 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     }
 
     /// Acknowledges every message up to `position`, which is the position of a message of
-    /// this inbox. A crash may undo it, an orderly close does not. A position before the
+    /// this inbox. A crash may undo it; an orderly close does not. A position before the
     /// cursor is ignored, as is one of a deleted account.
     fn acknowledge(&self, account: &Account, position: Position) {
         self.submit(Operation::Acknowledge(account.clone(), position));
@@ -166,8 +166,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 
     /// Opens a session, after all earlier appends. Returns false if there are too many
     /// sessions, in total or `from` this network, whose quota is a quarter; `None` counts
-    /// towards no quota. The session is remembered until [`Self::close_session`], which is
-    /// called once for each call of this.
+    /// towards no quota. The session is remembered until [`Self::close_session`], which must
+    /// be called once for each call of this method.
     fn open_session(&self, session: &SessionToken, from: Option<IpAddr>) -> Pending<bool> {
         ask(self, |completer| {
             Operation::OpenSession(session.clone(), from, completer)
@@ -181,14 +181,14 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     }
 
     /// Calls `end` when an open session is opened at another server, until it is closed here.
-    /// Called after [`Self::open_session`] has succeeded. A store of one server ignores it:
-    /// the chat takes the session over.
+    /// Called after [`Self::open_session`] has succeeded. A store of one server ignores this:
+    /// the chat takes over the session.
     fn on_takeover(&self, session: &SessionToken, end: Box<dyn Fn() + Send>) {
         self.submit(Operation::OnTakeover(session.clone(), OnTakeover(end)));
     }
 
     /// Decides the operations in flight, saves pending acknowledgements, and releases all
-    /// resources. Later operations are [`Unavailable`].
+    /// resources. Later operations fail with [`Unavailable`].
     fn close(&self) -> Pending<()> {
         ask(self, Operation::Close)
     }

@@ -1,4 +1,5 @@
-//! [`Operation`]: a call of a [`Store`](super::Store), on its way to the owner of the state.
+//! [`Operation`]: a call of a [`Store`](super::Store), on its way to the owner of the
+//! state.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -15,7 +16,7 @@ use super::{
 pub enum Operation {
     /// Creates an account.
     Create(UserName, Option<PasswordHash>, Completer<Created>),
-    /// Looks an account up.
+    /// Looks up an account.
     Account(UserName, Completer<Option<AccountEntry>>),
     /// Sets a password.
     SetPassword {
@@ -67,8 +68,8 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Completes the operation as [`Unavailable`](super::Unavailable). If it is a send of a session, closes its
-    /// fence against later sends.
+    /// Completes the operation with [`Unavailable`](super::Unavailable). If it is a send
+    /// of a session, closes its fence against later sends.
     pub fn refuse(self) {
         // Each completer completes when it is dropped.
         if let Self::Appends(Burst { fence, sends }) = self

@@ -1,6 +1,6 @@
 //! [`Senders`]: the accounts that send at this server. The recipient's shard trusts a
 //! server that vouches for a sender, so each is registered at the owner of its account:
-//! that one deletes the account only after this server has stopped to vouch for it.
+//! the owner deletes the account only after this server has stopped vouching for it.
 //!
 //! A sender is registered at its first send; sends wait for that, in order. A sender that
 //! has been quiet for a while is unregistered.
