@@ -63,7 +63,7 @@ pub(crate) enum Down {
 /// The running time of a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ShardClock {
-    /// The owner's count. With each claim it goes on from the time in the stream.
+    /// The owner's count. With each claim it continues from the time in the stream.
     pub(crate) running: Duration,
     /// The time in the stream: it never goes back.
     pub(crate) durable: Duration,
@@ -99,7 +99,7 @@ pub(crate) enum Request {
     },
     /// End an account.
     Delete(Account),
-    /// Look an account up.
+    /// Look up an account.
     LookUp(UserName),
     /// Return the first names of the shard after a name, in byte order: at most `limit`.
     Names { after: Option<UserName>, limit: u32 },
@@ -107,8 +107,8 @@ pub(crate) enum Request {
     Register(Account),
     /// No connection of this server acts as the account any more. Has no answer.
     Unregister(Account),
-    /// Store a message. The server vouches for the sender: it is registered at the owner of
-    /// that account.
+    /// Store a message. The server vouches for the sender: it is registered at the
+    /// owner of that account.
     Send(Box<Append>),
     /// Start a reception.
     Subscribe { account: Account, takes_over: bool },

@@ -7,7 +7,7 @@
 //!
 //! | file | content |
 //! | --- | --- |
-//! | `entry`, `chain` | messages of a stream, and the rule which of them count |
+//! | `entry`, `chain` | messages of a stream, and the rule that decides which of them count |
 //! | `append` | the one append in flight, until its outcome is known |
 //! | `blocks`, `cold` | live blocks and the entries that hold them; reads outside of the cache |
 //! | `replay`, `candidate` | reading a stream, and claiming the shard |

@@ -47,8 +47,8 @@ struct Config {
 pub(super) async fn check(monitors: &[String]) {
     if monitors.is_empty() {
         tracing::info!(
-            "whether NATS syncs before it acknowledges is only seen with --nats-monitor; each node needs \
-             `sync_interval: always` in its `jetstream` block, or `ok` does not mean on disk"
+            "cannot check whether NATS syncs before it acknowledges: --nats-monitor is not set; each node \
+             needs `sync_interval: always` in its `jetstream` block; otherwise `ok` does not mean that a message is on disk"
         );
     }
     let checks = monitors.iter().map(|monitor| async move {

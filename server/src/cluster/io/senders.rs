@@ -58,7 +58,7 @@ pub(super) struct Held {
     since: Duration,
 }
 
-/// What to do next with the senders.
+/// The next step for the senders.
 #[derive(Debug)]
 pub(super) enum Next {
     /// Register an account.
@@ -129,7 +129,7 @@ impl Senders {
         }
     }
 
-    /// Returns what to do next, if anything.
+    /// Returns the next step, if there is one.
     pub(super) fn next(
         &mut self,
         now: Duration,
