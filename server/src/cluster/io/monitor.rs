@@ -48,7 +48,8 @@ pub(super) async fn check(monitors: &[String]) {
     if monitors.is_empty() {
         tracing::info!(
             "cannot check whether NATS syncs before it acknowledges: --nats-monitor is not set; each node \
-             needs `sync_interval: always` in its `jetstream` block; otherwise `ok` does not mean that a message is on disk"
+             needs `sync_interval: always` in its `jetstream` block, or `ok` does not mean that a message \
+             is on disk"
         );
     }
     let checks = monitors.iter().map(|monitor| async move {
