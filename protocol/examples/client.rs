@@ -122,7 +122,7 @@ fn receive(server: &str, user: &UserName) -> Result<()> {
     })
 }
 
-/// Runs `work` on a connection, and again on another one if that is lost.
+/// Runs `work` on a connection, and again on another one if the first is lost.
 fn reconnecting(server: &str, mut work: impl FnMut(&mut Connection) -> Result<()>) -> Result<()> {
     for _ in 0..ATTEMPTS_MAX {
         match Connection::open(server).and_then(|mut connection| work(&mut connection)) {
