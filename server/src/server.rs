@@ -83,7 +83,7 @@ impl ConnectionLimits {
 
 /// Serves until `shutdown` resolves. Then it stops accepting, has each connection
 /// answer the requests in flight and send `bye`, and returns when all have closed, at
-/// most [`CLOSE_TIMEOUT`] after [`ConnectionLimits::drain_timeout`]. The store stays
+/// most two seconds after [`ConnectionLimits::drain_timeout`]. The store stays
 /// open.
 pub async fn run(
     listener: TcpListener,

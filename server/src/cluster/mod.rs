@@ -1,6 +1,6 @@
 //! The cluster: shards whose logs are replicated streams, each owned by one server.
 //!
-//! Everything outside of [`io`] is a state machine without I/O, clock and randomness: messages,
+//! Everything outside of `io/` is a state machine without I/O, clock and randomness: messages,
 //! answers of the log and times come in as arguments, and actions go out. The
 //! conditional append is the fence and the safety argument; leases, heartbeats and
 //! flows are liveness, or keep servers from repeating commands that others have decided.
