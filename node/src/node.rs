@@ -261,7 +261,7 @@ impl<S: 'static> Node<S> {
 
     /// Returns a call with a body of this type and these fields, which is sent
     /// when it is awaited. It yields the reply as an `R`: a type for its fields,
-    /// `()` for none, or [`Reply`](crate::Reply).
+    /// `()` for none, or [`Reply`].
     ///
     /// ```
     /// # use hark_node::{Error, Node, Retry};

@@ -139,7 +139,7 @@ pub(crate) fn write(
     value.serialize(&mut Serializer::with_formatter(out, Shape::default()))
 }
 
-/// As [`write`]. Returns a reserved name if the value is an object with a field
+/// As [`write()`]. Returns a reserved name if the value is an object with a field
 /// of that name.
 pub(crate) fn write_fields(
     fields: &impl Serialize,
