@@ -57,7 +57,7 @@ pub use shutdown::{Shutdown, ShutdownSignal};
 
 /// The budget for messages on their way to the store, over all connections, in units of
 /// [`UNIT_BYTES`]: 64 MiB.
-const ROOM_UNITS: usize = 64 * 1024;
+const BUDGET_UNITS: usize = 64 * 1024;
 
 /// The size of one unit of the budget, in bytes. Every message takes at least one unit.
 const UNIT_BYTES: usize = 1024;
@@ -115,7 +115,7 @@ pub struct Chat {
     users: UserRateLimiter,
     send_sessions: Arc<SendSessions>,
     /// The budget for messages on their way to the store.
-    room: Arc<Semaphore>,
+    budget: Arc<Semaphore>,
     lists: FairSemaphore,
 }
 
@@ -128,7 +128,7 @@ impl Chat {
             hasher: Hasher::default(),
             login_limiter: LoginLimiter::default(),
             users: UserRateLimiter::new(&rules.rates),
-            room: Arc::new(Semaphore::new(ROOM_UNITS)),
+            budget: Arc::new(Semaphore::new(BUDGET_UNITS)),
             lists: listing::permits(),
             store,
             rules,

@@ -31,7 +31,7 @@ pub(super) enum Done {
     LoggedOut,
     Receiving(Authenticated, Subscription),
     Creating(UserName, Pending<Created>),
-    RoomFor(Box<(Append, OwnedSemaphorePermit)>),
+    Permitted(Box<(Append, OwnedSemaphorePermit)>),
 }
 
 /// The state of the connection at the start of a command.
@@ -126,14 +126,14 @@ impl CommandContext {
     }
 }
 
-/// Waits for room in the budget for messages.
-pub(super) fn wait_for_room(chat: &Chat, append: Append) -> RunningCommand {
-    let (room, units) = (Arc::clone(&chat.room), super::sends::units(&append.text));
+/// Waits for a share of the budget for messages.
+pub(super) fn wait_for_budget(chat: &Chat, append: Append) -> RunningCommand {
+    let (budget, units) = (Arc::clone(&chat.budget), super::sends::units(&append.text));
     Box::pin(async move {
-        let permit = room
+        let permit = budget
             .acquire_many_owned(units)
             .await
             .map_err(|_| Unavailable)?;
-        Ok(Done::RoomFor(Box::new((append, permit))))
+        Ok(Done::Permitted(Box::new((append, permit))))
     })
 }

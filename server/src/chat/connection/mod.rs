@@ -92,7 +92,7 @@ enum PendingReply {
     Created {
         user: UserName,
         created: Pending<Created>,
-        _room: Option<OwnedSemaphorePermit>,
+        _permit: Option<OwnedSemaphorePermit>,
     },
 }
 
@@ -225,7 +225,7 @@ impl ClientConnection {
         self.user.is_none() || self.answers.is_empty()
     }
 
-    /// Sends a message, pipelined. Waits for room in the budget if there is none.
+    /// Sends a message, pipelined. Waits for a share of the budget if none is free.
     fn send(&mut self, id: Option<RequestId>, to: UserName, text: ByteString) {
         let rules = &self.chat.rules;
         let refusal = if rules.require_password && self.user.is_none() {
@@ -244,9 +244,9 @@ impl ClientConnection {
             refusal,
             text,
         };
-        match Arc::clone(&self.chat.room).try_acquire_many_owned(units(&append.text)) {
+        match Arc::clone(&self.chat.budget).try_acquire_many_owned(units(&append.text)) {
             Ok(permit) => self.append(id, append, permit),
-            Err(_) => self.running = Some((id, commands::wait_for_room(&self.chat, append))),
+            Err(_) => self.running = Some((id, commands::wait_for_budget(&self.chat, append))),
         }
     }
 
@@ -263,7 +263,7 @@ impl ClientConnection {
             return self.answer(id, PendingReply::Reply(fault.into()));
         }
         // If the budget is exhausted, the request waits instead.
-        let Ok(room) = Arc::clone(&self.chat.room).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&self.chat.budget).try_acquire_owned() else {
             self.waiting = Some(
                 (
                     id,
@@ -282,7 +282,7 @@ impl ClientConnection {
             PendingReply::Created {
                 user,
                 created,
-                _room: Some(room),
+                _permit: Some(permit),
             },
         );
     }
@@ -525,7 +525,7 @@ impl ClientConnection {
                 );
                 return;
             }
-            Done::RoomFor(send) => {
+            Done::Permitted(send) => {
                 let (append, permit) = *send;
                 return self.append(id, append, permit);
             }
@@ -535,7 +535,7 @@ impl ClientConnection {
                     PendingReply::Created {
                         user,
                         created,
-                        _room: None,
+                        _permit: None,
                     },
                 );
             }

@@ -7,7 +7,7 @@ use hark_protocol::{RequestId, SessionToken};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::chat::send_sessions::OpenSession;
-use crate::chat::{ROOM_UNITS, UNIT_BYTES, now_ms};
+use crate::chat::{BUDGET_UNITS, UNIT_BYTES, now_ms};
 use crate::store::{Append, Burst, Fence, Outcome, Pending, QueuedSend, SendId, Store};
 
 /// The initial capacity of a burst.
@@ -103,5 +103,5 @@ impl ConnectionSends {
 
 /// Returns the units of the budget that a text takes.
 pub(super) fn units(text: &str) -> u32 {
-    u32::try_from((1 + text.len() / UNIT_BYTES).min(ROOM_UNITS)).unwrap_or(u32::MAX)
+    u32::try_from((1 + text.len() / UNIT_BYTES).min(BUDGET_UNITS)).unwrap_or(u32::MAX)
 }

@@ -45,8 +45,8 @@ pub(super) async fn read<S: AsyncRead + AsyncWrite + Unpin>(
 async fn is_preface(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<bool> {
     let mut bytes = [0; PREFACE.len()];
     let mut came = 0;
-    while let Some(room) = bytes.get_mut(came..).filter(|room| !room.is_empty()) {
-        let count = stream.read(room).await?;
+    while let Some(buffer) = bytes.get_mut(came..).filter(|buffer| !buffer.is_empty()) {
+        let count = stream.read(buffer).await?;
         came += count;
         let so_far = bytes.get(..came).unwrap_or_default();
         if count == 0 || !PREFACE.starts_with(so_far) {
@@ -67,15 +67,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Unread<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        room: &mut ReadBuf<'_>,
+        buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.preface.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, room);
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
         }
         let (now, later) = self
             .preface
-            .split_at(self.preface.len().min(room.remaining()));
-        room.put_slice(now);
+            .split_at(self.preface.len().min(buffer.remaining()));
+        buffer.put_slice(now);
         self.preface = later;
         Poll::Ready(Ok(()))
     }

@@ -317,12 +317,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             return Ok(false);
         }
         let read = SCRATCH.with_borrow_mut(|scratch| {
-            let mut room = ReadBuf::new(scratch);
-            let read = Pin::new(&mut self.stream).poll_read(cx, &mut room);
-            self.input.extend_from_slice(room.filled());
+            let mut buffer = ReadBuf::new(scratch);
+            let read = Pin::new(&mut self.stream).poll_read(cx, &mut buffer);
+            self.input.extend_from_slice(buffer.filled());
             // The input may hold a password.
-            room.filled_mut().fill(0);
-            read.map_ok(|()| room.filled().len())
+            buffer.filled_mut().fill(0);
+            read.map_ok(|()| buffer.filled().len())
         });
         match read {
             Poll::Pending => Ok(false),
