@@ -307,7 +307,12 @@ impl<'a> LogRecovery<'a> {
         }
         if frames.has_torn_end() {
             let (path, offset) = (newest.segment.slot.path.display(), frames.offset);
-            tracing::warn!(%path, offset, "the last commit is incomplete and was dropped; nothing in it was acknowledged, unless the disk has damaged it since");
+            tracing::warn!(
+                %path,
+                offset,
+                effect = "none, unless the disk has damaged an acknowledged commit",
+                "incomplete last commit dropped"
+            );
         }
         Ok(placed)
     }
