@@ -389,7 +389,7 @@ fn sync_setting_of_nodes_is_logged() {
         let location = StoreLocation::on(&nats);
         let silent = Harkd::builder().store(location.clone()).start();
         assert!(
-            silent.log().contains("--nats-monitor is not set"),
+            silent.log().contains("durability of NATS not checked"),
             "{}",
             silent.log()
         );
