@@ -221,7 +221,8 @@ impl Member {
         self.sessions.close(session);
     }
 
-    /// Handles the end of a connection. Its changes that are on their way to an owner go on.
+    /// Handles the end of a connection. Its changes that are on their way to an owner
+    /// continue.
     #[cfg(test)]
     pub(crate) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
         self.listings.disconnect(connection);
@@ -327,7 +328,7 @@ impl Member {
 
     /// Handles the consequences of the actions from `before` on: holds back what a
     /// connection must not learn yet, drops the commands of closing connections at every
-    /// link, before the caller closes them, sends the sends that waited for answers, and
+    /// link, before the caller closes them, submits the sends that waited for answers, and
     /// merges the pages of a list.
     fn obey(&mut self, before: usize, now: Now, out: &mut Vec<Action>) {
         let mut answered = Vec::new();

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Shared;
 use super::network::Network;
-use super::operation::{Completion, Operation, Sent};
+use super::operation::{Completion, Input, Sent};
 use super::senders::{self, Senders};
 use super::sessions::Sessions;
 use crate::cluster::member::Member;
@@ -50,8 +50,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Channels {
     /// For subscriptions, which report their end.
-    pub(super) operations: mpsc::WeakUnboundedSender<Operation>,
-    pub(super) received: mpsc::UnboundedReceiver<Operation>,
+    pub(super) operations: mpsc::WeakUnboundedSender<Input>,
+    pub(super) received: mpsc::UnboundedReceiver<Input>,
     pub(super) shared: Arc<Shared>,
     pub(super) epochs: watch::Sender<u64>,
     /// There has been a flow to the owner of each shard. Until then there are no client
@@ -144,14 +144,14 @@ impl Driver {
 
     /// Runs until the store is closed or dropped.
     pub(super) async fn run(mut self) {
-        let mut operations = Vec::new();
+        let mut inputs = Vec::new();
         let mut tick_at = self.begun;
         loop {
             let wake_at = self
                 .acks_since
                 .map_or(tick_at, |since| tick_at.min(since + ACKS_LINGER));
             tokio::select! {
-                count = self.channels.received.recv_many(&mut operations, BATCH_MAX) => {
+                count = self.channels.received.recv_many(&mut inputs, BATCH_MAX) => {
                     if count == 0 {
                         // The store was dropped.
                         return;
@@ -167,9 +167,7 @@ impl Driver {
                 () = sleep_until(wake_at) => {}
             }
             let now = self.now();
-            operations
-                .drain(..)
-                .for_each(|operation| self.operate(operation, now));
+            inputs.drain(..).for_each(|input| self.handle(input, now));
             if Instant::now() >= tick_at {
                 tick_at = Instant::now() + TICK;
                 self.tick(now);

@@ -7,21 +7,30 @@ use hark_protocol::{Code, UserName};
 use tokio::time::Instant;
 
 use super::driver::{Closing, Driver};
-use super::operation::{Completion, Listing, Operation, Reading, Sent};
+use super::operation::{Completion, Input, Listing, Reading, Sent};
 use super::senders::{self, Next};
-use crate::cluster::message::{Answer, Reply, Request, Send};
+use crate::cluster::message::{Answer, Reply, Request};
 use crate::cluster::{ConnectionId, Now, ShardId};
-use crate::store::{Account, Append, Completer, Fence, Outcome, Position, Unavailable};
+use crate::store::{
+    Account, Append, Burst, Fence, Operation, Outcome, Position, QueuedSend, Unavailable,
+};
 
 impl Driver {
-    /// Passes an operation to the state machine. A closing store takes none but ends.
-    pub(super) fn operate(&mut self, operation: Operation, now: Now) {
-        match operation {
-            Operation::Unsubscribe(account, subscription) => {
+    /// Passes an input to the state machine.
+    pub(super) fn handle(&mut self, input: Input, now: Now) {
+        match input {
+            Input::Operation(operation) => self.operate(operation, now),
+            Input::Unsubscribe(account, subscription) => {
                 self.flush_acks_of(self.member.shard_of(&account.name), now);
                 self.member
                     .unsubscribe(&account, of_request(subscription), now);
             }
+        }
+    }
+
+    /// A closing store takes no operation that begins something.
+    fn operate(&mut self, operation: Operation, now: Now) {
+        match operation {
             Operation::CloseSession(token) => {
                 self.sessions.close(&token, now.running);
                 self.member.close_session(&token);
@@ -60,10 +69,10 @@ impl Driver {
             Operation::Names(after, limit, completer) => {
                 self.list(Box::new(Listing::new(after, limit, completer)), now);
             }
-            Operation::Appends(appends) => {
-                appends
+            Operation::Appends(Burst { fence, sends }) => {
+                sends
                     .into_iter()
-                    .for_each(|(append, completer)| self.append(append, completer, now));
+                    .for_each(|send| self.append(send, &fence, now));
             }
             Operation::Subscribe {
                 account,
@@ -95,15 +104,14 @@ impl Driver {
                 self.sessions.on_takeover(&token, on_takeover);
                 self.member.open_session(token, now, &mut self.actions);
             }
-            Operation::Unsubscribe(..) | Operation::CloseSession(_) | Operation::Close(_) => {}
+            Operation::CloseSession(_) | Operation::Close(_) => {}
         }
     }
 
-    fn append(&mut self, mut append: Append, completer: Completer<Outcome>, now: Now) {
-        let mut sent = Sent::new(&append, completer);
-        sent.permit = append.permit.take();
-        let is_closed = append.send_id.is_some() && append.fence.is_closed();
-        if is_closed || append.fence.epoch() < *self.channels.epochs.borrow() {
+    fn append(&mut self, send: QueuedSend, fence: &Fence, now: Now) {
+        let (append, mut sent) = Sent::split(send, fence);
+        let is_closed = append.send_id.is_some() && fence.is_closed();
+        if is_closed || fence.epoch() < *self.channels.epochs.borrow() {
             return sent.fail();
         }
         if let Some(id) = &append.send_id {
@@ -126,32 +134,13 @@ impl Driver {
 
     /// Submits a send, whose sender is registered.
     fn send(&mut self, append: Append, sent: Sent, now: Now) {
-        let Append {
-            to,
-            sender,
-            allow_anonymous,
-            time_ms,
-            text,
-            send_id,
-            refusal,
-            fence,
-            ..
-        } = append;
-        if sent.session().is_some() && fence.is_closed() {
+        if sent.session().is_some() && sent.fence.is_closed() {
             return self.fail(Completion::Sent(sent), now);
         }
-        let shard = self.member.shard_of(&to);
-        let send = Send {
-            to,
-            sender,
-            allow_anonymous,
-            time_ms,
-            text,
-            send_id,
-            refusal,
-        };
-        let (request, completion) = (Request::Send(Box::new(send)), Completion::Sent(sent));
-        self.submit_as(of_fence(&fence), shard, request, completion, now);
+        let connection = of_fence(&sent.fence);
+        let shard = self.member.shard_of(&append.to);
+        let request = Request::Send(Box::new(append));
+        self.submit_as(connection, shard, request, Completion::Sent(sent), now);
     }
 
     /// Continues the sends that wait for the registration of their senders.
@@ -244,10 +233,8 @@ impl Driver {
         completion: Completion,
         now: Now,
     ) {
-        let (connection, shard) = (
-            of_request(self.next_request + 1),
-            self.member.shard_of(name),
-        );
+        let connection = of_request(self.next_request + 1);
+        let shard = self.member.shard_of(name);
         self.submit_as(connection, shard, request, completion, now);
     }
 
@@ -304,7 +291,7 @@ impl Driver {
                     subscription.on_drop(move || {
                         if let Some(operations) = operations.upgrade() {
                             // The driver may have ended.
-                            drop(operations.send(Operation::Unsubscribe(account.clone(), id)));
+                            drop(operations.send(Input::Unsubscribe(account.clone(), id)));
                         }
                     })
                 })));
