@@ -1,5 +1,5 @@
 //! Servers on a cluster, compared with a bare publisher on the same cluster in the same
-//! run: `cargo bench -p hark-bench --bench cluster [-- sends|order|two|refusals|latency|
+//! run: `cargo bench -p hark-bench --bench cluster [-- sends|shards|order|two|refusals|latency|
 //! idle|drain|returning|pause|takeover]`.
 //!
 //! Three nodes, the servers and the clients share one machine, so the ratios are
@@ -65,8 +65,9 @@ fn main() {
         .unwrap();
     runtime.block_on(async {
         let bench = Bench::start().await;
-        let parts: [(&str, AsyncPart<'_>); 8] = [
+        let parts: [(&str, AsyncPart<'_>); 9] = [
             ("sends", Box::pin(bench.sends())),
+            ("shards", Box::pin(bench.shards())),
             ("order", Box::pin(bench.order())),
             ("two", Box::pin(bench.two())),
             ("refusals", Box::pin(bench.refusals())),
@@ -150,6 +151,19 @@ impl Bench {
             compare(("bare", bare), ("hark", hark));
             let micros = time as f64 * 10_000.0 / sent as f64;
             println!("{:>12}: {micros:.1} µs of processor time a message", "nodes");
+        }
+    }
+
+    /// Measures chats with different numbers of shards.
+    async fn shards(&self) {
+        println!("\none server, sends under way to 256 users and to 2000");
+        for shards in [1, 4, 6, 12] {
+            let server = server(&self.nats, &format!("shards{shards}"), shards).start();
+            create_users(server.address(), 2_000).await;
+            let one = &[server.address()];
+            let few = rate(&Load::of(one, 256)).await.0;
+            let many = rate(&Load::of(one, 2_000)).await.0;
+            println!("{shards:>5} shards: {few:>8.0} and {many:>8.0} a second");
         }
     }
 

@@ -81,7 +81,10 @@ impl ClusterStore {
         let (operations, received) = mpsc::unbounded_channel();
         let (epochs, epoch) = watch::channel(0);
         let (storages, storage) = watch::channel(Vec::new());
-        let shard_config = Config::new(config.limits(streams.len()));
+        let shard_config = Config {
+            cache_bytes_max: config.shard_cache_bytes,
+            ..Config::new(config.limits(streams.len()))
+        };
         let (is_ready, ready) = watch::channel(false);
         let channels = driver::Channels {
             operations: operations.downgrade(),

@@ -84,6 +84,8 @@ pub struct ClusterConfig {
     pub replicas: Option<usize>,
     /// The number of shards of a new chat.
     pub shards: u32,
+    /// Maximum bytes of recent messages in memory for each owned shard.
+    pub shard_cache_bytes: u64,
     /// Maximum bytes of a text.
     pub text_bytes_max: usize,
     /// Maximum number of accounts.
