@@ -37,7 +37,8 @@ pub(super) enum Successor {
 impl Handovers {
     /// Returns the shard that is handed over, with the claim that is given up.
     pub(super) fn under_way(&self) -> Option<(ShardId, Claim)> {
-        self.under_way.map(|handover| (handover.shard, handover.claim))
+        self.under_way
+            .map(|handover| (handover.shard, handover.claim))
     }
 
     /// Records the successor of the shard that is handed over.

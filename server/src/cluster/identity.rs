@@ -148,8 +148,7 @@ impl Identities {
     /// Returns the reachable servers with connections that act as an account.
     pub(super) fn servers(&self, account: &Account) -> impl Iterator<Item = ServerId> {
         let registered = self.registered.get(&account.incarnation);
-        let is_open =
-            |server: &ServerId| matches!(self.servers.get(server), Some(Standing::Open));
+        let is_open = |server: &ServerId| matches!(self.servers.get(server), Some(Standing::Open));
         registered.into_iter().flatten().copied().filter(is_open)
     }
 

@@ -51,7 +51,10 @@ enum State {
     Released,
     /// The server stops.
     Left,
-    Opening { id: FlowId, asked_at: Duration },
+    Opening {
+        id: FlowId,
+        asked_at: Duration,
+    },
     Open(Box<Flow>),
 }
 

@@ -41,9 +41,7 @@ pub(super) struct Seat {
 
 #[derive(Debug)]
 enum State {
-    Standby {
-        probe_at: Duration,
-    },
+    Standby { probe_at: Duration },
     Candidate(Box<Candidate>),
     Owner(Box<Owner>),
 }

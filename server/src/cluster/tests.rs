@@ -576,7 +576,10 @@ fn next_owner_waits_for_servers_out_of_reach() {
         servers.run(1.0);
         servers.submit(next, 8, Request::Delete(ann));
         servers.run(12.0);
-        assert!(!servers.deleted(next), "the quiet one may act as the account");
+        assert!(
+            !servers.deleted(next),
+            "the quiet one may act as the account"
+        );
         if returns {
             servers.hosts[quiet].is_paused = false;
             servers.hosts[owner].is_paused = false;

@@ -192,7 +192,10 @@ impl Judge {
             let connection = text.rsplit(':').next().unwrap().parse().unwrap();
             if let Some(undecided) = self.undecided.get(&connection) {
                 let is_late = *undecided.first().unwrap() < id && !undecided.contains(&id);
-                assert!(!is_late, "{text} is stored after {undecided:?} were unavailable");
+                assert!(
+                    !is_late,
+                    "{text} is stored after {undecided:?} were unavailable"
+                );
             }
         }
     }
