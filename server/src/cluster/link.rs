@@ -169,7 +169,7 @@ impl Link {
 
     /// Ends the receptions and identities of a connection that has gone. Its changes
     /// continue.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "maelstrom"))]
     pub(super) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
         self.queue
             .retain(|waiting| !waiting.is_of(connection) || waiting.command.request.is_change());
