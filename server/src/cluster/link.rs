@@ -176,7 +176,7 @@ impl Link {
 
     /// Ends the receptions and identities of a connection that has gone. Its changes
     /// continue.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "maelstrom"))]
     pub(super) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
         self.queue
             .retain(|waiting| !waiting.is_of(connection) || waiting.command.request.is_change());
@@ -737,7 +737,7 @@ impl Waiting {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "maelstrom"))]
     fn is_of(&self, connection: ConnectionId) -> bool {
         matches!(self.origin, Origin::Connection(of, _) if of == connection)
     }

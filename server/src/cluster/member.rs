@@ -223,7 +223,7 @@ impl Member {
 
     /// Handles the end of a connection. Its changes that are on their way to an owner
     /// continue.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "maelstrom"))]
     pub(crate) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
         self.listings.disconnect(connection);
         self.send_order.drop_sends(connection);

@@ -115,7 +115,7 @@ impl SendOrder {
     }
 
     /// Drops the sends of a connection.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "maelstrom"))]
     pub(super) fn drop_sends(&mut self, connection: ConnectionId) {
         self.0.remove(&connection);
     }

@@ -3,19 +3,18 @@
 //! They follow the protocol page, and each changes servers whenever it likes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
-use bytestring::ByteString;
-use hark_protocol::{Code, RequestId, SessionToken, UserName};
+use hark_protocol::{Code, RequestId, SessionToken};
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 
 use super::judge::Judge;
 use super::lister::Lister;
 use crate::cluster::ConnectionId;
+use crate::cluster::host::{Answered, Call, Push};
 use crate::cluster::message::Answer;
-use crate::store::{Account, Created, End, Message, Outcome, PasswordHash, SendId};
+use crate::store::{Account, Created, End, Outcome, PasswordHash, SendId};
 
 /// How long a client waits for an answer before it reconnects.
 pub(super) const PATIENCE: Duration = Duration::from_secs(6);
@@ -26,50 +25,6 @@ const IN_FLIGHT: usize = 4;
 /// The readers, and the account that is deleted and created again.
 pub(super) const READERS: [&str; 3] = ["ann", "bob", "cleo"];
 pub(super) const CHANGING: &str = "xena";
-
-/// A request of a client.
-#[derive(Debug, Clone)]
-pub(super) enum Call {
-    Hello(SessionToken),
-    List {
-        after: Option<UserName>,
-        limit: u32,
-    },
-    LookUp(UserName),
-    Create(UserName),
-    SetPassword {
-        account: Account,
-        old: Option<PasswordHash>,
-        new: PasswordHash,
-    },
-    Delete(Account),
-    Login(Account),
-    Receive(Account),
-    /// Without an id, the sender is the account of the connection.
-    Send {
-        to: UserName,
-        text: ByteString,
-        send_id: Option<SendId>,
-    },
-    Ack(u64),
-}
-
-/// A push of a server to a client.
-#[derive(Debug)]
-pub(super) enum Push {
-    Answer(u64, Answered),
-    Message(Arc<Message>),
-    Ended(End),
-    Closed,
-}
-
-/// The answer to a request.
-#[derive(Debug)]
-pub(super) enum Answered {
-    Unavailable,
-    Subscribed(bool),
-    Answer(Answer),
-}
 
 /// The world as a client sees it, and the calls that it makes.
 pub(super) struct Context<'w> {

@@ -10,7 +10,6 @@
 //! | file | content |
 //! | --- | --- |
 //! | `world` | virtual time, network, order of events |
-//! | `host` | one machine: a server, its clocks and its connections |
 //! | `stream` | the stream of a shard, with its leader |
 //! | `clients` | senders, readers, and clients that create and delete an account |
 //! | `lister` | a client that creates and deletes accounts, and lists names |
@@ -19,7 +18,6 @@
 
 mod clients;
 mod faults;
-mod host;
 mod judge;
 mod lister;
 pub(super) mod stream;

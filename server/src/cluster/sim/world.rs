@@ -8,17 +8,15 @@ use hark_protocol::Code;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use super::clients::{
-    Answered, Changer, Client, Context, Creator, Push, READERS, Reader, Sender, ToHost,
-};
+use super::clients::{Changer, Client, Context, Creator, READERS, Reader, Sender, ToHost};
 use super::faults::{Fault, Scenario};
-use super::host::{Host, Input, Output};
 use super::judge::{Counts, Judge};
 use super::lister::Lister;
 use super::stream::{Outcome, Stream};
 use crate::cluster::blocks::WithRead;
 use crate::cluster::chain::{Chain, Taken};
 use crate::cluster::entry::{Content, Entry, NEWEST_FORMAT};
+use crate::cluster::host::{Answered, Host, Input, Output, Push};
 use crate::cluster::member::Member;
 use crate::cluster::message::{Answer, Message};
 use crate::cluster::replay::StreamReplay;
@@ -234,7 +232,7 @@ impl World {
                 }
                 let is_tick = matches!(*input, Input::Tick);
                 if is_tick {
-                    self.hosts[host].poll_storage(self.low_space);
+                    self.hosts[host].poll_storage(&self.low_space);
                 }
                 self.handle(host, *input);
                 if is_tick {
