@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use hark_protocol::{SessionToken, UserName};
 
+use super::merge::MergedBlocks;
 use super::open::OpenShard;
 use crate::store::{
     Account, Append, Completer, Created, Outcome, PasswordHash, Position, Subscription, Unavailable,
@@ -40,6 +41,8 @@ pub(super) enum ShardCommand {
     },
     OpenSession(SessionToken, Option<IpAddr>, Completer<bool>),
     CloseSession(SessionToken),
+    /// Blocks that replace older ones.
+    Replace(Box<MergedBlocks>),
     /// The log is open again after a failure.
     Recovered(Box<OpenShard>),
     Close(Completer<()>),
@@ -64,7 +67,7 @@ impl ShardCommand {
             }
             Self::Subscribe { completer, .. } => completer.complete(Err(Unavailable)),
             Self::Close(completer) => completer.complete(Err(Unavailable)),
-            Self::CloseSession(_) | Self::Recovered(_) => {}
+            Self::CloseSession(_) | Self::Replace(_) | Self::Recovered(_) => {}
         }
     }
 
