@@ -22,7 +22,7 @@ use crate::store::{Message, Position};
 /// holds a whole payload in memory, and damage loses all of it.
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
 
-/// Initial capacity of a payload.
+/// Initial capacity of a payload, at least.
 const PAYLOAD_BYTES_FIRST: usize = 256;
 
 const MESSAGES: u8 = 0;

@@ -68,7 +68,7 @@ pub(super) struct Committer {
     sent: Vec<Sent>,
     completions: Vec<Completion>,
     /// The permits of the commit's messages. Empty between commits.
-    permits: Vec<OwnedSemaphorePermit>,
+    permits: Vec<Arc<OwnedSemaphorePermit>>,
     /// The merge in this commit. Empty between commits.
     merged: Option<MergedBlocks>,
     /// Commands that were taken and are not decided.
@@ -672,12 +672,13 @@ impl Committer {
     }
 }
 
-/// Adds a permit, merged into the last one if both belong to one semaphore: releasing many
-/// permits at once costs as much as releasing one.
-fn hold(permits: &mut Vec<OwnedSemaphorePermit>, permit: OwnedSemaphorePermit) {
-    match permits.last_mut() {
-        Some(last) if Arc::ptr_eq(last.semaphore(), permit.semaphore()) => last.merge(permit),
-        _ => permits.push(permit),
+/// Adds a permit, unless it is the last one that was added.
+fn hold(permits: &mut Vec<Arc<OwnedSemaphorePermit>>, permit: Arc<OwnedSemaphorePermit>) {
+    if permits
+        .last()
+        .is_none_or(|last| !Arc::ptr_eq(last, &permit))
+    {
+        permits.push(permit);
     }
 }
 

@@ -19,7 +19,7 @@ use bytestring::ByteString;
 use hark_protocol::{Code, RequestId, Sequence, SessionToken, UserName};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-pub use pending::{Completer, Pending};
+pub use pending::{Completer, Pending, PendingBurst};
 pub use subscription::{
     BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, Publisher, Subscription,
 };
@@ -210,8 +210,9 @@ pub struct Append {
     pub refusal: Option<Code>,
     /// The fence of the connection.
     pub fence: Fence,
-    /// The share of the caller's budget, released when the message is decided.
-    pub permit: Option<OwnedSemaphorePermit>,
+    /// The share of the caller's budget, released when all messages that share it are
+    /// decided.
+    pub permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 /// The deduplication id of a send.

@@ -134,7 +134,7 @@ pub(super) fn wait_for_room(chat: &Chat, append: Append) -> Operation {
             .await
             .map_err(|_| Unavailable)?;
         Ok(Done::RoomFor(Box::new(Append {
-            permit: Some(permit),
+            permit: Some(Arc::new(permit)),
             ..append
         })))
     })

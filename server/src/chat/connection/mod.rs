@@ -24,7 +24,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use self::commands::{CommandContext, Done, Operation};
-use self::sends::{ConnectionSends, SendSession, units};
+use self::sends::{ConnectionSends, SendSession};
 use super::accounts::Authenticated;
 use super::inbox_reader::{InboxReader, Received};
 use super::rate_limiter::{RateLimiter, Throttle};
@@ -243,19 +243,14 @@ impl ClientConnection {
             permit: None,
             text,
         };
-        match Arc::clone(&self.chat.room).try_acquire_many_owned(units(&append.text)) {
-            Ok(permit) => self.append(
-                id,
-                Append {
-                    permit: Some(permit),
-                    ..append
-                },
-            ),
-            Err(_) => self.operation = Some((id, commands::wait_for_room(&self.chat, append))),
+        if self.sends.take_room(&self.chat.room, &append.text) {
+            self.append(id, append);
+        } else {
+            self.operation = Some((id, commands::wait_for_room(&self.chat, append)));
         }
     }
 
-    /// Adds a message that has its permit to the burst for the store.
+    /// Adds a message that has its share of the budget to the burst for the store.
     fn append(&mut self, id: Option<RequestId>, append: Append) {
         let to = append.to.clone();
         let outcome = self.sends.push(append);

@@ -2,6 +2,7 @@
 //! the destination of the answer to a request.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use hark_protocol::{SessionToken, UserName};
 use tokio::sync::OwnedSemaphorePermit;
@@ -93,7 +94,7 @@ pub(super) struct Sent {
     /// Its place among the sends of its session.
     pub(super) place: u64,
     /// Released when the send is decided.
-    pub(super) permit: Option<OwnedSemaphorePermit>,
+    pub(super) permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl Sent {
