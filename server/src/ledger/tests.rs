@@ -427,6 +427,30 @@ fn session_is_recorded_with_its_first_send_alone() {
 }
 
 #[test]
+fn alternating_outcomes_write_few_bytes() {
+    let mut driver = Driver::with(Limits {
+        queued_messages_max: u64::MAX,
+        queued_bytes_max: u64::MAX,
+        ..LIMITS
+    });
+    driver.create("bob");
+    driver.check_send(send("s", 1, "bob", "x"), Ok(()));
+    driver.next_frame();
+    for id in 2..=2100 {
+        let (to, expected) = if id % 2 == 0 {
+            ("eve", Err(Code::NoSuchUser))
+        } else {
+            ("bob", Ok(()))
+        };
+        driver.check_send(send("s", id, to, "x"), expected);
+        driver.next_frame();
+        let bytes = driver.frames.last().unwrap().records.len();
+        assert!(bytes < 100, "{bytes} bytes");
+    }
+    driver.check_replay();
+}
+
+#[test]
 fn times_never_decrease_with_the_numbers() {
     let mut driver = Driver::new();
     driver.create("bob");
