@@ -693,7 +693,7 @@ pub(crate) async fn permit_is_released_with_its_outcome(home: &dyn Home) {
     for _ in 0..10 {
         let permit = Some(Arc::clone(&room).acquire_owned().await.unwrap());
         drop(store.append(Append {
-            permit,
+            permit: permit.map(Arc::new),
             ..text("bob", "x")
         }));
     }
