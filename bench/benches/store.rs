@@ -15,9 +15,7 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use hark_protocol::{RequestId, Sequence, SessionToken, UserName};
 use hark_server::shard::{ShardConfig, ShardStore, Sync};
-use hark_server::store::{
-    Account, Append, Created, Fence, Outcome, Position, ReadLimit, SendId, Store,
-};
+use hark_server::store::{Account, Append, Created, Outcome, Position, ReadLimit, SendId, Store};
 
 const TEXT_BYTES: usize = 100;
 const USERS: usize = 100;
@@ -75,14 +73,14 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    if let Some(path) = args.open {
-        return open(&path);
-    }
     let parent = args.folder.clone().unwrap_or_else(std::env::temp_dir);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()?;
+    if let Some(path) = &args.open {
+        return runtime.block_on(open(path));
+    }
     for part in &args.parts {
         let folder = tempfile::tempdir_in(&parent)?;
         let path = folder.path().join("store");
@@ -227,8 +225,6 @@ fn append(to: UserName, send_id: Option<SendId>) -> Append {
         text: ByteString::from("x".repeat(TEXT_BYTES)),
         send_id,
         refusal: None,
-        fence: Fence::default(),
-        permit: None,
     }
 }
 
@@ -390,13 +386,13 @@ fn opened(path: &Path) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
-fn open(path: &Path) -> Result<()> {
+async fn open(path: &Path) -> Result<()> {
     let before = resident_mib()?;
     let started = Instant::now();
     let store = ShardStore::on_disk(path, unbounded(Sync::Os))?;
     let elapsed = started.elapsed();
     println!("opened in {elapsed:.2?}, {} MiB", resident_mib()? - before);
-    futures::executor::block_on(store.close())?;
+    store.close().await?;
     Ok(())
 }
 

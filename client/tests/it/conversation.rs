@@ -10,7 +10,6 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt as _, Sink, SinkExt as _, StreamExt as _, sink};
 use hark_client::dial::Stream;
-use hark_grpc::reply::Replies;
 use hark_grpc::request;
 use hark_grpc::v1::{ChatReply, ChatRequest};
 use hark_protocol::framing::native::ServerCodec;
@@ -106,7 +105,7 @@ impl StreamingService<ChatRequest> for BiDiChat {
             .scan((), |(), request| ready(request.ok().map(request::incoming)));
         let conversation = Conversation {
             requests: requests.boxed(),
-            replies: Box::pin(sink::unfold((replies, Replies::default()), reply)),
+            replies: Box::pin(sink::unfold(replies, reply)),
         };
         let chats = self.chats.clone();
         async move {
@@ -124,14 +123,14 @@ impl StreamingService<ChatRequest> for BiDiChat {
 }
 
 async fn reply(
-    (sender, mut replies): (mpsc::Sender<ChatReply>, Replies),
+    sender: mpsc::Sender<ChatReply>,
     frame: Frame<Reply>,
-) -> io::Result<(mpsc::Sender<ChatReply>, Replies)> {
-    if let Some(reply) = replies.outgoing(frame.id, frame.message) {
+) -> io::Result<mpsc::Sender<ChatReply>> {
+    if let Some(reply) = hark_grpc::reply::outgoing(frame.id, frame.message) {
         sender
             .send(reply)
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
     }
-    Ok((sender, replies))
+    Ok(sender)
 }

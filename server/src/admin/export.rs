@@ -27,8 +27,8 @@ pub(super) fn run(folder: &Path, to: impl Write) -> anyhow::Result<()> {
     }
 }
 
-/// Returns the number of accounts with damage; `None` if standard output was closed,
-/// which is not an error.
+/// Returns the result of an export; `None` if standard output was closed, which is
+/// not an error.
 pub(super) fn unless_reader_has_gone<T>(exported: anyhow::Result<T>) -> anyhow::Result<Option<T>> {
     match exported {
         Ok(exported) => Ok(Some(exported)),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hark_protocol::UserName;
+use hark_protocol::limits::OUTCOMES_REMEMBERED;
 
 use super::block::BlockBuilder;
 use super::dedup::OutcomeRun;
@@ -12,8 +13,8 @@ use super::record::{CLOCK_BYTES, Clock, Record};
 use crate::log::{Block, Frame};
 use crate::store::{Account, AccountEntry, End, Message, Outcome, Position, Publisher};
 
-/// The longest run of outcomes in one record.
-const RUN_LENGTH_MAX: u32 = 1024;
+/// The longest run of outcomes in one record: more are never remembered.
+const RUN_LENGTH_MAX: u32 = OUTCOMES_REMEMBERED as u32;
 
 /// The changes of one frame. One value serves all frames of a shard, to reuse its memory.
 #[derive(Debug, Default)]
@@ -76,7 +77,7 @@ pub(crate) struct Delivery {
 /// The end of a subscription.
 #[derive(Debug)]
 pub(crate) struct SubscriptionEnd {
-    /// The account that it was for.
+    /// The account whose inbox it was for.
     pub(crate) account: Account,
     /// The subscription.
     pub(crate) publisher: Publisher,
@@ -145,7 +146,7 @@ impl Changes {
         self.merged.push(block);
     }
 
-    /// Notes that a block is full.
+    /// Records that a block is full.
     pub(super) const fn note_full(&mut self) {
         self.is_full = true;
     }

@@ -46,7 +46,7 @@ use self::sessions::Sessions;
 use crate::log::{Block, Frame};
 use crate::store::{
     Account, AccountEntry, Append, Created, End, Message, Outcome, PasswordHash, Position,
-    Publisher, Subscription, Unavailable,
+    Publisher, Subscription,
 };
 
 pub(crate) use self::block::{BlockContent, Gap, PAYLOAD_BYTES_MAX, decode, measure, merge};
@@ -113,8 +113,8 @@ impl Ledger {
         }
     }
 
-    /// From now on trusts the named senders: their accounts may be in another shard,
-    /// whose owner has checked them.
+    /// Trusts named senders from now on: their accounts may be in other shards, whose
+    /// owners have checked them.
     #[cfg(feature = "cluster")]
     pub(crate) const fn vouch_for_senders(&mut self) {
         self.are_senders_vouched_for = true;
@@ -240,39 +240,34 @@ impl Ledger {
     /// then on, a repeat would be out of order.
     pub(crate) fn append(
         &mut self,
-        append: &mut Append,
+        mut append: Append,
         context: Context,
         changes: &mut Changes,
-    ) -> Result<Outcome, Unavailable> {
-        if append.fence.is_closed() {
-            return Err(Unavailable);
-        }
+    ) -> Outcome {
         let Some(send) = append.send_id.take() else {
-            return Ok(self.decide(append, context, changes));
+            return self.decide(append, context, changes);
         };
         let (id, now) = (send.id.value(), context.running);
-        Ok(
-            match self.sessions.look_up(&send.session, id, send.from, now) {
-                None => Outcome::Refused(Code::TooMany),
-                Some((_, Known::Decided(outcome))) => outcome,
-                Some((_, Known::Skipped)) if send.in_order => Outcome::Refused(Code::BadRequest),
-                Some((_, Known::Expired)) => Outcome::Refused(Code::BadRequest),
-                Some((slot, Known::New | Known::Skipped)) => {
-                    let outcome = self.decide(append, context, changes);
-                    if outcome != Outcome::Refused(Code::NoSpace) {
-                        for run in self.sessions.take_deferred(slot, id) {
-                            for deferred in run.ids() {
-                                self.remember(slot, deferred, run.outcome, now, changes);
-                            }
+        match self.sessions.look_up(&send.session, id, send.from, now) {
+            None => Outcome::Refused(Code::TooMany),
+            Some((_, Known::Decided(outcome))) => outcome,
+            Some((_, Known::Skipped)) if send.in_order => Outcome::Refused(Code::BadRequest),
+            Some((_, Known::Expired)) => Outcome::Refused(Code::BadRequest),
+            Some((slot, Known::New | Known::Skipped)) => {
+                let outcome = self.decide(append, context, changes);
+                if outcome != Outcome::Refused(Code::NoSpace) {
+                    for run in self.sessions.take_deferred(slot, id) {
+                        for deferred in run.ids() {
+                            self.remember(slot, deferred, run.outcome, now, changes);
                         }
-                        self.remember(slot, id, outcome, now, changes);
-                    } else if send.in_order {
-                        self.sessions.defer(slot, id, outcome);
                     }
-                    outcome
+                    self.remember(slot, id, outcome, now, changes);
+                } else if send.in_order {
+                    self.sessions.defer(slot, id, outcome);
                 }
-            },
-        )
+                outcome
+            }
+        }
     }
 
     fn remember(
@@ -290,15 +285,15 @@ impl Ledger {
         changes.effects.is_awaited = true;
     }
 
-    fn decide(&mut self, append: &mut Append, context: Context, changes: &mut Changes) -> Outcome {
+    fn decide(&mut self, append: Append, context: Context, changes: &mut Changes) -> Outcome {
         self.store(append, context, changes)
             .map_or_else(Outcome::Refused, Outcome::Stored)
     }
 
-    /// Stores a message and takes its text, unless a rule forbids it.
+    /// Stores a message, unless a rule forbids it.
     fn store(
         &mut self,
-        append: &mut Append,
+        append: Append,
         context: Context,
         changes: &mut Changes,
     ) -> Result<Sequence, Code> {
@@ -308,7 +303,6 @@ impl Ledger {
         let is_vouched_for = self.are_senders_vouched_for;
         let sender = append
             .sender
-            .take()
             .filter(|sender| is_vouched_for || self.inboxes.is_alive(sender));
         let inbox = self.inboxes.by_name(&append.to).ok_or(Code::NoSuchUser)?;
         if sender.is_none() && !append.allow_anonymous {
@@ -330,16 +324,13 @@ impl Ledger {
             bytes: inbox.tail.bytes + bytes,
         };
         self.time_ms = self.time_ms.max(append.time_ms);
-        let (sender, text) = (
-            sender.map(|sender| sender.name),
-            std::mem::take(&mut append.text),
-        );
+        let sender = sender.map(|sender| sender.name);
         inbox.push(
             Message {
                 position,
                 sender,
                 time_ms: self.time_ms,
-                text,
+                text: append.text,
             },
             changes,
         );

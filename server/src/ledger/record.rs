@@ -292,15 +292,7 @@ fn put_run(to: &mut Vec<u8>, counter: u64, run: OutcomeRun) {
             to.push(0);
             put_near(to, counter, number);
         }
-        // New codes are added at the end.
-        Outcome::Refused(code) => {
-            to.push(
-                1 + Code::ALL
-                    .iter()
-                    .position(|known| *known == code)
-                    .unwrap_or(0) as u8,
-            );
-        }
+        Outcome::Refused(code) => to.push(1 + code.index()),
     }
 }
 

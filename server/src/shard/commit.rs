@@ -18,7 +18,8 @@ use super::{ShardConfig, SharedShard, Sync};
 use crate::ledger::{Changes, Checkpoint, Context, Ledger, SubscriptionEnd};
 use crate::log::{AppendError, Durability, Frame, Log, Opener, RECORD_BYTES_MAX};
 use crate::store::{
-    Append, Completer, Created, Fence, Outcome, Position, Subscription, Unavailable,
+    Burst, Completer, Created, Fence, Operation, Outcome, Position, QueuedSend, Subscription,
+    Unavailable,
 };
 
 /// Maximum commands in one commit.
@@ -282,18 +283,21 @@ impl Committer {
         let mut text_bytes = 0;
         while self.has_room() {
             match self.backlog.pop_front()? {
-                ShardCommand::Close(completer) => return Some(completer),
-                ShardCommand::Appends(mut appends) => {
+                ShardCommand::Operation(Operation::Close(completer)) => return Some(completer),
+                ShardCommand::Operation(Operation::Appends(Burst { fence, sends })) => {
+                    let mut sends = sends.into_iter();
                     while self.has_room()
-                        && let Some((next, _)) = appends.as_slice().first()
-                        && self.has_room_for_text(text_bytes, next.text.len())
-                        && let Some((append, completer)) = appends.next()
+                        && let Some(next) = sends.as_slice().first()
+                        && self.has_room_for_text(text_bytes, next.append.text.len())
+                        && let Some(send) = sends.next()
                     {
-                        text_bytes += append.text.len();
-                        self.append(append, completer, context);
+                        text_bytes += send.append.text.len();
+                        self.append(send, &fence, context);
                     }
-                    if appends.len() > 0 {
-                        self.backlog.push_front(ShardCommand::Appends(appends));
+                    if sends.len() > 0 {
+                        let sends = sends.collect();
+                        let rest = Operation::Appends(Burst { fence, sends });
+                        self.backlog.push_front(ShardCommand::Operation(rest));
                         return None;
                     }
                 }
@@ -306,10 +310,12 @@ impl Committer {
                     text_bytes += bytes;
                     self.replace(*merged);
                 }
-                command => {
-                    let completion = self.decide(command, context.running);
+                ShardCommand::Operation(operation) => {
+                    let completion = self.decide(operation, context.running);
                     self.completions.extend(completion);
                 }
+                // Sent only while there is no log.
+                ShardCommand::Recovered(_) => {}
             }
         }
         None
@@ -331,16 +337,21 @@ impl Committer {
         RECORD_BYTES_MAX.min((self.segment_bytes / RECORDS_DIVISOR) as usize)
     }
 
-    fn append(&mut self, mut append: Append, completer: Completer<Outcome>, context: Context) {
-        let is_of_session = append.send_id.is_some();
-        let outcome = self.ledger.append(&mut append, context, &mut self.changes);
-        if let Some(permit) = append.permit {
+    fn append(&mut self, send: QueuedSend, fence: &Fence, context: Context) {
+        let fence_of_session = send.append.send_id.is_some().then(|| fence.clone());
+        let outcome = if fence.is_closed() {
+            Err(Unavailable)
+        } else {
+            let outcome = self.ledger.append(send.append, context, &mut self.changes);
+            Ok(outcome)
+        };
+        if let Some(permit) = send.permit {
             hold(&mut self.permits, permit);
         }
         self.sent.push(Sent {
-            completer,
+            completer: send.completer,
             outcome,
-            fence: is_of_session.then_some(append.fence),
+            fence: fence_of_session,
         });
     }
 
@@ -362,13 +373,13 @@ impl Committer {
         self.merged = Some(merged);
     }
 
-    fn decide(&mut self, command: ShardCommand, now: Duration) -> Option<Completion> {
+    fn decide(&mut self, operation: Operation, now: Duration) -> Option<Completion> {
         let (ledger, changes) = (&mut self.ledger, &mut self.changes);
-        Some(match command {
-            ShardCommand::Create(name, password, completer) => {
+        Some(match operation {
+            Operation::Create(name, password, completer) => {
                 Completion::Created(completer, ledger.create(&name, password, changes))
             }
-            ShardCommand::SetPassword {
+            Operation::SetPassword {
                 account,
                 old,
                 new,
@@ -377,10 +388,10 @@ impl Committer {
                 completer,
                 ledger.set_password(&account, old.as_ref(), new, changes),
             ),
-            ShardCommand::Delete(account, completer) => {
+            Operation::Delete(account, completer) => {
                 Completion::Flag(completer, ledger.delete(&account, changes))
             }
-            ShardCommand::Subscribe {
+            Operation::Subscribe {
                 account,
                 takes_over,
                 completer,
@@ -396,19 +407,22 @@ impl Committer {
                     .flatten();
                 Completion::Subscribed(completer, subscription)
             }
-            ShardCommand::OpenSession(token, from, completer) => {
+            Operation::OpenSession(token, from, completer) => {
                 let is_open = ledger.open_session(&token, from, now);
                 Completion::Opened(token, completer, is_open)
             }
-            ShardCommand::CloseSession(token) => {
+            Operation::CloseSession(token) => {
                 ledger.close_session(&token, now);
                 return None;
             }
-            ShardCommand::Appends(_)
-            | ShardCommand::Replace(_)
-            | ShardCommand::Recovered(_)
-            | ShardCommand::Close(_) => {
-                command.refuse();
+            Operation::OnTakeover(..) => return None,
+            Operation::Account(..)
+            | Operation::Names(..)
+            | Operation::Appends(_)
+            | Operation::Read { .. }
+            | Operation::Acknowledge(..)
+            | Operation::Close(_) => {
+                operation.refuse();
                 return None;
             }
         })
@@ -619,8 +633,10 @@ impl Committer {
         let now = self.now();
         while let Some(command) = self.backlog.pop_front() {
             match command {
-                ShardCommand::Close(completer) => return Some(completer),
-                ShardCommand::CloseSession(token) => self.ledger.close_session(&token, now),
+                ShardCommand::Operation(Operation::Close(completer)) => return Some(completer),
+                ShardCommand::Operation(Operation::CloseSession(token)) => {
+                    self.ledger.close_session(&token, now);
+                }
                 ShardCommand::Recovered(opened) => {
                     self.recovery = None;
                     self.recover(*opened);

@@ -33,14 +33,11 @@ pub(crate) mod snapshot;
 mod tests;
 mod watchdog;
 
-use std::net::IpAddr;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-
-use hark_protocol::{SessionToken, UserName};
 
 use self::commit::{Closed, Committer};
 use self::directory::Directory;
@@ -53,10 +50,7 @@ use crate::ledger::Limits;
 use crate::log::Opener;
 use crate::log::disk::{DiskConfig, DiskOpener};
 use crate::log::memory::MemoryOpener;
-use crate::store::{
-    Account, AccountEntry, Append, Completer, Created, Outcome, Page, PasswordHash, Pending,
-    Position, ReadLimit, Store, Subscription,
-};
+use crate::store::{Account, Completer, Operation, Page, Position, ReadLimit, Store};
 use crate::sync::Mutex;
 
 pub use self::open::StartError;
@@ -75,8 +69,8 @@ pub struct ShardConfig {
     pub queued_bytes_max: u64,
     /// The durability that an answer waits for.
     pub sync: Sync,
-    /// A number above all that were ever used. With it, numbers do not depend on the
-    /// clock, and a new store does not wait for the next second.
+    /// A number that is not below any number ever used. If it is set, numbers do not
+    /// depend on the clock, and a new store does not wait for the next second.
     pub numbers_after: Option<u64>,
     /// The size of a file of the log on disk; `None` for the store's current size.
     pub segment_bytes: Option<u64>,
@@ -87,7 +81,7 @@ pub struct ShardConfig {
 pub enum Sync {
     /// Stable storage: data survives a power loss.
     Always,
-    /// The operating system: data survives a crash of the process only.
+    /// The operating system: data survives only a crash of the process.
     Os,
 }
 
@@ -132,7 +126,7 @@ impl Default for ShardConfig {
 
 /// A store of one shard.
 ///
-/// If it is dropped without [`Store::close`], operations in flight end as
+/// If it is dropped without [`Store::close`], operations in flight end with
 /// [`super::store::Unavailable`], and the next start recovers. Dropping it waits for a
 /// commit in flight.
 ///
@@ -224,71 +218,16 @@ impl ShardStore {
         })
     }
 
-    fn ask<T>(&self, command: impl FnOnce(Completer<T>) -> ShardCommand) -> Pending<T> {
-        let (completer, pending) = Pending::new();
-        self.shared.queue.push(command(completer));
-        pending
-    }
-}
-
-impl Store for ShardStore {
-    fn create(&self, name: &UserName, password: Option<PasswordHash>) -> Pending<Created> {
-        self.ask(|completer| ShardCommand::Create(name.clone(), password, completer))
-    }
-
-    fn account(&self, name: &UserName) -> Pending<Option<AccountEntry>> {
-        Pending::ready(self.shared.directory.account(name))
-    }
-
-    fn set_password(
-        &self,
-        account: &Account,
-        old: Option<PasswordHash>,
-        new: PasswordHash,
-    ) -> Pending<bool> {
-        self.ask(|completer| ShardCommand::SetPassword {
-            account: account.clone(),
-            old,
-            new,
-            completer,
-        })
-    }
-
-    fn delete(&self, account: &Account) -> Pending<bool> {
-        self.ask(|completer| ShardCommand::Delete(account.clone(), completer))
-    }
-
-    fn names(&self, after: Option<&UserName>, limit: usize) -> Pending<Vec<UserName>> {
-        Pending::ready(self.shared.directory.names(after, limit))
-    }
-
-    fn append_all(&self, appends: &mut Vec<(Append, Completer<Outcome>)>) {
-        self.shared
-            .queue
-            .push(ShardCommand::Appends(std::mem::take(appends).into_iter()));
-    }
-
-    fn receive(&self, account: &Account) -> Pending<Option<Subscription>> {
-        self.ask(|completer| ShardCommand::Subscribe {
-            account: account.clone(),
-            takes_over: true,
-            completer,
-        })
-    }
-
-    fn receive_if_free(&self, account: &Account) -> Pending<Option<Subscription>> {
-        self.ask(|completer| ShardCommand::Subscribe {
-            account: account.clone(),
-            takes_over: false,
-            completer,
-        })
-    }
-
     /// Reads on a blocking thread of the runtime, or on the calling thread if there is no
     /// runtime.
-    fn read(&self, account: &Account, after: Position, limit: ReadLimit) -> Pending<Page> {
-        let (completer, pending) = Pending::new();
-        let (shared, account) = (Arc::clone(&self.shared), account.clone());
+    fn read_blocking(
+        &self,
+        account: Account,
+        after: Position,
+        limit: ReadLimit,
+        completer: Completer<Page>,
+    ) {
+        let shared = Arc::clone(&self.shared);
         let read = move || {
             let (page, is_scattered) = shared.readers.read(&account, after, limit);
             completer.complete(page);
@@ -301,29 +240,35 @@ impl Store for ShardStore {
             Ok(runtime) => drop(runtime.spawn_blocking(read)),
             Err(_) => read(),
         }
-        pending
     }
+}
 
-    fn acknowledge(&self, account: &Account, position: Position) {
-        self.shared.queue.acknowledge(account, position);
-    }
-
-    fn open_session(&self, session: &SessionToken, from: Option<IpAddr>) -> Pending<bool> {
-        self.ask(|completer| ShardCommand::OpenSession(session.clone(), from, completer))
-    }
-
-    fn close_session(&self, session: &SessionToken) {
-        self.shared
-            .queue
-            .push(ShardCommand::CloseSession(session.clone()));
+impl Store for ShardStore {
+    fn submit(&self, operation: Operation) {
+        match operation {
+            Operation::Account(name, completer) => {
+                completer.complete(self.shared.directory.account(&name));
+            }
+            Operation::Names(after, limit, completer) => {
+                completer.complete(self.shared.directory.names(after.as_ref(), limit));
+            }
+            Operation::Read {
+                account,
+                after,
+                limit,
+                completer,
+            } => self.read_blocking(account, after, limit, completer),
+            Operation::Acknowledge(account, position) => {
+                self.shared.queue.acknowledge(&account, position);
+            }
+            // The chat takes over sessions of one server.
+            Operation::OnTakeover(..) => {}
+            change => self.shared.queue.push(ShardCommand::Operation(change)),
+        }
     }
 
     fn is_available(&self) -> bool {
         self.shared.is_open.load(Ordering::Acquire) && !self.shared.progress.is_slow()
-    }
-
-    fn close(&self) -> Pending<()> {
-        self.ask(ShardCommand::Close)
     }
 }
 

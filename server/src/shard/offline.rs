@@ -127,7 +127,7 @@ impl OfflineStore {
         );
     }
 
-    /// Closes the store in order.
+    /// Closes the store cleanly.
     pub(crate) fn close(self) -> Result<(), LogError> {
         self.opened.log.close()
     }

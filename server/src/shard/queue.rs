@@ -3,78 +3,42 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
-
-use hark_protocol::{SessionToken, UserName};
 
 use super::merge::MergedBlocks;
 use super::open::OpenShard;
-use crate::store::{
-    Account, Append, Completer, Created, Outcome, PasswordHash, Position, Subscription, Unavailable,
-};
+use crate::store::{Account, Operation, Position};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
-/// The linger of acknowledgements before they are committed alone.
+/// How long acknowledgements linger before they are committed on their own.
 const ACKS_LINGER: Duration = Duration::from_millis(20);
-
-/// Undecided appends of one burst of a caller.
-pub(super) type Appends = std::vec::IntoIter<(Append, Completer<Outcome>)>;
 
 /// A command for the commit thread.
 #[derive(Debug)]
 pub(super) enum ShardCommand {
-    /// Appends in this order, with no command between them.
-    Appends(Appends),
-    Create(UserName, Option<PasswordHash>, Completer<Created>),
-    SetPassword {
-        account: Account,
-        old: Option<PasswordHash>,
-        new: PasswordHash,
-        completer: Completer<bool>,
-    },
-    Delete(Account, Completer<bool>),
-    Subscribe {
-        account: Account,
-        takes_over: bool,
-        completer: Completer<Option<Subscription>>,
-    },
-    OpenSession(SessionToken, Option<IpAddr>, Completer<bool>),
-    CloseSession(SessionToken),
+    Operation(Operation),
     /// Blocks that replace older ones.
     Replace(Box<MergedBlocks>),
     /// The log is open again after a failure.
     Recovered(Box<OpenShard>),
-    Close(Completer<()>),
 }
 
 impl ShardCommand {
-    /// Completes the command as unavailable. If it is a send of a session, closes its
-    /// fence against later sends.
+    /// Completes the command as unavailable.
     pub(super) fn refuse(self) {
         match self {
-            Self::Appends(appends) => appends.for_each(|(append, completer)| {
-                if append.send_id.is_some() {
-                    append.fence.close();
-                }
-                completer.complete(Err(Unavailable));
-            }),
-            Self::Create(_, _, completer) => completer.complete(Err(Unavailable)),
-            Self::SetPassword { completer, .. }
-            | Self::Delete(_, completer)
-            | Self::OpenSession(_, _, completer) => {
-                completer.complete(Err(Unavailable));
-            }
-            Self::Subscribe { completer, .. } => completer.complete(Err(Unavailable)),
-            Self::Close(completer) => completer.complete(Err(Unavailable)),
-            Self::CloseSession(_) | Self::Replace(_) | Self::Recovered(_) => {}
+            Self::Operation(operation) => operation.refuse(),
+            Self::Replace(_) | Self::Recovered(_) => {}
         }
     }
 
     /// Returns whether the command stays queued while commits are stalled: it has no
     /// answer.
     const fn is_patient(&self) -> bool {
-        matches!(self, Self::CloseSession(_) | Self::Recovered(_))
+        matches!(
+            self,
+            Self::Operation(Operation::CloseSession(_)) | Self::Recovered(_)
+        )
     }
 }
 
@@ -206,8 +170,8 @@ impl Queue {
         commands.into_iter().for_each(ShardCommand::refuse);
     }
 
-    /// Waits for an event, and takes everything queued. `commands` must be empty and
-    /// lends its memory. Returns `None` if the thread must end.
+    /// Waits for an event, and takes everything queued. `commands` must be empty; its
+    /// memory is reused. Returns `None` if the thread must end.
     pub(super) fn take(&self, wait: Wait, commands: &mut Vec<ShardCommand>) -> Option<Acks> {
         let begun = Instant::now();
         let mut state = self.state.lock();
