@@ -69,7 +69,7 @@ pub(super) struct Committer {
     sent: Vec<Sent>,
     completions: Vec<Completion>,
     /// The permits of the commit's messages. Empty between commits.
-    permits: Vec<Arc<OwnedSemaphorePermit>>,
+    permits: Vec<OwnedSemaphorePermit>,
     /// The merge in this commit. Empty between commits.
     merged: Option<MergedBlocks>,
     /// Commands that were taken and are not decided.
@@ -688,13 +688,12 @@ impl Committer {
     }
 }
 
-/// Adds a permit, unless it is the last one that was added.
-fn hold(permits: &mut Vec<Arc<OwnedSemaphorePermit>>, permit: Arc<OwnedSemaphorePermit>) {
-    if permits
-        .last()
-        .is_none_or(|last| !Arc::ptr_eq(last, &permit))
-    {
-        permits.push(permit);
+/// Adds a permit, merged into the last one if both belong to one semaphore: releasing many
+/// permits at once costs as much as releasing one.
+fn hold(permits: &mut Vec<OwnedSemaphorePermit>, permit: OwnedSemaphorePermit) {
+    match permits.last_mut() {
+        Some(last) if Arc::ptr_eq(last.semaphore(), permit.semaphore()) => last.merge(permit),
+        _ => permits.push(permit),
     }
 }
 

@@ -21,7 +21,7 @@ use hark_protocol::{Code, RequestId, Sequence, SessionToken, UserName};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 pub use operation::{OnTakeover, Operation};
-pub use pending::{Completer, Pending, PendingBurst};
+pub use pending::{Completer, Pending};
 pub use subscription::{
     BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, Publisher, Subscription,
 };
@@ -295,9 +295,8 @@ pub struct Burst {
 pub struct QueuedSend {
     /// The message.
     pub append: Append,
-    /// The share of the caller's budget, released when all sends that share it are
-    /// answered.
-    pub permit: Option<Arc<OwnedSemaphorePermit>>,
+    /// The share of the caller's budget, released when the send is answered.
+    pub permit: Option<OwnedSemaphorePermit>,
     /// Receives its outcome.
     pub completer: Completer<Outcome>,
 }
@@ -310,7 +309,7 @@ impl QueuedSend {
         let send = Self {
             append,
             completer,
-            permit: permit.map(Arc::new),
+            permit,
         };
         (send, outcome)
     }

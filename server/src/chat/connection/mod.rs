@@ -24,7 +24,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use self::commands::{CommandContext, Done, RunningCommand};
-use self::sends::{ConnectionSends, SendSession};
+use self::sends::{ConnectionSends, SendSession, units};
 use super::accounts::Authenticated;
 use super::inbox_reader::{InboxReader, Received};
 use super::rate_limiter::{RateLimiter, Throttle};
@@ -244,21 +244,14 @@ impl ClientConnection {
             refusal,
             text,
         };
-        if self.sends.take_budget(&self.chat.budget, &append.text) {
-            self.append(id, append, None);
-        } else {
-            self.running = Some((id, commands::wait_for_budget(&self.chat, append)));
+        match Arc::clone(&self.chat.budget).try_acquire_many_owned(units(&append.text)) {
+            Ok(permit) => self.append(id, append, permit),
+            Err(_) => self.running = Some((id, commands::wait_for_budget(&self.chat, append))),
         }
     }
 
-    /// Adds a message to the burst for the store. Its share of the budget is `permit`, or
-    /// in that of the burst.
-    fn append(
-        &mut self,
-        id: Option<RequestId>,
-        append: Append,
-        permit: Option<OwnedSemaphorePermit>,
-    ) {
+    /// Adds a message that has its permit to the burst for the store.
+    fn append(&mut self, id: Option<RequestId>, append: Append, permit: OwnedSemaphorePermit) {
         let to = append.to.clone();
         let outcome = self.sends.push(append, permit);
         self.answer(id, PendingReply::Sent { to, outcome });
@@ -534,7 +527,7 @@ impl ClientConnection {
             }
             Done::Permitted(send) => {
                 let (append, permit) = *send;
-                return self.append(id, append, Some(permit));
+                return self.append(id, append, permit);
             }
             Done::Creating(user, created) => {
                 return self.answer(

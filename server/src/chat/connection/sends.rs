@@ -2,22 +2,16 @@
 //! to the store in one call.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use hark_protocol::{RequestId, SessionToken};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::chat::send_sessions::OpenSession;
 use crate::chat::{BUDGET_UNITS, UNIT_BYTES, now_ms};
-use crate::store::{
-    Append, Burst, Fence, Outcome, Pending, PendingBurst, QueuedSend, SendId, Store,
-};
+use crate::store::{Append, Burst, Fence, Outcome, Pending, QueuedSend, SendId, Store};
 
 /// The initial capacity of a burst.
-const BURST_SENDS: u32 = 8;
-
-/// The maximum units of the budget that are taken ahead.
-const STEP_UNITS_MAX: u32 = 16;
+const BURST_SENDS: usize = 8;
 
 /// The sends of a connection.
 #[derive(Default)]
@@ -28,21 +22,8 @@ pub(super) struct ConnectionSends {
     /// Whether a send of the session has an unknown outcome. The client repeats it and all
     /// later ones, whatever their outcome.
     has_unknown_outcome: bool,
-    /// The size of the last burst.
-    last_burst: u32,
     /// The current burst.
-    burst: Option<Box<OpenBurst>>,
-}
-
-/// The sends that are passed to the store in one call.
-#[derive(Default)]
-struct OpenBurst {
-    sends: Vec<QueuedSend>,
-    outcomes: PendingBurst<Outcome>,
-    /// Its share of the budget, without those of sends that have their own.
-    permit: Option<OwnedSemaphorePermit>,
-    /// Units of the share that no send has taken.
-    unused_units: u32,
+    burst: Vec<QueuedSend>,
 }
 
 /// The session of a connection's sends.
@@ -81,68 +62,28 @@ impl ConnectionSends {
     /// Returns the time of the next message, in milliseconds since 1970. A burst has one
     /// time.
     pub(super) fn time_ms(&self) -> u64 {
-        let last = self.burst.as_ref().and_then(|burst| burst.sends.last());
-        last.map_or_else(now_ms, |send| send.append.time_ms)
+        self.burst
+            .last()
+            .map_or_else(now_ms, |send| send.append.time_ms)
     }
 
-    /// Takes a share of the budget for a text of the burst. Returns whether there was
-    /// enough. All threads share the budget: a connection of large bursts takes units for
-    /// several texts at once.
-    pub(super) fn take_budget(&mut self, budget: &Arc<Semaphore>, text: &str) -> bool {
-        let (units, step) = (units(text), self.last_burst.min(STEP_UNITS_MAX));
-        let burst = self.burst.get_or_insert_default();
-        let missing = units.saturating_sub(burst.unused_units);
-        if missing > 0 {
-            let take = |units| Arc::clone(budget).try_acquire_many_owned(units);
-            let Ok(permit) = take(missing.max(step)).or_else(|_| take(missing)) else {
-                return false;
-            };
-            burst.unused_units += permit.num_permits() as u32;
-            match &mut burst.permit {
-                Some(held) => held.merge(permit),
-                None => burst.permit = Some(permit),
-            }
-        }
-        burst.unused_units -= units;
-        true
-    }
-
-    /// Adds a message to the burst. Its share of the budget is `permit`, or in that of the
-    /// burst.
+    /// Adds a message that has its permit to the burst.
     pub(super) fn push(
         &mut self,
         append: Append,
-        permit: Option<OwnedSemaphorePermit>,
+        permit: OwnedSemaphorePermit,
     ) -> Pending<Outcome> {
-        let burst = self.burst.get_or_insert_default();
-        let (completer, outcome) = burst.outcomes.next_outcome();
-        if burst.sends.is_empty() {
-            let size = self.last_burst.max(BURST_SENDS);
-            burst.sends.reserve(size as usize);
+        let (send, outcome) = QueuedSend::new(append, Some(permit));
+        if self.burst.is_empty() {
+            self.burst.reserve(BURST_SENDS);
         }
-        burst.sends.push(QueuedSend {
-            append,
-            permit: permit.map(Arc::new),
-            completer,
-        });
+        self.burst.push(send);
         outcome
     }
 
-    /// Passes the burst of a connection that was accepted in this epoch to the store. Its
-    /// sends share a permit, which is released when all of them are answered.
+    /// Passes the burst of a connection that was accepted in this epoch to the store.
     pub(super) fn flush(&mut self, store: &dyn Store, epoch: u64) {
-        let Some(burst) = self.burst.take() else {
-            return;
-        };
-        let OpenBurst {
-            mut sends, permit, ..
-        } = *burst;
-        self.last_burst = sends.len() as u32;
-        if let Some(permit) = permit.map(Arc::new) {
-            for send in &mut sends {
-                send.permit.get_or_insert_with(|| Arc::clone(&permit));
-            }
-        }
+        let sends = std::mem::take(&mut self.burst);
         if !sends.is_empty() {
             let fence = self.fence.get_or_insert_with(|| Fence::new(epoch)).clone();
             store.append_all(Burst { fence, sends });

@@ -1,8 +1,6 @@
 //! [`Input`]: operations of the chat, on their way to the driver; and [`Completion`]: the
 //! destination of the answer to a request.
 
-use std::sync::Arc;
-
 use hark_protocol::{SessionToken, UserName};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -46,7 +44,7 @@ pub(super) struct Sent {
     /// Its place among the sends of its session.
     pub(super) place: u64,
     /// Released when the send is decided.
-    permit: Option<Arc<OwnedSemaphorePermit>>,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Sent {
