@@ -304,6 +304,7 @@ fn take_frame(rest: &mut Bytes) -> Result<Frame, Malformed> {
     Ok(Frame {
         records,
         blocks: blocks?,
+        merged: Vec::new(),
         checkpoint,
     })
 }
@@ -414,12 +415,12 @@ mod tests {
             Content::Frame(Frame {
                 records: b"records".to_vec(),
                 blocks: vec![block(1), block(9)],
-                checkpoint: None,
+                ..Frame::default()
             }),
             Content::Frame(Frame {
-                records: Vec::new(),
                 blocks: vec![block(5)],
                 checkpoint: Some(part),
+                ..Frame::default()
             }),
             Content::Index(Index {
                 stretches: vec![Stretch {

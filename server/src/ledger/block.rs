@@ -20,9 +20,9 @@ use crate::store::{Message, Position};
 
 /// Size at which a payload takes no more messages, unless it has a single one. A read
 /// holds a whole payload in memory, and damage loses all of it.
-pub(super) const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
+pub(crate) const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
 
-/// Initial capacity of a payload.
+/// Initial capacity of a payload, at least.
 const PAYLOAD_BYTES_FIRST: usize = 256;
 
 const MESSAGES: u8 = 0;
@@ -124,7 +124,6 @@ impl BlockBuilder {
 
 /// Merges consecutive blocks of one inbox, as far as the blocks take more messages. Gaps
 /// stay as they are.
-#[cfg(feature = "cluster")]
 pub(crate) fn merge(blocks: &[Block]) -> Result<Vec<Block>, Malformed> {
     let mut merged = Vec::new();
     let mut builder: Option<BlockBuilder> = None;

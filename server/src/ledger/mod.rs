@@ -43,15 +43,13 @@ use self::inboxes::{Inbox, Inboxes};
 use self::numbers::Numbers;
 use self::record::{AccountRecord, Record};
 use self::sessions::Sessions;
-use crate::log::Frame;
+use crate::log::{Block, Frame};
 use crate::store::{
     Account, AccountEntry, Append, Created, End, Message, Outcome, PasswordHash, Position,
     Publisher, Subscription,
 };
 
-#[cfg(feature = "cluster")]
-pub(crate) use self::block::merge;
-pub(crate) use self::block::{BlockContent, Gap, decode, measure};
+pub(crate) use self::block::{BlockContent, Gap, PAYLOAD_BYTES_MAX, decode, measure, merge};
 pub(crate) use self::bytes::Malformed;
 pub(crate) use self::changes::{AccountChange, Changes, SubscriptionEnd};
 pub(crate) use self::checkpoint::Checkpoint;
@@ -388,6 +386,24 @@ impl Ledger {
             .effects
             .cursors
             .push((account.incarnation, position));
+    }
+
+    /// Replaces blocks of an inbox by merged ones, except those that are acknowledged by
+    /// now. Changes no quota and notifies no subscription.
+    pub(crate) fn replace_blocks(
+        &mut self,
+        account: &Account,
+        merged: impl IntoIterator<Item = Block>,
+        changes: &mut Changes,
+    ) {
+        let Some(inbox) = self.inboxes.get_mut(account) else {
+            return;
+        };
+        for block in merged {
+            if block.last > inbox.cursor.sequence.0 {
+                changes.add_merged(block);
+            }
+        }
     }
 
     /// Adds a connection to a session. Returns whether there is room for the session.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};
 
+use super::merge::MergedBlocks;
 use super::open::OpenShard;
 use crate::store::{Account, Operation, Position};
 use crate::sync::{Condvar, Mutex, MutexGuard};
@@ -16,6 +17,8 @@ const ACKS_LINGER: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(super) enum ShardCommand {
     Operation(Operation),
+    /// Blocks that replace older ones.
+    Replace(Box<MergedBlocks>),
     /// The log is open again after a failure.
     Recovered(Box<OpenShard>),
 }
@@ -25,7 +28,7 @@ impl ShardCommand {
     pub(super) fn refuse(self) {
         match self {
             Self::Operation(operation) => operation.refuse(),
-            Self::Recovered(_) => {}
+            Self::Replace(_) | Self::Recovered(_) => {}
         }
     }
 

@@ -1,0 +1,93 @@
+//! Merging the blocks of scattered inboxes: many messages that were committed one by one
+//! lie in blocks of one message, each of which costs a read. When such an inbox is read,
+//! some of its blocks are replaced by larger ones. The log counts them as copies; no rule
+//! of the ledger knows them.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::ledger::{self, PAYLOAD_BYTES_MAX};
+use crate::log::{Block, Reader};
+use crate::store::Account;
+
+/// The number of blocks of one message that are worth a merge; few in tests, so that
+/// every test of reads has merges.
+const SINGLES_MIN: usize = if cfg!(test) { 6 } else { 1000 };
+/// Maximum bytes of the blocks that are merged at once.
+const MERGE_BYTES: usize = 1 << 20;
+/// A block of this size stays as it is.
+const LARGE_BYTES: usize = PAYLOAD_BYTES_MAX / 2;
+
+/// Merged blocks of an inbox, to be appended. Until they are dropped, no other blocks of
+/// the shard are merged: ranges of merged blocks never overlap in part.
+#[derive(Debug)]
+pub(super) struct MergedBlocks {
+    pub(super) account: Account,
+    pub(super) blocks: Vec<Block>,
+    /// The log that holds the original blocks.
+    pub(super) log: Arc<dyn Reader>,
+    _permit: MergePermit,
+}
+
+/// The right to merge.
+#[derive(Debug)]
+pub(super) struct MergePermit(Arc<AtomicBool>);
+
+impl MergePermit {
+    /// Takes the permit of a shard, unless it is taken.
+    pub(super) fn take(is_taken: &Arc<AtomicBool>) -> Option<Self> {
+        let was_taken = is_taken.swap(true, Ordering::AcqRel);
+        (!was_taken).then(|| Self(Arc::clone(is_taken)))
+    }
+}
+
+impl Drop for MergePermit {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// Returns whether a page shows that an inbox is scattered. `singles` of its blocks have
+/// one message.
+pub(super) const fn is_scattered(singles: usize, messages: usize, is_complete: bool) -> bool {
+    singles >= SINGLES_MIN || (!is_complete && 2 * singles >= messages)
+}
+
+/// Merges blocks of an inbox after a number, if there are enough of one message. Blocks
+/// on the disk.
+pub(super) fn merge(
+    log: Arc<dyn Reader>,
+    account: Account,
+    after: u64,
+    permit: MergePermit,
+) -> Option<MergedBlocks> {
+    let mut found = Vec::new();
+    let (mut singles, mut bytes) = (0, 0);
+    let read = log.read(account.incarnation, after, &mut |block| {
+        let is_single = block.first == block.last;
+        let is_large = block.payload.len() >= LARGE_BYTES;
+        if bytes >= MERGE_BYTES || (is_large && !found.is_empty()) {
+            return ControlFlow::Break(());
+        }
+        bytes += block.payload.len();
+        // Blocks that were merged before are skipped.
+        if !is_large && (is_single || !found.is_empty()) {
+            singles += usize::from(is_single);
+            found.push(block);
+        }
+        ControlFlow::Continue(())
+    });
+    // A damaged block is reported by the read of a page that needs it.
+    drop(read);
+    if singles < SINGLES_MIN {
+        return None;
+    }
+    let blocks = ledger::merge(&found).ok()?;
+    Some(MergedBlocks {
+        account,
+        blocks,
+        log,
+        _permit: permit,
+    })
+}
