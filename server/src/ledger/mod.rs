@@ -49,7 +49,7 @@ use crate::store::{
     Publisher, Subscription,
 };
 
-pub(crate) use self::block::{BlockContent, Gap, PAYLOAD_BYTES_MAX, decode, measure, merge};
+pub(crate) use self::block::{BlockContent, Gap, decode, measure, merge};
 pub(crate) use self::bytes::Malformed;
 pub(crate) use self::changes::{AccountChange, Changes, SubscriptionEnd};
 pub(crate) use self::checkpoint::Checkpoint;

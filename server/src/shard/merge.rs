@@ -7,17 +7,21 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::ledger::{self, PAYLOAD_BYTES_MAX};
+use crate::ledger;
 use crate::log::{Block, Reader};
 use crate::store::Account;
 
 /// The number of blocks of one message that are worth a merge; few in tests, so that
 /// every test of reads has merges.
 const SINGLES_MIN: usize = if cfg!(test) { 6 } else { 1000 };
-/// Maximum bytes of the blocks that are merged at once.
+/// A block of this size stays as it is: it is worth a read of its own.
+const LARGE_BYTES: usize = 1024;
+/// Maximum blocks that are merged at once.
+const MERGE_BLOCKS_MAX: usize = 4096;
+/// Maximum bytes of them: enough for [`SINGLES_MIN`].
 const MERGE_BYTES: usize = 1 << 20;
-/// A block of this size stays as it is.
-const LARGE_BYTES: usize = PAYLOAD_BYTES_MAX / 2;
+/// Pages for fewer messages show nothing about an inbox.
+const PAGE_MESSAGES_MIN: usize = 2;
 
 /// Merged blocks of an inbox, to be appended. Until they are dropped, no other blocks of
 /// the shard are merged: ranges of merged blocks never overlap in part.
@@ -48,10 +52,16 @@ impl Drop for MergePermit {
     }
 }
 
-/// Returns whether a page shows that an inbox is scattered. `singles` of its blocks have
-/// one message.
+/// Returns whether a block is small and has one message.
+pub(super) fn is_small_single(block: &Block) -> bool {
+    block.first == block.last && block.payload.len() < LARGE_BYTES
+}
+
+/// Returns whether a page shows that an inbox is scattered: `singles` of its messages lie
+/// in small blocks of their own.
 pub(super) const fn is_scattered(singles: usize, messages: usize, is_complete: bool) -> bool {
-    singles >= SINGLES_MIN || (!is_complete && 2 * singles >= messages)
+    let is_half = !is_complete && messages >= PAGE_MESSAGES_MIN && 2 * singles >= messages;
+    singles >= SINGLES_MIN || is_half
 }
 
 /// Merges blocks of an inbox after a number, if there are enough of one message. Blocks
@@ -67,7 +77,8 @@ pub(super) fn merge(
     let read = log.read(account.incarnation, after, &mut |block| {
         let is_single = block.first == block.last;
         let is_large = block.payload.len() >= LARGE_BYTES;
-        if bytes >= MERGE_BYTES || (is_large && !found.is_empty()) {
+        let is_full = bytes >= MERGE_BYTES || found.len() >= MERGE_BLOCKS_MAX;
+        if is_full || (is_large && !found.is_empty()) {
             return ControlFlow::Break(());
         }
         bytes += block.payload.len();

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use hark_protocol::Sequence;
 
 use super::cursors::Cursors;
-use super::merge::{MergePermit, MergedBlocks, is_scattered, merge};
+use super::merge::{MergePermit, MergedBlocks, is_scattered, is_small_single, merge};
 use crate::ledger::{self, BlockContent, Malformed};
 use crate::log::{Block, ReadError, Reader};
 use crate::store::{Account, Page, Position, ReadLimit, Unavailable};
@@ -163,7 +163,7 @@ struct Scan {
     page: Page,
     /// Bytes of its texts.
     bytes: usize,
-    /// Blocks of one message.
+    /// Its messages in small blocks of their own.
     singles: usize,
 }
 
@@ -173,7 +173,6 @@ impl Scan {
     }
 
     fn take(&mut self, block: &Block) -> Result<ControlFlow<()>, Malformed> {
-        self.singles += usize::from(block.first == block.last);
         let messages = match ledger::decode(block)? {
             BlockContent::Messages(messages) => messages,
             BlockContent::Gap(gap) => return Ok(self.skip(gap.end)),
@@ -193,6 +192,7 @@ impl Scan {
             let message = stored.message(self.page.messages.last())?;
             self.after = message.position.sequence;
             self.page.messages.push(Arc::new(message));
+            self.singles += usize::from(is_small_single(block));
         }
         Ok(ControlFlow::Continue(()))
     }
