@@ -78,15 +78,14 @@ impl<'a> Load<'a> {
             false => connection,
         };
         let all = (0..pairs).filter(|pair| pair % connections == own);
-        all.map(|pair| format!("{}{pair}", self.recipients)).collect()
+        all.map(|pair| format!("{}{pair}", self.recipients))
+            .collect()
     }
 
     fn is_expected(&self, reply: &Reply) -> bool {
         match reply {
             Reply::Ok(_) => self.recipients == "user",
-            Reply::NotOk(refusal) => {
-                self.recipients != "user" && refusal.code == Code::NoSuchUser
-            }
+            Reply::NotOk(refusal) => self.recipients != "user" && refusal.code == Code::NoSuchUser,
             _ => false,
         }
     }
@@ -101,9 +100,8 @@ pub(super) async fn rate(load: &Load<'_>) -> (f64, u64) {
     }
     let clock = Clock::start();
     let senders = (0..).zip(links);
-    let senders = senders.map(|(n, link)| {
-        keep_sending(link, load.recipients_of(n), *load, clock.clone())
-    });
+    let senders =
+        senders.map(|(n, link)| keep_sending(link, load.recipients_of(n), *load, clock.clone()));
     let sent = join_all(senders).await.into_iter().sum();
     (clock.rate(), sent)
 }

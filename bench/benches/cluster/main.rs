@@ -81,7 +81,9 @@ fn main() {
                 part.await;
             }
         }
-        let Bench { mut nats, servers, .. } = bench;
+        let Bench {
+            mut nats, servers, ..
+        } = bench;
         drop(servers);
         if is_wanted("pause") {
             owners::pauses(&mut nats).await;
@@ -119,7 +121,10 @@ impl Bench {
         let servers = [(); 2].map(|()| server(&nats, "bench", STREAMS).start());
         tokio::time::sleep(SPREAD).await;
         let owned = servers.each_ref().map(owners::owned_shards);
-        println!("shards of the servers: {:?}", owned.map(|owned| owned.len()));
+        println!(
+            "shards of the servers: {:?}",
+            owned.map(|owned| owned.len())
+        );
         Self {
             bare: bare(&nats.url()).await,
             nats,
@@ -150,7 +155,10 @@ impl Bench {
             }
             compare(("bare", bare), ("hark", hark));
             let micros = time as f64 * 10_000.0 / sent as f64;
-            println!("{:>12}: {micros:.1} µs of processor time a message", "nodes");
+            println!(
+                "{:>12}: {micros:.1} µs of processor time a message",
+                "nodes"
+            );
         }
     }
 

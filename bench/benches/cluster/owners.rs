@@ -103,7 +103,11 @@ pub(super) async fn takeover_of_a_million(nats: &Nats) {
         }
     };
     let pause = answered(address, 0, began).await;
-    println!("\ntakeover of a shard with {} queued messages: {:.1} s", MANY_READERS as u64 * u64::from(MANY_QUEUED), pause.as_secs_f64());
+    println!(
+        "\ntakeover of a shard with {} queued messages: {:.1} s",
+        MANY_READERS as u64 * u64::from(MANY_QUEUED),
+        pause.as_secs_f64()
+    );
 }
 
 /// Sends to a user until that is stored. Returns the time since `began`.

@@ -32,7 +32,10 @@ impl Bench {
         let users = (0..IDLE).map(|n| receiving(addresses[n % 2], n));
         let users = join_all(users).await;
         let with = self.load_of_nodes().await;
-        println!("{:>12}: {without:.2} % of a processor without them, {with:.2} % with them", "nodes");
+        println!(
+            "{:>12}: {without:.2} % of a processor without them, {with:.2} % with them",
+            "nodes"
+        );
         drop(users);
     }
 
@@ -48,7 +51,8 @@ impl Bench {
     /// Measures the return of the users of a killed server.
     pub(super) async fn returning(&self) {
         println!("\n{RETURNING} users of a server that is killed");
-        let [mut killed, other] = [(); 2].map(|()| server(&self.nats, "returning", STREAMS).start());
+        let [mut killed, other] =
+            [(); 2].map(|()| server(&self.nats, "returning", STREAMS).start());
         create_users(other.address(), RETURNING).await;
         let address = killed.address();
         let users = join_all((0..RETURNING).map(|n| receiving(address, n))).await;
@@ -57,12 +61,19 @@ impl Bench {
         drop(users);
         let address = other.address();
         let returned = join_all((0..RETURNING).map(|n| async move {
-            (receives(&mut Link::connect(address, None).await, n).await, began.elapsed())
+            (
+                receives(&mut Link::connect(address, None).await, n).await,
+                began.elapsed(),
+            )
         }));
         let returned = returned.await;
         let refused = returned.iter().filter(|(is_ok, _)| !is_ok).count();
         let last = returned.iter().map(|(_, after)| *after).max().unwrap();
-        println!("{:>12}: {:.1} s until the last one, {refused} times unavailable", "back", last.as_secs_f64());
+        println!(
+            "{:>12}: {:.1} s until the last one, {refused} times unavailable",
+            "back",
+            last.as_secs_f64()
+        );
     }
 
     /// Measures many users who fetch their queued messages.
@@ -88,7 +99,10 @@ impl Bench {
         let drained = drained.into_inner();
         assert_eq!(drained, READERS as u64 * u64::from(QUEUED));
         let rate = drained as f64 / seconds;
-        println!("{:>12}: {rate:.0} messages a second, {seconds:.1} s", "drained");
+        println!(
+            "{:>12}: {rate:.0} messages a second, {seconds:.1} s",
+            "drained"
+        );
     }
 }
 

@@ -203,7 +203,8 @@ mod tests {
             matches!(again, Some(LogRequest::Append { id: 3, after: Some(7), bytes }) if bytes == "mine")
         );
         assert!(appender.repeat(Duration::from_millis(1500)).is_none());
-        let repeats = (6..120).filter(|tick| appender.repeat(Duration::from_millis(250 * tick)).is_some());
+        let repeats =
+            (6..120).filter(|tick| appender.repeat(Duration::from_millis(250 * tick)).is_some());
         let repeats: Vec<_> = repeats.map(|tick| tick / 4).collect();
         assert_eq!(repeats[..4], [2, 4, 8, 12]);
     }

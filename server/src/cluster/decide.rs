@@ -127,20 +127,15 @@ impl Owner {
                 return self.identities.unregister(&account, flow.server);
             }
             Request::Acknowledge(account, position) => {
-                return ledger.acknowledge(&account, position, changes);
+                ledger.acknowledge(&account, position, changes);
+                Answer::Flag(true)
             }
         };
         released.events.push((flow, Event::Answer(id, answer)));
     }
 
     /// Deletes an account, or parks the deletion until no connection acts as the account.
-    fn delete(
-        &mut self,
-        flow: FlowId,
-        id: u64,
-        account: Account,
-        released: &mut Released,
-    ) {
+    fn delete(&mut self, flow: FlowId, id: u64, account: Account, released: &mut Released) {
         let is_alive = self.ledger.positions(&account).is_some();
         if is_alive && !self.identities.is_free(&account) {
             for server in self.identities.servers(&account) {

@@ -104,11 +104,13 @@ impl Identities {
 
     /// Removes the servers that cannot act as an account any more.
     pub(super) fn sweep(&mut self, now: Duration) {
+        let linger = match is_planted(Bug::ShortLinger) {
+            true => timing::FLOW_SILENCE,
+            false => timing::IDENTITY_LINGER,
+        };
         let has_lapsed = |standing: &Standing| match standing {
             Standing::Open => false,
-            Standing::Lost { at, .. } | Standing::Former { since: at } => {
-                now >= *at + timing::IDENTITY_LINGER
-            }
+            Standing::Lost { at, .. } | Standing::Former { since: at } => now >= *at + linger,
         };
         let lapsed = self.servers.iter().filter(|(_, of)| has_lapsed(of));
         let lapsed: Vec<_> = lapsed.map(|(server, _)| *server).collect();
@@ -148,8 +150,7 @@ impl Identities {
     /// Returns the reachable servers with connections that act as an account.
     pub(super) fn servers(&self, account: &Account) -> impl Iterator<Item = ServerId> {
         let registered = self.registered.get(&account.incarnation);
-        let is_open =
-            |server: &ServerId| matches!(self.servers.get(server), Some(Standing::Open));
+        let is_open = |server: &ServerId| matches!(self.servers.get(server), Some(Standing::Open));
         registered.into_iter().flatten().copied().filter(is_open)
     }
 

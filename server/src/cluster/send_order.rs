@@ -83,7 +83,9 @@ impl SendOrder {
             return false;
         };
         let waiting = lane.waiting.iter();
-        let waits = waiting.map(|(send, _)| send.request).any(|of| of == request);
+        let waits = waiting
+            .map(|(send, _)| send.request)
+            .any(|of| of == request);
         let is_known = lane.in_flight.remove(&request).is_some() || waits;
         if is_known {
             lane.undecided.push(request);
@@ -190,7 +192,9 @@ mod tests {
 
     /// Submits sends with these ids. Returns the requests that leave at once.
     fn submit(order: &mut SendOrder, ids: &[u32], now: Duration) -> Vec<u64> {
-        let left = ids.iter().filter_map(|id| order.submit(7, send(*id, *id, true), now));
+        let left = ids
+            .iter()
+            .filter_map(|id| order.submit(7, send(*id, *id, true), now));
         left.map(|send| send.request).collect()
     }
 

@@ -1,10 +1,12 @@
 //! [`Scenario`]: the faults of a run, and their times.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
+use super::clients::Habit;
 use super::world::{HOSTS, SHARDS};
 
 /// A fault, or its end.
@@ -60,6 +62,9 @@ pub(super) struct Scenario {
     pub(super) sends: u32,
     /// Entries of a stream at which a snapshot is due.
     pub(super) tail_entries_max: u64,
+    pub(super) changers: [Habit; 3],
+    /// Maximum claims of a shard.
+    pub(super) claims_max: usize,
 }
 
 /// The number of kinds of random scenarios. The seed modulo this selects the kind; the
@@ -86,6 +91,8 @@ impl Scenario {
             calm_at,
             sends: 10,
             tail_entries_max: 12,
+            changers: [Habit::Any; 3],
+            claims_max: usize::MAX,
         };
         match seed % KINDS {
             CLAIM_IN_DOUBT => scenario.add_claim_in_doubt(&mut random),
@@ -131,6 +138,74 @@ impl Scenario {
             calm_at: ends,
             sends: 10,
             tail_entries_max: 12,
+            changers: [Habit::Any; 3],
+            claims_max: usize::MAX,
+        }
+    }
+
+    /// Returns a scenario in which an owner loses the streams and one of two servers, and
+    /// these cannot hear each other: the one claims shards of which the other one does not
+    /// learn, and deletes an account as which the other one acts. Some stand still with
+    /// their clocks for less than the longest silence of a flow.
+    pub(super) fn lapse(seed: u64) -> Self {
+        let mut random = SmallRng::seed_from_u64(seed ^ 0x1a95e);
+        let mut ms = |range: Range<u64>| Duration::from_millis(random.random_range(range));
+        let (begins, lasts, deletes) = (ms(3000..6000), ms(42_000..50_000), ms(0..3000));
+        let pauses = [0, 1].map(|_| (ms(0..26_000), ms(300..7500)));
+        let owner = random.random_range(0..HOSTS);
+        let (acting, next) = ((owner + 1) % HOSTS, (owner + 2) % HOSTS);
+        let mut faults = vec![
+            (begins, Fault::Cut(owner, next)),
+            (begins, Fault::Cut(acting, next)),
+            (begins, Fault::CutLog(owner)),
+            (begins + lasts, Fault::Heal),
+        ];
+        for ((at, lasts), host) in pauses.into_iter().zip([owner, acting]) {
+            if random.random_bool(0.5) {
+                let (stops_clock, at) = (true, begins + at);
+                faults.push((at, Fault::Pause { host, stops_clock }));
+                faults.push((at + lasts, Fault::Resume(host)));
+            }
+        }
+        faults.sort_by_key(|(at, _)| *at);
+        let act = Habit::Act(Some(acting));
+        Self {
+            faults,
+            rest_at: begins + lasts,
+            calm_at: begins + lasts,
+            sends: 10,
+            tail_entries_max: 12,
+            changers: [act, act, Habit::Delete(next, begins + deletes)],
+            claims_max: usize::MAX,
+        }
+    }
+
+    /// Returns a scenario in which servers join under load and loss, and shards are handed
+    /// over to them.
+    pub(super) fn join(seed: u64) -> Self {
+        let mut random = SmallRng::seed_from_u64(seed ^ 0x10_14);
+        let host = random.random_range(0..HOSTS);
+        let other = (host + 1) % HOSTS;
+        let loss = random.random_range(5..100);
+        let mut ms = |range: Range<u64>| Duration::from_millis(random.random_range(range));
+        let starts = ms(1000..2000);
+        let leaves = starts + ms(9000..12_000);
+        let starts_again = leaves + ms(500..1500);
+        let calm_at = starts_again + ms(9000..12_000);
+        Self {
+            faults: vec![
+                (Duration::ZERO, Fault::Crash(host)),
+                (Duration::ZERO, Fault::Loss(loss)),
+                (starts, Fault::Start(host)),
+                (leaves, Fault::Leave(other)),
+                (starts_again, Fault::Start(other)),
+            ],
+            rest_at: calm_at,
+            calm_at,
+            sends: 40,
+            tail_entries_max: 12,
+            changers: [Habit::Act(None); 3],
+            claims_max: 10,
         }
     }
 

@@ -9,7 +9,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::clients::{
-    Answered, Changer, Client, Context, Creator, Push, READERS, Reader, Sender, ToHost,
+    Answered, Changer, Client, Context, Creator, Habit, Push, READERS, Reader, Sender, ToHost,
 };
 use super::faults::{Fault, Scenario};
 use super::host::{Host, Input, Output};
@@ -153,7 +153,13 @@ impl World {
         self.clients
             .extend(READERS.map(|user| Client::Reader(Reader::new(user))));
         self.clients
-            .extend((0..3).map(|n| Client::Changer(Changer::new(n))));
+            .extend((0..).zip(scenario.changers).map(|(n, habit)| {
+                let habit = match habit {
+                    Habit::Delete(host, at) => Habit::Delete(host, begun + at),
+                    other => other,
+                };
+                Client::Changer(Changer::new(n, habit))
+            }));
         self.clients.push(Client::Lister(Lister::default()));
         for client in 1..self.clients.len() {
             let at = self.random_ms(0, 150);
@@ -194,6 +200,7 @@ impl World {
             }
         }
         self.judge.check();
+        self.judge.check_claims(scenario.claims_max);
         self.judge.counts.ended_at = self.now;
         self.judge.counts
     }
