@@ -33,7 +33,7 @@ pub(super) enum Bug {
     FormerServersForgotten,
     /// A server acts as an account for as long as its flow is open.
     NoProof,
-    /// A lost server lapses too early.
+    /// A lost server lapses although its clocks may stand still.
     ShortLinger,
     /// After a release, commands are sent to the next owner although answers are missing.
     MissingAnswersIgnored,

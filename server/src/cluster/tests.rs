@@ -7,7 +7,7 @@ use hark_protocol::{Sequence, SessionToken, UserName};
 
 use super::entry::{Content, Entry, NEWEST_FORMAT};
 use super::member::Member;
-use super::message::{Answer, Down, Message, Reply, Request, Up};
+use super::message::{Answer, Message, Reply, Request, Up};
 use super::owner::Owner;
 use super::seat::Seat;
 use super::sim::stream::{Outcome, Stream};
@@ -37,8 +37,8 @@ struct Servers {
     /// Servers whose requests to the stream take this time, and their requests.
     slow: BTreeMap<usize, Duration>,
     waiting: VecDeque<(Duration, usize, LogRequest)>,
-    /// The releases of flows arrive half a second late.
-    is_released_late: bool,
+    /// Messages of owners to other servers arrive half a second late.
+    are_owners_late: bool,
     late: Vec<(Duration, usize, Message)>,
     /// Reads of single messages are lost.
     are_gets_lost: bool,
@@ -85,7 +85,7 @@ impl Servers {
             deaf: BTreeSet::new(),
             slow: BTreeMap::new(),
             waiting: VecDeque::new(),
-            is_released_late: false,
+            are_owners_late: false,
             late: Vec::new(),
             are_gets_lost: false,
             requests: 0,
@@ -198,8 +198,8 @@ impl Servers {
                 if matches!(message, Message::Up(_, _, Up::Open)) {
                     self.hosts[host].events.push("open".to_owned());
                 }
-                let is_release = matches!(message, Message::Down(_, _, Down::Released(_)));
-                if self.is_released_late && is_release {
+                let is_down = matches!(message, Message::Down(..));
+                if self.are_owners_late && is_down && host != to {
                     let at = self.time + Duration::from_millis(500);
                     self.late.push((at, to, message));
                 } else if !self.cut.contains(&(host, to)) {
@@ -824,7 +824,7 @@ fn heartbeat_before_the_release_changes_nothing() {
     servers.send(other, 7, "ann", "text");
     servers.run(1.0);
     servers.check(other, &[]);
-    servers.is_released_late = true;
+    servers.are_owners_late = true;
     servers.deaf.clear();
     servers.run(6.0);
     assert_eq!(servers.owner(), Some(other));
@@ -833,6 +833,28 @@ fn heartbeat_before_the_release_changes_nothing() {
         matches!(&events[..], [open, sent] if open == "open" && sent.starts_with("7 Sent(Stored")),
         "{events:?}"
     );
+}
+
+#[test]
+fn owner_with_stopped_clocks_renews_no_proof() {
+    let (mut servers, owner) = Servers::owned(2);
+    let other = 1 - owner;
+    let ann = servers.create(other, "ann");
+    servers.submit(other, 6, Request::Register(ann.clone()));
+    // Nothing more is stored, and the other server cannot claim.
+    servers.deaf.insert(owner);
+    servers.slow.insert(other, Duration::from_secs(100_000));
+    let mut registered = Vec::new();
+    for _ in 0..3 {
+        servers.hosts[owner].is_paused = true;
+        servers.run(5.5);
+        servers.hosts[owner].is_paused = false;
+        servers.run(2.5);
+        servers.act(other, |member, now, _| {
+            registered.push(member.is_registered(&ann, now));
+        });
+    }
+    assert_eq!(registered, [true, true, false]);
 }
 
 #[test]

@@ -433,10 +433,21 @@ impl Reader {
 pub(super) enum Habit {
     /// In any way, at any host.
     Any,
-    /// It only sends as the account, at this host or at any one.
-    Act(Option<usize>),
+    /// It only sends as the account, at this host or at any one, until this time.
+    Act(Option<usize>, Duration),
     /// It deletes the account once, at this host from this time on.
     Delete(usize, Duration),
+}
+
+impl Habit {
+    /// Returns the habit in a run that begins at this time.
+    pub(super) fn from(self, begun: Duration) -> Self {
+        match self {
+            Self::Any => self,
+            Self::Act(host, until) => Self::Act(host, begun + until),
+            Self::Delete(host, at) => Self::Delete(host, begun + at),
+        }
+    }
 }
 
 /// A client that creates, looks up, changes and deletes one account, and acts as it.
@@ -482,8 +493,8 @@ impl Changer {
     fn wake(&mut self, context: &mut Context<'_>) {
         let Some(link) = self.link else {
             self.link = Some(match self.habit {
-                Habit::Act(Some(host)) | Habit::Delete(host, _) => context.open_at(host),
-                Habit::Any | Habit::Act(None) => context.open(),
+                Habit::Act(Some(host), _) | Habit::Delete(host, _) => context.open_at(host),
+                Habit::Any | Habit::Act(None, _) => context.open(),
             });
             return;
         };
@@ -496,16 +507,17 @@ impl Changer {
                 context.hang_up(link);
                 self.disconnected();
             }
-            None if context.now >= self.next_at && !context.is_calm => self.ask(link, context),
+            None if context.now >= self.next_at => self.ask(link, context),
             _ => {}
         }
     }
 
-    /// Returns a number below ten, which selects the next request.
+    /// Returns a number below ten, which selects the next request, if there is to be one.
     fn choice(&self, context: &mut Context<'_>) -> Option<u32> {
         match self.habit {
+            Habit::Any if context.is_calm => None,
             Habit::Any => Some(context.random.random_range(0..10)),
-            Habit::Act(_) => Some(4),
+            Habit::Act(_, until) => (context.now < until).then_some(4),
             Habit::Delete(_, at) => (context.now >= at && !self.has_deleted).then_some(3),
         }
     }

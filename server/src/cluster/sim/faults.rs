@@ -24,6 +24,8 @@ pub(super) enum Fault {
     Start(usize),
     /// Two hosts cannot communicate.
     Cut(usize, usize),
+    /// Messages of the first host do not reach the second one.
+    Mute(usize, usize),
     /// A host and the streams cannot communicate.
     CutLog(usize),
     /// All connections are restored.
@@ -63,6 +65,8 @@ pub(super) struct Scenario {
     /// Entries of a stream at which a snapshot is due.
     pub(super) tail_entries_max: u64,
     pub(super) changers: [Habit; 3],
+    /// Hosts are meant by their roles: see [`Self::cast`].
+    pub(super) has_roles: bool,
     /// Maximum claims of a shard.
     pub(super) claims_max: usize,
 }
@@ -92,6 +96,7 @@ impl Scenario {
             sends: 10,
             tail_entries_max: 12,
             changers: [Habit::Any; 3],
+            has_roles: false,
             claims_max: usize::MAX,
         };
         match seed % KINDS {
@@ -139,24 +144,24 @@ impl Scenario {
             sends: 10,
             tail_entries_max: 12,
             changers: [Habit::Any; 3],
+            has_roles: false,
             claims_max: usize::MAX,
         }
     }
 
-    /// Returns a scenario in which an owner loses the streams and one of two servers, and
-    /// these cannot hear each other: the one claims shards of which the other one does not
-    /// learn, and deletes an account as which the other one acts. Some stand still with
-    /// their clocks for less than the longest silence of a flow.
+    /// Returns a scenario in which an owner loses the streams and the connection to the next
+    /// one, of which a third server hears nothing: the next one deletes an account, as which
+    /// that one acts. Some stand still with their clocks for less than the longest silence
+    /// of a flow.
     pub(super) fn lapse(seed: u64) -> Self {
         let mut random = SmallRng::seed_from_u64(seed ^ 0x1a95e);
         let mut ms = |range: Range<u64>| Duration::from_millis(random.random_range(range));
-        let (begins, lasts, deletes) = (ms(3000..6000), ms(42_000..50_000), ms(0..3000));
+        let (begins, lasts, deletes) = (ms(4000..6000), ms(42_000..50_000), ms(0..3000));
         let pauses = [0, 1].map(|_| (ms(0..26_000), ms(300..7500)));
-        let owner = random.random_range(0..HOSTS);
-        let (acting, next) = ((owner + 1) % HOSTS, (owner + 2) % HOSTS);
+        let [owner, acting, next] = [0, 1, 2];
         let mut faults = vec![
             (begins, Fault::Cut(owner, next)),
-            (begins, Fault::Cut(acting, next)),
+            (begins, Fault::Mute(next, acting)),
             (begins, Fault::CutLog(owner)),
             (begins + lasts, Fault::Heal),
         ];
@@ -168,15 +173,37 @@ impl Scenario {
             }
         }
         faults.sort_by_key(|(at, _)| *at);
-        let act = Habit::Act(Some(acting));
+        let act = Habit::Act(Some(acting), begins + lasts);
         Self {
             faults,
-            rest_at: begins + lasts,
+            rest_at: begins - Duration::from_secs(1),
             calm_at: begins + lasts,
-            sends: 10,
+            sends: 3,
             tail_entries_max: 12,
             changers: [act, act, Habit::Delete(next, begins + deletes)],
+            has_roles: true,
             claims_max: usize::MAX,
+        }
+    }
+
+    /// Gives each role, by its index, to a host.
+    pub(super) fn cast(&mut self, hosts: [usize; HOSTS]) {
+        for (_, fault) in &mut self.faults {
+            match fault {
+                Fault::Pause { host, .. } | Fault::Resume(host) | Fault::CutLog(host) => {
+                    *host = hosts[*host];
+                }
+                Fault::Cut(one, two) | Fault::Mute(one, two) => {
+                    (*one, *two) = (hosts[*one], hosts[*two]);
+                }
+                Fault::Heal => {}
+                other => unreachable!("{other:?} has no role"),
+            }
+        }
+        for habit in &mut self.changers {
+            if let Habit::Act(Some(host), _) | Habit::Delete(host, _) = habit {
+                *host = hosts[*host];
+            }
         }
     }
 
@@ -204,7 +231,8 @@ impl Scenario {
             calm_at,
             sends: 40,
             tail_entries_max: 12,
-            changers: [Habit::Act(None); 3],
+            changers: [Habit::Act(None, calm_at); 3],
+            has_roles: false,
             claims_max: 10,
         }
     }
