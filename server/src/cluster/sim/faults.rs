@@ -241,8 +241,13 @@ impl Scenario {
     fn add_deaf_owner(&mut self, random: &mut SmallRng) {
         let [begins, lasts] =
             [1000..2000, 8000..14_000].map(|ms| Duration::from_millis(random.random_range(ms)));
-        self.faults
-            .push((begins, Fault::Deaf(random.random_range(0..HOSTS))));
+        let host = random.random_range(0..HOSTS);
+        self.faults.push((begins, Fault::Deaf(host)));
+        // Without its heartbeats, the others do not wait for its append.
+        for step in 1..HOSTS {
+            self.faults
+                .push((begins, Fault::Cut(host, (host + step) % HOSTS)));
+        }
         self.faults.push((begins + lasts, Fault::HearStreams));
         let heals = begins + lasts + Duration::from_millis(random.random_range(0..2000));
         self.faults.push((heals, Fault::Heal));
