@@ -74,7 +74,7 @@ pub(super) struct Scenario {
 /// The number of kinds of random scenarios. The seed modulo this selects the kind; the
 /// kinds without a name add no special fault.
 pub(super) const KINDS: u64 = 8;
-pub(super) const CUT_SERVER: u64 = 1;
+const CUT_SERVER: u64 = 1;
 pub(super) const DEAF_OWNER: u64 = 3;
 pub(super) const LOSSY_END: u64 = 5;
 pub(super) const CLAIM_IN_DOUBT: u64 = 7;

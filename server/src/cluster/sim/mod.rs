@@ -29,7 +29,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
 
-use self::faults::{CLAIM_IN_DOUBT, CUT_SERVER, DEAF_OWNER, LOSSY_END, Scenario};
+use self::faults::{CLAIM_IN_DOUBT, DEAF_OWNER, LOSSY_END, Scenario};
 use self::judge::Counts;
 use self::world::World;
 use super::bugs::{Bug, fails_with};
@@ -228,7 +228,7 @@ fn lost_announcement_of_a_session_is_found() {
 
 #[test]
 fn forgotten_servers_of_a_former_owner_are_found() {
-    check_finds(Bug::FormerServersForgotten, Scenario::of_kind(CUT_SERVER));
+    check_finds(Bug::FormerServersForgotten, Scenario::lapse);
 }
 
 #[test]
