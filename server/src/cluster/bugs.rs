@@ -33,7 +33,7 @@ pub(super) enum Bug {
     FormerServersForgotten,
     /// A server acts as an account for as long as its flow is open.
     NoProof,
-    /// A lost server lapses although its clocks may stand still.
+    /// A lost server lapses before its last proof has expired.
     ShortLinger,
     /// After a release, commands are sent to the next owner although answers are missing.
     MissingAnswersIgnored,

@@ -105,7 +105,7 @@ impl Identities {
     /// Removes the servers that cannot act as an account any more.
     pub(super) fn sweep(&mut self, now: Duration) {
         let linger = match is_planted(Bug::ShortLinger) {
-            true => timing::IDENTITY_LINGER.saturating_sub(timing::FLOW_SILENCE),
+            true => timing::IDENTITY_PROOF.saturating_sub(timing::FLOW_SILENCE),
             false => timing::IDENTITY_LINGER,
         };
         let has_lapsed = |standing: &Standing| match standing {
