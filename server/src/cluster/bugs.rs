@@ -31,6 +31,12 @@ pub(super) enum Bug {
     DeleteBeforeConfirmed,
     /// An owner does not wait for the servers that may be registered with the former one.
     FormerServersForgotten,
+    /// A server acts as an account for as long as its flow is open.
+    NoProof,
+    /// A lost server lapses before its last proof has expired.
+    ShortLinger,
+    /// After a release, commands are sent to the next owner although answers are missing.
+    MissingAnswersIgnored,
     /// A merged page of names extends beyond the incomplete page of a shard.
     ListPastIncomplete,
     /// The client learns of an undecided send while later ones are in flight.

@@ -127,7 +127,8 @@ impl Owner {
                 return self.identities.unregister(&account, flow.server);
             }
             Request::Acknowledge(account, position) => {
-                return ledger.acknowledge(&account, position, changes);
+                ledger.acknowledge(&account, position, changes);
+                Answer::Flag(true)
             }
         };
         released.events.push((flow, Event::Answer(id, answer)));

@@ -30,7 +30,7 @@ const HEAD_BYTES: usize = 2 + 7 * 8;
 const CHECKSUM_BYTES: usize = 8;
 
 /// Maximum servers that an entry names.
-pub(super) const SERVERS_MAX: usize = 1024;
+pub(super) const SERVERS_MAX: usize = 256;
 
 mod kind {
     pub(super) const CLAIM: u8 = 0;

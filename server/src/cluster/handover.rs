@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::entry::Claim;
-use super::{ShardId, timing};
+use super::{ServerId, ShardId, timing};
 
 /// The hand-overs of a server.
 #[derive(Debug, Default)]
@@ -20,18 +20,9 @@ pub(super) struct Handovers {
 struct Handover {
     shard: ShardId,
     claim: Claim,
+    /// The preferred server.
+    to: ServerId,
     since: Duration,
-}
-
-/// The state of a shard after its release, as far as this server knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Successor {
-    /// There is none yet.
-    Unknown,
-    /// Another server, to which there is a flow.
-    Other,
-    /// This server again.
-    Same,
 }
 
 impl Handovers {
@@ -41,20 +32,20 @@ impl Handovers {
             .map(|handover| (handover.shard, handover.claim))
     }
 
-    /// Records the successor of the shard that is handed over.
-    pub(super) fn handle(&mut self, successor: Successor, now: Duration) {
-        let Some(Handover { since, .. }) = self.under_way else {
+    /// Records the next owner of the shard that is handed over, if it is known.
+    pub(super) fn handle(&mut self, owner: Option<ServerId>, now: Duration) {
+        let Some(Handover { to, since, .. }) = self.under_way else {
             return;
         };
         let is_late = now.saturating_sub(since) >= timing::HANDOVER_TIMEOUT;
-        self.pause = match successor {
-            Successor::Other => timing::HANDOVER_PAUSE,
+        self.pause = match owner {
+            Some(owner) if owner == to => timing::HANDOVER_PAUSE,
             // The preferred server did not take it.
-            Successor::Same => {
+            Some(_) => {
                 (2 * self.pause).clamp(2 * timing::HANDOVER_PAUSE, timing::HANDOVER_PAUSE_MAX)
             }
-            Successor::Unknown if is_late => timing::HANDOVER_PAUSE_MAX,
-            Successor::Unknown => return,
+            None if is_late => timing::HANDOVER_PAUSE_MAX,
+            None => return,
         };
         (self.under_way, self.not_before) = (None, now + self.pause);
     }
@@ -64,11 +55,17 @@ impl Handovers {
         self.under_way.is_none() && now >= self.not_before
     }
 
-    /// Records the beginning of a hand-over.
-    pub(super) const fn begin(&mut self, shard: ShardId, claim: Claim, now: Duration) {
+    /// Records the beginning of a hand-over to a preferred server.
+    pub(super) const fn begin(
+        &mut self,
+        (shard, claim): (ShardId, Claim),
+        to: ServerId,
+        now: Duration,
+    ) {
         self.under_way = Some(Handover {
             shard,
             claim,
+            to,
             since: now,
         });
     }
@@ -76,35 +73,29 @@ impl Handovers {
 
 #[cfg(test)]
 mod tests {
-    use super::super::ServerId;
     use super::super::entry::ClaimId;
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn shard_that_comes_back_doubles_the_pause() {
+    fn shard_that_is_not_taken_doubles_the_pause() {
+        let [own, preferred, other] = [1, 2, 3].map(ServerId);
         let claim = Claim {
             sequence: 1,
             id: ClaimId {
-                server: ServerId(1),
+                server: own,
                 number: 1,
             },
         };
         let (mut handovers, mut now, mut pauses) = (Handovers::default(), SECOND, Vec::new());
-        for successor in [
-            Successor::Same,
-            Successor::Same,
-            Successor::Same,
-            Successor::Other,
-            Successor::Same,
-        ] {
+        for owner in [own, other, own, preferred, other] {
             assert!(handovers.is_due(now));
-            handovers.begin(3, claim, now);
+            handovers.begin((3, claim), preferred, now);
             assert!(!handovers.is_due(now + 100 * SECOND));
-            handovers.handle(Successor::Unknown, now + SECOND);
+            handovers.handle(None, now + SECOND);
             assert_eq!(handovers.under_way(), Some((3, claim)));
-            handovers.handle(successor, now + SECOND);
+            handovers.handle(Some(owner), now + SECOND);
             now += SECOND;
             let begun = now;
             while !handovers.is_due(now) {

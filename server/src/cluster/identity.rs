@@ -104,11 +104,13 @@ impl Identities {
 
     /// Removes the servers that cannot act as an account any more.
     pub(super) fn sweep(&mut self, now: Duration) {
+        let linger = match is_planted(Bug::ShortLinger) {
+            true => timing::IDENTITY_PROOF.saturating_sub(timing::FLOW_SILENCE),
+            false => timing::IDENTITY_LINGER,
+        };
         let has_lapsed = |standing: &Standing| match standing {
             Standing::Open => false,
-            Standing::Lost { at, .. } | Standing::Former { since: at } => {
-                now >= *at + timing::IDENTITY_LINGER
-            }
+            Standing::Lost { at, .. } | Standing::Former { since: at } => now >= *at + linger,
         };
         let lapsed = self.servers.iter().filter(|(_, of)| has_lapsed(of));
         let lapsed: Vec<_> = lapsed.map(|(server, _)| *server).collect();

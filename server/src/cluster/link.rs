@@ -28,10 +28,16 @@ pub(super) struct Link {
     config: Config,
     /// The newest claim known to this server.
     claim: Option<Claim>,
+    /// The time at which this server heard of it.
+    claim_heard_at: Duration,
+    /// The last claim whose owner has announced that it has released the shard.
+    released: Option<Claim>,
     flow: State,
     flows: u64,
     /// The claim and the clock of the shard at the last packet of a flow.
     heard: Option<(Claim, ShardClock)>,
+    /// The time at which the owner of the flow was certainly the owner.
+    proven: Duration,
     /// Commands that are not sent yet.
     queue: VecDeque<Waiting>,
     /// Unanswered commands, by id.
@@ -106,9 +112,12 @@ impl Link {
             server,
             config,
             claim: None,
+            claim_heard_at: Duration::ZERO,
+            released: None,
             flow: State::Closed,
             flows: 0,
             heard: None,
+            proven: Duration::ZERO,
             queue: VecDeque::new(),
             sent: BTreeMap::new(),
             receptions: BTreeMap::new(),
@@ -132,16 +141,19 @@ impl Link {
         {
             reception.acknowledged = reception.acknowledged.max_by_sequence(*position);
         }
-        let origin = match content.has_answer() {
-            true => Origin::Connection(connection, request),
-            false => Origin::Nowhere,
+        let origin = match content {
+            Request::Acknowledge(..) => Origin::Nowhere,
+            _ => Origin::Connection(connection, request),
         };
         self.push(origin, content, now);
     }
 
-    /// Returns whether the flow to the owner is open.
-    pub(super) fn is_open(&self, now: Now) -> bool {
-        matches!(&self.flow, State::Open(flow) if !flow.is_silent(now.running))
+    /// Returns the owner to which a flow is open.
+    pub(super) fn owner(&self, now: Now) -> Option<ServerId> {
+        match &self.flow {
+            State::Open(flow) if !flow.is_silent(now.running) => Some(flow.id().claim.id.server),
+            _ => None,
+        }
     }
 
     /// Ends the reception of an inbox if it belongs to this connection.
@@ -218,21 +230,12 @@ impl Link {
 
     /// Returns whether connections may currently act as an account.
     pub(super) fn is_registered(&self, account: &Account, now: Now) -> bool {
-        let State::Open(flow) = &self.flow else {
-            return false;
-        };
         let identity = self.identities.get(&account.incarnation);
-        identity.is_some_and(|identity| identity.flow == self.flows)
-            && self.proof_age(flow, now) < timing::IDENTITY_PROOF
-    }
-
-    /// Returns the time since an append of the owner that was stored later on: at that time
-    /// there was no later owner.
-    fn proof_age(&self, flow: &Flow, now: Now) -> Duration {
-        let clock = self.heard.map_or(Duration::MAX, |(_, clock)| {
-            clock.running.saturating_sub(clock.durable)
-        });
-        clock.saturating_add(flow.silence(now.running))
+        let is_proven = now.running.saturating_sub(self.proven) < timing::IDENTITY_PROOF
+            || is_planted(Bug::NoProof);
+        matches!(self.flow, State::Open(_))
+            && identity.is_some_and(|identity| identity.flow == self.flows)
+            && is_proven
     }
 
     /// Drops the unsent commands of a connection, because an earlier one is unavailable.
@@ -261,9 +264,24 @@ impl Link {
         if matches!(self.flow, State::Left) || !self.claim.is_none_or(is_newer) {
             return;
         }
-        self.end_flow(out);
-        self.claim = Some(claim);
-        self.open(now, out);
+        let was_superseded = self.is_superseded();
+        (self.claim, self.claim_heard_at) = (Some(claim), now.running);
+        // The last packets of an owner that has released the shard may be on their way.
+        let is_released =
+            matches!(&self.flow, State::Open(flow) if self.released == Some(flow.id().claim));
+        if was_superseded || !is_released {
+            self.reopen(now, out);
+        }
+    }
+
+    /// Handles the announcement of an owner that it has released the shard.
+    pub(super) const fn handle_released(&mut self, claim: Claim) {
+        self.released = Some(claim);
+    }
+
+    /// Returns whether the open flow leads to a former owner.
+    fn is_superseded(&self) -> bool {
+        matches!(&self.flow, State::Open(flow) if Some(flow.id().claim) != self.claim)
     }
 
     /// Handles a message of a flow.
@@ -272,12 +290,13 @@ impl Link {
             (State::Opening { id: opening, .. }, Down::Opened(clock)) if *opening == id => {
                 self.opened(id, clock, now, out);
             }
-            (State::Open(flow), Down::Packet(packet, clock)) if flow.id() == id => {
+            (State::Open(flow), Down::Packet(packet, clock, proven)) if flow.id() == id => {
                 let bytes = packet.bytes;
                 match flow.take(packet, now.running) {
                     Ok(events) => {
                         flow.processed(bytes);
                         self.heard = Some((id.claim, clock));
+                        self.proven = proven;
                         events
                             .into_iter()
                             .for_each(|event| self.handle_event(event, now, out));
@@ -291,8 +310,8 @@ impl Link {
             }
             (State::Open(flow), Down::End) if flow.id() == id => self.reopen(now, out),
             (State::Open(flow), Down::Released(sent)) if flow.id() == id => {
-                match flow.taken() == sent {
-                    true => self.release(),
+                match flow.taken() == sent || is_planted(Bug::MissingAnswersIgnored) {
+                    true => self.release(now, out),
                     false => self.reopen(now, out),
                 }
             }
@@ -304,10 +323,14 @@ impl Link {
     pub(super) fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
         let is_late =
             |waiting: &Waiting| now.running.saturating_sub(waiting.since) >= waiting.deadline();
+        let is_superseded = self.is_superseded()
+            && now.running.saturating_sub(self.claim_heard_at) >= timing::OPEN_RETRY;
         let is_ended = match &mut self.flow {
+            State::Open(_) if is_superseded => true,
             State::Open(flow) => {
                 if let Some(packet) = flow.heartbeat(now.running) {
-                    let message = Message::Up(self.shard, flow.id(), Up::Packet(packet));
+                    let up = Up::Packet(packet, now.running);
+                    let message = Message::Up(self.shard, flow.id(), up);
                     out.push(Action::Send(flow.id().claim.id.server, message));
                 }
                 flow.is_silent(now.running) || self.sent.values().any(is_late)
@@ -619,9 +642,13 @@ impl Link {
 
     /// Handles the release of the shard by its owner: it has decided none of the unanswered
     /// commands.
-    fn release(&mut self) {
+    fn release(&mut self, now: Now, out: &mut Vec<Action>) {
+        let is_superseded = self.is_superseded();
         self.flow = State::Released;
         self.prepare_next_flow();
+        if is_superseded {
+            self.open(now, out);
+        }
     }
 
     /// Ends the flow for good, because the server stops.
@@ -641,7 +668,14 @@ impl Link {
             .retain(|waiting| !matches!(waiting.command.request, Request::Unregister(_)));
         self.unregistered.clear();
         let again = std::mem::take(&mut self.sent).into_values();
-        let again = again.filter(|waiting| matches!(waiting.origin, Origin::Connection(..)));
+        let again = again.filter(
+            |Waiting {
+                 origin, command, ..
+             }| {
+                matches!(origin, Origin::Connection(..))
+                    || matches!(command.request, Request::Acknowledge(..))
+            },
+        );
         again
             .rev()
             .for_each(|waiting| self.queue.push_front(waiting));
@@ -705,6 +739,9 @@ impl Link {
 
     /// Sends waiting commands, as far as there is credit.
     pub(super) fn flush(&mut self, now: Now, out: &mut Vec<Action>) {
+        if self.is_superseded() {
+            return;
+        }
         let State::Open(flow) = &mut self.flow else {
             return;
         };
@@ -723,7 +760,8 @@ impl Link {
                 }
             }
             let packet = flow.send(items, bytes, now.running);
-            let message = Message::Up(self.shard, flow.id(), Up::Packet(packet));
+            let up = Up::Packet(packet, now.running);
+            let message = Message::Up(self.shard, flow.id(), up);
             out.push(Action::Send(flow.id().claim.id.server, message));
         }
     }

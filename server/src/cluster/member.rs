@@ -3,7 +3,7 @@
 use hark_protocol::{SessionToken, UserName};
 
 use super::assignment;
-use super::handover::{Handovers, Successor};
+use super::handover::Handovers;
 use super::link::Link;
 use super::listing::Listings;
 use super::message::{Answer, Message, Reply, Request};
@@ -25,6 +25,8 @@ pub(crate) struct Member {
     presence: Presence,
     handovers: Handovers,
     newest_format: u8,
+    /// It serves no clients, and owns nothing while there is another server.
+    is_tool: bool,
 }
 
 #[derive(Debug)]
@@ -52,6 +54,17 @@ impl Member {
             presence: Presence::new(config.newest_format),
             handovers: Handovers::default(),
             newest_format: config.newest_format,
+            is_tool: false,
+        }
+    }
+
+    /// Makes it a tool, which serves no clients: it does not announce itself, so that no
+    /// shard is handed over to it, and claims none while it hears a server.
+    pub(crate) fn into_tool(mut self) -> Self {
+        self.presence.leave();
+        Self {
+            is_tool: true,
+            ..self
         }
     }
 
@@ -63,7 +76,7 @@ impl Member {
     /// Handles a message from any server, including this one.
     pub(crate) fn handle_message(&mut self, message: Message, now: Now, out: &mut Vec<Action>) {
         let (Message::Heartbeat(shard, _)
-        | Message::Released(shard, _)
+        | Message::Released(shard, ..)
         | Message::Up(shard, ..)
         | Message::Down(shard, ..)) = message
         else {
@@ -78,7 +91,10 @@ impl Member {
                 seat.handle_heartbeat(claim, now);
                 link.handle_heartbeat(claim, now, out);
             }
-            Message::Released(_, claim) => seat.handle_released(claim, now),
+            Message::Released(_, claim, to) => {
+                seat.handle_released(claim, to, now);
+                link.handle_released(claim);
+            }
             Message::Up(_, id, up) => seat.handle_up(id, up, now, out),
             Message::Down(_, id, down) => link.handle_down(id, down, now, out),
             Message::Present(..) | Message::Leaving(_) | Message::Sessions(..) => {}
@@ -176,7 +192,9 @@ impl Member {
 
     /// Returns whether there is a flow to the owner of each shard.
     pub(crate) fn is_in_touch(&self, now: Now) -> bool {
-        self.shards.iter().all(|shard| shard.link.is_open(now))
+        self.shards
+            .iter()
+            .all(|shard| shard.link.owner(now).is_some())
     }
 
     /// Returns whether this server owns no shard.
@@ -259,13 +277,11 @@ impl Member {
         }
         let format = self.presence.format(now.running);
         let servers: Vec<_> = self.presence.servers().collect();
+        let may_claim = !self.is_tool || servers.is_empty();
         for (shard, Shard { seat, link }) in (0..).zip(&mut self.shards) {
             seat.set_format(format);
-            seat.set_rank(assignment::rank(
-                shard,
-                self.server,
-                servers.iter().copied(),
-            ));
+            let rank = assignment::rank(shard, self.server, servers.iter().copied());
+            seat.set_rank(rank, may_claim);
             seat.tick(now, out);
             link.tick(now, out);
         }
@@ -297,12 +313,11 @@ impl Member {
         if let Some((shard, claim)) = self.handovers.under_way()
             && let Some(Shard { seat, link }) = self.shards.get(shard as usize)
         {
-            let successor = match seat.owner() {
-                Some(owner) if owner.claim != claim => Successor::Same,
-                None if link.is_open(now) => Successor::Other,
-                _ => Successor::Unknown,
+            let owner = match seat.owner() {
+                Some(owner) => (owner.claim != claim).then_some(self.server),
+                None => link.owner(now),
             };
-            self.handovers.handle(successor, now.running);
+            self.handovers.handle(owner, now.running);
         }
         if !self.handovers.is_due(now.running) {
             return;
@@ -313,9 +328,10 @@ impl Member {
             };
             let steady = self.presence.steady(format, now.running);
             let servers = steady.chain([self.server]);
-            if assignment::preferred(shard, servers) != Some(self.server) {
-                self.handovers.begin(shard, claim, now.running);
-                return seat.hand_over(now, out);
+            let preferred = assignment::preferred(shard, servers);
+            if let Some(to) = preferred.filter(|to| *to != self.server) {
+                self.handovers.begin((shard, claim), to, now.running);
+                return seat.hand_over(to, now, out);
             }
         }
     }

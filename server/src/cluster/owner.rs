@@ -46,7 +46,6 @@ pub(super) struct Owner {
     pub(super) names: Names,
     snapshots: Snapshots,
     clock: Clock,
-    committed_at: Duration,
     heartbeat_at: Duration,
     next_request: u64,
     is_releasing: bool,
@@ -145,7 +144,6 @@ impl Owner {
                 before,
                 durable: before,
             },
-            committed_at: now.running,
             heartbeat_at: Duration::ZERO,
             next_request,
             is_releasing: false,
@@ -168,13 +166,18 @@ impl Owner {
             }
             Up::Open => {}
             // The server sends it again to the next owner.
-            Up::Packet(_) if self.is_releasing => {}
-            Up::Packet(packet) => {
+            Up::Packet(..) if self.is_releasing => {
+                if let Some(flow) = self.flow(id) {
+                    flow.heard(now.running);
+                }
+            }
+            Up::Packet(packet, sent_at) => {
                 let Some(flow) = self.flow(id) else {
                     return out.push(self.down(id, Down::End));
                 };
                 match flow.take(packet, now.running) {
                     Ok(commands) => {
+                        flow.sent_at(sent_at);
                         let taken = commands.into_iter().map(|command| Pending {
                             flow: id,
                             command,
@@ -284,9 +287,15 @@ impl Owner {
         self.release(now, out);
     }
 
-    /// Returns whether a release at this time would delay no deletion, and is not under way.
-    pub(super) const fn may_hand_over(&self) -> bool {
-        !self.is_releasing && !self.identities.has_parked()
+    /// Returns whether a release at this time is probably fast, would delay no deletion, and
+    /// is not under way.
+    pub(super) fn may_hand_over(&self, now: Now) -> bool {
+        let is_fast = |in_flight: &InFlight| {
+            now.running.saturating_sub(in_flight.appender.begun()) < timing::LOG_RETRY
+        };
+        !self.is_releasing
+            && !self.identities.has_parked()
+            && self.in_flight.as_ref().is_none_or(is_fast)
     }
 
     /// Ends every flow, after the shard was lost.
@@ -351,9 +360,8 @@ impl Owner {
                 }
             }
         }
-        if do_commands_wait
-            || now.running.saturating_sub(self.committed_at) >= timing::IDLE_FRAME_AFTER
-        {
+        let since = self.running(now).saturating_sub(self.clock.durable);
+        if do_commands_wait || since >= timing::IDLE_FRAME_AFTER {
             self.append_commands(now, out);
         }
     }
@@ -414,6 +422,7 @@ impl Owner {
         let is_unfenced = is_planted(Bug::SnapshotOutsideFence) && content.is_part();
         let appender = appender.unfenced(is_unfenced);
         out.push(Action::Log(self.shard, appender.request()));
+        self.flows.values_mut().for_each(Flow::append_built);
         let running = self.ledger.running();
         self.in_flight = Some(InFlight {
             appender,
@@ -441,11 +450,10 @@ impl Owner {
         self.chain.advance(appender.bytes(), servers);
         if let Appended::Release = content {
             self.end_released_flows(out);
-            out.push(Action::Broadcast(Message::Released(self.shard, self.claim)));
             return Tenure::Released;
         }
         self.clock.durable = running;
-        self.committed_at = now.running;
+        self.flows.values_mut().for_each(Flow::append_stored);
         let (sequence, is_part) = (self.chain.last(), content.is_part());
         if let Appended::Frame(frame) = content {
             frame
@@ -520,7 +528,7 @@ impl Owner {
         let clock = self.clock(now);
         for flow in self.flows.values_mut() {
             if let Some(packet) = flow.heartbeat(now.running) {
-                let down = Down::Packet(packet, clock);
+                let down = Down::Packet(packet, clock, flow.proven());
                 out.push(Action::Send(
                     flow.id().server,
                     Message::Down(self.shard, flow.id(), down),
@@ -559,7 +567,8 @@ impl Owner {
                 bytes += event.bytes();
                 items.push(event);
             }
-            let down = Down::Packet(flow.send(items, bytes, now.running), clock);
+            let packet = flow.send(items, bytes, now.running);
+            let down = Down::Packet(packet, clock, flow.proven());
             out.push(Action::Send(id.server, Message::Down(shard, id, down)));
         }
     }

@@ -18,6 +18,8 @@ pub(super) struct Seat {
     config: Config,
     /// The number of servers preferred over this one.
     rank: u32,
+    /// The server makes claims at the moment.
+    may_claim: bool,
     state: State,
     /// The newest known claim.
     known: Option<Claim>,
@@ -33,6 +35,8 @@ pub(super) struct Seat {
     backoff: Duration,
     owned_since: Duration,
     is_low_on_space: bool,
+    /// The server for which the shard is released, if it is one in particular.
+    successor: Option<ServerId>,
     /// The server makes no more claims.
     is_leaving: bool,
     /// The newest format that all live servers read.
@@ -54,6 +58,7 @@ impl Seat {
             server,
             config,
             rank,
+            may_claim: true,
             state: State::Standby {
                 probe_at: Duration::ZERO,
             },
@@ -67,6 +72,7 @@ impl Seat {
             backoff: timing::BACKOFF_MIN,
             owned_since: Duration::ZERO,
             is_low_on_space: false,
+            successor: None,
             is_leaving: false,
             format: OLDEST_FORMAT,
         }
@@ -87,12 +93,19 @@ impl Seat {
         }
     }
 
-    /// Handles the release of the shard by its owner: the preferred server claims it at
-    /// once.
-    pub(super) fn handle_released(&mut self, claim: Claim, now: Now) {
-        if self.known == Some(claim) {
-            let due = now.running.saturating_sub(timing::CLAIM_AFTER);
-            (self.heard_at, self.seen_at) = (due, due);
+    /// Handles the release of the shard by its owner: the server for which it is released
+    /// claims it at once, and the others leave it time to do so. Otherwise, the preferred
+    /// server claims it at once.
+    pub(super) fn handle_released(&mut self, claim: Claim, to: Option<ServerId>, now: Now) {
+        if self.known != Some(claim) {
+            return;
+        }
+        let due = now.running.saturating_sub(timing::CLAIM_AFTER);
+        (self.heard_at, self.seen_at) = (due, due);
+        if to.is_some_and(|to| to != self.server) {
+            let wait = timing::HANDED_OVER_FOR + timing::CLAIM_STAGGER * self.rank;
+            let not_before = now.running + wait;
+            self.claim_not_before = self.claim_not_before.max(not_before);
         }
     }
 
@@ -142,9 +155,10 @@ impl Seat {
         }
     }
 
-    /// Sets the number of live servers preferred over this one.
-    pub(super) const fn set_rank(&mut self, rank: u32) {
-        self.rank = rank;
+    /// Sets the number of live servers preferred over this one, and whether this one makes
+    /// claims.
+    pub(super) const fn set_rank(&mut self, rank: u32, may_claim: bool) {
+        (self.rank, self.may_claim) = (rank, may_claim);
     }
 
     /// Sets the newest format that all live servers read.
@@ -168,7 +182,7 @@ impl Seat {
                 if self.is_leaving {
                     return;
                 }
-                if is_due && now.running >= self.claim_not_before {
+                if is_due && self.may_claim && now.running >= self.claim_not_before {
                     self.claim(now, out);
                 } else if (silence >= timing::PROBE_INTERVAL * 2 || self.known.is_none())
                     && now.running >= *probe_at
@@ -199,7 +213,7 @@ impl Seat {
 
     /// Releases the shard if this server owns it, and makes no more claims.
     pub(super) fn leave(&mut self, now: Now, out: &mut Vec<Action>) {
-        self.is_leaving = true;
+        (self.is_leaving, self.successor) = (true, None);
         match &mut self.state {
             State::Owner(owner) => owner.leave(now, out),
             _ => self.stand_by(now),
@@ -209,16 +223,17 @@ impl Seat {
     /// Returns the claim of this server if it may hand the shard over, and the newest format
     /// of its entries.
     pub(super) fn may_hand_over(&self, now: Now) -> Option<(Claim, u8)> {
-        let owner = self.owner().filter(|owner| owner.may_hand_over())?;
+        let owner = self.owner().filter(|owner| owner.may_hand_over(now))?;
         let tenure = now.running.saturating_sub(self.owned_since);
         let claim = (owner.claim, owner.chain.format());
         (tenure >= timing::TENURE_MIN).then_some(claim)
     }
 
     /// Releases the shard for a preferred server.
-    pub(super) fn hand_over(&mut self, now: Now, out: &mut Vec<Action>) {
+    pub(super) fn hand_over(&mut self, to: ServerId, now: Now, out: &mut Vec<Action>) {
         if let State::Owner(owner) = &mut self.state {
-            tracing::info!(shard = self.shard, "handing the shard over");
+            tracing::info!(shard = self.shard, %to, "handing the shard over");
+            self.successor = Some(to);
             owner.release(now, out);
         }
     }
@@ -317,7 +332,9 @@ impl Seat {
                 self.stand_by(now);
             }
             Tenure::Released => {
-                self.claim_not_before = now.running + timing::HANDED_OVER_FOR;
+                let (claim, to) = (owner.claim, self.successor.take());
+                out.push(Action::Broadcast(Message::Released(self.shard, claim, to)));
+                self.handle_released(claim, to, now);
                 self.stand_by(now);
             }
         }

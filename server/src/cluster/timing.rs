@@ -47,9 +47,9 @@ pub(super) const COMMAND_DEADLINE: Duration = Duration::from_secs(20);
 /// outcome remains unknown, the client learns of that when the later ones are decided.
 pub(super) const SENDS_AHEAD_FOR: Duration = Duration::from_secs(5);
 
-/// The interval of frames without traffic: running time that is not in the stream is lost
-/// with the owner, and each frame proves to the servers that the owner is not deposed: see
-/// [`IDENTITY_PROOF`].
+/// The age of the last frame at which another one is appended without traffic: running time
+/// that is not in the stream is lost with the owner, and each frame proves to the servers
+/// that the owner is not deposed: see [`IDENTITY_PROOF`].
 pub(super) const IDLE_FRAME_AFTER: Duration = Duration::from_secs(4);
 
 /// The interval between packets of a flow.
@@ -67,7 +67,8 @@ pub(super) const OPEN_RETRY: Duration = Duration::from_secs(1);
 pub(super) const FRESH_MAX: Duration = Duration::from_secs(30);
 
 /// The wait before the opening of a session is announced again; it doubles each time, until
-/// it exceeds twice the longest silence of a flow.
+/// it exceeds twice [`FRESH_MAX`]: a server that was unreachable for all of that time closes
+/// every connection.
 pub(super) const ANNOUNCE_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// The interval at which a server announces that it is alive. It counts as dead after the
@@ -82,8 +83,8 @@ pub(super) const STEADY_AFTER: Duration = Duration::from_secs(5);
 /// The tenure before which an owner does not hand its shard over.
 pub(super) const TENURE_MIN: Duration = Duration::from_secs(5);
 
-/// How long the former owner of a shard that was handed over waits before it may claim it
-/// again.
+/// How long a shard that was handed over is left to the server that it was released for.
+/// Enough for a replay.
 pub(super) const HANDED_OVER_FOR: Duration = Duration::from_secs(5);
 
 /// The pause between two hand-overs of a server. It doubles if a shard was not taken.
@@ -131,9 +132,10 @@ pub(super) const COPY_BYTES_MAX: usize = 256 << 10;
 /// Frames with commands between two parts of a snapshot.
 pub(super) const FRAMES_PER_PART: u32 = 4;
 
-/// How long an owner's append proves to a server that its registrations are in force. Longer
-/// than the interval of frames without traffic and that of packets.
-pub(super) const IDENTITY_PROOF: Duration = FLOW_SILENCE;
+/// How long an append of the owner proves to a server that its registrations are in force:
+/// the time since the server sent the last packet that the owner had taken before. As long
+/// as commands may wait: while appends take long, connections still act as their accounts.
+pub(super) const IDENTITY_PROOF: Duration = COMMAND_DEADLINE;
 
 /// How long a server may act as an account after the loss of its flow to the owner, or
 /// after the claim of a later owner: until its last proof has expired, and if its clocks

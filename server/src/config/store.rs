@@ -171,8 +171,8 @@ impl StoreArgs {
         }
     }
 
-    /// Opens the store with the settings of `config`, for texts of at most `text_bytes_max`
-    /// bytes.
+    /// Opens the store with the settings of `config`, for a server with texts of at most
+    /// `text_bytes_max` bytes, or for a tool.
     ///
     /// # Errors
     /// One line with the cause and the remedy.
@@ -183,7 +183,7 @@ impl StoreArgs {
     pub async fn open(
         &self,
         config: ShardConfig,
-        text_bytes_max: usize,
+        text_bytes_max: Option<usize>,
     ) -> anyhow::Result<Arc<dyn Store>> {
         match self.place()? {
             StorePlace::Memory => {
@@ -253,7 +253,7 @@ impl ClusterArgs {
         &self,
         nodes: Nodes,
         bounds: &ShardConfig,
-        text_bytes_max: usize,
+        text_bytes_max: Option<usize>,
     ) -> anyhow::Result<ClusterConfig> {
         Ok(ClusterConfig {
             nodes,
@@ -268,7 +268,8 @@ impl ClusterArgs {
             replicas: self.replicas.map(usize::from),
             shards: self.shards.unwrap_or(SHARDS),
             shard_cache_bytes: self.shard_cache.unwrap_or(SHARD_CACHE_MIB) << 20,
-            text_bytes_max,
+            text_bytes_max: text_bytes_max.unwrap_or(0),
+            is_tool: text_bytes_max.is_none(),
             accounts_max: bounds.accounts_max,
             sessions_max: bounds.sessions_max,
             queued_messages_max: bounds.queued_messages_max,

@@ -40,6 +40,10 @@ const ACKS_LINGER: Duration = Duration::from_millis(20);
 /// Maximum operations that are taken at a time.
 const BATCH_MAX: usize = 4096;
 
+/// How long the requests of connections that are closed together stay unanswered: longer
+/// than it takes to close them.
+const ABANDONED_FOR: Duration = Duration::from_secs(1);
+
 /// How long a close waits until its shards are released.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -88,6 +92,8 @@ pub(super) struct Driver {
     /// Decided sends, and sessions that open after them.
     pub(super) decided: Vec<(Sent, Outcome)>,
     pub(super) opened: Vec<Completer<bool>>,
+    /// The requests of connections that are closed together, and the time of that.
+    pub(super) abandoned: Vec<(Completion, Duration)>,
     pub(super) closing: Option<Closing>,
 }
 
@@ -110,17 +116,18 @@ enum Stage {
 }
 
 impl Driver {
-    /// Returns the driver of a new server.
+    /// Returns the driver of a new server, or of a tool: see [`Member::into_tool`].
     pub(super) fn new(
-        config: Config,
+        (config, is_tool): (Config, bool),
         sessions_max: usize,
         streams: Vec<JetStream>,
         network: Network,
         channels: Channels,
     ) -> Self {
         let (server, shards) = (network.server(), streams.len());
+        let member = Member::new(server, &[server], shards as u32, config);
         Self {
-            member: Member::new(server, &[server], shards as u32, config),
+            member: if is_tool { member.into_tool() } else { member },
             server,
             begun: Instant::now(),
             streams,
@@ -138,6 +145,7 @@ impl Driver {
             acked: vec![None; shards],
             decided: Vec::new(),
             opened: Vec::new(),
+            abandoned: Vec::new(),
             closing: None,
         }
     }
@@ -198,6 +206,8 @@ impl Driver {
             self.member.unregister(&quiet, now);
         }
         self.sessions.sweep(now.running);
+        self.abandoned
+            .retain(|(_, at)| now.running.saturating_sub(*at) < ABANDONED_FOR);
         if self.channels.storage.has_changed().unwrap_or(false) {
             let storage = self.channels.storage.borrow_and_update();
             (0..self.streams.len())
@@ -230,9 +240,6 @@ impl Driver {
     fn perform(&mut self, now: Now) {
         let actions = std::mem::take(&mut self.actions);
         let closing: HashSet<_> = actions.iter().filter_map(closed_connection).collect();
-        if !closing.is_empty() {
-            self.close_connections(&closing, now);
-        }
         for action in actions {
             if !matches!(action, Action::Answer { .. }) {
                 self.complete_decided();
@@ -255,12 +262,15 @@ impl Driver {
                     }
                 }
                 Action::CloseSession(token) => self.sessions.taken_over(&token),
-                // Closed above.
+                // Closed below, after the answers to them.
                 Action::Close(_) => {}
                 Action::CloseAll => self.close_all(now),
             }
         }
         self.complete_decided();
+        if !closing.is_empty() {
+            self.close_connections(&closing, now);
+        }
     }
 
     fn ask_stream(&mut self, shard: ShardId, request: LogRequest) {

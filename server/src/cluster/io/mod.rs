@@ -100,7 +100,7 @@ impl ClusterStore {
         // Ends with the store.
         tokio::spawn(stop.clone().run_until_cancelled_owned(polling));
         let driver = Driver::new(
-            shard_config,
+            (shard_config, config.is_tool),
             config.sessions_max,
             streams,
             network,

@@ -331,11 +331,8 @@ impl Driver {
     fn fail(&mut self, completion: Completion, now: Now) {
         match completion {
             Completion::Sent(sent) => {
-                let opened = sent
-                    .session()
-                    .map(|token| self.sessions.end(token, sent.place));
+                self.end_send(&sent);
                 sent.fail();
-                self.opened.extend(opened.into_iter().flatten());
             }
             Completion::Registered(account) => self.senders.registered(&account, None, now.running),
             Completion::Barrier => {
@@ -364,18 +361,38 @@ impl Driver {
             .for_each(|completion| self.fail(completion, now));
     }
 
-    /// Fails all requests, and begins an epoch: the server closes all client connections.
+    /// Begins an epoch: the server closes all client connections. Their requests stay
+    /// unanswered until then: after `unavailable`, no later send in flight may be stored.
     pub(super) fn close_all(&mut self, now: Now) {
         if *self.channels.is_ready.borrow() {
             self.channels.epochs.send_modify(|epoch| *epoch += 1);
         }
-        let failed = std::mem::take(&mut self.requests);
-        failed
-            .into_values()
-            .for_each(|(_, completion)| self.fail(completion, now));
-        let held = self.senders.take_held();
-        held.into_iter()
-            .for_each(|held| self.fail(Completion::Sent(held.sent), now));
+        let requests = std::mem::take(&mut self.requests);
+        let held = self.senders.take_held().into_iter();
+        let held = held.map(|held| Completion::Sent(held.sent));
+        let requests = requests.into_values().map(|(_, completion)| completion);
+        requests
+            .chain(held)
+            .for_each(|completion| self.abandon(completion, now));
+    }
+
+    fn abandon(&mut self, completion: Completion, now: Now) {
+        match completion {
+            Completion::Registered(_) | Completion::Barrier => {
+                return self.fail(completion, now);
+            }
+            Completion::Sent(ref sent) => self.end_send(sent),
+            _ => {}
+        }
+        self.abandoned.push((completion, now.running));
+    }
+
+    /// Ends an undecided send at its session, and closes its fence.
+    fn end_send(&mut self, sent: &Sent) {
+        if let Some(token) = sent.session() {
+            sent.fence.close();
+            self.opened.extend(self.sessions.end(token, sent.place));
+        }
     }
 }
 

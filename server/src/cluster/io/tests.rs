@@ -121,6 +121,7 @@ impl Chat {
             ca: None,
             monitors: Vec::new(),
             text_bytes_max: 65_000,
+            is_tool: false,
             replicas: Some(self.replicas),
             // A small limit of accounts is not divided.
             shards: if limits.accounts < 10 { 1 } else { 3 },

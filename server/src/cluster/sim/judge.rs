@@ -6,10 +6,14 @@ use std::time::Duration;
 
 use hark_protocol::Code;
 
+use super::world::SHARDS;
 use crate::cluster::ConnectionId;
 use crate::ledger::{BlockContent, decode};
 use crate::log::Block;
 use crate::store::{Message, Outcome};
+
+/// The duration of a deletion that has waited for the lapse of a server.
+const LAPSE_MIN: Duration = Duration::from_secs(15);
 
 /// All answers and messages.
 #[derive(Debug, Default)]
@@ -50,6 +54,8 @@ pub(super) struct Counts {
     pub(super) takeovers: u64,
     pub(super) passwords: u64,
     pub(super) deletions: u64,
+    /// Deletions that waited for the lapse of a server.
+    pub(super) lapses: u64,
     pub(super) lists: u64,
     pub(super) without_space: u64,
     pub(super) claims: u64,
@@ -81,6 +87,7 @@ impl Counts {
             takeovers,
             passwords,
             deletions,
+            lapses,
             lists,
             without_space,
             ..
@@ -88,6 +95,7 @@ impl Counts {
         self.takeovers += takeovers;
         self.passwords += passwords;
         self.deletions += deletions;
+        self.lapses += lapses;
         self.lists += lists;
         self.without_space += without_space;
         let Self {
@@ -269,8 +277,9 @@ impl Judge {
     }
 
     /// Records that the deletion of an incarnation was answered.
-    pub(super) fn deleted(&mut self, now: Duration, incarnation: u64) {
+    pub(super) fn deleted(&mut self, asked_at: Duration, now: Duration, incarnation: u64) {
         self.counts.deletions += 1;
+        self.counts.lapses += u64::from(now - asked_at >= LAPSE_MIN);
         self.deleted.entry(incarnation).or_insert(now);
         self.account.known(now, incarnation + 1);
     }
@@ -287,6 +296,14 @@ impl Judge {
     /// Records that the owner of a shard has announced its claim.
     pub(super) fn claimed(&mut self, shard: u32, sequence: u64) {
         self.counts.claims += u64::from(self.claims.insert((shard, sequence)));
+    }
+
+    /// Checks that no shard was claimed more often than this.
+    pub(super) fn check_claims(&self, max: usize) {
+        for shard in 0..SHARDS as u32 {
+            let claims = self.claims.iter().filter(|(of, _)| *of == shard).count();
+            assert!(claims <= max, "shard {shard} was claimed {claims} times");
+        }
     }
 
     /// Returns whether readers have processed all stored messages.

@@ -27,7 +27,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
 
-use self::faults::{CLAIM_IN_DOUBT, CUT_SERVER, DEAF_OWNER, LOSSY_END, Scenario};
+use self::faults::{CLAIM_IN_DOUBT, DEAF_OWNER, LOSSY_END, Scenario};
 use self::judge::Counts;
 use self::world::World;
 use super::bugs::{Bug, fails_with};
@@ -53,8 +53,8 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 /// Runs the scenario of each seed on several threads. Each thread ends at its first
-/// failure.
-fn run_seeds(seeds: Range<u64>, scenario: impl Fn(u64) -> Scenario + Sync) {
+/// failure. Returns their counts.
+fn run_seeds(seeds: Range<u64>, scenario: impl Fn(u64) -> Scenario + Sync) -> Counts {
     let count = number(SEEDS_VARIABLE).map_or(seeds.end, |count| seeds.start + count);
     let seeds = number(SEED_VARIABLE).map_or(seeds.start..count, |seed| seed..seed + 1);
     let threads =
@@ -87,6 +87,7 @@ fn run_seeds(seeds: Range<u64>, scenario: impl Fn(u64) -> Scenario + Sync) {
         }
     });
     println!("{sums:?}");
+    sums
 }
 
 /// Checks that the simulation finds a planted bug, by a seed that passes without it.
@@ -107,8 +108,33 @@ fn promise_is_kept_over_a_pause_of_twelve_minutes() {
     run_seeds(0..12, Scenario::long_pause);
 }
 
+#[test]
+fn deleted_account_acts_at_no_lost_server() {
+    let counts = run_seeds(0..150, Scenario::lapse);
+    let is_one = number(SEED_VARIABLE).is_some();
+    assert!(
+        counts.lapses > 0 || is_one,
+        "no deletion waited for a lapse"
+    );
+}
+
+#[test]
+fn promise_is_kept_while_shards_are_handed_over() {
+    run_seeds(0..150, Scenario::join);
+}
+
 mod long {
     use super::*;
+
+    #[test]
+    fn deleted_account_acts_at_no_lost_server_over_many_seeds() {
+        run_seeds(150..5000, Scenario::lapse);
+    }
+
+    #[test]
+    fn promise_is_kept_over_many_hand_overs() {
+        run_seeds(150..5000, Scenario::join);
+    }
 
     #[test]
     fn promise_is_kept_over_many_seeds() {
@@ -200,7 +226,22 @@ fn lost_announcement_of_a_session_is_found() {
 
 #[test]
 fn forgotten_servers_of_a_former_owner_are_found() {
-    check_finds(Bug::FormerServersForgotten, Scenario::of_kind(CUT_SERVER));
+    check_finds(Bug::FormerServersForgotten, Scenario::lapse);
+}
+
+#[test]
+fn server_that_acts_without_a_proof_is_found() {
+    check_finds(Bug::NoProof, Scenario::lapse);
+}
+
+#[test]
+fn server_that_lapses_too_early_is_found() {
+    check_finds(Bug::ShortLinger, Scenario::lapse);
+}
+
+#[test]
+fn release_with_missing_answers_is_found() {
+    check_finds(Bug::MissingAnswersIgnored, Scenario::join);
 }
 
 #[test]
