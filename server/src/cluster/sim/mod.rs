@@ -110,7 +110,7 @@ fn promise_is_kept_over_a_pause_of_twelve_minutes() {
 
 #[test]
 fn deleted_account_acts_at_no_lost_server() {
-    let counts = run_seeds(0..150, Scenario::lapse);
+    let counts = run_seeds(0..75, Scenario::lapse);
     let is_one = number(SEED_VARIABLE).is_some();
     assert!(
         counts.lapses > 0 || is_one,
@@ -120,7 +120,7 @@ fn deleted_account_acts_at_no_lost_server() {
 
 #[test]
 fn promise_is_kept_while_shards_are_handed_over() {
-    run_seeds(0..150, Scenario::join);
+    run_seeds(0..50, Scenario::join);
 }
 
 mod long {
@@ -128,12 +128,12 @@ mod long {
 
     #[test]
     fn deleted_account_acts_at_no_lost_server_over_many_seeds() {
-        run_seeds(150..5000, Scenario::lapse);
+        run_seeds(75..5000, Scenario::lapse);
     }
 
     #[test]
     fn promise_is_kept_over_many_hand_overs() {
-        run_seeds(150..5000, Scenario::join);
+        run_seeds(50..5000, Scenario::join);
     }
 
     #[test]

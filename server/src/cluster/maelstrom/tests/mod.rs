@@ -118,6 +118,11 @@ mod long {
     fn queue_loses_and_doubles_nothing() {
         sim::check(3..100, queue::run);
     }
+
+    #[test]
+    fn cursor_freed_before_its_block_is_found() {
+        check_finds(Bug::CursorBeforeBlock, 1, queue::run);
+    }
 }
 
 #[test]
@@ -132,15 +137,10 @@ fn snapshot_without_copies_is_found() {
 
 #[test]
 fn lost_last_delivery_is_found() {
-    check_finds(Bug::LostLastDelivery, 8, kafka::run);
+    check_finds(Bug::LostLastDelivery, 12, kafka::run);
 }
 
 #[test]
 fn snapshot_outside_the_fence_is_found() {
     check_finds(Bug::SnapshotOutsideFence, 5, queue::run);
-}
-
-#[test]
-fn cursor_freed_before_its_block_is_found() {
-    check_finds(Bug::CursorBeforeBlock, 1, queue::run);
 }
