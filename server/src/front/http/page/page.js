@@ -155,7 +155,7 @@ function enter(password, isNew) {
         if (token) account.token = token.ok;
       }
       kept.set("account", account);
-      showApp();
+      if (isNew) showApp();
     },
     (error) => {
       if (error.code === "unknown-command" && hasRooms) {
@@ -869,6 +869,7 @@ $("browser").onclick = () => {
   ];
   $("kept").replaceChildren(...facts.map((fact) => element("li", "", fact)));
   $("notify").checked = Boolean(kept.get("notify"));
+  $("logout-user").value = account.user;
   $("logout-password-part").hidden = !account.token;
   $("browser-error").textContent = "";
   $("browser-dialog").showModal();
@@ -917,5 +918,10 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-if (account && (account.token || !account.hasPassword)) enter(account.token, false);
-else showLogin();
+if (account && (account.token || !account.hasPassword)) {
+  enter(account.token, false);
+  // What this browser keeps is shown even without a connection.
+  showApp();
+} else {
+  showLogin();
+}
