@@ -103,6 +103,8 @@ export class Hark {
     this.identity = null;
     this.state = "closed";
     this.textBytesMax = 65_536 - 256;
+    /** Whether the server has rooms and devices, as far as is known. */
+    this.hasRooms = true;
     this.attempt = 0;
     this.waiting = new Map();
     this.deliveries = Promise.resolve();
@@ -113,13 +115,11 @@ export class Hark {
     for (const id of this.lines.keys()) this.settlers.set(id, settler());
   }
 
-  /** Connects as a user and keeps the connection. `device` is the name of a device, or
-   *  nothing to receive as `connect` does. Resolves to the fields of the `ok`. */
+  /** Connects as a user and keeps the connection. `device` is the name of a device; without
+   *  it, or if the server has no devices, it receives as `connect` does. Resolves to the
+   *  fields of the `ok`. */
   attach(user, device, password) {
-    const command = device ? "attach" : "connect";
-    const parts = device ? [user, device] : [user];
-    if (password) parts.push(password);
-    this.identity = { command, payload: parts.join(",") };
+    this.identity = { user, device, password };
     const answered = settler();
     this.identified = answered;
     this.retry();
@@ -207,8 +207,7 @@ export class Hark {
     try {
       const hello = await this.ask(this.otherId(), "hello", `1,${this.session}`);
       this.textBytesMax = Number(fields(hello.ok, 2)[1]) - 256;
-      const { command, payload } = this.identity;
-      const entered = await this.ask(this.otherId(), command, payload);
+      const entered = await this.identify();
       if (!isCurrent()) return;
       this.attempt = 0;
       this.unsent = [...this.lines.values()];
@@ -227,6 +226,21 @@ export class Hark {
       this.identified = null;
       this.close("denied", error);
     }
+  }
+
+  async identify() {
+    const { user, device, password } = this.identity;
+    const ask = (command, parts) =>
+      this.ask(this.otherId(), command, [...parts, ...(password ? [password] : [])].join(","));
+    if (device && this.hasRooms) {
+      try {
+        return await ask("attach", [user, device]);
+      } catch (error) {
+        if (error.code !== "unknown-command") throw error;
+        this.hasRooms = false;
+      }
+    }
+    return ask("connect", [user]);
   }
 
   retryLater() {

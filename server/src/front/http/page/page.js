@@ -45,7 +45,6 @@ const outbox = {
 
 let account = kept.get("account");
 let hark = null;
-let hasRooms = true;
 let current = null;
 /** Conversations by key: the name of a room, `@` and the name of a person, or `@`. */
 const conversations = new Map();
@@ -146,7 +145,7 @@ function enter(password, isNew) {
     onstate: showState,
   });
   const mine = hark;
-  const attached = mine.attach(account.user, hasRooms ? account.device : null, password);
+  const attached = mine.attach(account.user, account.device, password);
   attached.then(
     async () => {
       if (isNew && password) {
@@ -158,11 +157,6 @@ function enter(password, isNew) {
       if (isNew) showApp();
     },
     (error) => {
-      if (error.code === "unknown-command" && hasRooms) {
-        // A server without rooms: direct messages only.
-        hasRooms = false;
-        return enter(password, isNew);
-      }
       leavePage();
       showLogin(explain(error));
     },
@@ -176,6 +170,8 @@ function leavePage() {
   former?.close();
   conversations.clear();
   keys.clear();
+  items.clear();
+  openRooms = [];
   current = null;
 }
 
@@ -194,7 +190,6 @@ $("login").onsubmit = (event) => {
   if (account?.user !== user) kept.wipe();
   mail = kept.get("mail") ?? [];
   account = { user, device: account?.user === user ? account.device : `web-${randomToken(4)}` };
-  hasRooms = true;
   enter($("password").value, true);
 };
 
@@ -320,7 +315,7 @@ function refreshSoon() {
 
 /** Asks for the rooms and their unread counts. */
 async function refresh() {
-  if (!hasRooms || hark?.state !== "online") return drawList();
+  if (!hark?.hasRooms || hark.state !== "online") return drawList();
   try {
     const { parts } = await hark.request("rooms");
     openRooms = [];
@@ -337,8 +332,7 @@ async function refresh() {
       chat.unread = chat === current && !document.hidden ? 0 : Number(unread);
     }
   } catch (error) {
-    if (error.code === "unknown-command") hasRooms = false;
-    else if (error.code !== "lost") $("state").textContent = explain(error);
+    if (error.code !== "lost") $("state").textContent = explain(error);
   }
   drawList();
 }
@@ -396,15 +390,14 @@ async function sendText(chat, text) {
     return `A message may have at most ${hark.textBytesMax} bytes on this server.`;
   }
   const person = chat.key.startsWith("@") ? chat.key.slice(1) : null;
-  if (person && !chat.room && hasRooms && hark.state === "online") {
+  if (person && !chat.room && hark.hasRooms && hark.state === "online") {
     try {
       const { ok } = await hark.request("talk", person);
       keys.set(ok, chat.key);
       chat.room = ok;
     } catch (error) {
-      if (error.code === "unknown-command") hasRooms = false;
       // Accounts without a password have no conversations, but an inbox.
-      else if (error.code !== "lost" && error.code !== "denied") return explain(error);
+      if (error.code !== "lost" && error.code !== "denied") return explain(error);
     }
   }
   const { id } = hark.send(chat.room ?? person, text);
@@ -538,35 +531,54 @@ function element(tag, className, text) {
   return made;
 }
 
+let isListDue = false;
+
+/** Draws the list before the next frame of the screen. */
 function drawList() {
-  const list = sorted().map((chat) => listItem(chat.title, () => open(chat.key), chat));
-  if (openRooms.length) {
-    list.push(element("li", "heading", "Open rooms"));
-    for (const room of openRooms) list.push(listItem(room, () => joinRoom(room)));
-  }
-  const focused = document.activeElement?.dataset?.title;
-  $("conversations").replaceChildren(...list);
-  if (focused !== undefined) {
-    const again = [...$("conversations").querySelectorAll("button")];
-    again.find((button) => button.dataset.title === focused)?.focus();
-  }
+  if (isListDue) return;
+  isListDue = true;
+  requestAnimationFrame(() => {
+    isListDue = false;
+    drawListNow();
+  });
   const unread = [...conversations.values()].reduce((sum, chat) => sum + chat.unread, 0);
   document.title = unread ? `(${unread}) Hark` : "Hark";
 }
 
-function listItem(title, choose, chat) {
-  const item = element("li");
-  const button = element("button");
-  button.dataset.title = title;
-  button.append(element("span", "", title));
-  if (chat?.unread) {
-    const count = element("span", "count", chat.unread > 999 ? "999+" : chat.unread);
-    count.setAttribute("aria-label", `${chat.unread} unread`);
-    button.append(count);
+/** Items are kept, so that a click or the focus on one is not lost. */
+const items = new Map();
+const openHeading = element("li", "heading", "Open rooms");
+
+function drawListNow() {
+  const list = sorted().map((chat) => listItem(chat.key, chat));
+  if (openRooms.length) list.push(openHeading);
+  for (const room of openRooms) list.push(listItem(room));
+  const drawn = $("conversations").children;
+  if (drawn.length === list.length && list.every((item, at) => item === drawn[at])) return;
+  const focused = document.activeElement;
+  $("conversations").replaceChildren(...list);
+  if (focused?.isConnected) focused.focus();
+}
+
+/** Returns the item of a conversation, or of a room that may be joined. */
+function listItem(key, chat) {
+  let item = items.get(key);
+  if (!item) {
+    item = element("li");
+    const button = element("button");
+    button.append(element("span"), element("span", "count"));
+    button.onclick = () => (conversations.has(key) ? open(key) : joinRoom(key));
+    item.append(button);
+    items.set(key, item);
   }
-  if (chat && chat === current) button.setAttribute("aria-current", "true");
-  button.onclick = choose;
-  item.append(button);
+  const button = item.firstChild;
+  const [title, count] = button.children;
+  title.textContent = chat?.title ?? key;
+  const unread = chat?.unread ?? 0;
+  count.hidden = !unread;
+  count.textContent = unread > 999 ? "999+" : unread;
+  count.setAttribute("aria-label", `${unread} unread`);
+  button.setAttribute("aria-current", String(Boolean(chat) && chat === current));
   return item;
 }
 
@@ -751,13 +763,13 @@ $("start-form").onsubmit = async (event) => {
 };
 
 async function openPerson(name) {
-  if (hasRooms) {
+  if (hark.hasRooms) {
     try {
       const { ok } = await hark.request("talk", name);
       keys.set(ok, `@${name}`);
       Object.assign(ofPerson(name), { room: ok, hasMore: true });
     } catch (error) {
-      if (error.code !== "denied" && error.code !== "unknown-command") throw error;
+      if (error.code !== "denied") throw error;
     }
   }
   await open(`@${name}`);
