@@ -29,6 +29,7 @@ mod links;
 mod logs;
 mod nats;
 mod numbers;
+mod page;
 mod password_memory;
 mod receiving;
 mod secrets;
