@@ -66,9 +66,11 @@ fn serve(arguments: &ServeArgs) -> anyhow::Result<()> {
 }
 
 async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
-    arguments
-        .tls
-        .check(arguments.listen, arguments.require_password)?;
+    arguments.tls.check(
+        arguments.listen,
+        arguments.http.has_proxy(),
+        arguments.require_password,
+    )?;
     let tls = arguments.tls.read()?;
     let place = arguments.store.place()?;
     tracing::info!(

@@ -1,6 +1,7 @@
 //! The command line of `harkd`: flags with their defaults and units, each also
 //! read from an environment variable `HARKD_…`.
 
+mod http;
 mod rate_limits;
 mod store;
 mod tls;
@@ -20,6 +21,7 @@ use crate::logging::Watchers;
 use crate::server::ConnectionLimits;
 use crate::shard::{COUNTER_MAX, ShardConfig, Sync};
 
+pub use http::{HttpArgs, ProxyNet};
 pub use rate_limits::RateLimitArgs;
 pub use store::{ClusterArgs, StoreArgs, StorePlace};
 pub use tls::{TlsArgs, TlsArgsError};
@@ -89,6 +91,9 @@ pub struct ServeArgs {
     /// TLS, and confirmations for a server that other machines can reach.
     #[command(flatten)]
     pub tls: TlsArgs,
+    /// HTTP and WebSocket.
+    #[command(flatten)]
+    pub http: HttpArgs,
     /// The store.
     #[command(flatten)]
     pub store: StoreArgs,
@@ -400,6 +405,7 @@ impl ServeArgs {
             watch_logs: self.watch_logs.clone().map(watch),
             tls,
             tls_only: self.tls.is_tls_only(self.listen),
+            http: self.http.settings(),
         }
     }
 
@@ -529,7 +535,7 @@ mod tests {
             .iter()
             .map(|heading| heading.split(' ').next().unwrap());
         let expected = [
-            "Accounts", "Cluster", "Limits", "Logging", "Network", "Rate", "Store", "TLS",
+            "Accounts", "Cluster", "HTTP", "Limits", "Logging", "Network", "Rate", "Store", "TLS",
         ];
         assert_eq!(first_words.collect::<Vec<_>>(), expected);
     }

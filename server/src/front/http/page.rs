@@ -6,18 +6,35 @@ use std::sync::LazyLock;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
+use http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use http::{HeaderValue, Response};
 use sha2::{Digest as _, Sha256};
 
+use super::response::{ResponseBody, full};
+
 /// The page of this version of the server.
-pub(super) static PAGE: LazyLock<Page> = LazyLock::new(Page::assemble);
+static PAGE: LazyLock<Page> = LazyLock::new(Page::assemble);
 
 /// A document and the headers that depend on it.
 #[derive(Debug)]
-pub(super) struct Page {
-    /// The document.
-    pub(super) document: Bytes,
+struct Page {
+    document: Bytes,
     /// The value of `Content-Security-Policy`.
-    pub(super) policy: String,
+    policy: String,
+}
+
+/// Returns the page.
+pub(super) fn response() -> Response<ResponseBody> {
+    let mut response = Response::new(full(PAGE.document.clone()));
+    let headers = response.headers_mut();
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/html; charset=utf-8"),
+    );
+    if let Ok(policy) = HeaderValue::from_str(&PAGE.policy) {
+        headers.insert(CONTENT_SECURITY_POLICY, policy);
+    }
+    response
 }
 
 impl Page {
