@@ -364,6 +364,25 @@ fn subscribe(account: &Account) -> Request {
 }
 
 #[test]
+fn suspended_machine_closes_all_connections() {
+    let (mut servers, _) = Servers::owned(1);
+    for (suspended, closes) in [(500, false), (560, false), (621, true), (640, false)] {
+        servers.hosts[0].events.clear();
+        servers.act(0, |member, now, out| {
+            member.submit(0, (1, 1), Request::LookUp("ann".parse().unwrap()), now);
+            member.handle_suspended(Duration::from_secs(suspended), now, out);
+            member.flush(now, out);
+        });
+        let expected = if closes {
+            "all close"
+        } else {
+            "1 account None"
+        };
+        assert_eq!(servers.hosts[0].events, [expected], "{suspended}");
+    }
+}
+
+#[test]
 fn silent_owner_is_replaced_within_three_seconds() {
     let (mut servers, owner) = Servers::owned(3);
     servers.hosts[owner].is_paused = true;

@@ -66,6 +66,9 @@ pub(super) const OPEN_RETRY: Duration = Duration::from_secs(1);
 /// shard remembers.
 pub(super) const FRESH_MAX: Duration = Duration::from_secs(30);
 
+/// The suspension of a machine after which its server closes all connections.
+pub(super) const SUSPENDED_MAX: Duration = Duration::from_secs(60);
+
 /// The wait before the opening of a session is announced again; it doubles each time, until
 /// it exceeds twice [`FRESH_MAX`]: a server that was unreachable for all of that time closes
 /// every connection.
