@@ -89,9 +89,12 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
     let rules = arguments.rules();
     let store = arguments
         .store
-        .open(arguments.shard(), Purpose::Server {
+        .open(
+            arguments.shard(),
+            Purpose::Server {
                 text_bytes_max: rules.text_bytes_max(),
-            })
+            },
+        )
         .await?;
     check_log_watcher(arguments, &*store).await?;
     check_admins(arguments, &*store).await?;

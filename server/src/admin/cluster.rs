@@ -56,7 +56,11 @@ pub(super) fn export(arguments: &StoreArgs, nodes: Nodes, to: impl Write) -> any
 }
 
 /// Imports into the chat in a cluster, which is created if it does not exist.
-pub(super) fn import(arguments: &StoreArgs, nodes: Nodes, from: impl BufRead) -> anyhow::Result<()> {
+pub(super) fn import(
+    arguments: &StoreArgs,
+    nodes: Nodes,
+    from: impl BufRead,
+) -> anyhow::Result<()> {
     let (runtime, store) = open(arguments, nodes, true)?;
     let mut target = ClusterTarget { runtime, store };
     let imported = import::import(&mut target, from);

@@ -35,7 +35,9 @@ pub fn run(place: &StoreArgs, command: AdminCommand) -> anyhow::Result<()> {
             place: named,
             salvage,
         } => export_from(place, place.place_or(named.as_deref())?, salvage),
-        AdminCommand::Import { place: named } => import_into(place, place.place_or(named.as_deref())?),
+        AdminCommand::Import { place: named } => {
+            import_into(place, place.place_or(named.as_deref())?)
+        }
     }
 }
 

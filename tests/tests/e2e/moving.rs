@@ -155,7 +155,7 @@ async fn import_into_a_cluster_continues_after_bad_lines() {
         )
     };
     let beyond: u64 = 9_000_000_000_000_000 - (1 << 42);
-    let long = "x".repeat(1_100_000);
+    let long = "x".repeat(9 << 20);
     let lines = [
         r#"{"type":"export","version":1}"#,
         r#"{"type":"account","name":"amy","cursor":3}"#,
@@ -168,12 +168,19 @@ async fn import_into_a_cluster_continues_after_bad_lines() {
         &message("eve", 8, "to no account"),
         &format!(r#"{{"type":"account","name":"zoe","cursor":{beyond}}}"#),
     ];
-    let output = run(&["--shards=5", "import"], &cluster, lines.join("\n").as_bytes());
+    let output = run(
+        &["--shards=5", "import"],
+        &cluster,
+        lines.join("\n").as_bytes(),
+    );
     let (said, why) = (
         String::from_utf8(output.stdout).unwrap(),
         String::from_utf8(output.stderr).unwrap(),
     );
-    assert_eq!(said, "imported 2 accounts and 2 messages; 1 already existed\n");
+    assert_eq!(
+        said,
+        "imported 2 accounts and 2 messages; 1 already existed\n"
+    );
     assert!(!output.status.success() && why.contains("4 lines were not imported"));
     for bad in ["line 3:", "line 5: the text has", "line 8:", "line 9:"] {
         assert!(why.contains(bad), "{why}");
@@ -185,7 +192,10 @@ async fn import_into_a_cluster_continues_after_bad_lines() {
         let user = format!("user{user}");
         sender.create(&user).await;
         let number = sender.ok(send(&user, "hi")).await.as_stored();
-        assert!(number.is_some_and(|number| number > Sequence(beyond)), "{number:?}");
+        assert!(
+            number.is_some_and(|number| number > Sequence(beyond)),
+            "{number:?}"
+        );
     }
 }
 
