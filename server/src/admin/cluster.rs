@@ -190,18 +190,17 @@ impl Target for ClusterTarget {
 async fn import_all(store: &ClusterStore, items: &[Item]) -> anyhow::Result<Vec<LineOutcome>> {
     let deadline = Instant::now() + PATIENCE;
     let mut outcomes = vec![None; items.len()];
-    loop {
-        let is_repeat = outcomes.iter().any(Option::is_some);
+    for attempt in 0_u32.. {
         let undecided = items.iter().zip(&mut outcomes);
         let undecided = undecided.filter(|(_, outcome)| outcome.is_none());
         let submitted: Vec<_> = undecided
-            .map(|(item, outcome)| (submit(store, item, is_repeat), outcome))
+            .map(|(item, outcome)| (submit(store, item, attempt > 0), outcome))
             .collect();
         for (answer, outcome) in submitted {
             *outcome = answer.await.ok();
         }
         if outcomes.iter().all(Option::is_some) {
-            return Ok(outcomes.into_iter().flatten().collect());
+            break;
         }
         if Instant::now() >= deadline {
             bail!(
@@ -211,6 +210,7 @@ async fn import_all(store: &ClusterStore, items: &[Item]) -> anyhow::Result<Vec<
         }
         sleep(RETRY_PAUSE).await;
     }
+    Ok(outcomes.into_iter().flatten().collect())
 }
 
 /// Submits an item, and returns its outcome. A repeated item that exists may have been

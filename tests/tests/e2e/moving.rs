@@ -199,6 +199,49 @@ async fn import_into_a_cluster_continues_after_bad_lines() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn import_continues_when_an_owner_is_killed() {
+    const NUMBER: u64 = 8_000_000_000_000_000;
+    let cluster = format!("{}/killed", Nats::shared().url());
+    let mut servers = [(); 2].map(|()| on(&cluster).arg("--shards=5").start());
+    let mut lines = vec![r#"{"type":"export","version":1}"#.to_owned()];
+    for user in 0..100 {
+        lines.push(format!(
+            r#"{{"type":"account","name":"user{user}","cursor":0}}"#
+        ));
+    }
+    for n in 0..20_000 {
+        let (user, number) = (n % 100, NUMBER + n);
+        lines.push(format!(
+            r#"{{"type":"message","to":"user{user}","number":{number},"time":5,"text":"text {n}"}}"#
+        ));
+    }
+    let input = lines.join("\n").into_bytes();
+    let importing = {
+        let cluster = cluster.clone();
+        tokio::task::spawn_blocking(move || import(&cluster, &input))
+    };
+    let mut created = Wire::connect(servers[1].address()).await;
+    while !matches!(created.ask(login("user99")).await, Reply::Ok(_)) {}
+    servers[0].kill();
+    assert_eq!(
+        importing.await.unwrap(),
+        "imported 100 accounts and 20000 messages; 0 already existed\n"
+    );
+    let exported = String::from_utf8(export(&cluster)).unwrap();
+    let mut exported: Vec<_> = exported.lines().map(str::to_owned).collect();
+    exported.sort_unstable();
+    lines.sort_unstable();
+    assert!(exported == lines, "the lines differ");
+}
+
+fn login(user: &str) -> Request {
+    Request::Login {
+        user: name(user),
+        password: None,
+    }
+}
+
 #[test]
 fn export_of_an_absent_chat_is_refused() {
     let cluster = format!("{}/absent", Nats::shared().url());
