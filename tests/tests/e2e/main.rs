@@ -27,6 +27,7 @@ mod grpc_client;
 mod grpc_memory;
 mod links;
 mod logs;
+mod moving;
 mod nats;
 mod numbers;
 mod page;
