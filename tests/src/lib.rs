@@ -27,6 +27,7 @@ mod nats;
 mod network;
 mod promise;
 mod terminal;
+mod websocket;
 mod wire;
 
 pub use bidi::Bidi;
@@ -42,6 +43,7 @@ pub use nats::{Nats, NatsBuilder};
 pub use network::{FarMachine, own_addresses};
 pub use promise::{LoadConfig, Promise, Report, Trial};
 pub use terminal::Terminal;
+pub use websocket::WebSocket;
 pub use wire::{Client, Wire, name, send};
 
 use std::time::{Duration, Instant};

@@ -31,6 +31,7 @@ use crate::front::caller::Caller;
 use crate::front::drain;
 use crate::front::rate_limited::RateLimited;
 use crate::front::wire::{Framing, Wire};
+use crate::metrics::FrontKind;
 use crate::sync::Mutex;
 
 /// The size of hyper's buffer for input.
@@ -63,6 +64,7 @@ impl Http {
         peer: Peer,
         shutdown: Arc<ShutdownSignal>,
     ) -> io::Result<Option<Wire<S>>> {
+        let counted = self.0.chat.metrics().open(FrontKind::Http1);
         let limiter = self.0.chat.rate_limiter(peer.address);
         let stream = RateLimited::new(stream, limiter.clone());
         let state = Arc::new(ConnectionState {
@@ -88,12 +90,14 @@ impl Http {
             drain::close(stream, &mut BytesMut::new()).await?;
             return Ok(None);
         };
+        drop(counted);
+        let counted = self.0.chat.metrics().open(FrontKind::WebSocket);
         let (chat, limiter) = (Arc::clone(&self.0.chat), caller.limiter);
         let frame_bytes_max = chat.rules().frame_bytes_max;
         let connection = ClientConnection::new(chat, caller.address, shutdown).limited_by(limiter);
         let framing = Framing::websocket(frame_bytes_max);
         let wire = Wire::new(stream, framing, connection, self.0.ack_timeout);
-        Ok(Some(wire.with_input(input)))
+        Ok(Some(wire.with_input(input).counted(counted)))
     }
 }
 
