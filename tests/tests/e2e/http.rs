@@ -556,11 +556,66 @@ async fn rate_limit_slows_requests_and_names_the_wait() {
         password: None,
     })
     .await;
-    let refused = (0..20)
-        .map(|_| curl(&server, "/v1/receive/bob", &[]))
-        .find(|response| response.status != 200)
-        .expect("a refusal");
+    let responses: Vec<Response> = std::thread::scope(|scope| {
+        let calls = [(); 20].map(|()| scope.spawn(|| curl(&server, "/v1/receive/bob", &[])));
+        calls.map(|call| call.join().unwrap()).into()
+    });
+    let (served, refused): (Vec<_>, Vec<_>) = responses
+        .iter()
+        .partition(|response| response.status == 200);
+    assert!(served.len() >= 5, "{responses:?}");
+    let refused = refused.first().expect("a refusal");
     refused.check(429, "rate-limited");
     let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
     assert!((1..=10).contains(&wait), "{refused:?}");
+}
+
+#[tokio::test]
+async fn metrics_count_and_name_nobody() {
+    let server = Harkd::builder().arg("--metrics=127.0.0.1:0").start();
+    server.wait_for_log("serving metrics");
+    let log = server.log();
+    let line = log
+        .lines()
+        .find(|line| line.contains("serving metrics"))
+        .unwrap();
+    let (_, address) = line.rsplit_once("address=").unwrap();
+    let mut socket = Front::WebSocket.connect(server.address()).await;
+    socket.create("somebody").await;
+    socket.receive("somebody").await;
+    socket.sent("somebody", "hello").await;
+    let message = socket.message().await;
+    socket.ack(message.sequence).await;
+    curl(&server, "/v1/send/nobody", &["-d", "x"]).check(404, "no-such-user");
+    let scrape = || {
+        let url = format!("http://{}/metrics", address.trim());
+        let output = Command::new("curl")
+            .args(["-sS", "--noproxy", "*", &url])
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let expected = [
+        "hark_connections{front=\"websocket\"} 1",
+        "hark_sends_total{outcome=\"stored\"} 1",
+        "hark_sends_total{outcome=\"refused\"} 1",
+        "hark_refusals_total{code=\"no-such-user\"} 1",
+        "hark_deliveries_total 1",
+        "hark_acknowledgements_total 1",
+        "hark_accounts 1",
+        "hark_store_available 1",
+    ];
+    let has = |text: &str, expected: &str| text.lines().any(|line| line == expected);
+    wait_until("the figures", || {
+        let text = scrape();
+        expected.iter().all(|expected| has(&text, expected))
+    });
+    let text = scrape();
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    assert!(
+        !text.contains("somebody") && !text.contains("127.0.0.1"),
+        "{text}"
+    );
+    let series = text.lines().filter(|line| !line.starts_with('#')).count();
+    assert!(series < 200, "{series} series");
 }

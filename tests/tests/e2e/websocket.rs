@@ -178,7 +178,7 @@ async fn peer_that_never_pongs_is_dropped() {
     let (read, idle) = tokio::join!(tokio::time::timeout(TIMEOUT, reading), idling);
     drop(read.expect("an end"));
     assert_eq!(received, b"\x89\0");
-    assert!(begun.elapsed() >= Duration::from_secs(2));
+    assert!(begun.elapsed() >= Duration::from_millis(1500));
     assert!(idle.is_err(), "{idle:?}");
     server.wait_for_log("ping unanswered at its deadline");
     answering.ping().await;

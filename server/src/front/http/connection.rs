@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::BytesMut;
-use http::Response;
+use http::header::CONNECTION;
+use http::{HeaderValue, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::error::HttpError;
-use super::head::HEAD_BYTES_MAX;
+use super::head::{BodyLength, HEAD_BYTES_MAX};
 use super::in_flight::{CountedBody, InFlight};
 use super::response::ResponseBody;
 use super::route::{Operation, Parameters, Resource};
@@ -111,9 +112,13 @@ async fn serve_requests<S: AsyncRead + AsyncWrite + Unpin>(
     let service = service_fn(|request: http::Request<Incoming>| -> ResponseFuture {
         let state = Arc::clone(state);
         // Taken here, in the order of the requests.
-        let is_ambiguous = state.in_flight.take_ambiguous();
+        let length = state.in_flight.take_length();
         Box::pin(async move {
-            let response = state.respond(request, is_ambiguous).await;
+            let mut response = state.respond(request, length).await;
+            if length == BodyLength::Unknown {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
             let in_flight = Arc::clone(&state.in_flight);
             Ok(response.map(|body| CountedBody::new(body, in_flight)))
         })
@@ -149,12 +154,12 @@ impl ConnectionState {
     async fn respond(
         &self,
         request: http::Request<Incoming>,
-        is_ambiguous: bool,
+        length: BodyLength,
     ) -> Response<ResponseBody> {
         let (parts, body) = request.into_parts();
         let is_api = is_api(&parts);
         let answered = async {
-            if is_ambiguous {
+            if length == BodyLength::Ambiguous {
                 let error = HttpError::bad_request("both Content-Length and Transfer-Encoding");
                 return Err(error.closing());
             }

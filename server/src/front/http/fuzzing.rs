@@ -15,7 +15,7 @@ use clap::Parser as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::Http;
-use super::head::{Framing, Head};
+use super::head::{BodyLength, Head};
 use crate::chat::{Chat, ShutdownSignal};
 use crate::config::Cli;
 use crate::front::Peer;
@@ -77,7 +77,7 @@ pub fn http(data: &[u8]) {
         response.escape_ascii()
     );
     if let Head::Complete {
-        framing: Framing::Ambiguous,
+        length: BodyLength::Ambiguous,
         ..
     } = Head::parse(data)
     {
