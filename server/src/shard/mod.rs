@@ -50,6 +50,7 @@ use crate::ledger::Limits;
 use crate::log::Opener;
 use crate::log::disk::{DiskConfig, DiskOpener};
 use crate::log::memory::MemoryOpener;
+use crate::metrics::StoreMetrics;
 use crate::store::{Account, Completer, Operation, Page, Position, ReadLimit, Store};
 use crate::sync::Mutex;
 
@@ -150,6 +151,7 @@ struct SharedShard {
     readers: Readers,
     /// The log is open.
     is_open: AtomicBool,
+    metrics: StoreMetrics,
     /// Whether sends are refused for lack of space.
     is_low_on_space: AtomicBool,
 }
@@ -271,6 +273,14 @@ impl Store for ShardStore {
 
     fn is_available(&self) -> bool {
         self.shared.is_open.load(Ordering::Acquire) && !self.shared.progress.is_slow()
+    }
+
+    fn accounts(&self) -> Option<usize> {
+        Some(self.shared.directory.len())
+    }
+
+    fn metrics(&self) -> Option<&StoreMetrics> {
+        Some(&self.shared.metrics)
     }
 
     fn is_low_on_space(&self) -> bool {

@@ -1,6 +1,6 @@
 //! The web page of the server, in a real browser.
 
-use std::process::Output;
+use std::process::{Command, Output};
 
 use hark_tests::{Browser, Harkd, Wire, hark};
 use serde_json::Value;
@@ -109,6 +109,29 @@ fn hark_as(server: &Harkd, state: &std::path::Path, arguments: &[&str]) -> Outpu
         .env("HARK_SERVER", server.address().to_string())
         .output()
         .unwrap()
+}
+
+#[test]
+fn page_is_protected_by_its_headers() {
+    let server = Harkd::builder().certificate(None).start();
+    let output = Command::new("curl")
+        .args(["--silent", "--include", "--max-time", "20"])
+        .arg(format!("http://{}/", server.address()))
+        .output()
+        .unwrap();
+    let response = String::from_utf8(output.stdout).unwrap();
+    let (head, document) = response.split_once("\r\n\r\n").unwrap();
+    for header in [
+        "HTTP/1.1 200 OK",
+        "content-type: text/html; charset=utf-8",
+        "content-security-policy: default-src 'self'; ",
+        "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+        "x-content-type-options: nosniff",
+        "referrer-policy: no-referrer",
+    ] {
+        assert!(head.contains(header), "{header}: {head}");
+    }
+    assert!(document.contains("</html>"));
 }
 
 #[tokio::test]

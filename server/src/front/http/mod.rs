@@ -19,6 +19,8 @@ mod connection;
 mod credentials;
 mod error;
 mod forwarded;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod guard;
 mod head;
 mod in_flight;
