@@ -518,7 +518,7 @@ fn connections_close_before_the_flow_opens_again() {
 
 #[test]
 fn server_that_stood_still_closes_everything_first() {
-    let (mut servers, owner, other) = Servers::pair();
+    let (mut servers, _, other) = Servers::pair();
     servers.create(other, "ann");
     servers.pause(other);
     servers.run(60.0);
