@@ -2,7 +2,8 @@
 
 use std::process::{Command, Output};
 
-use hark_tests::{Browser, Harkd, Wire, hark};
+use hark_protocol::{Reply, Request};
+use hark_tests::{Browser, Harkd, Wire, hark, name};
 use serde_json::Value;
 
 /// A browser on the page of a server.
@@ -163,7 +164,7 @@ async fn pages_and_terminal_miss_nothing_across_kill() {
     ann.wait_for_texts(&["one", "two", "three", "four"]).await;
 
     let state = tempfile::tempdir().unwrap();
-    let sent = hark_as(&server, state.path(), &["--as", "ann", "send", "bob", "five"]);
+    let sent = hark_as(&server, state.path(), &["send", "--as", "ann", "bob", "five"]);
     assert!(sent.status.success(), "{sent:?}");
     bob.wait_for_texts(&["one", "two", "three", "four", "five"])
         .await;
@@ -173,7 +174,7 @@ async fn pages_and_terminal_miss_nothing_across_kill() {
 async fn later_tab_takes_over() {
     let server = Harkd::builder().certificate(None).start();
     let ann = Page::open(&server, 1000).await;
-    ann.create("ann", "secret").await;
+    ann.create("ann", "").await;
     let first = ann.0.page().window().await.unwrap();
     let second = ann.0.page().new_window(true).await.unwrap();
     ann.0
@@ -214,7 +215,12 @@ async fn log_out_wipes_the_browser() {
 #[tokio::test]
 async fn wrong_password_is_explained() {
     let server = Harkd::builder().certificate(None).start();
-    Wire::connect(server.address()).await.create("ann").await;
+    let create = Request::Create {
+        user: name("ann"),
+        password: Some("secret".parse().unwrap()),
+    };
+    let created = Wire::connect(server.address()).await.ask(create).await;
+    assert!(matches!(created, Reply::Ok(_)), "{created:?}");
     let page = Page::open(&server, 1000).await;
     page.0.fill("#user", "ann", false).await;
     page.0.fill("#password", "wrong", true).await;
