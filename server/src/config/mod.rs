@@ -23,7 +23,7 @@ use crate::shard::{COUNTER_MAX, ShardConfig, Sync};
 
 pub use http::{HttpArgs, ProxyNet};
 pub use rate_limits::RateLimitArgs;
-pub use store::{ClusterArgs, StoreArgs, StorePlace};
+pub use store::{ClusterArgs, Purpose, StoreArgs, StorePlace};
 pub use tls::{TlsArgs, TlsArgsError};
 
 /// A self-hosted chat server: every acknowledged message is on disk and will be delivered
@@ -62,21 +62,25 @@ pub enum AdminCommand {
         #[arg(long)]
         drop_damaged: bool,
     },
-    /// Print the accounts and unread messages of a store as JSON lines
-    #[command(override_usage = "harkd export [OPTIONS] <FOLDER>")]
+    /// Print the accounts and unread messages of a store as JSON lines: of a cluster at any
+    /// time, of a folder while its server is stopped
+    #[command(override_usage = "harkd export [OPTIONS] [STORE]")]
     Export {
-        /// The store's folder
-        folder: PathBuf,
+        /// The store: a folder, or a cluster as in --store [default: that of --store]
+        #[arg(value_name = "STORE")]
+        place: Option<PathBuf>,
         /// Export the intact parts of a damaged store, with gaps for the rest
         #[arg(long)]
         salvage: bool,
     },
     /// Import accounts and messages from JSON lines on standard input. Message numbers are
     /// kept; existing accounts and messages are skipped
-    #[command(override_usage = "harkd import [OPTIONS] <FOLDER>")]
+    #[command(override_usage = "harkd import [OPTIONS] [STORE]")]
     Import {
-        /// The store's folder, created if it does not exist
-        folder: PathBuf,
+        /// The store, created if it does not exist: a folder, or a cluster as in --store
+        /// [default: that of --store]
+        #[arg(value_name = "STORE")]
+        place: Option<PathBuf>,
     },
 }
 

@@ -99,7 +99,7 @@ impl ShardConfig {
     };
 
     /// For tools, which refuse no account.
-    const UNBOUNDED: Self = Self {
+    pub(crate) const UNBOUNDED: Self = Self {
         accounts_max: usize::MAX,
         ..Self::DEFAULT
     };

@@ -457,7 +457,7 @@ fn refusals_have_the_status_of_their_code() {
     assert!(limited.header("retry-after").is_some());
     post("/v1/send/bob", &["-G"]).check(405, "unknown-command");
     post("/v1/nothing", &[]).check(404, "unknown-command");
-    post("/", &[]).check(404, "unknown-command");
+    post("/", &["-X", "POST"]).check(405, "unknown-command");
 }
 
 #[test]

@@ -11,6 +11,7 @@
 //! | `route` | resources and parameters |
 //! | `credentials` | the identity and the idempotency of a request |
 //! | `receive`, `receivers` | the responses that carry messages, and their acknowledgements |
+//! | `page` | the web page |
 //! | `websocket` | the handshake of a WebSocket |
 //! | `error`, `response` | refusals; headers and bodies |
 
@@ -23,6 +24,7 @@ pub(crate) mod fuzzing;
 mod guard;
 mod head;
 mod in_flight;
+mod page;
 mod receive;
 mod receivers;
 mod response;
@@ -189,6 +191,7 @@ impl Http {
             Operation::Create(user) => self.create(user, &parts, body, caller).await,
             Operation::Delete(user) => self.delete(user, &parts, caller).await,
             Operation::List => self.list(&parts, caller).await,
+            Operation::Page => Ok(page::response()),
             Operation::Health => Ok(json(StatusCode::OK, &HealthStatus { status: "ok" })),
             Operation::Ready => Ok(self.readiness(caller)),
             Operation::Options(allowed) => Ok(options(allowed)),

@@ -23,6 +23,8 @@ pub(super) enum Resource {
     Users,
     /// `/v1/ws`.
     WebSocket,
+    /// `/`.
+    Page,
     /// `/healthz`.
     Health,
     /// `/readyz`.
@@ -40,6 +42,7 @@ pub(super) enum Operation {
     Delete(UserName),
     List,
     WebSocket,
+    Page,
     Health,
     Ready,
     /// The methods of the resource.
@@ -61,6 +64,7 @@ impl Resource {
             [Some("v1"), Some("users"), Some(user), None] => Self::User(name(user)?),
             [Some("v1"), Some("users"), None, None] => Self::Users,
             [Some("v1"), Some("ws"), None, None] => Self::WebSocket,
+            [Some(""), None, None, None] => Self::Page,
             [Some("healthz"), None, None, None] => Self::Health,
             [Some("readyz"), None, None, None] => Self::Ready,
             _ => return Err(not_found()),
@@ -86,6 +90,7 @@ impl Resource {
             Self::User(user) if method == Method::DELETE => Operation::Delete(user),
             Self::Users if is_get => Operation::List,
             Self::WebSocket if method == Method::GET => Operation::WebSocket,
+            Self::Page if is_get => Operation::Page,
             Self::Health if is_get => Operation::Health,
             Self::Ready if is_get => Operation::Ready,
             _ => return Err(HttpError::method_not_allowed(allowed)),
@@ -97,7 +102,7 @@ impl Resource {
             Self::Send(_) | Self::Ack(_) => "POST, OPTIONS",
             Self::Receive(_) => "GET, HEAD, POST, OPTIONS",
             Self::User(_) => "PUT, DELETE, OPTIONS",
-            Self::Users | Self::Health | Self::Ready => "GET, HEAD, OPTIONS",
+            Self::Users | Self::Page | Self::Health | Self::Ready => "GET, HEAD, OPTIONS",
             Self::WebSocket => "GET, OPTIONS",
         }
     }
@@ -284,7 +289,6 @@ mod tests {
     #[test]
     fn other_paths_and_methods_are_refused() {
         for path in [
-            "/",
             "/v1",
             "/v1/send",
             "/v1/send/a/b",
@@ -298,6 +302,7 @@ mod tests {
                 Err(if path == "/v1/users/" { 400 } else { 404 }),
             );
         }
+        check(Method::POST, "/", Err(405));
         check(Method::GET, "/v1/send/bob", Err(405));
         check(Method::POST, "/v1/users", Err(405));
         check(Method::HEAD, "/v1/ws", Err(405));
