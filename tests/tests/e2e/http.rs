@@ -520,6 +520,9 @@ fn http_2_carries_the_same_requests() {
     assert_eq!(sent.status, 201, "{sent:?}");
     let received = curl(&server, "/v1/receive/bob", &prior_knowledge[..1]);
     assert_eq!(received.lines()[0]["text"], "over HTTP/2");
+    let filler = format!("X-Filler: {}", "x".repeat(9000));
+    let long = curl(&server, "/healthz", &[prior_knowledge[0], "-H", &filler]);
+    long.check(431, "too-large");
     // No upgrade from HTTP/1.1.
     let upgrade = curl(&server, "/v1/receive/bob", &["--http2"]);
     assert!(upgrade.headers.starts_with("HTTP/1.1 200"), "{upgrade:?}");

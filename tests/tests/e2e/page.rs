@@ -164,7 +164,11 @@ async fn pages_and_terminal_miss_nothing_across_kill() {
     ann.wait_for_texts(&["one", "two", "three", "four"]).await;
 
     let state = tempfile::tempdir().unwrap();
-    let sent = hark_as(&server, state.path(), &["send", "--as", "ann", "bob", "five"]);
+    let sent = hark_as(
+        &server,
+        state.path(),
+        &["send", "--as", "ann", "bob", "five"],
+    );
     assert!(sent.status.success(), "{sent:?}");
     bob.wait_for_texts(&["one", "two", "three", "four", "five"])
         .await;
@@ -235,7 +239,8 @@ async fn every_view_is_accessible_and_fits() {
     let page = Page::open(&server, 1000).await;
     page.check_accessibility().await;
     page.create("ann", "").await;
-    page.talk("ann-and-a-very-long-name-that-does-not-end-before-64-characters").await;
+    page.talk("ann-and-a-very-long-name-that-does-not-end-before-64-characters")
+        .await;
     page.say("hello https://example.org/").await;
     page.check_accessibility().await;
     page.0.click("#browser").await;

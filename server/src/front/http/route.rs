@@ -303,8 +303,8 @@ mod tests {
                 Err(if path == "/v1/users/" { 400 } else { 404 }),
             );
         }
-        check(Method::GET, "/v1/send/bob", Err(405));
         check(Method::POST, "/", Err(405));
+        check(Method::GET, "/v1/send/bob", Err(405));
         check(Method::POST, "/v1/users", Err(405));
         check(Method::HEAD, "/v1/ws", Err(405));
     }
