@@ -6,7 +6,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hark_protocol::{Code, Failure, Reply, Request};
-use hark_tests::{Client, Front, Harkd, Link as _, TIMEOUT, WebSocket, Wire, name, send};
+use hark_tests::{
+    Client, Front, Harkd, Link as _, TIMEOUT, WebSocket, Wire, name, send, wait_until,
+};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -195,7 +197,11 @@ async fn peer_that_does_not_read_is_dropped_in_time() {
     for _ in 0..200 {
         alice.sent("bob", &text).await;
     }
-    server.wait_for_log("slow consumer");
+    // Of the missing acknowledgements and the missing pong, the first counts.
+    wait_until("the end of the connection", || {
+        let log = server.log();
+        log.contains("slow consumer") || log.contains("ping unanswered")
+    });
     assert_eq!(
         Wire::connect(server.address()).await.receive("bob").await,
         200
