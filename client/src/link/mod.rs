@@ -213,20 +213,22 @@ impl Link {
         self.writer.flush_all().await?;
         loop {
             let incoming = self.reader.next().await?;
-            let reply = incoming
-                .message
-                .map_err(|bad| LinkError::Protocol(bad.refusal.to_string()))?;
-            match reply {
-                Reply::Error {
-                    failure,
-                    explanation,
-                } => return Err(failed(failure, &explanation)),
-                Reply::Ok(fields) if incoming.id == ID => return Ok(Ok(fields)),
-                Reply::NotOk(refusal) if incoming.id == ID => return Ok(Err(refusal)),
-                Reply::NotOk(refusal) if incoming.id.is_none() => {
-                    return Err(LinkError::refused(refusal));
+            match (incoming.id, incoming.message) {
+                (
+                    _,
+                    Ok(Reply::Error {
+                        failure,
+                        explanation,
+                    }),
+                ) => return Err(failed(failure, &explanation)),
+                (ID, Ok(Reply::Ok(fields))) => return Ok(Ok(fields)),
+                (ID, Ok(Reply::NotOk(refusal))) => return Ok(Err(refusal)),
+                (ID, Err(malformed)) => {
+                    return Err(LinkError::Protocol(malformed.refusal.to_string()));
                 }
-                // Other messages cannot concern a new connection.
+                (None, Ok(Reply::NotOk(refusal))) => return Err(LinkError::refused(refusal)),
+                // Other messages cannot concern a new connection, and pushes of a later
+                // protocol version are ignored.
                 _ => {}
             }
         }

@@ -6,6 +6,7 @@ use std::future::ready;
 use std::io;
 use std::pin::Pin;
 
+use bytes::BytesMut;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt as _, Sink, SinkExt as _, StreamExt as _, sink};
@@ -13,8 +14,9 @@ use hark_client::dial::Stream;
 use hark_grpc::reply::Replies;
 use hark_grpc::request;
 use hark_grpc::v1::{ChatReply, ChatRequest};
-use hark_protocol::framing::native::ServerCodec;
-use hark_protocol::{Frame, Incoming, Reply, Request};
+use hark_protocol::framing::native::NativeCodec;
+use hark_protocol::message::Message;
+use hark_protocol::{Frame, Incoming, Refusal, Reply, Request};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -33,11 +35,40 @@ const REPLIES_MAX: usize = 1;
 /// Send buffer of a gRPC connection, in bytes.
 const OUTPUT_BYTES_MAX: usize = 16 * 1024;
 
+/// A message to the client.
+#[derive(Debug)]
+enum Outgoing {
+    /// A reply or push of this protocol version.
+    Known(Reply),
+    /// A push of a later protocol version.
+    Later,
+}
+
+impl Message for Outgoing {
+    fn command(&self) -> &'static str {
+        match self {
+            Self::Known(reply) => reply.command(),
+            Self::Later => "hologram",
+        }
+    }
+
+    fn write_payload(&self, to: &mut BytesMut) {
+        match self {
+            Self::Known(reply) => reply.write_payload(to),
+            Self::Later => to.extend_from_slice(b"#team,7,eve,in 3D"),
+        }
+    }
+
+    fn parse(command: &str, payload: &str) -> Result<Self, Refusal> {
+        Reply::parse(command, payload).map(Self::Known)
+    }
+}
+
 /// A conversation with one client. Dropping it ends the connection after queued
 /// replies are on their way.
 pub(crate) struct Conversation {
     requests: BoxStream<'static, Incoming<Request>>,
-    replies: Pin<Box<dyn Sink<Frame<Reply>, Error = io::Error> + Send>>,
+    replies: Pin<Box<dyn Sink<Frame<Outgoing>, Error = io::Error> + Send>>,
 }
 
 impl fmt::Debug for Conversation {
@@ -49,7 +80,8 @@ impl fmt::Debug for Conversation {
 impl Conversation {
     /// Starts a conversation in the native framing.
     pub(crate) fn native(stream: impl Stream + 'static) -> Self {
-        let (replies, requests) = Framed::new(stream, ServerCodec::new(FRAME_BYTES_MAX)).split();
+        let codec = NativeCodec::<Request, Outgoing>::new(FRAME_BYTES_MAX);
+        let (replies, requests) = Framed::new(stream, codec).split();
         let requests = requests.scan((), |(), frame| ready(frame.ok()));
         Self {
             requests: requests.boxed(),
@@ -84,8 +116,14 @@ impl Conversation {
     }
 
     /// Sends a reply. Fails if the client has disconnected.
-    pub(crate) async fn send(&mut self, frame: Frame<Reply>) -> io::Result<()> {
+    pub(crate) async fn send(&mut self, Frame { id, message }: Frame<Reply>) -> io::Result<()> {
+        let frame = Frame::new(id, Outgoing::Known(message));
         self.replies.send(frame).await
+    }
+
+    /// Pushes a message of a later protocol version, as [`Self::send`] does.
+    pub(crate) async fn push_later(&mut self) -> io::Result<()> {
+        self.replies.send(Frame::new(None, Outgoing::Later)).await
     }
 }
 
@@ -125,9 +163,14 @@ impl StreamingService<ChatRequest> for BiDiChat {
 
 async fn reply(
     (sender, mut replies): (mpsc::Sender<ChatReply>, Replies),
-    frame: Frame<Reply>,
+    frame: Frame<Outgoing>,
 ) -> io::Result<(mpsc::Sender<ChatReply>, Replies)> {
-    if let Some(reply) = replies.outgoing(frame.id, frame.message) {
+    let reply = match frame.message {
+        Outgoing::Known(reply) => replies.outgoing(frame.id, reply),
+        // A decoder drops the members of a `oneof` that it does not know.
+        Outgoing::Later => Some(ChatReply::default()),
+    };
+    if let Some(reply) = reply {
         sender
             .send(reply)
             .await

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use hark_client::{Client, Event, LinkState};
-use hark_protocol::{ByeReason, Code, Request};
+use hark_protocol::{ByeReason, Code, OkFields, Reply, Request, Sequence};
 
 use super::{config, up};
-use crate::peer::{link, user};
+use crate::peer::{link, message, user};
 
 #[tokio::test(start_paused = true)]
 async fn silent_link_is_pinged_then_closed() {
@@ -112,6 +112,36 @@ async fn protocol_error_ends_the_link() {
     let down = link(&handle, |state| matches!(state, LinkState::Down { .. })).await;
     assert!(matches!(down, LinkState::Down { reason, .. } if reason.contains("a frame is too short")));
     peers.greeted().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn unknown_push_is_ignored_in_each_state() {
+    let (config, mut peers) = config();
+    let (handle, mut events) = Client::connect(config);
+    let mut peer = peers.accept().await;
+    peer.push_later().await;
+    peer.hello().await;
+    let connecting = tokio::spawn({
+        let handle = handle.clone();
+        async move { handle.connect(user("amy"), None).await }
+    });
+    let (id, ..) = peer.entered().await;
+    peer.push_later().await;
+    peer.reply(id, Reply::Ok(OkFields::queued(1))).await;
+    connecting.await.unwrap().unwrap();
+    peer.push_later().await;
+    peer.push(5).await;
+    assert_eq!(message(&mut events).await.delivery.sequence, Sequence(5));
+    drop(peer);
+    // The handshake of the next link authenticates, too.
+    let mut peer = peers.accept().await;
+    peer.push_later().await;
+    peer.hello().await;
+    let (id, ..) = peer.entered().await;
+    peer.push_later().await;
+    peer.reply(id, Reply::Ok(OkFields::queued(1))).await;
+    link(&handle, |state| state.is_up()).await;
+    peer.silence(Duration::from_secs(15)).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -210,6 +210,11 @@ impl Peer {
         );
     }
 
+    /// Pushes a message of a later protocol version. The client may have disconnected.
+    pub(crate) async fn push_later(&mut self) {
+        drop(self.conversation.push_later().await);
+    }
+
     pub(crate) async fn ok(&mut self, id: u32) {
         self.reply(id, Reply::Ok(OkFields::none())).await;
     }
