@@ -2,6 +2,8 @@
 //! command and its fields. The envelope of a message belongs to
 //! [`crate::framing`].
 
+mod rooms;
+
 use std::borrow::Cow;
 use std::str::FromStr;
 
@@ -11,7 +13,9 @@ use zeroize::Zeroize as _;
 
 use crate::code::{ByeReason, Code, Failure, Refusal};
 use crate::limits::COMMAND_BYTES;
-use crate::name::{Password, Sequence, SessionToken, UserName};
+use crate::name::{Password, RoomName, Sequence, SessionToken, UserName};
+
+pub use self::rooms::{Gap, LeftReason, RoomEntry, RoomMode, RoomReply, RoomRequest};
 
 /// A message of one direction, made of a command and fields.
 pub trait Message: Sized {
@@ -288,6 +292,45 @@ impl OkFields {
         }
     }
 
+    /// Returns the answer to `attach`: the number of unacknowledged messages of the inbox,
+    /// and of rooms.
+    #[must_use]
+    pub fn attached(waiting: u64, rooms: u64) -> Self {
+        Self::written(format!("{waiting},{rooms}"))
+    }
+
+    /// Returns the answer to `join`: the last number, and the number of messages held.
+    #[must_use]
+    pub fn joined(last: Sequence, held: u64) -> Self {
+        Self::written(format!("{last},{held}"))
+    }
+
+    /// Returns the answer to `talk`: the room.
+    #[must_use]
+    pub fn talking(room: &RoomName) -> Self {
+        Self::written(room.to_string())
+    }
+
+    /// Returns the end of a `history`: the number of messages, and the oldest number held.
+    #[must_use]
+    pub fn past(messages: u64, oldest: Sequence) -> Self {
+        Self::written(format!("{messages},{oldest}"))
+    }
+
+    /// Returns the two numbers, if this answers `attach`, `join` or `history`.
+    #[must_use]
+    pub fn as_numbers(&self) -> Option<(u64, u64)> {
+        let text = self.text();
+        let (first, second) = text.split_once(',')?;
+        Some((number(first)?, number(second)?))
+    }
+
+    /// Returns the room, if this answers `talk`.
+    #[must_use]
+    pub fn as_room(&self) -> Option<RoomName> {
+        self.text().parse().ok()
+    }
+
     /// Returns the number of names and whether the list was truncated, if this
     /// answers `list`.
     #[must_use]
@@ -346,7 +389,7 @@ pub(crate) const REQUEST_COMMANDS: [(&str, bool); 11] = [
 pub(crate) const HELLO: &str = "hello";
 
 /// The commands whose fields may contain a password.
-const SECRET_COMMANDS: [&str; 5] = ["create", "login", "connect", "password", "delete"];
+const SECRET_COMMANDS: [&str; 6] = ["create", "login", "connect", "attach", "password", "delete"];
 
 impl Message for Request {
     fn command(&self) -> &'static str {
