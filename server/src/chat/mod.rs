@@ -36,14 +36,14 @@ mod shutdown;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use hark_protocol::limits::text_bytes_max;
 use hark_protocol::{Code, Failure, Refusal, Reply, UserName};
 use tokio::sync::{Semaphore, watch};
 
 use crate::limit::network;
-use crate::store::{Store, Unavailable};
+use crate::store::{Store, Unavailable, unix_ms};
 use fair_semaphore::FairSemaphore;
 use login_limiter::LoginLimiter;
 use passwords::Hasher;
@@ -205,8 +205,5 @@ impl From<Fault> for Reply {
 
 /// Returns the milliseconds since 1970, or 0 if the clock is before that.
 pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    unix_ms(SystemTime::now())
 }

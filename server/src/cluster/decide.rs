@@ -15,7 +15,7 @@ use super::{Action, Now, timing};
 use crate::ledger::Context;
 use crate::log::{Block, ReadError};
 use crate::shard::readers::{PageError, read_page};
-use crate::store::{Account, End, Page, Position, ReadLimit};
+use crate::store::{Account, End, NAMELESS, Page, Position, ReadLimit};
 
 /// The events that wait for a frame to be stored.
 #[derive(Debug, Default)]
@@ -106,7 +106,7 @@ impl Owner {
                 delivered,
                 acknowledged,
             } => {
-                ledger.acknowledge(&account, acknowledged, changes);
+                ledger.acknowledge(&account, NAMELESS, acknowledged, changes);
                 self.resubscribe(flow, &account, generation, delivered, released)
             }
             Request::Read {
@@ -131,7 +131,7 @@ impl Owner {
                 return self.identities.unregister(&account, flow.server);
             }
             Request::Acknowledge(account, position) => {
-                return ledger.acknowledge(&account, position, changes);
+                return ledger.acknowledge(&account, NAMELESS, position, changes);
             }
         };
         released.events.push((flow, Event::Answer(id, answer)));

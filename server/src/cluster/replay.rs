@@ -174,7 +174,7 @@ impl StreamReplay {
         if self.first > 1 && self.history.snapshot == 0 && !is_planted(Bug::CursorBeforeBlock) {
             return Err(ReplayError::NoSnapshot(self.first));
         }
-        self.blocks.retain(|inbox| self.replay.cursor(inbox));
+        self.blocks.retain(|inbox| self.replay.head(inbox));
         let mut ledger = self.replay.finish(counter);
         ledger.vouch_for_senders();
         let has_former = self.first > 1 || self.claims > 1;

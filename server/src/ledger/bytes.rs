@@ -4,6 +4,8 @@
 //! Numbers are LEB128 (seven bits per byte, lowest first). A number near another one is
 //! stored as the zigzag code of the difference.
 
+use std::time::Duration;
+
 use hark_protocol::{Sequence, UserName};
 
 use crate::store::Position;
@@ -58,6 +60,10 @@ pub(super) fn take_near(rest: &mut &[u8], base: u64) -> Result<u64, Malformed> {
     let code = take_number(rest)?;
     let difference = (code >> 1) ^ (code & 1).wrapping_neg();
     Ok(base.wrapping_add(difference))
+}
+
+pub(super) fn take_seconds(rest: &mut &[u8]) -> Result<Duration, Malformed> {
+    take_number(rest).map(Duration::from_secs)
 }
 
 pub(super) fn take_u32(rest: &mut &[u8]) -> Result<u32, Malformed> {

@@ -2,15 +2,17 @@
 //! are published when it is durable.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use hark_protocol::UserName;
+use hark_protocol::message::LeftReason;
+use hark_protocol::{DeviceName, RoomName, UserName};
 
 use super::block::BlockBuilder;
 use super::dedup::OutcomeRun;
 use super::record::{CLOCK_BYTES, Clock, Record};
 use crate::log::Frame;
-use crate::store::{Account, AccountEntry, End, Message, Outcome, Position, Publisher};
+use crate::store::{
+    Account, AccountEntry, DeviceId, End, Message, Outcome, Point, Position, Publisher,
+};
 
 /// The longest run of outcomes in one record.
 const RUN_LENGTH_MAX: u32 = 1024;
@@ -38,16 +40,59 @@ pub(crate) struct Effects {
     /// Numbers were reserved: without a sync, they could be assigned again after a power
     /// loss.
     pub(crate) is_reserving: bool,
-    /// Incarnations of accounts that ended.
+    /// Logs that ended, by id.
     pub(crate) ended: Vec<u64>,
-    /// Incarnations of accounts whose cursor moved, and the position it moved to.
-    pub(crate) cursors: Vec<(u64, Position)>,
+    /// Logs whose head moved, by id, and the position it moved to.
+    pub(crate) heads: Vec<(u64, Position)>,
     /// Accounts that were created, changed or ended, in order.
     pub(crate) accounts: Vec<AccountChange>,
     /// Messages for subscriptions.
     pub(crate) deliveries: Vec<Delivery>,
+    /// Notifications for subscriptions.
+    pub(crate) notices: Vec<Notice>,
     /// Subscriptions that ended.
     pub(crate) ends: Vec<SubscriptionEnd>,
+}
+
+/// A notification of a device that is attached.
+#[derive(Debug)]
+pub(crate) struct Notice {
+    /// The subscription of the device.
+    pub(crate) publisher: Publisher,
+    /// The content.
+    pub(crate) content: NoticeContent,
+}
+
+/// The content of a notification.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NoticeContent {
+    /// The user has a new device.
+    Device(DeviceName),
+    /// The user has become a member of a room.
+    Joined {
+        /// The id of the room.
+        room: u64,
+        /// Its name.
+        name: RoomName,
+        /// The last number of the room.
+        last: Point,
+    },
+    /// The user is no member of a room any more.
+    Left {
+        /// The id of the room.
+        room: u64,
+        /// Its name.
+        name: RoomName,
+        /// The reason.
+        reason: LeftReason,
+    },
+    /// The read mark of the user moved.
+    Seen {
+        /// The name of the room.
+        name: RoomName,
+        /// The number of the last read message.
+        number: u64,
+    },
 }
 
 /// A change of the directory.
@@ -76,6 +121,8 @@ pub(crate) struct Delivery {
 pub(crate) struct SubscriptionEnd {
     /// The account that it was for.
     pub(crate) account: Account,
+    /// The device.
+    pub(crate) device: DeviceId,
     /// The subscription.
     pub(crate) publisher: Publisher,
     /// The reason.
@@ -83,13 +130,9 @@ pub(crate) struct SubscriptionEnd {
 }
 
 impl Changes {
-    /// Begins a frame. `counter` is the last assigned number.
-    pub(super) fn begin(&mut self, time_ms: u64, running: Duration, counter: u64) {
-        self.clock = Clock {
-            time_ms,
-            running,
-            counter,
-        };
+    /// Begins a frame.
+    pub(super) fn begin(&mut self, clock: Clock) {
+        self.clock = clock;
         self.records.clear();
         self.records.extend_from_slice(&self.clock.encode());
         self.is_full = false;
@@ -181,9 +224,16 @@ impl Changes {
 
 impl Effects {
     /// Ends a subscription when the frame is durable.
-    pub(super) fn end(&mut self, account: &Account, publisher: Publisher, end: End) {
+    pub(super) fn end(
+        &mut self,
+        account: &Account,
+        device: DeviceId,
+        publisher: Publisher,
+        end: End,
+    ) {
         self.ends.push(SubscriptionEnd {
             account: account.clone(),
+            device,
             publisher,
             end,
         });
@@ -211,16 +261,18 @@ impl Effects {
             is_awaited,
             is_reserving,
             ended,
-            cursors,
+            heads,
             accounts,
             deliveries,
+            notices,
             ends,
         } = self;
         (*is_awaited, *is_reserving) = (false, false);
         ended.clear();
-        cursors.clear();
+        heads.clear();
         accounts.clear();
         deliveries.clear();
+        notices.clear();
         ends.clear();
     }
 }

@@ -86,6 +86,11 @@ impl<T> Slots<T> {
             .filter_map(|(item, slot)| item.as_ref().map(|item| (slot, item)))
     }
 
+    /// Returns all items.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.items.iter_mut().flatten()
+    }
+
     /// Returns all items by value.
     pub(super) fn into_items(self) -> impl Iterator<Item = T> {
         self.items.into_iter().flatten()

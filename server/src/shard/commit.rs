@@ -5,7 +5,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use hark_protocol::SessionToken;
 use tokio::sync::OwnedSemaphorePermit;
@@ -17,7 +17,8 @@ use super::{ShardConfig, SharedShard, Sync};
 use crate::ledger::{Changes, Checkpoint, Context, Ledger, SubscriptionEnd};
 use crate::log::{AppendError, Durability, Frame, Log, Opener, RECORD_BYTES_MAX};
 use crate::store::{
-    Append, Completer, Created, Fence, Outcome, Position, Subscription, Unavailable,
+    Account, Append, Completer, Created, DeviceId, Fence, NAMELESS, Outcome, Position,
+    Subscription, Unavailable, unix_ms,
 };
 
 /// Maximum commands in one commit.
@@ -81,6 +82,9 @@ pub(super) struct Committer {
     started: Instant,
     /// The running time of the store when this process started.
     running_before: Duration,
+    /// The wall clock of the last frame before this process started, until the stop is
+    /// counted.
+    stopped_at_ms: Option<u64>,
 }
 
 /// The free space of the log.
@@ -176,6 +180,7 @@ impl Committer {
         let OpenShard { log, ledger } = opened;
         let mut committer = Self {
             running_before: ledger.running(),
+            stopped_at_ms: Some(ledger.wall_ms()),
             config,
             shared,
             opener,
@@ -244,9 +249,13 @@ impl Committer {
     fn commit(&mut self, acks: Acks) -> Option<Completer<()>> {
         let context = Context {
             running: self.now(),
+            wall_ms: unix_ms(SystemTime::now()),
             is_low_on_space: self.space != Space::Ample,
         };
         self.ledger.begin(context, &mut self.changes);
+        if let Some(stopped_at_ms) = self.stopped_at_ms.take() {
+            self.ledger.count_stop(stopped_at_ms, &mut self.changes);
+        }
         if !acks.is_empty() {
             self.acks_committed = Instant::now();
         }
@@ -264,12 +273,18 @@ impl Committer {
         let bytes_max = self.record_bytes_max() / 2;
         let mut acks = acks.into_iter();
         while self.changes.record_bytes() < bytes_max
-            && let Some((account, position)) = acks.next()
+            && let Some(((account, device), position)) = acks.next()
         {
             self.ledger
-                .acknowledge(&account, position, &mut self.changes);
+                .acknowledge(&account, device, position, &mut self.changes);
         }
-        acks.for_each(|(account, position)| self.shared.queue.acknowledge(&account, position));
+        self.put_back_acks(acks);
+    }
+
+    fn put_back_acks(&self, acks: impl Iterator<Item = ((Account, DeviceId), Position)>) {
+        for ((account, device), position) in acks {
+            self.shared.queue.acknowledge(&account, device, position);
+        }
     }
 
     /// Decides as much of the backlog as fits into one frame.
@@ -356,8 +371,8 @@ impl Committer {
                 let may_subscribe = takes_over || ledger.is_free(&account);
                 // The former subscription may have acknowledged after this command was
                 // taken.
-                if let Some(position) = self.shared.queue.take_ack(&account) {
-                    ledger.acknowledge(&account, position, changes);
+                if let Some(position) = self.shared.queue.take_ack(&account, NAMELESS) {
+                    ledger.acknowledge(&account, NAMELESS, position, changes);
                 }
                 let subscription = may_subscribe
                     .then(|| ledger.subscribe(&account, changes))
@@ -455,8 +470,7 @@ impl Committer {
     /// Answers commands while no append is possible. Acknowledgements wait. Returns a
     /// request to close.
     fn wait_for_space(&mut self, acks: Acks) -> Option<Completer<()>> {
-        acks.into_iter()
-            .for_each(|(account, position)| self.shared.queue.acknowledge(&account, position));
+        self.put_back_acks(acks.into_iter());
         let closing = self.refuse();
         if self.log.as_ref().is_some_and(|log| log.has_pending_work()) {
             match self.append_frame(Frame::default(), Durability::Machine) {
@@ -504,8 +518,8 @@ impl Committer {
         self.shared
             .readers
             .cursors
-            .advance(&effects.cursors, &effects.ended);
-        self.unsynced.extend(effects.cursors.drain(..));
+            .advance(&effects.heads, &effects.ended);
+        self.unsynced.extend(effects.heads.drain(..));
         if durability == Durability::Process && self.config.sync == Sync::Always {
             return;
         }
@@ -603,18 +617,16 @@ impl Committer {
         let now = self.now();
         let former = std::mem::replace(&mut self.ledger, opened.ledger);
         let lost = std::mem::take(&mut self.lost);
-        for (account, position) in self.ledger.inherit_from(former, lost, now) {
-            self.shared.queue.acknowledge(&account, position);
-        }
+        let acks = self.ledger.inherit_from(former, lost, now);
+        let acks = acks.into_iter();
+        self.put_back_acks(acks.map(|(account, device, position)| ((account, device), position)));
         self.serve(opened.log);
     }
 
     /// Resumes service from an open log, whose ledger is in place.
     fn serve(&mut self, log: Box<dyn Log>) {
         self.shared.directory.replace(self.ledger.accounts());
-        let cursors = self.ledger.inboxes();
-        let cursors = cursors.map(|(entry, cursor, _)| (entry.account.incarnation, cursor));
-        self.shared.readers.cursors.replace(cursors);
+        self.shared.readers.cursors.replace(self.ledger.heads());
         self.shared.readers.set(Some(log.reader()));
         self.log = Some(log);
         self.shared.is_open.store(true, Ordering::Release);

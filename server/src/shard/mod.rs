@@ -47,13 +47,13 @@ use self::open::CounterFloor;
 use self::queue::{Queue, ShardCommand};
 use self::readers::Readers;
 use self::watchdog::{Deadlines, Progress, Watchdog, Watched};
-use crate::ledger::Limits;
+use crate::ledger::{Limits, RoomLimits};
 use crate::log::Opener;
 use crate::log::disk::{DiskConfig, DiskOpener};
 use crate::log::memory::MemoryOpener;
 use crate::store::{
-    Account, AccountEntry, Append, Completer, Created, Outcome, Page, PasswordHash, Pending,
-    Position, ReadLimit, Store, Subscription,
+    Account, AccountEntry, Append, Completer, Created, NAMELESS, Outcome, Page, PasswordHash,
+    Pending, Position, ReadLimit, Store, Subscription,
 };
 use crate::sync::Mutex;
 
@@ -113,6 +113,7 @@ impl ShardConfig {
             sessions_max: self.sessions_max,
             queued_messages_max: self.queued_messages_max,
             queued_bytes_max: self.queued_bytes_max,
+            rooms: RoomLimits::DEFAULT,
         }
     }
 
@@ -298,7 +299,7 @@ impl Store for ShardStore {
     }
 
     fn acknowledge(&self, account: &Account, position: Position) {
-        self.shared.queue.acknowledge(account, position);
+        self.shared.queue.acknowledge(account, NAMELESS, position);
     }
 
     fn open_session(&self, session: &SessionToken, from: Option<IpAddr>) -> Pending<bool> {

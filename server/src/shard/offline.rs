@@ -118,9 +118,12 @@ impl OfflineStore {
     fn begin(&mut self) {
         self.text_bytes = 0;
         let running = self.opened.ledger.running();
+        // The time since the server stopped counts when it starts again.
+        let wall_ms = self.opened.ledger.wall_ms();
         self.opened.ledger.begin(
             Context {
                 running,
+                wall_ms,
                 is_low_on_space: false,
             },
             &mut self.changes,

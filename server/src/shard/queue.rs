@@ -1,5 +1,5 @@
 //! The queue of the commit thread: commands in order of arrival, and the latest
-//! acknowledgement of each inbox.
+//! acknowledgement of each device.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -10,7 +10,8 @@ use hark_protocol::{SessionToken, UserName};
 
 use super::open::OpenShard;
 use crate::store::{
-    Account, Append, Completer, Created, Outcome, PasswordHash, Position, Subscription, Unavailable,
+    Account, Append, Completer, Created, DeviceId, Outcome, PasswordHash, Position, Subscription,
+    Unavailable,
 };
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
@@ -75,11 +76,11 @@ impl ShardCommand {
     }
 }
 
-/// Pending acknowledgements: the latest one of each inbox.
-pub(super) type Acks = HashMap<Account, Position>;
+/// Pending acknowledgements: the latest one of each device.
+pub(super) type Acks = HashMap<(Account, DeviceId), Position>;
 
 /// The queue. It is bounded by its callers: each append holds a permit, each connection
-/// has few other commands in flight, and each inbox has one acknowledgement.
+/// has few other commands in flight, and each device has one acknowledgement.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     // A lock, because any thread may push. It is held for one push, or for taking
@@ -138,13 +139,13 @@ impl Queue {
     }
 
     /// Adds an acknowledgement.
-    pub(super) fn acknowledge(&self, account: &Account, position: Position) {
+    pub(super) fn acknowledge(&self, account: &Account, device: DeviceId, position: Position) {
         let mut state = self.state.lock();
         if state.is_closed {
             return;
         }
         let is_first = state.acks.is_empty();
-        match state.acks.entry(account.clone()) {
+        match state.acks.entry((account.clone(), device)) {
             Entry::Vacant(vacant) => {
                 vacant.insert(position);
             }
@@ -158,9 +159,9 @@ impl Queue {
         }
     }
 
-    /// Takes the pending acknowledgement of this inbox.
-    pub(super) fn take_ack(&self, account: &Account) -> Option<Position> {
-        self.state.lock().acks.remove(account)
+    /// Takes the pending acknowledgement of this device.
+    pub(super) fn take_ack(&self, account: &Account, device: DeviceId) -> Option<Position> {
+        self.state.lock().acks.remove(&(account.clone(), device))
     }
 
     /// Refuses queued and later commands that have an answer, until [`Self::resume`].

@@ -8,18 +8,24 @@
 pub(crate) mod contract;
 mod pending;
 pub(crate) mod quota;
+mod rooms;
 mod subscription;
 
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytestring::ByteString;
 use hark_protocol::{Code, RequestId, Sequence, SessionToken, UserName};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 pub use pending::{Completer, Pending};
+pub use rooms::{
+    AttachedRoom, DeviceEntry, DeviceId, DeviceSubscription, History, Joined, NAMELESS, Point,
+    RoomEntry,
+};
 pub use subscription::{
     BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, Publisher, Subscription,
 };
@@ -131,6 +137,12 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Decides the operations in flight, saves pending acknowledgements, and releases all
     /// resources. Later operations are [`Unavailable`].
     fn close(&self) -> Pending<()>;
+}
+
+/// Returns a time in milliseconds since 1970, or 0 if it is before that.
+pub(crate) fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The failure of an operation whose outcome is unknown.

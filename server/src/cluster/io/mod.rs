@@ -35,7 +35,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use self::driver::Driver;
 use self::operation::{OnTakeover, Operation};
 use super::Config;
-use crate::ledger::Limits;
+use crate::ledger::{Limits, RoomLimits};
 use crate::store::{
     Account, AccountEntry, Append, Completer, Created, Outcome, Page, PasswordHash, Pending,
     Position, ReadLimit, Store, Subscription,
@@ -150,6 +150,7 @@ impl ClusterConfig {
             sessions_max: self.sessions_max,
             queued_messages_max: self.queued_messages_max,
             queued_bytes_max: self.queued_bytes_max,
+            rooms: RoomLimits::DEFAULT,
         }
     }
 }

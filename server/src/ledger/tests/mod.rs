@@ -1,5 +1,9 @@
 //! The rules on the pure ledger, and the property that a replay reproduces its state.
 
+mod devices;
+mod room_model;
+mod rooms;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -12,40 +16,42 @@ use super::*;
 use crate::log::CheckpointPart;
 use crate::store::{Fence, SendId};
 
-const LIMITS: Limits = Limits {
+pub(super) const LIMITS: Limits = Limits {
     accounts_max: 3,
     sessions_max: 3,
     queued_messages_max: 6,
     queued_bytes_max: 60,
+    rooms: RoomLimits::DEFAULT,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// A ledger with its log, driven by hand.
-struct Driver {
-    ledger: Ledger,
-    changes: Changes,
-    context: Context,
-    checkpoint: Option<Checkpoint>,
-    frames: Vec<Frame>,
+pub(super) struct Driver {
+    pub(super) ledger: Ledger,
+    pub(super) changes: Changes,
+    pub(super) context: Context,
+    pub(super) checkpoint: Option<Checkpoint>,
+    pub(super) frames: Vec<Frame>,
 }
 
 /// The state that a replay must reproduce.
 #[derive(Debug, PartialEq)]
 struct State {
-    accounts: BTreeMap<String, AccountRecord>,
+    /// All records of a checkpoint but those of sessions, sorted.
+    records: Vec<String>,
+    /// The rooms of each account.
+    rooms: BTreeMap<String, Vec<String>>,
     sessions: BTreeMap<String, (u32, DedupTable)>,
     reserved: u64,
     time_ms: u64,
 }
 
 fn state(ledger: &Ledger) -> State {
-    let accounts = ledger.inboxes.iter_from(0).map(|(_, inbox)| inbox.record());
     let sessions = ledger.sessions.records_from(0);
     State {
-        accounts: accounts
-            .map(|account| (account.name.to_string(), account))
-            .collect(),
+        records: records(ledger),
+        rooms: rooms(ledger),
         sessions: sessions
             .map(|session| {
                 (
@@ -59,7 +65,49 @@ fn state(ledger: &Ledger) -> State {
     }
 }
 
-fn name(text: &str) -> UserName {
+/// Returns what a checkpoint records, independent of slots. A replay ends all attachments.
+fn records(ledger: &Ledger) -> Vec<String> {
+    let mut changes = Changes::default();
+    let frame = Checkpoint::default().next_piece_of(usize::MAX, ledger, &mut changes);
+    let records = record::Records::new(&frame.records).map(Result::unwrap);
+    let mut records: Vec<_> = records
+        .filter_map(|record| match record {
+            Record::Clock(_) | Record::Session(_) => None,
+            Record::Device(account, mut device) => {
+                device.detached.get_or_insert(seconds(ledger.running));
+                Some(Record::Device(account, device))
+            }
+            other => Some(other),
+        })
+        .map(|record| format!("{record:?}"))
+        .collect();
+    records.sort_unstable();
+    records
+}
+
+/// Returns the records that only one of two states has.
+fn difference<'r>(left: &'r [String], right: &'r [String]) -> (Vec<&'r str>, Vec<&'r str>) {
+    let only = |of: &'r [String], other: &[String]| {
+        let only = of.iter().filter(|record| !other.contains(record));
+        only.map(String::as_str).collect()
+    };
+    (only(left, right), only(right, left))
+}
+
+fn rooms(ledger: &Ledger) -> BTreeMap<String, Vec<String>> {
+    let inboxes = ledger.inboxes.iter_from(0).map(|(_, inbox)| inbox);
+    let accounts = inboxes.map(|inbox| inbox.account.clone());
+    accounts
+        .map(|account| {
+            let rooms = ledger.rooms(&account).unwrap().into_iter();
+            let mut rooms: Vec<_> = rooms.map(|room| format!("{room:?}")).collect();
+            rooms.sort_unstable();
+            (account.name.to_string(), rooms)
+        })
+        .collect()
+}
+
+pub(super) fn name(text: &str) -> UserName {
     text.parse().unwrap()
 }
 
@@ -68,7 +116,7 @@ fn token(text: &str) -> SessionToken {
 }
 
 /// Returns a message without a sender or a session.
-fn text(to: &str, text: &str) -> Append {
+pub(super) fn text(to: &str, text: &str) -> Append {
     Append {
         to: name(to),
         sender: None,
@@ -100,9 +148,10 @@ impl Driver {
         Self::with(LIMITS)
     }
 
-    fn with(limits: Limits) -> Self {
+    pub(super) fn with(limits: Limits) -> Self {
         let context = Context {
             running: Duration::ZERO,
+            wall_ms: 0,
             is_low_on_space: false,
         };
         let (mut ledger, mut changes) = (Ledger::new(limits, 1000), Changes::default());
@@ -116,24 +165,28 @@ impl Driver {
         }
     }
 
-    fn create(&mut self, user: &str) -> Created {
+    pub(super) fn create(&mut self, user: &str) -> Created {
         self.ledger.create(&name(user), None, &mut self.changes)
     }
 
-    fn account(&self, user: &str) -> Option<Account> {
+    pub(super) fn account(&self, user: &str) -> Option<Account> {
         self.ledger
             .accounts()
             .map(|entry| entry.account)
             .find(|account| account.name == name(user))
     }
 
-    fn append(&mut self, mut append: Append) -> Result<Outcome, Unavailable> {
+    pub(super) fn append(&mut self, mut append: Append) -> Result<Outcome, Unavailable> {
         self.ledger
             .append(&mut append, self.context, &mut self.changes)
     }
 
     #[track_caller]
-    fn check_send(&mut self, append: Append, expected: Result<(), Code>) -> Option<Sequence> {
+    pub(super) fn check_send(
+        &mut self,
+        append: Append,
+        expected: Result<(), Code>,
+    ) -> Option<Sequence> {
         let outcome = self.append(append);
         match (outcome, expected) {
             (Ok(Outcome::Stored(number)), Ok(())) => Some(number),
@@ -143,7 +196,7 @@ impl Driver {
     }
 
     /// Ends the frame and begins the next. Returns whether it had to be appended.
-    fn next_frame(&mut self) -> bool {
+    pub(super) fn next_frame(&mut self) -> bool {
         let is_appended = self.end_frame();
         self.ledger.begin(self.context, &mut self.changes);
         is_appended
@@ -158,7 +211,7 @@ impl Driver {
     }
 
     /// Appends a small piece of a checkpoint.
-    fn checkpoint(&mut self) {
+    pub(super) fn checkpoint(&mut self) {
         self.end_frame();
         let checkpoint = self.checkpoint.get_or_insert_default();
         let piece = checkpoint.next_piece_of(60, &self.ledger, &mut self.changes);
@@ -186,7 +239,7 @@ impl Driver {
         &self.frames[first..]
     }
 
-    fn replayed(&self, times: usize) -> Ledger {
+    pub(super) fn replayed(&self, times: usize) -> Ledger {
         let mut replay = Replay::new(self.ledger.limits);
         for frame in self.needed_frames() {
             (0..times).for_each(|_| replay.frame(&frame.records).unwrap());
@@ -195,20 +248,36 @@ impl Driver {
     }
 
     #[track_caller]
-    fn check_replay(&mut self) {
+    pub(super) fn check_replay(&mut self) {
         // Beginning a frame may forget sessions.
         self.next_frame();
         while self.next_frame() {}
+        // A frame records the running time, at which attachments end.
+        let frame = self.ledger.finish_empty(&mut self.changes);
+        self.frames.push(frame);
+        self.ledger.begin(self.context, &mut self.changes);
         let expected = state(&self.ledger);
-        assert_eq!(state(&self.replayed(1)), expected);
-        assert_eq!(state(&self.replayed(2)), expected, "each frame twice");
+        for times in [1, 2] {
+            let replayed = state(&self.replayed(times));
+            assert_eq!(
+                difference(&replayed.records, &expected.records),
+                (vec![], vec![]),
+                "after {times} replays of each frame"
+            );
+            assert!(replayed == expected, "{replayed:?} instead of {expected:?}");
+        }
     }
 
     /// Returns the messages of an account in all frames.
-    fn messages(&self, account: &Account) -> Vec<Message> {
+    pub(super) fn messages(&self, account: &Account) -> Vec<Message> {
+        self.messages_of(account.incarnation)
+    }
+
+    /// Returns the messages of a log in all frames.
+    pub(super) fn messages_of(&self, log: u64) -> Vec<Message> {
         let blocks = self.frames.iter().flat_map(|frame| &frame.blocks);
         let mut messages: Vec<Arc<Message>> = Vec::new();
-        for block in blocks.filter(|block| block.inbox == account.incarnation) {
+        for block in blocks.filter(|block| block.inbox == log) {
             let Ok(BlockContent::Messages(stored)) = decode(block) else {
                 panic!("{block:?}")
             };
@@ -314,9 +383,12 @@ fn no_space_refuses_sends_alone_and_is_forgotten() {
     );
     assert!(!driver.next_frame(), "it writes nothing");
     driver.check_send(send("s", 3, "eve", "x"), Err(Code::NoSuchUser));
-    driver
-        .ledger
-        .acknowledge(&bob, driver.messages(&bob)[0].position, &mut driver.changes);
+    driver.ledger.acknowledge(
+        &bob,
+        NAMELESS,
+        driver.messages(&bob)[0].position,
+        &mut driver.changes,
+    );
     assert_eq!(driver.create("amy"), Created::Created);
     assert!(driver.ledger.delete(&bob, &mut driver.changes));
     driver.create("bob");
@@ -498,7 +570,7 @@ fn acknowledgement_never_leads_back_or_beyond_the_inbox() {
     let mut cursor_after = |position| {
         driver
             .ledger
-            .acknowledge(&bob, position, &mut driver.changes);
+            .acknowledge(&bob, NAMELESS, position, &mut driver.changes);
         driver.ledger.inboxes().next().unwrap().1
     };
     assert_eq!(cursor_after(messages[1].position), messages[1].position);
@@ -666,7 +738,7 @@ fn step(driver: &mut Driver, op: Op) {
             };
             driver
                 .ledger
-                .acknowledge(&account, message.position, &mut driver.changes);
+                .acknowledge(&account, NAMELESS, message.position, &mut driver.changes);
         }
         Op::OpenSession(n) => {
             driver

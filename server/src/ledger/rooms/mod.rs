@@ -1,0 +1,219 @@
+//! Rooms: their members, messages and retention. A room is a log of messages with many
+//! readers: each device of a member has a cursor.
+//!
+//! Records and state:
+//!
+//! - **Bounds.** The log of a room is a [`MessageLog`](super::message_log::MessageLog), as
+//!   that of an inbox. Its blocks carry the id of the room. Retention moves the head; no
+//!   acknowledgement does.
+//! - **Numbers.** `join` and `leave` take a number of the room, so that it has one order of
+//!   messages and changes of its members: a member gets the messages between the two.
+//! - **Cursors** are recorded when the shard passes an acknowledgement on, at most once a
+//!   second for each device and room. A cursor before the head is a gap: the device gets
+//!   the count of the missing messages by subtraction.
+//! - **Marks** and quotas of senders change with each message. They are recorded once for
+//!   each frame, by [`Ledger::finish`](super::Ledger::finish).
+//! - **Retention** forgets whole [spans](retention::Spans): by age, by the bytes of the
+//!   room, and by the bytes of all rooms, of which the largest room gives way.
+//! - **Identity.** Everything belongs to accounts by their incarnations, and ends with
+//!   them.
+//!
+//! A room and its members are one shard's; the list of a user's rooms
+//! ([`Profile`](super::profile::Profile)) belongs to the shard of the user. In a store of
+//! one shard, the list is derived from the members.
+//!
+//! | file | content |
+//! | --- | --- |
+//! | `commands`, `deletion` | the commands of users, and the end of rooms and accounts |
+//! | `sending` | messages to rooms, and retention |
+//! | `reading` | cursors, read marks and queries |
+//! | `room` | the state of one room |
+//! | `members`, `guests` | its members and cursors; invitations and bans |
+//! | `retention` | ages and bytes of its messages |
+//! | `record`, `replay` | its records, their replay, and their part of a checkpoint |
+
+mod commands;
+mod deletion;
+mod guests;
+mod members;
+mod reading;
+mod record;
+mod replay;
+mod retention;
+mod room;
+mod sending;
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use hark_protocol::RoomName;
+
+use self::room::Room;
+use super::changes::Changes;
+use super::slots::Slots;
+use crate::store::Position;
+
+pub(super) use self::record::RoomRecord;
+pub(super) use self::replay::RoomPlace;
+
+/// The limits of rooms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RoomLimits {
+    /// Maximum number of members of a room.
+    pub(crate) members_max: usize,
+    /// Maximum number of rooms of a user, without conversations of two.
+    pub(crate) joined_max: usize,
+    /// Maximum number of rooms that a user owns.
+    pub(crate) owned_max: usize,
+    /// Maximum bytes of a room. A sender has at most a quarter of them.
+    pub(crate) room_bytes_max: u64,
+    /// Maximum bytes of all rooms.
+    pub(crate) all_bytes_max: u64,
+    /// How long a room keeps its messages, unless its owner chooses a time.
+    pub(crate) keep: Duration,
+    /// The longest time that an owner may choose.
+    pub(crate) keep_max: Duration,
+}
+
+impl RoomLimits {
+    /// The defaults of the flags.
+    pub(crate) const DEFAULT: Self = Self {
+        members_max: 10_000,
+        joined_max: 64,
+        owned_max: 16,
+        room_bytes_max: 256 << 20,
+        all_bytes_max: 16 << 30,
+        keep: Duration::from_secs(30 * 24 * 3600),
+        keep_max: Duration::from_secs(366 * 24 * 3600),
+    };
+
+    /// Returns the bytes of a room that one sender has at most.
+    const fn sender_bytes_max(&self) -> u64 {
+        self.room_bytes_max / 4
+    }
+}
+
+/// All rooms.
+#[derive(Debug)]
+pub(super) struct Rooms {
+    limits: RoomLimits,
+    rooms: Slots<Room>,
+    by_name: HashMap<RoomName, u32>,
+    by_id: HashMap<u64, u32>,
+    /// The bytes of all rooms that count for quotas.
+    bytes: u64,
+    /// The rooms with messages, by the age at which to look for expired ones: at the
+    /// earliest, or before.
+    expiries: BTreeSet<(Duration, u32)>,
+    /// Rooms with messages in the frame under construction.
+    changed: Vec<u32>,
+}
+
+impl Rooms {
+    /// Returns no rooms.
+    pub(super) fn new(limits: RoomLimits) -> Self {
+        Self {
+            limits,
+            rooms: Slots::default(),
+            by_name: HashMap::new(),
+            by_id: HashMap::new(),
+            bytes: 0,
+            expiries: BTreeSet::new(),
+            changed: Vec::new(),
+        }
+    }
+
+    /// Returns whether there is no room.
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
+    /// Returns the slot of the room of this name.
+    fn slot(&self, name: &str) -> Option<u32> {
+        self.by_name.get(name).copied()
+    }
+
+    /// Returns the room in a slot.
+    fn get(&self, slot: u32) -> Option<&Room> {
+        self.rooms.get(slot)
+    }
+
+    /// Returns the room in a slot.
+    fn get_mut(&mut self, slot: u32) -> Option<&mut Room> {
+        self.rooms.get_mut(slot)
+    }
+
+    /// Returns the room with this id.
+    fn by_id(&mut self, id: u64) -> Option<&mut Room> {
+        self.rooms.get_mut(*self.by_id.get(&id)?)
+    }
+
+    /// Moves the tail of the log of a room to a later position, if there is such a room.
+    pub(super) fn raise_tail(&mut self, id: u64, tail: Position) {
+        if let Some(room) = self.by_id(id) {
+            room.log.raise_tail(tail);
+        }
+    }
+
+    /// Adds a room with a new name. Returns its slot, or `None` if all are in use.
+    fn insert(&mut self, room: Room) -> Option<u32> {
+        let (id, name, bytes) = (room.log.id, room.name.clone(), room.bytes());
+        let slot = self.rooms.insert(room).ok()?;
+        self.by_id.insert(id, slot);
+        self.by_name.insert(name, slot);
+        self.bytes = self.bytes.saturating_add(bytes);
+        Some(slot)
+    }
+
+    /// Removes a room.
+    fn remove(&mut self, slot: u32) -> Option<Room> {
+        let room = self.rooms.remove(slot)?;
+        self.by_id.remove(&room.log.id);
+        self.by_name.remove(&room.name);
+        self.bytes = self.bytes.saturating_sub(room.bytes());
+        if let Some(expiry) = room.expiry {
+            self.expiries.remove(&(expiry, slot));
+        }
+        Some(room)
+    }
+
+    /// Forgets the messages of a room up to a position.
+    fn forget(&mut self, slot: u32, through: Position, changes: &mut Changes) {
+        if let Some(room) = self.rooms.get_mut(slot) {
+            let freed = room.forget(through, changes);
+            self.bytes = self.bytes.saturating_sub(freed);
+        }
+        self.set_expiry(slot);
+    }
+
+    /// Moves the expiry of a room to the time of its oldest span.
+    fn set_expiry(&mut self, slot: u32) {
+        let Some(room) = self.rooms.get_mut(slot) else {
+            return;
+        };
+        let expiry = room.spans.expiry(room.keep.unwrap_or(self.limits.keep));
+        if let Some(former) = std::mem::replace(&mut room.expiry, expiry) {
+            self.expiries.remove(&(former, slot));
+        }
+        self.expiries.extend(expiry.map(|expiry| (expiry, slot)));
+    }
+
+    /// Writes what changed with the messages of the frame: spans, and the read marks of
+    /// senders.
+    pub(super) fn finish(&mut self, changes: &mut Changes) {
+        let mut slots = std::mem::take(&mut self.changed);
+        slots.sort_unstable();
+        slots.dedup();
+        for slot in slots {
+            let Some(room) = self.rooms.get_mut(slot) else {
+                continue;
+            };
+            for span in room.spans.take_changes() {
+                for (sender, _) in &span.senders {
+                    room.write_mark(*sender, changes);
+                }
+                room::record(RoomRecord::Span(room.log.id, span), changes);
+            }
+        }
+    }
+}
