@@ -56,6 +56,10 @@ pub(crate) struct Effects {
 
 /// A notification of a device that is attached.
 #[derive(Debug)]
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "subscriptions pass no notifications on yet")
+)]
 pub(crate) struct Notice {
     /// The subscription of the device.
     pub(crate) publisher: Publisher,

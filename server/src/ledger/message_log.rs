@@ -86,9 +86,4 @@ impl MessageLog {
     pub(super) const fn messages(&self) -> u64 {
         self.tail.messages.saturating_sub(self.head.messages)
     }
-
-    /// Returns the bytes of their texts.
-    pub(super) const fn bytes(&self) -> u64 {
-        self.tail.bytes.saturating_sub(self.head.bytes)
-    }
 }

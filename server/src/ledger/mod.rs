@@ -20,11 +20,6 @@
 //! | `import` | accounts and messages with existing numbers |
 //! | `slots` | slots that stay fixed during a checkpoint |
 
-#![cfg_attr(
-    not(test),
-    expect(dead_code, unused_imports, reason = "no shard serves rooms yet")
-)]
-
 mod block;
 mod bytes;
 mod changes;
@@ -452,6 +447,13 @@ impl Ledger {
         Some(subscription)
     }
 
+    /// Returns the id of a device of a user, if it exists.
+    pub(crate) fn device(&self, account: &Account, name: &DeviceName) -> Option<DeviceId> {
+        let inbox = self.inboxes.get(&account.name);
+        let inbox = inbox.filter(|inbox| inbox.account == *account)?;
+        inbox.device(Some(name))
+    }
+
     /// Attaches a device to an inbox and to all rooms of the user, and ends its former
     /// attachment.
     pub(crate) fn attach(
@@ -516,28 +518,26 @@ impl Ledger {
     }
 
     /// Ends a device, the nameless one without a name. Returns whether it existed.
-    pub(crate) fn forget_device(
+    fn forget_device(
         &mut self,
         account: &Account,
         name: Option<&DeviceName>,
         changes: &mut Changes,
-    ) -> bool {
-        let Some(inbox) = self.inboxes.get_mut(account) else {
-            return false;
-        };
+    ) -> Result<bool, Code> {
+        let inbox = self.inboxes.get_mut(account).ok_or(Code::Denied)?;
         let Some(device) = inbox.device(name) else {
-            return false;
+            return Ok(false);
         };
         inbox.forget_device(device, changes);
         self.detach_from_rooms(account, device, changes);
-        true
+        Ok(true)
     }
 
     /// Returns the devices of a user.
-    pub(crate) fn devices(&mut self, account: &Account) -> Vec<DeviceEntry> {
+    fn devices(&mut self, account: &Account) -> Result<Vec<DeviceEntry>, Code> {
         let now_s = self.attached_at().unix_s;
-        let inbox = self.inboxes.get_mut(account);
-        inbox.map_or_else(Vec::new, |inbox| inbox.device_entries(now_s))
+        let inbox = self.inboxes.get_mut(account).ok_or(Code::Denied)?;
+        Ok(inbox.device_entries(now_s))
     }
 
     const fn attached_at(&self) -> AttachedAt {

@@ -7,18 +7,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-use hark_protocol::SessionToken;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::completion::{Completion, Sent};
 use super::open::OpenShard;
-use super::queue::{Acks, ShardCommand, Wait};
+use super::queue::{Acks, DeviceAcks, ShardCommand, Wait};
 use super::recovery::{Failed, Recovery};
 use super::{ShardConfig, SharedShard, Sync};
 use crate::ledger::{Changes, Checkpoint, Context, Ledger, SubscriptionEnd};
 use crate::log::{AppendError, Durability, Frame, Log, Opener, RECORD_BYTES_MAX};
 use crate::store::{
-    Account, Append, Completer, Created, DeviceId, Fence, NAMELESS, Outcome, Position,
-    Subscription, Unavailable, unix_ms,
+    Account, Append, Completer, DeviceId, DeviceSubscription, NAMELESS, Outcome, Position,
+    Unavailable, unix_ms,
 };
 
 /// Maximum commands in one commit.
@@ -35,6 +35,9 @@ const RECORDS_DIVISOR: u64 = 8;
 /// How long acknowledgements may stay unsynced if no other record forces a sync. Until
 /// then, their messages keep their space.
 const ACKS_SYNC_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The time between two moves of cursors in rooms.
+const ROOM_ACKS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long the commit thread waits for commands before it checks whether the log needs
 /// maintenance, and the interval during maintenance.
@@ -78,6 +81,8 @@ pub(super) struct Committer {
     space: Space,
     failed: Option<Instant>,
     acks_committed: Instant,
+    /// The time at which all cursors in rooms were saved.
+    room_acks_committed: Option<Instant>,
     synced: Instant,
     started: Instant,
     /// The running time of the store when this process started.
@@ -95,64 +100,6 @@ enum Space {
     Low,
     /// Only appends that reclaim space are possible.
     None,
-}
-
-/// The completion of a send that waits for its commit.
-#[derive(Debug)]
-pub(super) struct Sent {
-    completer: Completer<Outcome>,
-    outcome: Result<Outcome, Unavailable>,
-    fence: Option<Fence>,
-}
-
-impl Sent {
-    fn complete(self) {
-        self.completer.complete(self.outcome);
-    }
-
-    /// Completes the send as unavailable, and closes the fence against later sends of its
-    /// connection.
-    pub(super) fn fail(self) {
-        if let Some(fence) = self.fence {
-            fence.close();
-        }
-        self.completer.complete(Err(Unavailable));
-    }
-}
-
-/// Another completion that waits for its commit.
-#[derive(Debug)]
-pub(super) enum Completion {
-    Created(Completer<Created>, Created),
-    Flag(Completer<bool>, bool),
-    Subscribed(Completer<Option<Subscription>>, Option<Subscription>),
-    Opened(SessionToken, Completer<bool>, bool),
-}
-
-impl Completion {
-    fn complete(self) {
-        match self {
-            Self::Created(completer, created) => completer.complete(Ok(created)),
-            Self::Flag(completer, flag) | Self::Opened(_, completer, flag) => {
-                completer.complete(Ok(flag))
-            }
-            Self::Subscribed(completer, subscription) => completer.complete(Ok(subscription)),
-        }
-    }
-
-    /// Completes it as unavailable. Returns a session that was opened and is unused.
-    pub(super) fn fail(self) -> Option<SessionToken> {
-        match self {
-            Self::Created(completer, _) => completer.complete(Err(Unavailable)),
-            Self::Flag(completer, _) => completer.complete(Err(Unavailable)),
-            Self::Subscribed(completer, _) => completer.complete(Err(Unavailable)),
-            Self::Opened(token, completer, is_open) => {
-                completer.complete(Err(Unavailable));
-                return is_open.then_some(token);
-            }
-        }
-        None
-    }
 }
 
 /// A closed shard, and the request to close it.
@@ -200,6 +147,7 @@ impl Committer {
             space: Space::Ample,
             failed: None,
             acks_committed: now,
+            room_acks_committed: None,
             synced: now,
             started: now,
         };
@@ -260,7 +208,12 @@ impl Committer {
             self.acks_committed = Instant::now();
         }
         self.acknowledge(acks);
+        self.acknowledge_rooms();
         let closing = self.decide_backlog(context);
+        if closing.is_some() {
+            self.room_acks_committed = None;
+            self.acknowledge_rooms();
+        }
         // If this commit stalls, the watchdog refuses these as well.
         self.shared.queue.put_back(self.backlog.drain(..));
         self.finish();
@@ -279,6 +232,31 @@ impl Committer {
                 .acknowledge(&account, device, position, &mut self.changes);
         }
         self.put_back_acks(acks);
+    }
+
+    /// Moves cursors in rooms, at most once a second.
+    fn acknowledge_rooms(&mut self) {
+        let committed = self.room_acks_committed;
+        if committed.is_some_and(|committed| committed.elapsed() < ROOM_ACKS_INTERVAL) {
+            return;
+        }
+        let bytes_max = self.record_bytes_max() / 2;
+        let mut acks = self.shared.queue.take_room_acks().into_iter();
+        while self.changes.record_bytes() < bytes_max
+            && let Some((device, acks)) = acks.next()
+        {
+            acknowledge_rooms(&mut self.ledger, device, acks, &mut self.changes);
+        }
+        if acks.len() == 0 {
+            self.room_acks_committed = Some(Instant::now());
+        }
+        for (device, DeviceAcks { account, points }) in acks {
+            for (room, point) in points {
+                self.shared
+                    .queue
+                    .acknowledge_room(&account, device, room, point);
+            }
+        }
     }
 
     fn put_back_acks(&self, acks: impl Iterator<Item = ((Account, DeviceId), Position)>) {
@@ -378,6 +356,35 @@ impl Committer {
                     .then(|| ledger.subscribe(&account, changes))
                     .flatten();
                 Completion::Subscribed(completer, subscription)
+            }
+            ShardCommand::Room(caller, command, completer) => {
+                Completion::Room(completer, ledger.command(&caller, command, changes))
+            }
+            ShardCommand::Attach(account, name, completer) => {
+                // The former attachment may have acknowledged after this command was taken.
+                if let Some(device) = ledger.device(&account, &name) {
+                    let queue = &self.shared.queue;
+                    if let Some(position) = queue.take_ack(&account, device) {
+                        ledger.acknowledge(&account, device, position, changes);
+                    }
+                    if let Some(acks) = queue.take_room_acks_of(device) {
+                        acknowledge_rooms(ledger, device, acks, changes);
+                    }
+                }
+                let attached = ledger.attach(&account, &name, changes);
+                let attached = attached.map(|attached| {
+                    let (queue, device) = (Arc::clone(&self.shared.queue), attached.device);
+                    let detach = move || queue.push(ShardCommand::Detach(account.clone(), device));
+                    DeviceSubscription {
+                        inbox: attached.inbox.on_drop(detach),
+                        ..attached
+                    }
+                });
+                Completion::Attached(completer, attached)
+            }
+            ShardCommand::Detach(account, device) => {
+                ledger.detach(&account, device, changes);
+                return None;
             }
             ShardCommand::OpenSession(token, from, completer) => {
                 let is_open = ledger.open_session(&token, from, now);
@@ -646,6 +653,18 @@ impl Committer {
     /// Returns the running time of the store.
     fn now(&self) -> Duration {
         self.running_before + self.started.elapsed()
+    }
+}
+
+/// Moves the cursors of a device in rooms.
+fn acknowledge_rooms(
+    ledger: &mut Ledger,
+    device: DeviceId,
+    DeviceAcks { account, points }: DeviceAcks,
+    changes: &mut Changes,
+) {
+    for place in points {
+        ledger.acknowledge_room(&account, device, place, changes);
     }
 }
 

@@ -4,7 +4,7 @@
 //! | file | content |
 //! | --- | --- |
 //! | `queue` | commands and acknowledgements that wait for the commit thread |
-//! | `commit` | the commit thread: one frame for all waiting commands |
+//! | `commit`, `completion` | the commit thread: one frame for all waiting commands |
 //! | `open`, `recovery` | the start, and reopening the log after a failure |
 //! | `watchdog`, `in_flight` | slow commits, and their answers |
 //! | `offline`, `snapshot` | stores that are open without being served |
@@ -13,6 +13,7 @@
 
 pub(crate) mod check;
 mod commit;
+mod completion;
 mod cursors;
 mod directory;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -38,7 +39,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
-use hark_protocol::{SessionToken, UserName};
+use hark_protocol::{Code, DeviceName, Sequence, SessionToken, UserName};
 
 use self::commit::{Closed, Committer};
 use self::directory::Directory;
@@ -52,8 +53,9 @@ use crate::log::Opener;
 use crate::log::disk::{DiskConfig, DiskOpener};
 use crate::log::memory::MemoryOpener;
 use crate::store::{
-    Account, AccountEntry, Append, Completer, Created, NAMELESS, Outcome, Page, PasswordHash,
-    Pending, Position, ReadLimit, Store, Subscription,
+    Account, AccountEntry, Append, Completer, Created, DeviceId, DeviceSubscription, NAMELESS,
+    Outcome, Page, PasswordHash, Pending, Point, Position, ReadLimit, RoomAnswer, RoomCommand,
+    RoomStore, Store, Subscription,
 };
 use crate::sync::Mutex;
 
@@ -228,6 +230,22 @@ impl ShardStore {
         self.shared.queue.push(command(completer));
         pending
     }
+
+    /// Reads on a blocking thread of the runtime, or on the calling thread if there is no
+    /// runtime.
+    fn read_log(&self, log: u64, after: Position, limit: ReadLimit) -> Pending<Page> {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return Pending::ready(self.shared.readers.read(log, after, limit));
+        };
+        let (completer, pending) = Pending::new();
+        let shared = Arc::clone(&self.shared);
+        // The caller awaits the outcome instead of the thread.
+        drop(
+            runtime
+                .spawn_blocking(move || completer.complete(shared.readers.read(log, after, limit))),
+        );
+        pending
+    }
 }
 
 impl Store for ShardStore {
@@ -283,19 +301,12 @@ impl Store for ShardStore {
         })
     }
 
-    /// Reads on a blocking thread of the runtime, or on the calling thread if there is no
-    /// runtime.
     fn read(&self, account: &Account, after: Position, limit: ReadLimit) -> Pending<Page> {
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return Pending::ready(self.shared.readers.read(account, after, limit));
-        };
-        let (completer, pending) = Pending::new();
-        let (shared, account) = (Arc::clone(&self.shared), account.clone());
-        // The caller awaits the outcome instead of the thread.
-        drop(runtime.spawn_blocking(move || {
-            completer.complete(shared.readers.read(&account, after, limit))
-        }));
-        pending
+        self.read_log(account.incarnation, after, limit)
+    }
+
+    fn rooms(&self) -> Option<&dyn RoomStore> {
+        Some(self)
     }
 
     fn acknowledge(&self, account: &Account, position: Position) {
@@ -318,6 +329,39 @@ impl Store for ShardStore {
 
     fn close(&self) -> Pending<()> {
         self.ask(ShardCommand::Close)
+    }
+}
+
+impl RoomStore for ShardStore {
+    fn command(&self, caller: &Account, command: RoomCommand) -> Pending<Result<RoomAnswer, Code>> {
+        self.ask(|completer| ShardCommand::Room(caller.clone(), command, completer))
+    }
+
+    fn attach(
+        &self,
+        account: &Account,
+        device: &DeviceName,
+    ) -> Pending<Result<DeviceSubscription, Code>> {
+        self.ask(|completer| ShardCommand::Attach(account.clone(), device.clone(), completer))
+    }
+
+    fn acknowledge_inbox(&self, account: &Account, device: DeviceId, position: Position) {
+        self.shared.queue.acknowledge(account, device, position);
+    }
+
+    fn acknowledge_room(&self, account: &Account, device: DeviceId, room: u64, point: Point) {
+        self.shared
+            .queue
+            .acknowledge_room(account, device, room, point);
+    }
+
+    fn read_room(&self, room: u64, after: Point, limit: ReadLimit) -> Pending<Page> {
+        let after = Position {
+            sequence: Sequence(after.number),
+            messages: after.messages,
+            bytes: 0,
+        };
+        self.read_log(room, after, limit)
     }
 }
 

@@ -1,17 +1,17 @@
 //! The queue of the commit thread: commands in order of arrival, and the latest
-//! acknowledgement of each device.
+//! acknowledgements of each device.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use hark_protocol::{SessionToken, UserName};
+use hark_protocol::{Code, DeviceName, SessionToken, UserName};
 
 use super::open::OpenShard;
 use crate::store::{
-    Account, Append, Completer, Created, DeviceId, Outcome, PasswordHash, Position, Subscription,
-    Unavailable,
+    Account, Append, Completer, Created, DeviceId, DeviceSubscription, Outcome, PasswordHash,
+    Point, Position, RoomAnswer, RoomCommand, Subscription, Unavailable,
 };
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
@@ -39,6 +39,14 @@ pub(super) enum ShardCommand {
         takes_over: bool,
         completer: Completer<Option<Subscription>>,
     },
+    Room(Account, RoomCommand, Completer<Result<RoomAnswer, Code>>),
+    Attach(
+        Account,
+        DeviceName,
+        Completer<Result<DeviceSubscription, Code>>,
+    ),
+    /// The attachment of a device has ended.
+    Detach(Account, DeviceId),
     OpenSession(SessionToken, Option<IpAddr>, Completer<bool>),
     CloseSession(SessionToken),
     /// The log is open again after a failure.
@@ -64,20 +72,37 @@ impl ShardCommand {
                 completer.complete(Err(Unavailable));
             }
             Self::Subscribe { completer, .. } => completer.complete(Err(Unavailable)),
+            Self::Room(_, _, completer) => completer.complete(Err(Unavailable)),
+            Self::Attach(_, _, completer) => completer.complete(Err(Unavailable)),
             Self::Close(completer) => completer.complete(Err(Unavailable)),
-            Self::CloseSession(_) | Self::Recovered(_) => {}
+            Self::Detach(..) | Self::CloseSession(_) | Self::Recovered(_) => {}
         }
     }
 
     /// Returns whether the command stays queued while commits are stalled: it has no
     /// answer.
     const fn is_patient(&self) -> bool {
-        matches!(self, Self::CloseSession(_) | Self::Recovered(_))
+        matches!(
+            self,
+            Self::Detach(..) | Self::CloseSession(_) | Self::Recovered(_)
+        )
     }
 }
 
 /// Pending acknowledgements: the latest one of each device.
 pub(super) type Acks = HashMap<(Account, DeviceId), Position>;
+
+/// Pending acknowledgements of rooms, by device.
+pub(super) type RoomAcks = HashMap<DeviceId, DeviceAcks>;
+
+/// The pending acknowledgements of rooms by one device.
+#[derive(Debug)]
+pub(super) struct DeviceAcks {
+    /// The account of the device.
+    pub(super) account: Account,
+    /// The latest one of each room, in any order.
+    pub(super) points: Vec<(u64, Point)>,
+}
 
 /// The queue. It is bounded by its callers: each append holds a permit, each connection
 /// has few other commands in flight, and each device has one acknowledgement.
@@ -93,6 +118,8 @@ pub(super) struct Queue {
 struct QueueState {
     commands: Vec<ShardCommand>,
     acks: Acks,
+    /// They wait for another commit, or for the next second.
+    room_acks: RoomAcks,
     /// The commit thread is asleep and must be woken.
     is_waiting: bool,
     /// The commit thread makes no progress: commands are refused at once.
@@ -159,6 +186,39 @@ impl Queue {
         }
     }
 
+    /// Adds an acknowledgement of a room. It does not wake the commit thread.
+    pub(super) fn acknowledge_room(
+        &self,
+        account: &Account,
+        device: DeviceId,
+        room: u64,
+        point: Point,
+    ) {
+        let mut state = self.state.lock();
+        if state.is_closed {
+            return;
+        }
+        let acks = state.room_acks.entry(device).or_insert_with(|| DeviceAcks {
+            account: account.clone(),
+            points: Vec::new(),
+        });
+        match acks.points.iter_mut().find(|(other, _)| *other == room) {
+            Some((_, latest)) if latest.number < point.number => *latest = point,
+            Some(_) => {}
+            None => acks.points.push((room, point)),
+        }
+    }
+
+    /// Takes all pending acknowledgements of rooms.
+    pub(super) fn take_room_acks(&self) -> RoomAcks {
+        std::mem::take(&mut self.state.lock().room_acks)
+    }
+
+    /// Takes the pending acknowledgements of rooms by this device.
+    pub(super) fn take_room_acks_of(&self, device: DeviceId) -> Option<DeviceAcks> {
+        self.state.lock().room_acks.remove(&device)
+    }
+
     /// Takes the pending acknowledgement of this device.
     pub(super) fn take_ack(&self, account: &Account, device: DeviceId) -> Option<Position> {
         self.state.lock().acks.remove(&(account.clone(), device))
@@ -200,6 +260,7 @@ impl Queue {
         state.is_closed = true;
         let commands = std::mem::take(&mut state.commands);
         state.acks.clear();
+        state.room_acks.clear();
         drop(state);
         commands.into_iter().for_each(ShardCommand::refuse);
     }

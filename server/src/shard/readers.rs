@@ -8,7 +8,7 @@ use hark_protocol::Sequence;
 use super::cursors::Cursors;
 use crate::ledger::{self, BlockContent, Malformed};
 use crate::log::{Block, ReadError, Reader};
-use crate::store::{Account, Page, Position, ReadLimit, Unavailable};
+use crate::store::{Page, Position, ReadLimit, Unavailable};
 use crate::sync::RwLock;
 
 /// The reader of the log, while the log is open.
@@ -28,22 +28,20 @@ impl Readers {
     /// Reads a page. Blocks on the disk.
     pub(super) fn read(
         &self,
-        account: &Account,
+        log: u64,
         after: Position,
         limit: ReadLimit,
     ) -> Result<Page, Unavailable> {
         let reader = self.reader.read().clone();
         let reader = reader.ok_or(Unavailable)?;
-        let from = after
-            .sequence
-            .max(self.cursors.get(account.incarnation).sequence);
-        let read = read_page(&*reader, account.incarnation, from, limit);
+        let from = after.sequence.max(self.cursors.get(log).sequence);
+        let read = read_page(&*reader, log, from, limit);
         let mut page = read.map_err(|error| {
-            tracing::error!(%error, account = %account.name, "messages cannot be read");
+            tracing::error!(%error, log, "messages cannot be read");
             Unavailable
         })?;
         // Must follow the read: see [`Cursors`].
-        let cursor = self.cursors.get(account.incarnation);
+        let cursor = self.cursors.get(log);
         if cursor.sequence > after.sequence {
             page.messages
                 .retain(|message| message.position.sequence > cursor.sequence);
@@ -70,7 +68,7 @@ pub(crate) enum PageError {
     },
 }
 
-/// Reads messages of an inbox after `after`. A page does not extend over a gap: it starts
+/// Reads messages of an inbox or a room after `after`. A page does not extend over a gap: it starts
 /// with one, or ends before it.
 pub(crate) fn read_page(
     reader: &dyn Reader,

@@ -24,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 pub use pending::{Completer, Pending};
 pub use rooms::{
     AttachedRoom, DeviceEntry, DeviceId, DeviceSubscription, History, Joined, NAMELESS, Point,
-    RoomEntry,
+    RoomAnswer, RoomCommand, RoomEntry, RoomStore,
 };
 pub use subscription::{
     BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, Publisher, Subscription,
@@ -119,6 +119,11 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn on_takeover(&self, session: &SessionToken, end: Box<dyn Fn() + Send>) {
         // A session of one server is taken over in the chat.
         drop((session, end));
+    }
+
+    /// Returns the rooms and devices, if the store serves them.
+    fn rooms(&self) -> Option<&dyn RoomStore> {
+        None
     }
 
     /// Returns whether the store is healthy, as far as it knows. An unhealthy store answers

@@ -1,15 +1,121 @@
 //! Rooms and devices as a store shows them.
 
-use hark_protocol::message::RoomMode;
-use hark_protocol::{DeviceName, RoomName};
+use std::fmt;
+use std::time::Duration;
 
-use super::{Position, Subscription};
+use hark_protocol::message::RoomMode;
+use hark_protocol::{Code, DeviceName, RoomName, UserName};
+
+use super::{Account, Page, Pending, Position, ReadLimit, Subscription};
 
 /// A device of a user: the number of its creation, or [`NAMELESS`].
 pub type DeviceId = u64;
 
 /// The device of `connect`.
 pub const NAMELESS: DeviceId = 0;
+
+/// The rooms and devices of a store.
+///
+/// The guarantees of [`Store`](super::Store) hold here too: a change resolves when it is
+/// on stable storage, and every answer is based on durable state only. A refusal changes
+/// nothing. A command may be repeated: if the state is as asked, it succeeds.
+pub trait RoomStore: Send + Sync + fmt::Debug {
+    /// Carries out a command of a user.
+    fn command(&self, caller: &Account, command: RoomCommand) -> Pending<Result<RoomAnswer, Code>>;
+
+    /// Attaches a device of a user to its inbox and its rooms. A former attachment of the
+    /// device gets [`End::TakenOver`](super::End::TakenOver). The device is attached until
+    /// the subscription is dropped.
+    fn attach(
+        &self,
+        account: &Account,
+        device: &DeviceName,
+    ) -> Pending<Result<DeviceSubscription, Code>>;
+
+    /// Acknowledges, for a device, every message of the inbox up to a position, as
+    /// [`Store::acknowledge`](super::Store::acknowledge) does for the nameless device.
+    fn acknowledge_inbox(&self, account: &Account, device: DeviceId, position: Position);
+
+    /// Acknowledges, for a device, every message of a room up to a point. It may be saved a
+    /// second later.
+    fn acknowledge_room(&self, account: &Account, device: DeviceId, room: u64, point: Point);
+
+    /// Reads the messages of a room after a point, in order of their numbers, up to `limit`,
+    /// which one long message may exceed. Messages that retention removed are skipped.
+    fn read_room(&self, room: u64, after: Point, limit: ReadLimit) -> Pending<Page>;
+}
+
+/// A command that concerns rooms or devices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RoomCommand {
+    /// Creates a room, or changes one of the caller.
+    Set {
+        /// The room.
+        room: RoomName,
+        /// The mode.
+        mode: RoomMode,
+        /// How long messages are kept; `None` for the default, or no change.
+        keep: Option<Duration>,
+    },
+    /// Makes the caller a member. Answers [`RoomAnswer::Joined`].
+    Join(RoomName),
+    /// Ends the membership of the caller.
+    Leave(RoomName),
+    /// Invites a user, whose ban is lifted.
+    Invite(RoomName, UserName),
+    /// Ends the membership of a user, and bans it.
+    Expel(RoomName, UserName),
+    /// Makes a member an owner.
+    Own(RoomName, UserName),
+    /// Ends a room. Answers [`RoomAnswer::Existed`].
+    Delete {
+        /// The room.
+        room: RoomName,
+        /// Whether the caller administers the server.
+        is_admin: bool,
+    },
+    /// Begins or resumes the conversation with a user. Answers [`RoomAnswer::Room`].
+    Talk(UserName),
+    /// Blocks a user.
+    Block(UserName),
+    /// Ends the block of a user.
+    Unblock(UserName),
+    /// Lists the rooms that the caller sees. Answers [`RoomAnswer::Rooms`].
+    Rooms,
+    /// Lists the members of a room. Answers [`RoomAnswer::Members`].
+    Members(RoomName),
+    /// Lists the devices of the caller. Answers [`RoomAnswer::Devices`].
+    Devices,
+    /// Ends a device of the caller, the nameless one without a name. Answers
+    /// [`RoomAnswer::Existed`].
+    Forget(Option<DeviceName>),
+    /// Looks up the messages that the caller may read back. Answers
+    /// [`RoomAnswer::History`].
+    History(RoomName),
+    /// Moves the read mark of the caller.
+    See(RoomName, Point),
+}
+
+/// The answer to a [`RoomCommand`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RoomAnswer {
+    /// The command has succeeded.
+    Done,
+    /// Whether the room or the device existed.
+    Existed(bool),
+    /// The membership.
+    Joined(Joined),
+    /// A room.
+    Room(RoomName),
+    /// Rooms: those of the caller, then public ones.
+    Rooms(Vec<RoomEntry>),
+    /// Names, sorted.
+    Members(Vec<UserName>),
+    /// Devices.
+    Devices(Vec<DeviceEntry>),
+    /// The messages that may be read back.
+    History(History),
+}
 
 /// A place in the log of a room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -16,13 +16,47 @@ use super::super::record::Record;
 use super::super::{Ledger, next_number};
 use super::record::RoomState;
 use super::room::Room;
-use crate::store::{Account, Joined, Position};
+use crate::store::{Account, Joined, Position, RoomAnswer, RoomCommand};
 
 impl Ledger {
+    /// Carries out a command of a user.
+    pub(crate) fn command(
+        &mut self,
+        caller: &Account,
+        command: RoomCommand,
+        changes: &mut Changes,
+    ) -> Result<RoomAnswer, Code> {
+        let done = |()| RoomAnswer::Done;
+        match command {
+            RoomCommand::Set { room, mode, keep } => self
+                .set_room(caller, &room, (mode, keep), changes)
+                .map(done),
+            RoomCommand::Join(room) => self.join(caller, &room, changes).map(RoomAnswer::Joined),
+            RoomCommand::Leave(room) => self.leave(caller, &room, changes).map(done),
+            RoomCommand::Invite(room, user) => self.invite(caller, &room, &user, changes).map(done),
+            RoomCommand::Expel(room, user) => self.expel(caller, &room, &user, changes).map(done),
+            RoomCommand::Own(room, user) => self.own(caller, &room, &user, changes).map(done),
+            RoomCommand::Delete { room, is_admin } => self
+                .delete_room(caller, &room, is_admin, changes)
+                .map(RoomAnswer::Existed),
+            RoomCommand::Talk(user) => self.talk(caller, &user, changes).map(RoomAnswer::Room),
+            RoomCommand::Block(user) => self.block(caller, &user, changes).map(done),
+            RoomCommand::Unblock(user) => self.unblock(caller, &user, changes).map(done),
+            RoomCommand::Rooms => self.rooms(caller).map(RoomAnswer::Rooms),
+            RoomCommand::Members(room) => self.members(caller, &room).map(RoomAnswer::Members),
+            RoomCommand::Devices => self.devices(caller).map(RoomAnswer::Devices),
+            RoomCommand::Forget(device) => self
+                .forget_device(caller, device.as_ref(), changes)
+                .map(RoomAnswer::Existed),
+            RoomCommand::History(room) => self.history(caller, &room).map(RoomAnswer::History),
+            RoomCommand::See(room, point) => self.see(caller, &room, point, changes).map(done),
+        }
+    }
+
     /// Creates a room, whose owner and member the caller becomes; or changes it, if the
     /// caller owns it. Without a time to keep messages, a new room has the default, and
     /// another one keeps its own.
-    pub(crate) fn set_room(
+    pub(in crate::ledger) fn set_room(
         &mut self,
         caller: &Account,
         name: &RoomName,
@@ -83,7 +117,7 @@ impl Ledger {
     }
 
     /// Makes the caller a member of a room.
-    pub(crate) fn join(
+    pub(in crate::ledger) fn join(
         &mut self,
         caller: &Account,
         name: &RoomName,
@@ -115,7 +149,7 @@ impl Ledger {
     }
 
     /// Ends the membership of the caller.
-    pub(crate) fn leave(
+    pub(in crate::ledger) fn leave(
         &mut self,
         caller: &Account,
         name: &RoomName,
@@ -127,7 +161,7 @@ impl Ledger {
     }
 
     /// Invites a user, whose ban is lifted.
-    pub(crate) fn invite(
+    pub(in crate::ledger) fn invite(
         &mut self,
         caller: &Account,
         name: &RoomName,
@@ -153,7 +187,7 @@ impl Ledger {
     }
 
     /// Ends the membership of a user, and bans it.
-    pub(crate) fn expel(
+    pub(in crate::ledger) fn expel(
         &mut self,
         caller: &Account,
         name: &RoomName,
@@ -175,7 +209,7 @@ impl Ledger {
     }
 
     /// Makes a member an owner.
-    pub(crate) fn own(
+    pub(in crate::ledger) fn own(
         &mut self,
         caller: &Account,
         name: &RoomName,
@@ -198,7 +232,7 @@ impl Ledger {
     }
 
     /// Begins or resumes the conversation of two users. Returns its name.
-    pub(crate) fn talk(
+    pub(in crate::ledger) fn talk(
         &mut self,
         caller: &Account,
         user: &UserName,
@@ -250,7 +284,7 @@ impl Ledger {
     }
 
     /// Blocks a user: it neither begins a conversation with the caller nor sends to it.
-    pub(crate) fn block(
+    pub(in crate::ledger) fn block(
         &mut self,
         caller: &Account,
         user: &UserName,
@@ -280,7 +314,7 @@ impl Ledger {
     }
 
     /// Ends the block of a user.
-    pub(crate) fn unblock(
+    pub(in crate::ledger) fn unblock(
         &mut self,
         caller: &Account,
         user: &UserName,

@@ -11,7 +11,7 @@ use crate::store::Account;
 
 impl Ledger {
     /// Ends a room, whose owner or administrator the caller is. Returns whether it existed.
-    pub(crate) fn delete_room(
+    pub(in crate::ledger) fn delete_room(
         &mut self,
         caller: &Account,
         name: &RoomName,

@@ -80,7 +80,7 @@ impl Ledger {
     }
 
     /// Moves the read mark of a user, and notifies its devices. A mark never moves back.
-    pub(crate) fn see(
+    pub(in crate::ledger) fn see(
         &mut self,
         caller: &Account,
         name: &RoomName,
@@ -107,7 +107,11 @@ impl Ledger {
     }
 
     /// Returns the messages that the caller may read back.
-    pub(crate) fn history(&self, caller: &Account, name: &RoomName) -> Result<History, Code> {
+    pub(in crate::ledger) fn history(
+        &self,
+        caller: &Account,
+        name: &RoomName,
+    ) -> Result<History, Code> {
         let slot = self.membership(caller, name)?;
         let room = self.rooms.get(slot).ok_or(Code::NoSuchUser)?;
         let member = room.members.get(caller.incarnation);
@@ -132,7 +136,7 @@ impl Ledger {
 
     /// Returns the rooms that the caller sees and could join: its own, then public ones,
     /// each in any order.
-    pub(crate) fn rooms(&self, caller: &Account) -> Result<Vec<RoomEntry>, Code> {
+    pub(in crate::ledger) fn rooms(&self, caller: &Account) -> Result<Vec<RoomEntry>, Code> {
         let inbox = self.caller(caller)?;
         let account = caller.incarnation;
         let profile = inbox.profile.iter().flat_map(|profile| profile.slots());
@@ -156,7 +160,11 @@ impl Ledger {
     }
 
     /// Returns the names of the members of a room, sorted.
-    pub(crate) fn members(&self, caller: &Account, name: &RoomName) -> Result<Vec<UserName>, Code> {
+    pub(in crate::ledger) fn members(
+        &self,
+        caller: &Account,
+        name: &RoomName,
+    ) -> Result<Vec<UserName>, Code> {
         let slot = self.membership(caller, name)?;
         let room = self.rooms.get(slot).ok_or(Code::NoSuchUser)?;
         let members = room.members.iter_from(0);

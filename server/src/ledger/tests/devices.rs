@@ -70,6 +70,7 @@ impl Bob {
         driver
             .ledger
             .forget_device(account, name.as_ref(), &mut driver.changes)
+            .unwrap()
     }
 
     fn send(&mut self, count: usize) {
@@ -100,7 +101,7 @@ impl Bob {
     }
 
     fn entries(&mut self) -> Vec<DeviceEntry> {
-        self.driver.ledger.devices(&self.account)
+        self.driver.ledger.devices(&self.account).unwrap()
     }
 
     fn waiting(&mut self) -> Vec<u64> {

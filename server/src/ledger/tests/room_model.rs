@@ -663,7 +663,7 @@ impl Pair {
             driver
                 .ledger
                 .forget_device(&account, Some(&device(of)), &mut driver.changes);
-        assert_eq!(forgotten, existed);
+        assert_eq!(forgotten, Ok(existed));
         self.model
             .cursors
             .retain(|(owner, device, _), _| owner != by || device != of);
