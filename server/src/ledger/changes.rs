@@ -89,6 +89,8 @@ pub(crate) enum NoticeContent {
         name: RoomName,
         /// The reason.
         reason: LeftReason,
+        /// The number of its end: the devices get the messages below it.
+        at: Point,
     },
     /// The read mark of the user moved.
     Seen {

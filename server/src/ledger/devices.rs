@@ -25,6 +25,9 @@ const DEVICES_MAX: usize = 8;
 /// The running time after which a device that is not attached can lapse.
 const LAPSE_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// The time between two records of a device that acknowledges messages of rooms alone.
+const ACTIVITY_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+
 /// The devices of a user.
 #[derive(Debug, Default)]
 pub(super) enum Devices {
@@ -49,8 +52,6 @@ pub(super) struct NamelessDevice {
 #[derive(Debug)]
 pub(super) struct Device {
     pub(super) state: DeviceState,
-    /// The time of its last acknowledgement since the store was opened.
-    acknowledged: Duration,
     pub(super) outlet: Outlet,
 }
 
@@ -62,12 +63,12 @@ pub(super) struct DeviceState {
     pub(super) name: Option<DeviceName>,
     /// The last message that it acknowledged.
     pub(super) cursor: Position,
-    /// The time of its last attachment.
-    pub(super) attached: Duration,
     /// The end of its last attachment; `None` while it is attached.
     pub(super) detached: Option<Duration>,
-    /// The time at which it lapsed, if it has.
-    pub(super) lapsed: Option<Duration>,
+    /// The rank of its lapse among those of the other devices, if it has lapsed.
+    pub(super) lapsed: Option<u32>,
+    /// The time of its last acknowledgement beside other devices.
+    pub(super) acknowledged: Duration,
     /// The end of its last attachment, or the last attachment, in Unix seconds.
     pub(super) seen_s: u32,
 }
@@ -143,9 +144,9 @@ impl Device {
             id,
             name,
             cursor,
-            attached: at.running,
             detached: Some(at.running),
             lapsed: None,
+            acknowledged: Duration::ZERO,
             seen_s: at.unix_s,
         })
     }
@@ -154,7 +155,6 @@ impl Device {
     pub(super) fn restore(state: DeviceState) -> Self {
         Self {
             state,
-            acknowledged: Duration::ZERO,
             outlet: Outlet::default(),
         }
     }
@@ -291,13 +291,29 @@ impl Devices {
             .collect()
     }
 
+    /// Returns the place of the device that was attached last.
+    fn last_attached(&self) -> Option<usize> {
+        let devices = self.entries().iter().zip(0..);
+        let until = |device: &Device| device.state.detached.unwrap_or(Duration::MAX);
+        let last = devices.max_by_key(|(device, _)| until(device));
+        last.map(|(_, place)| place)
+    }
+
+    /// Lapses a device, and writes it.
+    fn lapse(&mut self, place: usize, account: u64, changes: &mut Changes) {
+        let ranks = self.entries().iter();
+        let highest = ranks.filter_map(|device| device.state.lapsed).max();
+        if let Some(device) = self.entries_mut().get_mut(place) {
+            device.state.lapsed = Some(highest.map_or(0, |rank| rank.saturating_add(1)));
+            device.write(account, changes);
+        }
+    }
+
     /// Lapses the devices that are due, and writes them.
     fn lapse_due(&mut self, account: u64, now: Duration, changes: &mut Changes) {
-        let entries = self.entries_mut();
-        let attached = entries.iter().zip(0..);
-        let last = attached.max_by_key(|(device, _)| device.state.attached);
-        let last = last.map(|(_, place)| place);
-        for place in 0..entries.len() {
+        let last = self.last_attached();
+        for place in 0..self.entries().len() {
+            let entries = self.entries();
             let Some(DeviceState {
                 detached: Some(detached),
                 lapsed: None,
@@ -309,28 +325,22 @@ impl Devices {
             let is_absent = now.saturating_sub(*detached) >= LAPSE_AFTER;
             let others = entries.iter().zip(0..).filter(|(_, other)| *other != place);
             let is_overtaken = others
-                .map(|(other, _)| other.acknowledged)
+                .map(|(other, _)| other.state.acknowledged)
                 .any(|acknowledged| acknowledged > *detached);
-            if Some(place) == last || !is_absent || !is_overtaken {
-                continue;
-            }
-            if let Some(device) = entries.get_mut(place) {
-                device.state.lapsed = Some(now);
-                device.write(account, changes);
+            if Some(place) != last && is_absent && is_overtaken {
+                self.lapse(place, account, changes);
             }
         }
     }
 
     /// Lets the device that was attached last hold messages back, if no device does.
     fn keep_one_holding(&mut self, account: u64, changes: &mut Changes) {
-        let entries = self.entries_mut();
-        if entries.iter().any(Device::is_holding) {
+        if self.entries().iter().any(Device::is_holding) {
             return;
         }
-        let last = entries
-            .iter_mut()
-            .max_by_key(|device| device.state.attached);
-        if let Some(last) = last {
+        if let Some(place) = self.last_attached()
+            && let Some(last) = self.entries_mut().get_mut(place)
+        {
             last.state.lapsed = None;
             last.write(account, changes);
         }
@@ -422,8 +432,6 @@ impl Inbox {
         };
         let mut device = Device::new(NAMELESS, None, self.log.head, seen);
         device.outlet = std::mem::take(&mut nameless.outlet);
-        // The time of its attachment is not recorded; the new device comes later.
-        device.state.attached = Duration::ZERO;
         if device.outlet.is_attached() {
             device.state.detached = None;
         }
@@ -449,7 +457,7 @@ impl Inbox {
         }
         let device = self.devices.get_mut(id)?;
         let state = &mut device.state;
-        (state.attached, state.detached, state.lapsed) = (at.running, None, None);
+        (state.detached, state.lapsed) = (None, None);
         state.seen_s = at.unix_s;
         if id == NAMELESS && state.cursor.sequence < head.sequence {
             // `connect` announces no gap.
@@ -511,7 +519,8 @@ impl Inbox {
     }
 
     /// Takes the acknowledgement of a device, and forgets the messages that no device holds
-    /// back any more.
+    /// back any more. One of a device that does not exist is ignored: without a device,
+    /// messages wait for the first one.
     pub(super) fn acknowledge(
         &mut self,
         id: DeviceId,
@@ -519,14 +528,13 @@ impl Inbox {
         now: Duration,
         changes: &mut Changes,
     ) {
-        let (account, tail) = (self.log.id, self.log.tail);
-        let Devices::Named(_) = self.devices else {
-            // The nameless device reads at the head.
-            if id == NAMELESS {
-                self.log.forget(position, changes);
-            }
+        let (account, head, tail) = (self.log.id, self.log.head, self.log.tail);
+        if matches!(self.devices, Devices::Nameless(_)) && id == NAMELESS {
+            // It reads at the head.
+            self.log.forget(position, changes);
             return;
-        };
+        }
+        let is_only = self.devices.entries().len() == 1;
         let Some(device) = self.devices.get_mut(id) else {
             return;
         };
@@ -539,18 +547,33 @@ impl Inbox {
         if position.sequence <= device.state.cursor.sequence {
             return;
         }
+        let is_ahead = position.sequence > head.sequence;
+        // The head tells the cursor of a single device.
+        let is_implied = is_only && device.is_holding() && is_ahead;
+        let returns = device.state.lapsed.is_some() && position.sequence >= head.sequence;
         device.state.cursor = position;
-        device.acknowledged = now;
-        let returns = device.state.lapsed.is_some() && position.sequence >= self.log.head.sequence;
+        if !is_implied {
+            device.state.acknowledged = now;
+        }
         if returns {
             device.state.lapsed = None;
             device.write(account, changes);
+        } else if !is_implied {
+            changes.record(&Record::DeviceCursor(account, id, position));
         }
         self.devices.lapse_due(account, now, changes);
-        let is_advanced = self.advance_head(changes);
-        let is_at_head = position.sequence <= self.log.head.sequence;
-        if !returns && !(is_advanced && is_at_head) {
-            changes.record(&Record::DeviceCursor(account, id, position));
+        self.advance_head(changes);
+    }
+
+    /// Notes that a device acknowledged a message of a room, so that others may lapse.
+    pub(super) fn note_activity(&mut self, id: DeviceId, now: Duration, changes: &mut Changes) {
+        let account = self.log.id;
+        let is_only = self.devices.entries().len() == 1;
+        if let Some(device) = self.devices.get_mut(id).filter(|_| !is_only)
+            && now.saturating_sub(device.state.acknowledged) >= ACTIVITY_INTERVAL
+        {
+            device.state.acknowledged = now;
+            device.write(account, changes);
         }
     }
 
@@ -563,14 +586,12 @@ impl Inbox {
         changes.record(&Record::Connected(self.log.id, seen_s));
     }
 
-    /// Moves the head to the first message that a device holds back. Returns whether it
-    /// moved.
-    fn advance_head(&mut self, changes: &mut Changes) -> bool {
+    /// Moves the head to the first message that a device holds back.
+    fn advance_head(&mut self, changes: &mut Changes) {
         let holding = self.devices.entries().iter().filter(|d| d.is_holding());
         let cursors = holding.map(|device| device.state.cursor);
-        match cursors.min_by_key(|cursor| cursor.sequence) {
-            Some(cursor) => self.log.forget(cursor, changes),
-            None => false,
+        if let Some(cursor) = cursors.min_by_key(|cursor| cursor.sequence) {
+            self.log.forget(cursor, changes);
         }
     }
 
@@ -580,35 +601,30 @@ impl Inbox {
         &mut self,
         text_bytes: u64,
         limits: &Limits,
-        now: Duration,
         changes: &mut Changes,
     ) -> bool {
-        let account = self.log.id;
-        let tail = self.log.tail;
+        let (account, tail) = (self.log.id, self.log.tail);
         let fits = |head: Position| {
+            let bytes = tail.bytes.saturating_sub(head.bytes);
             tail.messages.saturating_sub(head.messages) < limits.queued_messages_max
-                && tail.bytes.saturating_sub(head.bytes) + text_bytes <= limits.queued_bytes_max
+                && bytes.saturating_add(text_bytes) <= limits.queued_bytes_max
         };
         while !fits(self.log.head) {
             let head = self.log.head;
-            let effective = |device: &Device| {
-                let cursor = device.state.cursor;
-                if cursor.sequence < head.sequence {
-                    head
-                } else {
-                    cursor
-                }
-            };
-            let holding = self.devices.entries_mut().iter_mut();
-            let mut holding: Vec<_> = holding.filter(|device| device.is_holding()).collect();
-            holding.sort_by_key(|device| effective(device).sequence);
-            let has_room = holding.last().is_some_and(|device| fits(effective(device)));
-            let furthest = holding.into_iter().next().filter(|_| has_room);
-            let Some(furthest) = furthest else {
+            let devices = self.devices.entries().iter().zip(0..);
+            let holding = devices.filter(|(device, _)| device.is_holding());
+            let mut holding: Vec<(Position, usize)> = holding
+                .map(|(Device { state, .. }, place)| {
+                    let is_behind = state.cursor.sequence < head.sequence;
+                    (if is_behind { head } else { state.cursor }, place)
+                })
+                .collect();
+            holding.sort_by_key(|(from, _)| from.sequence);
+            let has_room = holding.last().is_some_and(|(from, _)| fits(*from));
+            let Some((_, furthest)) = holding.first().filter(|_| has_room) else {
                 return false;
             };
-            furthest.state.lapsed = Some(now);
-            furthest.write(account, changes);
+            self.devices.lapse(*furthest, account, changes);
             self.advance_head(changes);
         }
         true

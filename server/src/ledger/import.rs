@@ -29,7 +29,7 @@ impl Ledger {
         cursor: Sequence,
         changes: &mut Changes,
     ) -> Created {
-        if self.inboxes.contains(name) {
+        if self.is_taken(name) {
             return Created::Exists;
         }
         if self.inboxes.len() >= self.limits.accounts_max {

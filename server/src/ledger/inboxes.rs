@@ -8,7 +8,7 @@ use hashbrown::HashTable;
 use super::changes::{AccountChange, Changes, Notice, NoticeContent};
 use super::devices::Devices;
 use super::message_log::MessageLog;
-use super::profile::Profile;
+use super::profile::{Membership, Profile};
 use super::record::{AccountRecord, Record};
 use super::slots::Slots;
 use crate::store::{Account, AccountEntry, NAMELESS, PasswordHash};
@@ -226,6 +226,12 @@ impl Inbox {
     /// Returns what the user has beside the inbox, and creates it if there is nothing yet.
     pub(super) fn profile_mut(&mut self) -> &mut Profile {
         self.profile.get_or_insert_default()
+    }
+
+    /// Returns the number of rooms to which the user is related in this way.
+    pub(super) fn count(&self, membership: Membership) -> usize {
+        let profile = self.profile.as_ref();
+        profile.map_or(0, |profile| profile.slots_of(membership).len())
     }
 
     /// Returns whether the user blocks an account.

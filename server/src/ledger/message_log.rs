@@ -57,9 +57,8 @@ impl MessageLog {
         self.tail = message.position;
     }
 
-    /// Forgets all messages up to a position, at most all of them. Returns whether there
-    /// was one.
-    pub(super) fn forget(&mut self, through: Position, changes: &mut Changes) -> bool {
+    /// Forgets all messages up to a position, at most all of them.
+    pub(super) fn forget(&mut self, through: Position, changes: &mut Changes) {
         // A position from outside must not exceed the end of the log.
         let through = if through.sequence < self.tail.sequence {
             through
@@ -67,12 +66,11 @@ impl MessageLog {
             self.tail
         };
         if through.sequence <= self.head.sequence {
-            return false;
+            return;
         }
         self.head = through;
         changes.record(&Record::Head(self.id, through));
         changes.effects.heads.push((self.id, through));
-        true
     }
 
     /// Moves the tail to a later position.

@@ -101,6 +101,9 @@ pub(crate) struct Context {
     pub(crate) is_low_on_space: bool,
 }
 
+/// The longest running time without a record of it.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(3600);
+
 /// The most ends of attachments in the records of a frame.
 const INTERRUPTED_MAX: usize = 1000;
 
@@ -119,6 +122,8 @@ pub(crate) struct Ledger {
     /// The time of the last message, in milliseconds since 1970.
     time_ms: u64,
     running: Duration,
+    /// The running time of the last frame that was written.
+    recorded: Duration,
     /// The part of all stops of the server that counts for ages.
     stopped: Duration,
     /// The retention clock, in whole seconds: running time and stops.
@@ -144,6 +149,7 @@ impl Ledger {
             numbers: Numbers::after(counter),
             time_ms: 0,
             running: Duration::ZERO,
+            recorded: Duration::ZERO,
             stopped: Duration::ZERO,
             age: Duration::ZERO,
             wall_ms: 0,
@@ -180,7 +186,7 @@ impl Ledger {
 
     /// Returns the retention clock.
     const fn age(&self) -> Duration {
-        Duration::from_secs(self.running.as_secs() + self.stopped.as_secs())
+        seconds(self.running).saturating_add(self.stopped)
     }
 
     /// Begins a frame, and forgets expired sessions and messages.
@@ -209,7 +215,7 @@ impl Ledger {
         let stop = Duration::from_millis(self.wall_ms.saturating_sub(last_wall_ms));
         let counted = stop.min(STOP_COUNTED_MAX).as_secs();
         if counted > 0 && !self.rooms.is_empty() {
-            self.stopped += Duration::from_secs(counted);
+            self.stopped = self.stopped.saturating_add(Duration::from_secs(counted));
             changes.record(&Record::Stopped(self.stopped));
         }
         self.age = self.age();
@@ -220,14 +226,23 @@ impl Ledger {
         self.wall_ms
     }
 
-    /// Completes the frame; `None` if there is nothing to append.
+    /// Completes the frame; `None` if there is nothing to append. The running time is written
+    /// at least once an hour, because ages and lapses depend on it.
     pub(crate) fn finish(&mut self, changes: &mut Changes) -> Option<Frame> {
         self.rooms.finish(changes);
-        changes.take_frame(self.time_ms)
+        let is_clock_due = self.running.saturating_sub(self.recorded) >= CLOCK_INTERVAL;
+        let frame = changes
+            .take_frame(self.time_ms)
+            .or_else(|| is_clock_due.then(|| changes.take_whole_frame(self.time_ms)));
+        if frame.is_some() {
+            self.recorded = self.running;
+        }
+        frame
     }
 
     /// Completes a frame without changes.
-    pub(crate) fn finish_empty(&self, changes: &mut Changes) -> Frame {
+    pub(crate) fn finish_empty(&mut self, changes: &mut Changes) -> Frame {
+        self.recorded = self.running;
         changes.take_whole_frame(self.time_ms)
     }
 
@@ -245,13 +260,19 @@ impl Ledger {
         password: Option<PasswordHash>,
         changes: &mut Changes,
     ) -> Created {
-        if self.inboxes.contains(name) {
+        if self.is_taken(name) {
             return Created::Exists;
         }
         if self.inboxes.len() >= self.limits.accounts_max {
             return Created::TooMany;
         }
         self.insert(name, password, Position::default(), changes)
+    }
+
+    /// Returns whether an account or a room has a name. Accounts of earlier versions may have
+    /// names of rooms.
+    fn is_taken(&self, name: &UserName) -> bool {
+        self.inboxes.contains(name) || self.rooms.contains(name.as_str())
     }
 
     fn insert(
@@ -405,7 +426,7 @@ impl Ledger {
         }
         // Last, because it may lapse a device.
         let bytes = append.text.len() as u64;
-        if !inbox.has_room_for(bytes, &self.limits, seconds(self.running), changes) {
+        if !inbox.has_room_for(bytes, &self.limits, changes) {
             return Err(Code::QueueFull);
         }
         let number = next_number(&mut self.numbers, changes);
@@ -482,14 +503,15 @@ impl Ledger {
         let device = match (inbox.device(name), name) {
             (Some(device), _) => device,
             (None, name) => {
-                if let Some(name) = name {
-                    inbox.notify(&NoticeContent::Device(name.clone()), changes);
-                }
                 let device = match name {
                     Some(_) => next_number(&mut self.numbers, changes),
                     None => NAMELESS,
                 };
                 let replaced = inbox.add_device(device, name, at, changes)?;
+                if let Some(name) = name {
+                    // It is not attached yet: it does not learn of itself.
+                    inbox.notify(&NoticeContent::Device(name.clone()), changes);
+                }
                 if let Some(replaced) = replaced {
                     self.detach_from_rooms(account, replaced, changes);
                 }

@@ -18,7 +18,7 @@
 //! | 10 clock | time of the last message in ms, running time in ms, counter, wall clock in ms: u64 each, little endian |
 //! | 11 stops | the part of all stops that counts for ages, in s |
 //! | 12 connected: the nameless device alone | account, Unix seconds of a `connect` (0: none) |
-//! | 13 device | account, device, name (empty: none), cursor, times in s: attached, end of the attachment + 1 (0: attached), lapsed + 1 (0: not), Unix seconds |
+//! | 13 device | account~, device~, its name's length (0: none) + 64 if it is attached + 128 if it has lapsed, name, cursor, the end of its attachment in s (unless attached), when it lapsed as a rank (if lapsed), its last acknowledgement in s near that end, Unix seconds as four bytes |
 //! | 14 end of a device | account, device |
 //! | 15 cursor of a device in its inbox | account, device, position~ |
 //! | 16 blocked accounts | account, count, each~ |
@@ -34,8 +34,9 @@ use hark_protocol::limits::OUTCOMES_REMEMBERED;
 use hark_protocol::{Code, DeviceName, Sequence, SessionToken, UserName};
 
 use super::bytes::{
-    Malformed, name, put_near, put_number, put_position, put_text, take_byte, take_fixed,
-    take_near, take_number, take_position, take_seconds, take_slice, take_text, take_u32,
+    Malformed, name, put_near, put_number, put_position, put_seconds, put_text, seconds, take_byte,
+    take_chunk, take_fixed, take_near, take_number, take_position, take_seconds, take_slice,
+    take_text, take_u32,
 };
 use super::dedup::{DedupTable, OutcomeRun};
 use super::devices::DeviceState;
@@ -333,7 +334,7 @@ impl<'r> Records<'r> {
             kind::CONNECTED => Record::Connected(take_number(rest)?, take_u32(rest)?),
             kind::DEVICE => {
                 let account = take_near(rest, self.counter)?;
-                Record::Device(account, take_device(rest, account, self.counter)?)
+                Record::Device(account, take_device(rest, self.counter)?)
             }
             kind::DEVICE_END => Record::DeviceEnd(take_number(rest)?, take_number(rest)?),
             kind::DEVICE_CURSOR => {
@@ -374,34 +375,64 @@ impl Iterator for Records<'_> {
     }
 }
 
+/// The bits of a device beside the length of its name, which has at most 32 bytes.
+const IS_ATTACHED: u8 = 64;
+const HAS_LAPSED: u8 = 128;
+
 fn put_device(to: &mut Vec<u8>, counter: u64, account: u64, device: &DeviceState) {
-    let optional = |time: Option<Duration>| time.map_or(0, |time| time.as_secs() + 1);
+    let name = device.name.as_ref().map_or("", DeviceName::as_str);
+    let mut head = name.len() as u8;
+    if device.detached.is_none() {
+        head |= IS_ATTACHED;
+    }
+    if device.lapsed.is_some() {
+        head |= HAS_LAPSED;
+    }
     to.push(kind::DEVICE);
     put_near(to, counter, account);
-    put_near(to, account, device.id);
-    put_text(to, device.name.as_ref().map_or("", DeviceName::as_str));
+    put_near(to, counter, device.id);
+    to.push(head);
+    to.extend_from_slice(name.as_bytes());
     put_position(to, counter, device.cursor);
-    put_number(to, device.attached.as_secs());
-    put_number(to, optional(device.detached));
-    put_number(to, optional(device.lapsed));
-    put_number(to, u64::from(device.seen_s));
+    if let Some(detached) = device.detached {
+        put_seconds(to, detached);
+    }
+    if let Some(rank) = device.lapsed {
+        put_number(to, u64::from(rank));
+    }
+    let detached_s = device.detached.unwrap_or_default().as_secs();
+    put_near(to, detached_s, device.acknowledged.as_secs());
+    to.extend_from_slice(&device.seen_s.to_le_bytes());
 }
 
-fn take_device(rest: &mut &[u8], account: u64, counter: u64) -> Result<DeviceState, Malformed> {
-    let optional = |seconds: u64| Ok(seconds.checked_sub(1).map(Duration::from_secs));
-    let id = take_near(rest, account)?;
-    let name = match take_text(rest)? {
+fn take_device(rest: &mut &[u8], counter: u64) -> Result<DeviceState, Malformed> {
+    let id = take_near(rest, counter)?;
+    let head = take_byte(rest)?;
+    let bytes = take_slice(rest, u64::from(head & !(IS_ATTACHED | HAS_LAPSED)))?;
+    let name = match std::str::from_utf8(bytes).map_err(|_| Malformed)? {
         "" => None,
         name => Some(name.parse().map_err(|_| Malformed)?),
     };
+    let cursor = take_position(rest, counter)?;
+    let detached = if head & IS_ATTACHED == 0 {
+        Some(take_seconds(rest)?)
+    } else {
+        None
+    };
+    let lapsed = if head & HAS_LAPSED == 0 {
+        None
+    } else {
+        Some(take_u32(rest)?)
+    };
+    let detached_s = detached.unwrap_or_default().as_secs();
     Ok(DeviceState {
         id,
         name,
-        cursor: take_position(rest, counter)?,
-        attached: take_seconds(rest)?,
-        detached: take_number(rest).and_then(optional)?,
-        lapsed: take_number(rest).and_then(optional)?,
-        seen_s: take_u32(rest)?,
+        cursor,
+        detached,
+        lapsed,
+        acknowledged: take_near(rest, detached_s).and_then(seconds)?,
+        seen_s: u32::from_le_bytes(take_chunk(rest)?),
     })
 }
 
@@ -551,21 +582,24 @@ mod tests {
         .collect()
     }
 
-    /// Returns the record of a device.
+    /// The age of an old store in seconds, and a number of its beginning.
+    const YEARS_S: u64 = 5 * 366 * 86_400;
+    const BEGINNING: u64 = 1_793_491_200 << 21;
+
+    /// Returns the record of a device, with times of an old store.
     fn device(account: u64, name: Option<&str>) -> Record {
-        let detached = name.map(|_| Duration::from_secs(300_000_000));
         let state = DeviceState {
-            id: name.map_or(0, |_| account + 1_000_000),
+            id: name.map_or(0, |_| account + (YEARS_S << 20)),
             name: name.map(|name| name.parse().unwrap()),
             cursor: Position {
-                sequence: Sequence(account + 2_000_000),
-                messages: 1_000_000,
-                bytes: 1 << 30,
+                sequence: Sequence(account + (YEARS_S << 20)),
+                messages: 200_000_000,
+                bytes: 30 << 30,
             },
-            attached: Duration::from_secs(300_000_000),
-            detached,
-            lapsed: detached,
-            seen_s: 1_800_000_000,
+            detached: name.map(|_| Duration::from_secs(YEARS_S)),
+            lapsed: name.map(|_| 7),
+            acknowledged: Duration::from_secs(YEARS_S / 2),
+            seen_s: u32::MAX,
         };
         Record::Device(account, state)
     }
@@ -600,23 +634,24 @@ mod tests {
     }
 
     #[test]
-    fn record_of_a_device_takes_80_bytes() {
+    fn device_of_an_old_store_takes_80_bytes() {
         let mut bytes = Vec::new();
-        device(1 << 52, Some(&"x".repeat(32))).put(&mut bytes, (1 << 52) + (1 << 40));
+        let counter = BEGINNING + (YEARS_S << 21);
+        device(BEGINNING, Some(&"x".repeat(32))).put(&mut bytes, counter);
         assert!(bytes.len() <= 80, "{} bytes", bytes.len());
     }
 
     #[test]
-    fn records_of_a_membership_take_48_bytes() {
-        let [.., member, cursor] = &RoomRecord::membership(1 << 52)[..] else {
-            panic!("there are two");
-        };
+    fn membership_of_an_old_store_takes_48_bytes() {
+        const COUNT: u64 = 100;
+        let step = (YEARS_S << 21) / COUNT;
+        let counter = BEGINNING + (YEARS_S << 21);
         let mut bytes = Vec::new();
-        member.put(&mut bytes, (1 << 52) + (1 << 40));
-        assert!(bytes.len() <= 48, "{} bytes", bytes.len());
-        bytes.clear();
-        cursor.put(&mut bytes, (1 << 52) + (1 << 40));
-        assert!(bytes.len() <= 24, "{} bytes", bytes.len());
+        for record in RoomRecord::memberships(BEGINNING, COUNT, step) {
+            record.put(&mut bytes, counter);
+        }
+        let bytes = bytes.len() as u64 / COUNT;
+        assert!(bytes <= 48, "{bytes} bytes for a member and a cursor");
     }
 
     #[test]

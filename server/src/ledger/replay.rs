@@ -48,6 +48,7 @@ impl Replay {
                 self.running = clock.running;
                 self.ledger.running = self.ledger.running.max(clock.running);
                 self.ledger.time_ms = self.ledger.time_ms.max(clock.time_ms);
+                self.ledger.recorded = self.ledger.running;
                 self.ledger.wall_ms = clock.wall_ms;
             }
             Record::Counter(bound) => self.reserved = self.reserved.max(Some(bound)),
@@ -77,10 +78,16 @@ impl Replay {
             Record::SessionEnd(slot) => self.ledger.sessions.replay_end(slot),
             Record::Stopped(time) => self.ledger.stopped = self.ledger.stopped.max(time),
             Record::Room(record) => self.ledger.rooms.replay(record),
+            Record::DeviceCursor(account, id, cursor) => {
+                let now = super::seconds(self.running);
+                let inbox = self.inbox(account);
+                if let Some(device) = inbox.and_then(|inbox| inbox.devices.get_mut(id)) {
+                    (device.state.cursor, device.state.acknowledged) = (cursor, now);
+                }
+            }
             Record::Connected(account, _)
             | Record::Device(account, _)
             | Record::DeviceEnd(account, _)
-            | Record::DeviceCursor(account, ..)
             | Record::Blocked(account, _)
             | Record::Started(account, _) => {
                 if let Some(inbox) = self.inbox(account) {
@@ -135,11 +142,10 @@ impl Replay {
             let interrupted = devices.map(|device| (inbox.log.id, device));
             self.ledger.interrupted.extend(interrupted);
         }
-        for (slot, is_conversation, members) in self.ledger.rooms.finish_replay() {
-            for account in members {
-                if let Some(inbox) = self.ledger.inboxes.by_id_mut(account) {
-                    inbox.profile_mut().add(slot, is_conversation);
-                }
+        self.ledger.rooms.finish_replay();
+        for (account, slot, membership) in self.ledger.rooms.memberships() {
+            if let Some(inbox) = self.ledger.inboxes.by_id_mut(account) {
+                inbox.profile_mut().add(slot, membership);
             }
         }
         self.ledger.age = self.ledger.age();
@@ -155,11 +161,6 @@ fn replay_user(inbox: &mut Inbox, record: Record) {
         Record::Connected(_, seen_s) => inbox.devices.replay_connected(seen_s),
         Record::Device(_, state) => inbox.devices.restore(state),
         Record::DeviceEnd(_, id) => drop(inbox.devices.remove(id)),
-        Record::DeviceCursor(_, id, cursor) => {
-            if let Some(device) = inbox.devices.get_mut(id) {
-                device.state.cursor = cursor;
-            }
-        }
         Record::Blocked(_, blocked) => inbox.profile_mut().blocked = blocked,
         Record::Started(_, started) => inbox.profile_mut().started = started,
         _ => {}

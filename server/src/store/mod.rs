@@ -23,8 +23,8 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 
 pub use pending::{Completer, Pending};
 pub use rooms::{
-    AttachedRoom, DeviceEntry, DeviceId, DeviceSubscription, History, Joined, NAMELESS, Point,
-    RoomAnswer, RoomCommand, RoomEntry, RoomStore,
+    AttachedRoom, DeviceEntry, DeviceId, DeviceSubscription, History, Joined, MemberPage, NAMELESS,
+    Point, RoomAnswer, RoomCommand, RoomEntry, RoomPage, RoomStore,
 };
 pub use subscription::{
     BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, Publisher, Subscription,

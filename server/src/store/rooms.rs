@@ -80,10 +80,11 @@ pub enum RoomCommand {
     Block(UserName),
     /// Ends the block of a user.
     Unblock(UserName),
-    /// Lists the rooms that the caller sees. Answers [`RoomAnswer::Rooms`].
-    Rooms,
-    /// Lists the members of a room. Answers [`RoomAnswer::Members`].
-    Members(RoomName),
+    /// Lists the rooms that the caller sees, from a place on: 0, or
+    /// [`RoomPage::next`]. Answers [`RoomAnswer::Rooms`].
+    Rooms(u64),
+    /// Lists the members of a room behind a name. Answers [`RoomAnswer::Members`].
+    Members(RoomName, Option<UserName>),
     /// Lists the devices of the caller. Answers [`RoomAnswer::Devices`].
     Devices,
     /// Ends a device of the caller, the nameless one without a name. Answers
@@ -107,10 +108,10 @@ pub enum RoomAnswer {
     Joined(Joined),
     /// A room.
     Room(RoomName),
-    /// Rooms: those of the caller, then public ones.
-    Rooms(Vec<RoomEntry>),
-    /// Names, sorted.
-    Members(Vec<UserName>),
+    /// A page of rooms.
+    Rooms(RoomPage),
+    /// A page of members.
+    Members(MemberPage),
     /// Devices.
     Devices(Vec<DeviceEntry>),
     /// The messages that may be read back.
@@ -157,6 +158,24 @@ pub struct RoomEntry {
     pub unread: Option<u64>,
     /// The last number.
     pub last: u64,
+}
+
+/// A page of the rooms that a user sees.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RoomPage {
+    /// The rooms: those of the caller, then public ones.
+    pub rooms: Vec<RoomEntry>,
+    /// The place of the next page; `None` if this is the last one.
+    pub next: Option<u64>,
+}
+
+/// A page of the members of a room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberPage {
+    /// Their names, sorted.
+    pub names: Vec<UserName>,
+    /// Whether more members follow.
+    pub is_truncated: bool,
 }
 
 /// A device as its user sees it.

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::super::changes::{Changes, NoticeContent};
 use super::super::inboxes::Inbox;
-use super::super::profile::{BLOCKED_MAX, Started};
+use super::super::profile::{BLOCKED_MAX, CONVERSATIONS_MAX, Membership, Started};
 use super::super::record::Record;
 use super::super::{Ledger, next_number};
 use super::record::RoomState;
@@ -42,8 +42,10 @@ impl Ledger {
             RoomCommand::Talk(user) => self.talk(caller, &user, changes).map(RoomAnswer::Room),
             RoomCommand::Block(user) => self.block(caller, &user, changes).map(done),
             RoomCommand::Unblock(user) => self.unblock(caller, &user, changes).map(done),
-            RoomCommand::Rooms => self.rooms(caller).map(RoomAnswer::Rooms),
-            RoomCommand::Members(room) => self.members(caller, &room).map(RoomAnswer::Members),
+            RoomCommand::Rooms(from) => self.rooms(caller, from).map(RoomAnswer::Rooms),
+            RoomCommand::Members(room, after) => self
+                .members(caller, &room, after.as_ref())
+                .map(RoomAnswer::Members),
             RoomCommand::Devices => self.devices(caller).map(RoomAnswer::Devices),
             RoomCommand::Forget(device) => self
                 .forget_device(caller, device.as_ref(), changes)
@@ -83,7 +85,7 @@ impl Ledger {
         }
         self.check_joins(caller)?;
         self.check_owns(caller)?;
-        let slot = self.insert_room(name, mode, keep, changes)?;
+        let slot = self.insert_room(name, (mode, keep), None, changes)?;
         self.add_member(slot, caller, true, changes);
         Ok(())
     }
@@ -116,7 +118,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Makes the caller a member of a room.
+    /// Makes the caller a member of a room. In an `invite` room, it may read nothing back at
+    /// that moment.
     pub(in crate::ledger) fn join(
         &mut self,
         caller: &Account,
@@ -143,7 +146,7 @@ impl Ledger {
             RoomMode::Open | RoomMode::News => room.log.messages(),
         };
         Ok(Joined {
-            number: member.joined,
+            number: member.joined(),
             held,
         })
     }
@@ -173,13 +176,14 @@ impl Ledger {
         let (account, has_password) = (guest.account.incarnation, guest.password.is_some());
         let now = self.age;
         let room = self.rooms.get_mut(slot).ok_or(Code::NoSuchUser)?;
+        let is_alive = |account| self.inboxes.by_id(account).is_some();
         if room.is_member(account) {
             return Ok(());
         }
         if room.mode == RoomMode::Invite && !has_password {
             return Err(Code::Denied);
         }
-        if room.invite(account, now, changes) {
+        if room.invite(account, now, is_alive, changes) {
             Ok(())
         } else {
             Err(Code::TooMany)
@@ -202,7 +206,8 @@ impl Ledger {
             return Err(Code::Denied);
         }
         if !room.is_banned(account) {
-            room.ban(account, changes);
+            let is_alive = |account| self.inboxes.by_id(account).is_some();
+            room.ban(account, is_alive, changes);
             self.remove_member(slot, account, LeftReason::Expelled, changes);
         }
         Ok(())
@@ -221,7 +226,7 @@ impl Ledger {
         let owner = owner.account.clone();
         let room = self.rooms.get(slot).ok_or(Code::NoSuchUser)?;
         let member = room.members.get(owner.incarnation);
-        if member.ok_or(Code::NoSuchUser)?.is_owner {
+        if member.ok_or(Code::NoSuchUser)?.is_owner() {
             return Ok(());
         }
         self.check_owns(&owner)?;
@@ -231,7 +236,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Begins or resumes the conversation of two users. Returns its name.
+    /// Begins or resumes the conversation of two users. Returns its name. It counts as
+    /// started if the other user becomes a member.
     pub(in crate::ledger) fn talk(
         &mut self,
         caller: &Account,
@@ -251,19 +257,30 @@ impl Ledger {
             return Err(Code::Denied);
         }
         let name = conversation_name(&caller.name, user);
-        let both = [caller.clone(), other.account.clone()];
-        let slot = match self.rooms.slot(name.as_str()) {
+        let parties = [inbox.account.clone(), other.account.clone()];
+        let found = self.rooms.slot(name.as_str());
+        // An account of an earlier version may have the name of a room.
+        if found.is_none() && self.inboxes.by_text(name.as_str()).is_some() {
+            return Err(Code::Exists);
+        }
+        let room = found.and_then(|slot| self.rooms.get(slot));
+        let is_member = |party: &&Account| room.is_some_and(|r| r.is_member(party.incarnation));
+        let (_, entering): (Vec<_>, Vec<_>) = parties.iter().partition(is_member);
+        for party in &entering {
+            self.check_conversations(party)?;
+        }
+        if entering.iter().any(|party| *party != caller) {
+            self.count_started(caller, now, changes)?;
+        }
+        let slot = match found {
             Some(slot) => slot,
             None => {
-                self.count_started(caller, now, changes)?;
-                self.insert_room(&name, RoomMode::Invite, None, changes)?
+                let parties = parties.each_ref().map(|party| party.incarnation);
+                self.insert_room(&name, (RoomMode::Invite, None), Some(parties), changes)?
             }
         };
-        for account in both {
-            let room = self.rooms.get(slot);
-            if room.is_some_and(|room| !room.is_member(account.incarnation)) {
-                self.add_member(slot, &account, false, changes);
-            }
+        for party in entering {
+            self.add_member(slot, party, false, changes);
         }
         Ok(name)
     }
@@ -379,8 +396,17 @@ impl Ledger {
     /// Checks that a user may be a member of another room.
     fn check_joins(&self, account: &Account) -> Result<(), Code> {
         let inbox = self.caller(account)?;
-        let joined = inbox.profile.as_ref().map_or(0, |p| p.rooms.len());
-        if joined < self.rooms.limits.joined_max {
+        if inbox.count(Membership::Room) < self.rooms.limits.joined_max {
+            Ok(())
+        } else {
+            Err(Code::TooMany)
+        }
+    }
+
+    /// Checks that a user may be a member of another conversation.
+    fn check_conversations(&self, account: &Account) -> Result<(), Code> {
+        let inbox = self.caller(account)?;
+        if inbox.count(Membership::Conversation) < CONVERSATIONS_MAX {
             Ok(())
         } else {
             Err(Code::TooMany)
@@ -390,9 +416,10 @@ impl Ledger {
     /// Checks that a user may own another room.
     fn check_owns(&self, account: &Account) -> Result<(), Code> {
         let inbox = self.caller(account)?;
-        let rooms = inbox.profile.iter().flat_map(|profile| &profile.rooms);
+        let profile = inbox.profile.iter();
+        let rooms = profile.flat_map(|profile| profile.slots_of(Membership::Room));
         let owned = rooms.filter(|slot| {
-            let room = self.rooms.get(**slot);
+            let room = self.rooms.get(*slot);
             room.is_some_and(|room| room.is_owner(account.incarnation))
         });
         if owned.count() < self.rooms.limits.owned_max {
@@ -405,8 +432,8 @@ impl Ledger {
     fn insert_room(
         &mut self,
         name: &RoomName,
-        mode: RoomMode,
-        keep: Option<Duration>,
+        (mode, keep): (RoomMode, Option<Duration>),
+        parties: Option<[u64; 2]>,
         changes: &mut Changes,
     ) -> Result<u32, Code> {
         let id = next_number(&mut self.numbers, changes);
@@ -419,6 +446,7 @@ impl Ledger {
             name: name.clone(),
             mode,
             keep,
+            parties,
             head: tail,
             tail,
         });
@@ -441,7 +469,8 @@ impl Ledger {
             number,
             changes,
         );
-        inbox.profile_mut().add(slot, room.name.is_conversation());
+        let membership = room.membership();
+        inbox.profile_mut().add(slot, membership);
         let joined = NoticeContent::Joined {
             room: room.log.id,
             name: room.name.clone(),

@@ -4,10 +4,12 @@ use hark_protocol::message::LeftReason;
 use hark_protocol::{Code, RoomName};
 
 use super::super::changes::{Changes, NoticeContent};
+use super::super::profile::Membership;
 use super::super::{Ledger, next_number};
+use super::members::Member;
 use super::record::RoomRecord;
 use super::room::record;
-use crate::store::Account;
+use crate::store::{Account, Point};
 
 impl Ledger {
     /// Ends a room, whose owner or administrator the caller is. Returns whether it existed.
@@ -39,6 +41,10 @@ impl Ledger {
 
     /// Ends a membership, if there is one. If the last owner goes, the member of longest
     /// standing becomes owner; a room without members ends.
+    ///
+    /// The cursors of its devices end at once. Attached devices are notified of the number
+    /// of the end: they get the messages below it. Others do not get them any more, because
+    /// `left` is the last push of a room to a device.
     pub(super) fn remove_member(
         &mut self,
         slot: u32,
@@ -47,33 +53,42 @@ impl Ledger {
         changes: &mut Changes,
     ) {
         let room = self.rooms.get(slot);
-        if room.is_none_or(|room| !room.is_member(account)) {
+        let Some(was_owner) = room.and_then(|room| room.members.get(account).map(Member::is_owner))
+        else {
             return;
-        }
+        };
         let number = next_number(&mut self.numbers, changes);
         let Some(room) = self.rooms.get_mut(slot) else {
             return;
         };
-        let name = room.name.clone();
-        let mut devices = Vec::new();
-        if let Some(inbox) = self.inboxes.by_id_mut(account) {
-            devices.extend(inbox.devices.ids());
-            inbox.profile_mut().remove(slot);
-            let room = room.log.id;
-            inbox.notify(&NoticeContent::Left { room, name, reason }, changes);
-        }
-        room.leave(account, devices.into_iter(), number, changes);
-        let eldest = room.members.eldest().map(|member| member.account);
-        match eldest {
-            None => self.end_room(slot, changes),
-            Some(eldest) if !room.members.have_owner() && !room.name.is_conversation() => {
-                room.own(eldest, changes);
+        let mut inbox = self.inboxes.by_id_mut(account);
+        let devices = inbox.as_ref().map(|inbox| inbox.devices.ids().collect());
+        room.leave(account, devices.unwrap_or_default(), number, changes);
+        if let Some(inbox) = &mut inbox {
+            if room.parties.is_some() {
+                inbox.profile_mut().add(slot, Membership::Former);
+            } else {
+                inbox.profile_mut().remove(slot);
             }
-            Some(_) => {}
+            let left = NoticeContent::Left {
+                room: room.log.id,
+                name: room.name.clone(),
+                reason,
+                at: room.log.tail.into(),
+            };
+            inbox.notify(&left, changes);
+        }
+        if room.members.len() == 0 {
+            self.end_room(slot, changes);
+        } else if was_owner
+            && !room.members.have_owner()
+            && let Some(eldest) = room.members.eldest().map(|member| member.account)
+        {
+            room.own(eldest, changes);
         }
     }
 
-    /// Ends a room with its messages.
+    /// Ends a room with its messages, at a number of its own.
     fn end_room(&mut self, slot: u32, changes: &mut Changes) {
         let Some(room) = self.rooms.remove(slot) else {
             return;
@@ -82,7 +97,16 @@ impl Ledger {
             room: room.log.id,
             name: room.name,
             reason: LeftReason::Deleted,
+            at: Point {
+                number: next_number(&mut self.numbers, changes),
+                messages: room.log.tail.messages,
+            },
         };
+        for account in room.parties.into_iter().flatten() {
+            if let Some(inbox) = self.inboxes.by_id_mut(account) {
+                inbox.profile_mut().remove(slot);
+            }
+        }
         for member in room.members.iter_from(0) {
             if let Some(inbox) = self.inboxes.by_id_mut(member.account) {
                 inbox.profile_mut().remove(slot);
@@ -100,11 +124,13 @@ impl Ledger {
         let Some(profile) = profile.and_then(|inbox| inbox.profile.take()) else {
             return;
         };
-        for slot in profile.rooms {
+        for slot in profile.slots_of(Membership::Room) {
             self.remove_member(slot, account.incarnation, LeftReason::Left, changes);
         }
-        for slot in profile.conversations {
-            self.end_room(slot, changes);
+        for membership in [Membership::Conversation, Membership::Former] {
+            for slot in profile.slots_of(membership) {
+                self.end_room(slot, changes);
+            }
         }
     }
 }

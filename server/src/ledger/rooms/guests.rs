@@ -1,11 +1,15 @@
 //! [`Guests`]: the invitations and bans of a room. Accounts are known by their
 //! incarnations, so that neither passes to a later account of the same name.
+//!
+//! An entry that has expired, or whose account has ended, is without effect. It takes a
+//! place until the list is full. Changes are the same live and in a replay: no bound or
+//! expiry applies to them, and each removal for room is a record of its own.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 /// The most invitations of a room.
-const INVITATIONS_MAX: usize = 100;
+pub(super) const INVITATIONS_MAX: usize = 100;
 
 /// How long an invitation is valid.
 const INVITATION_VALID: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -31,17 +35,45 @@ impl Guests {
         Self { invitations, bans }
     }
 
-    /// Invites an account, and lifts its ban. Returns false if there are too many
-    /// invitations.
-    pub(super) fn invite(&mut self, account: u64, now: Duration) -> bool {
-        self.invitations
-            .retain(|(other, at)| *other != account && is_valid(*at, now));
-        if self.invitations.len() >= INVITATIONS_MAX {
-            return false;
+    /// Returns the accounts whose invitations are without effect, if there is no room for
+    /// one of `account`.
+    pub(super) fn stale_invitations(
+        &self,
+        account: u64,
+        now: Duration,
+        is_alive: impl Fn(u64) -> bool,
+    ) -> Vec<u64> {
+        let is_full = self.has_most_invitations(account);
+        let others = self.invitations.iter().filter(|_| is_full);
+        let stale = others.filter(|(other, at)| !is_valid(*at, now) || !is_alive(*other));
+        stale.map(|(other, _)| *other).collect()
+    }
+
+    /// Returns whether there is no room for the invitation of an account.
+    pub(super) fn has_most_invitations(&self, account: u64) -> bool {
+        let others = self.invitations.iter();
+        others.filter(|(other, _)| *other != account).count() >= INVITATIONS_MAX
+    }
+
+    /// Returns the accounts whose bans must go before another one: all that have ended, or
+    /// else the first, if there is no room.
+    pub(super) fn stale_bans(&self, is_alive: impl Fn(u64) -> bool) -> Vec<u64> {
+        if self.bans.len() < BANS_MAX {
+            return Vec::new();
         }
-        self.lift(account);
+        let bans = self.bans.iter().copied();
+        let ended: Vec<_> = bans.filter(|account| !is_alive(*account)).collect();
+        if ended.is_empty() {
+            self.bans.front().copied().into_iter().collect()
+        } else {
+            ended
+        }
+    }
+
+    /// Invites an account, and lifts its ban.
+    pub(super) fn invite(&mut self, account: u64, now: Duration) {
+        self.remove(account);
         self.invitations.push_back((account, now));
-        true
     }
 
     /// Returns whether an account has a valid invitation.
@@ -57,22 +89,10 @@ impl Guests {
         self.invitations.len() < before
     }
 
-    /// Bans an account, and removes its invitation. The oldest ban of too many is
-    /// forgotten.
+    /// Bans an account, and removes its invitation.
     pub(super) fn ban(&mut self, account: u64) {
-        self.remove_invitation(account);
-        self.lift(account);
-        if self.bans.len() >= BANS_MAX {
-            self.bans.pop_front();
-        }
+        self.remove(account);
         self.bans.push_back(account);
-    }
-
-    /// Lifts the ban of an account. Returns whether there was one.
-    pub(super) fn lift(&mut self, account: u64) -> bool {
-        let before = self.bans.len();
-        self.bans.retain(|other| *other != account);
-        self.bans.len() < before
     }
 
     /// Returns whether an account is banned.
@@ -80,10 +100,10 @@ impl Guests {
         self.bans.contains(&account)
     }
 
-    /// Removes an account.
+    /// Removes the invitation or the ban of an account.
     pub(super) fn remove(&mut self, account: u64) {
         self.remove_invitation(account);
-        self.lift(account);
+        self.bans.retain(|other| *other != account);
     }
 
     /// Returns the invitations, with their times, in this order.
@@ -110,7 +130,7 @@ mod tests {
         let mut guests = Guests::default();
         guests.ban(7);
         assert!(guests.is_banned(7));
-        assert!(guests.invite(7, Duration::ZERO));
+        guests.invite(7, Duration::ZERO);
         assert!(!guests.is_banned(7) && guests.is_invited(7, Duration::ZERO));
         assert!(!guests.is_invited(7, INVITATION_VALID));
         guests.ban(7);
@@ -118,18 +138,28 @@ mod tests {
     }
 
     #[test]
-    fn hundred_invitations_and_thousand_bans_are_kept() {
+    fn full_list_names_its_stale_invitations() {
         let mut guests = Guests::default();
         for account in 0..INVITATIONS_MAX as u64 {
-            assert!(guests.invite(account, Duration::ZERO));
+            let at = Duration::from_secs(account / 2);
+            assert!(!guests.has_most_invitations(account));
+            assert_eq!(guests.stale_invitations(account, at, |_| false), [0; 0]);
+            guests.invite(account, at);
         }
-        assert!(!guests.invite(1000, Duration::ZERO));
-        assert!(guests.invite(5, Duration::ZERO), "it is invited again");
-        assert!(guests.invite(1000, INVITATION_VALID), "the others expired");
-        for account in 0..=BANS_MAX as u64 {
-            guests.ban(account);
-        }
-        assert!(!guests.is_banned(0), "the oldest ban is forgotten");
-        assert!(guests.is_banned(1) && guests.is_banned(BANS_MAX as u64));
+        assert!(guests.has_most_invitations(1000));
+        assert!(!guests.has_most_invitations(5), "it is invited again");
+        let stale = |now| guests.stale_invitations(1000, now, |account| account != 7);
+        assert_eq!(stale(Duration::ZERO), [7]);
+        assert_eq!(stale(INVITATION_VALID), [0, 1, 7]);
+    }
+
+    #[test]
+    fn first_ban_goes_behind_those_of_ended_accounts() {
+        let mut guests = Guests::default();
+        (1..BANS_MAX as u64).for_each(|account| guests.ban(account));
+        assert_eq!(guests.stale_bans(|_| false), [0; 0]);
+        guests.ban(1000);
+        assert_eq!(guests.stale_bans(|account| account != 9), [9]);
+        assert_eq!(guests.stale_bans(|_| true), [1]);
     }
 }

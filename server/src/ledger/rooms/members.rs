@@ -1,10 +1,8 @@
 //! [`Members`]: the members of a room, their read marks, and the cursors of their
 //! devices. Nothing is stored for each message and member.
 
+use super::super::slots::{grow, shrink};
 use crate::store::{DeviceId, Point, Position};
-
-/// The fraction of its length by which a table grows.
-const GROWTH_DIVISOR: usize = 8;
 
 /// Returns a point of a room, or the end of its log if that is lower.
 pub(super) fn up_to(point: Point, tail: Position) -> Point {
@@ -23,12 +21,39 @@ pub(super) fn up_to(point: Point, tail: Position) -> Point {
 pub(crate) struct Member {
     /// The account, by its incarnation.
     pub(crate) account: u64,
-    /// The number of its `join`.
-    pub(crate) joined: u64,
-    /// The read mark.
-    pub(crate) mark: Point,
-    /// Whether it owns the room.
-    pub(crate) is_owner: bool,
+    /// The number of its `join`. The highest bit is set for an owner: numbers are lower.
+    standing: u64,
+    /// The read mark: the messages of the room up to the last one that it has read.
+    pub(crate) mark: u64,
+}
+
+impl Member {
+    const IS_OWNER: u64 = 1 << 63;
+
+    /// Returns a member that joined at a number below 2⁶³ and has read so many messages.
+    pub(crate) const fn new(account: u64, joined: u64, is_owner: bool, mark: u64) -> Self {
+        let owner = if is_owner { Self::IS_OWNER } else { 0 };
+        Self {
+            account,
+            standing: joined & !Self::IS_OWNER | owner,
+            mark,
+        }
+    }
+
+    /// Returns the number of its `join`.
+    pub(crate) const fn joined(&self) -> u64 {
+        self.standing & !Self::IS_OWNER
+    }
+
+    /// Returns whether it owns the room.
+    pub(crate) const fn is_owner(&self) -> bool {
+        self.standing & Self::IS_OWNER != 0
+    }
+
+    /// Makes it an owner.
+    pub(super) const fn own(&mut self) {
+        self.standing |= Self::IS_OWNER;
+    }
 }
 
 /// The cursor of a device in a room.
@@ -41,7 +66,7 @@ pub(crate) struct RoomCursor {
 }
 
 /// The members of a room, and the cursors of their devices. Both are sorted arrays: a
-/// member with one device takes 64 bytes.
+/// member with one device takes 48 bytes.
 #[derive(Debug, Default)]
 pub(super) struct Members {
     members: Vec<Member>,
@@ -96,17 +121,19 @@ impl Members {
     ) -> Option<Member> {
         devices.for_each(|device| self.remove_cursor(device));
         let at = self.find(account).ok()?;
-        Some(self.members.remove(at))
+        let member = self.members.remove(at);
+        shrink(&mut self.members);
+        Some(member)
     }
 
     /// Returns the member of longest standing.
     pub(super) fn eldest(&self) -> Option<&Member> {
-        self.members.iter().min_by_key(|member| member.joined)
+        self.members.iter().min_by_key(|member| member.joined())
     }
 
     /// Returns whether a member owns the room.
     pub(super) fn have_owner(&self) -> bool {
-        self.members.iter().any(|member| member.is_owner)
+        self.members.iter().any(Member::is_owner)
     }
 
     /// Returns the cursor of a device.
@@ -140,6 +167,7 @@ impl Members {
     pub(super) fn remove_cursor(&mut self, device: DeviceId) {
         if let Ok(at) = self.find_cursor(device) {
             self.cursors.remove(at);
+            shrink(&mut self.cursors);
         }
     }
 
@@ -154,48 +182,56 @@ impl Members {
     }
 }
 
-/// Grows a full table by a fraction instead of doubling it: it lives long, and there are
-/// many.
-fn grow<T>(table: &mut Vec<T>) {
-    if table.len() == table.capacity() {
-        table.reserve_exact(1 + table.len() / GROWTH_DIVISOR);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::super::profile::{Membership, Profile};
     use super::*;
+
+    fn member(account: u64) -> Member {
+        Member::new(account, 10_000 - account, account == 3, 0)
+    }
+
+    fn cursor(device: DeviceId) -> RoomCursor {
+        RoomCursor {
+            device,
+            point: Point::default(),
+        }
+    }
+
+    /// Returns the bytes of the tables.
+    fn bytes(members: &Members) -> usize {
+        members.members.capacity() * size_of::<Member>()
+            + members.cursors.capacity() * size_of::<RoomCursor>()
+    }
 
     #[test]
     fn attached_member_takes_64_bytes() {
-        assert_eq!(size_of::<Member>() + size_of::<RoomCursor>(), 64);
+        const COUNT: usize = 10_000;
+        let of_profile = {
+            let mut profile = Profile::default();
+            (0..64).for_each(|slot| profile.add(slot, Membership::Room));
+            profile.room_bytes().div_ceil(64)
+        };
         let mut members = Members::default();
-        for account in 0..10_000 {
-            members.insert(Member {
-                account,
-                joined: 0,
-                mark: Point::default(),
-                is_owner: false,
-            });
+        for account in 1..=COUNT as u64 {
+            members.insert(member(account));
+            members.set_cursor(cursor(account));
+            let bytes = bytes(&members) + of_profile * members.len();
+            let per_member = bytes.div_ceil(members.len());
+            assert!(per_member <= 64 || members.len() < 100, "{per_member}");
         }
-        let capacity = members.members.capacity();
-        assert!(capacity <= 10_000 + 10_000 / GROWTH_DIVISOR, "{capacity}");
+        for account in 1..=COUNT as u64 {
+            members.remove(account, std::iter::once(account));
+        }
+        assert_eq!(bytes(&members), 0, "the tables shrink");
     }
 
     #[test]
     fn members_and_cursors_stay_sorted() {
         let mut members = Members::default();
         for account in [5, 1, 9, 3, 5] {
-            members.insert(Member {
-                account,
-                joined: 10 - account,
-                mark: Point::default(),
-                is_owner: account == 3,
-            });
-            members.set_cursor(RoomCursor {
-                device: 10 * account,
-                point: Point::default(),
-            });
+            members.insert(member(account));
+            members.set_cursor(cursor(10 * account));
         }
         let accounts = |members: &Members| {
             let all = members.iter_from(2).map(|member| member.account);
@@ -209,5 +245,15 @@ mod tests {
         assert_eq!(members.cursor(30), None);
         let devices: Vec<_> = members.cursors_from(0).map(|c| c.device).collect();
         assert_eq!(devices, [10, 50, 90]);
+    }
+
+    #[test]
+    fn owner_keeps_the_number_of_its_join() {
+        let mut member = Member::new(7, (1 << 53) - 1, false, 3);
+        assert!(!member.is_owner());
+        member.own();
+        assert!(member.is_owner());
+        assert_eq!(member.joined(), (1 << 53) - 1);
+        assert_eq!(member, Member::new(7, (1 << 53) - 1, true, 3));
     }
 }

@@ -15,6 +15,10 @@
 //!   each frame, by [`Ledger::finish`](super::Ledger::finish).
 //! - **Retention** forgets whole [spans](retention::Spans): by age, by the bytes of the
 //!   room, and by the bytes of all rooms, of which the largest room gives way.
+//! - **`left`** is the last push of a room to a device. It has a number of the room: a
+//!   device that is attached gets the messages below it. A device that is not gets those
+//!   that it has not seen no more: its cursor ends with the membership.
+//! - **A conversation of two** ends with either account, also if that has left it.
 //! - **Identity.** Everything belongs to accounts by their incarnations, and ends with
 //!   them.
 //!
@@ -105,6 +109,10 @@ pub(super) struct Rooms {
     /// The rooms with messages, by the age at which to look for expired ones: at the
     /// earliest, or before.
     expiries: BTreeSet<(Duration, u32)>,
+    /// The rooms with messages, by their bytes; those of `resized` may have more.
+    sizes: BTreeSet<(u64, u32)>,
+    /// Rooms with messages since `sizes` was brought up to date.
+    resized: Vec<u32>,
     /// Rooms with messages in the frame under construction.
     changed: Vec<u32>,
 }
@@ -119,6 +127,8 @@ impl Rooms {
             by_id: HashMap::new(),
             bytes: 0,
             expiries: BTreeSet::new(),
+            sizes: BTreeSet::new(),
+            resized: Vec::new(),
             changed: Vec::new(),
         }
     }
@@ -126,6 +136,11 @@ impl Rooms {
     /// Returns whether there is no room.
     pub(super) fn is_empty(&self) -> bool {
         self.by_id.is_empty()
+    }
+
+    /// Returns whether there is a room of this name.
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.slot(name).is_some()
     }
 
     /// Returns the slot of the room of this name.
@@ -162,6 +177,7 @@ impl Rooms {
         self.by_id.insert(id, slot);
         self.by_name.insert(name, slot);
         self.bytes = self.bytes.saturating_add(bytes);
+        self.set_size(slot);
         Some(slot)
     }
 
@@ -174,33 +190,104 @@ impl Rooms {
         if let Some(expiry) = room.expiry {
             self.expiries.remove(&(expiry, slot));
         }
+        self.sizes.remove(&(room.queued_bytes, slot));
         Some(room)
     }
 
     /// Forgets the messages of a room up to a position.
     fn forget(&mut self, slot: u32, through: Position, changes: &mut Changes) {
         if let Some(room) = self.rooms.get_mut(slot) {
-            let freed = room.forget(through, changes);
+            let before = room.bytes();
+            room.forget(through, changes);
+            let freed = before.saturating_sub(room.bytes());
             self.bytes = self.bytes.saturating_sub(freed);
         }
+        self.set_size(slot);
         self.set_expiry(slot);
+    }
+
+    /// Notes that a room has a new message of so many bytes.
+    fn note_message(&mut self, slot: u32, bytes: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        for list in [&mut self.resized, &mut self.changed] {
+            if list.last() != Some(&slot) {
+                list.push(slot);
+            }
+        }
+        let room = self.rooms.get(slot);
+        if room.is_some_and(|room| room.expiry.is_none()) {
+            self.set_expiry(slot);
+        }
+    }
+
+    /// Moves a room to its place in the queue of sizes.
+    fn set_size(&mut self, slot: u32) {
+        let Some(room) = self.rooms.get_mut(slot) else {
+            return;
+        };
+        let bytes = room.bytes();
+        let former = std::mem::replace(&mut room.queued_bytes, bytes);
+        self.sizes.remove(&(former, slot));
+        if bytes > 0 {
+            self.sizes.insert((bytes, slot));
+        }
+    }
+
+    /// Brings the queue of sizes up to date.
+    fn set_sizes(&mut self) {
+        for slot in std::mem::take(&mut self.resized) {
+            self.set_size(slot);
+        }
+    }
+
+    /// Returns how long a room keeps its messages.
+    fn keep_of(&self, room: &Room) -> Duration {
+        let keep = room.keep.unwrap_or(self.limits.keep);
+        keep.min(self.limits.keep_max)
     }
 
     /// Moves the expiry of a room to the time of its oldest span.
     fn set_expiry(&mut self, slot: u32) {
+        let Some(room) = self.rooms.get(slot) else {
+            return;
+        };
+        let expiry = room.spans.expiry(self.keep_of(room));
         let Some(room) = self.rooms.get_mut(slot) else {
             return;
         };
-        let expiry = room.spans.expiry(room.keep.unwrap_or(self.limits.keep));
         if let Some(former) = std::mem::replace(&mut room.expiry, expiry) {
             self.expiries.remove(&(former, slot));
         }
         self.expiries.extend(expiry.map(|expiry| (expiry, slot)));
     }
 
+    /// Returns the derived state of the rooms, which is the same live and after a replay.
+    #[cfg(test)]
+    pub(super) fn derived(&mut self) -> Vec<String> {
+        self.set_sizes();
+        let rooms = self.rooms.iter_from(0);
+        let derived = rooms.map(|(slot, room)| {
+            let is_queued = self.sizes.contains(&(room.bytes(), slot));
+            assert_eq!(is_queued, room.bytes() > 0, "{room:?}");
+            // An entry may be too early.
+            let due = room.spans.expiry(self.keep_of(room));
+            let queued = room
+                .expiry
+                .filter(|at| self.expiries.contains(&(*at, slot)));
+            assert_eq!(due.is_some(), queued.is_some(), "{room:?}");
+            assert!(queued <= due, "{room:?}");
+            format!("{} {:?} {:?}", room.name, room.bytes(), room.spans.totals())
+        });
+        let mut derived: Vec<_> = derived.collect();
+        derived.sort_unstable();
+        derived.push(format!("all {}", self.bytes));
+        derived
+    }
+
     /// Writes what changed with the messages of the frame: spans, and the read marks of
     /// senders.
     pub(super) fn finish(&mut self, changes: &mut Changes) {
+        self.set_sizes();
         let mut slots = std::mem::take(&mut self.changed);
         slots.sort_unstable();
         slots.dedup();
@@ -208,10 +295,8 @@ impl Rooms {
             let Some(room) = self.rooms.get_mut(slot) else {
                 continue;
             };
+            room.write_moved(changes);
             for span in room.spans.take_changes() {
-                for (sender, _) in &span.senders {
-                    room.write_mark(*sender, changes);
-                }
                 room::record(RoomRecord::Span(room.log.id, span), changes);
             }
         }

@@ -3,11 +3,25 @@
 use hark_protocol::message::RoomMode;
 use hark_protocol::{Code, RoomName, UserName};
 
-use super::super::Ledger;
 use super::super::changes::{Changes, NoticeContent};
+use super::super::profile::Membership;
+use super::super::{Ledger, seconds};
 use super::members::{RoomCursor, up_to};
 use super::room::Room;
-use crate::store::{Account, AttachedRoom, DeviceId, History, Point, Position, RoomEntry};
+use crate::store::{
+    Account, AttachedRoom, DeviceId, History, MemberPage, Point, Position, RoomEntry, RoomPage,
+};
+
+/// The most rooms in a page, and the most that are looked at for it.
+const PAGE_ROOMS_MAX: usize = 256;
+const PAGE_EXAMINED_MAX: usize = 4096;
+
+/// The most members in a page.
+const PAGE_NAMES_MAX: usize = 1000;
+
+/// The places of the conversations of the caller, and of public rooms, in the list of rooms.
+const CONVERSATIONS: u64 = 1 << 32;
+const PUBLIC: u64 = 2 << 32;
 
 impl Ledger {
     /// Returns the rooms of a device that is attached. A new device begins at the last
@@ -63,10 +77,9 @@ impl Ledger {
         (room, point): (u64, Point),
         changes: &mut Changes,
     ) {
-        if !self.inboxes.is_alive(account) {
-            return;
-        }
-        let Some(room) = self.rooms.by_id(room) else {
+        let now = seconds(self.running);
+        let (Some(inbox), Some(room)) = (self.inboxes.get_mut(account), self.rooms.by_id(room))
+        else {
             return;
         };
         let point = up_to(point, room.log.tail);
@@ -76,6 +89,7 @@ impl Ledger {
             && cursor.is_some_and(|cursor| cursor.number < point.number)
         {
             room.set_cursor(RoomCursor { device, point }, changes);
+            inbox.note_activity(device, now, changes);
         }
     }
 
@@ -92,13 +106,10 @@ impl Ledger {
         let Some(room) = self.rooms.get_mut(slot) else {
             return Err(Code::NoSuchUser);
         };
-        if room.move_mark(account, point) {
+        if let Some(number) = room.move_mark(account, point) {
             room.write_mark(account, changes);
-            let mark = room.members.get(account).map(|member| member.mark);
-            let seen = NoticeContent::Seen {
-                name: name.clone(),
-                number: mark.unwrap_or_default().number,
-            };
+            let name = name.clone();
+            let seen = NoticeContent::Seen { name, number };
             if let Some(inbox) = self.inboxes.get_mut(caller) {
                 inbox.notify(&seen, changes);
             }
@@ -134,23 +145,41 @@ impl Ledger {
         }
     }
 
-    /// Returns the rooms that the caller sees and could join: its own, then public ones,
-    /// each in any order.
-    pub(in crate::ledger) fn rooms(&self, caller: &Account) -> Result<Vec<RoomEntry>, Code> {
+    /// Returns a page of the rooms that the caller sees and could join: its own, then public
+    /// ones, each in any order.
+    pub(in crate::ledger) fn rooms(&self, caller: &Account, from: u64) -> Result<RoomPage, Code> {
         let inbox = self.caller(caller)?;
         let account = caller.incarnation;
-        let profile = inbox.profile.iter().flat_map(|profile| profile.slots());
-        let own = profile.filter_map(|slot| self.rooms.get(slot));
-        let all = self.rooms.rooms.iter_from(0).map(|(_, room)| room);
-        let public = all.filter(|room| room.mode != RoomMode::Invite && !room.is_member(account));
-        let entries = own.chain(public).map(|room| RoomEntry {
-            name: room.name.clone(),
-            mode: room.mode,
-            members: room.members.len(),
-            unread: room.members.get(account).map(|member| room.unread(member)),
-            last: room.log.tail.sequence.0,
+        let own = inbox.profile.iter().flat_map(|profile| {
+            let own = profile.slots_from((Membership::Room, 0));
+            own.map(|(membership, slot)| (own_place(membership, slot), slot))
         });
-        Ok(entries.collect())
+        let all = u32::try_from(from.saturating_sub(PUBLIC)).unwrap_or(u32::MAX);
+        let all = self.rooms.rooms.iter_from(all);
+        let all = all.map(|(slot, _)| (PUBLIC + u64::from(slot), slot));
+        let mut page = RoomPage::default();
+        let places = own.filter(|(place, _)| *place >= from).chain(all);
+        for (examined, (place, slot)) in places.enumerate() {
+            if page.rooms.len() >= PAGE_ROOMS_MAX || examined >= PAGE_EXAMINED_MAX {
+                page.next = Some(place);
+                break;
+            }
+            let Some(room) = self.rooms.get(slot) else {
+                continue;
+            };
+            let member = room.members.get(account);
+            if place >= PUBLIC && (room.mode == RoomMode::Invite || member.is_some()) {
+                continue;
+            }
+            page.rooms.push(RoomEntry {
+                name: room.name.clone(),
+                mode: room.mode,
+                members: room.members.len(),
+                unread: member.map(|member| room.unread(member)),
+                last: room.log.tail.sequence.0,
+            });
+        }
+        Ok(page)
     }
 
     /// Returns the logs of all rooms: ids, names, heads and tails.
@@ -159,20 +188,39 @@ impl Ledger {
         rooms.map(|(_, Room { name, log, .. })| (log.id, name, log.head, log.tail))
     }
 
-    /// Returns the names of the members of a room, sorted.
+    /// Returns the first names of the members of a room behind a name, sorted.
     pub(in crate::ledger) fn members(
         &self,
         caller: &Account,
         name: &RoomName,
-    ) -> Result<Vec<UserName>, Code> {
+        after: Option<&UserName>,
+    ) -> Result<MemberPage, Code> {
         let slot = self.membership(caller, name)?;
         let room = self.rooms.get(slot).ok_or(Code::NoSuchUser)?;
         let members = room.members.iter_from(0);
-        let mut names: Vec<_> = members
-            .filter_map(|member| self.inboxes.by_id(member.account))
-            .map(|inbox| inbox.account.name.clone())
+        let inboxes = members.filter_map(|member| self.inboxes.by_id(member.account));
+        let names = inboxes.map(|inbox| &inbox.account.name);
+        let mut names: Vec<_> = names
+            .filter(|name| after.is_none_or(|after| *name > after))
             .collect();
+        let is_truncated = names.len() > PAGE_NAMES_MAX;
+        if is_truncated {
+            names.select_nth_unstable(PAGE_NAMES_MAX);
+            names.truncate(PAGE_NAMES_MAX);
+        }
         names.sort_unstable();
-        Ok(names)
+        Ok(MemberPage {
+            names: names.into_iter().cloned().collect(),
+            is_truncated,
+        })
     }
+}
+
+/// Returns the place of a room of the caller in the list of rooms.
+fn own_place(membership: Membership, slot: u32) -> u64 {
+    let first = match membership {
+        Membership::Room => 0,
+        Membership::Conversation | Membership::Former => CONVERSATIONS,
+    };
+    first + u64::from(slot)
 }

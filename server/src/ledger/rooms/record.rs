@@ -2,20 +2,20 @@
 //!
 //! | kind | fields, after the id of the room (`~`: near the counter of the frame's clock) |
 //! | --- | --- |
-//! | 32 room | name, mode, time to keep messages in s (0: default), head, tail |
+//! | 32 room | name, mode, time to keep messages in s (0: default), head, tail; of a conversation: its two accounts~ |
 //! | 33 end of a room | |
-//! | 34 member | account~, 1 for an owner, number of its join~, read mark |
+//! | 34 members | count, then for each: account (near the one before, the first ~), 1 for an owner, number of its join (near the higher one of room and account), read mark |
 //! | 35 end of a member | account~, its devices: count, then each~ |
-//! | 36 cursor of a device | device~, point |
+//! | 36 cursors of devices | count, then for each: device, number, messages: near those of the one before, the first ~ |
 //! | 37 end of a cursor | device~ |
-//! | 38 read mark | account~, point |
+//! | 38 read mark | account~, messages up to it |
 //! | 39 invitation | account~, its time in s |
 //! | 40 ban | account~ |
 //! | 41 end of an invitation or a ban | account~ |
-//! | 42 span | first number~, ages of the first and last message in s, last position~, senders: count, then account~ and bytes |
+//! | 42 span | first number~, ages of the first and last message in s, last position~, senders: count, then account~ and bytes (0: not named any more) |
 //! | 43 all guests | bans: count, then account~; invitations: count, then account~ and time in s |
 //!
-//! A point is number~ and messages. Ages are those of the retention clock.
+//! Ages are those of the retention clock.
 
 use std::time::Duration;
 
@@ -23,8 +23,8 @@ use hark_protocol::RoomName;
 use hark_protocol::message::RoomMode;
 
 use super::super::bytes::{
-    Malformed, put_near, put_number, put_position, put_text, take_byte, take_near, take_number,
-    take_position, take_seconds, take_text,
+    Malformed, put_near, put_number, put_position, put_seconds, put_text, take_byte, take_near,
+    take_number, take_position, take_seconds, take_text,
 };
 use super::guests::Guests;
 use super::members::{Member, RoomCursor};
@@ -37,9 +37,9 @@ const KINDS: std::ops::RangeInclusive<u8> = kind::ROOM..=kind::GUESTS;
 mod kind {
     pub(super) const ROOM: u8 = 32;
     pub(super) const END: u8 = 33;
-    pub(super) const MEMBER: u8 = 34;
+    pub(super) const MEMBERS: u8 = 34;
     pub(super) const MEMBER_END: u8 = 35;
-    pub(super) const CURSOR: u8 = 36;
+    pub(super) const CURSORS: u8 = 36;
     pub(super) const CURSOR_END: u8 = 37;
     pub(super) const MARK: u8 = 38;
     pub(super) const INVITATION: u8 = 39;
@@ -56,16 +56,16 @@ pub(crate) enum RoomRecord {
     Room(RoomState),
     /// The room has ended.
     End(u64),
-    /// A member.
-    Member(u64, Member),
+    /// Members.
+    Members(u64, Vec<Member>),
     /// An account is no member any more, and its devices have no cursors.
     MemberEnd(u64, u64, Vec<DeviceId>),
-    /// The cursor of a device.
-    Cursor(u64, RoomCursor),
+    /// Cursors of devices.
+    Cursors(u64, Vec<RoomCursor>),
     /// A device has no cursor any more.
     CursorEnd(u64, DeviceId),
     /// The read mark of a member.
-    Mark(u64, u64, Point),
+    Mark(u64, u64, u64),
     /// An account was invited at this time.
     Invitation(u64, u64, Duration),
     /// An account is banned.
@@ -89,6 +89,8 @@ pub(crate) struct RoomState {
     pub(crate) mode: RoomMode,
     /// How long messages are kept; `None` for the default of the server.
     pub(crate) keep: Option<Duration>,
+    /// The accounts of a conversation of two.
+    pub(crate) parties: Option<[u64; 2]>,
     /// The position of the last forgotten message.
     pub(crate) head: Position,
     /// The last number, and the position of the last message.
@@ -106,14 +108,13 @@ impl RoomRecord {
                 put_seconds(to, state.keep.unwrap_or_default());
                 put_position(to, counter, state.head);
                 put_position(to, counter, state.tail);
+                let parties = state.parties.iter().flatten();
+                parties.for_each(|account| put_near(to, counter, *account));
             }
             Self::End(room) => put_head(to, kind::END, counter, *room),
-            Self::Member(room, member) => {
-                put_head(to, kind::MEMBER, counter, *room);
-                put_near(to, counter, member.account);
-                to.push(u8::from(member.is_owner));
-                put_near(to, counter, member.joined);
-                put_point(to, counter, member.mark);
+            Self::Members(room, members) => {
+                put_head(to, kind::MEMBERS, counter, *room);
+                put_members(to, counter, *room, members);
             }
             Self::MemberEnd(room, account, devices) => {
                 put_head(to, kind::MEMBER_END, counter, *room);
@@ -123,17 +124,16 @@ impl RoomRecord {
                     .iter()
                     .for_each(|device| put_near(to, counter, *device));
             }
-            Self::Cursor(room, RoomCursor { device, point }) => {
-                put_head(to, kind::CURSOR, counter, *room);
-                put_near(to, counter, *device);
-                put_point(to, counter, *point);
+            Self::Cursors(room, cursors) => {
+                put_head(to, kind::CURSORS, counter, *room);
+                put_cursors(to, counter, cursors);
             }
             Self::CursorEnd(room, device) => {
                 put_of(to, (kind::CURSOR_END, *room), counter, *device);
             }
-            Self::Mark(room, account, point) => {
+            Self::Mark(room, account, mark) => {
                 put_of(to, (kind::MARK, *room), counter, *account);
-                put_point(to, counter, *point);
+                put_number(to, *mark);
             }
             Self::Invitation(room, account, at) => {
                 put_of(to, (kind::INVITATION, *room), counter, *account);
@@ -176,40 +176,18 @@ impl RoomRecord {
     fn take_known(kind: u8, rest: &mut &[u8], counter: u64) -> Result<Self, Malformed> {
         let room = take_near(rest, counter)?;
         Ok(match kind {
-            kind::ROOM => Self::Room(RoomState {
-                id: room,
-                name: take_text(rest)?.parse().map_err(|_| Malformed)?,
-                mode: take_mode(rest)?,
-                keep: Some(take_seconds(rest)?).filter(|keep| !keep.is_zero()),
-                head: take_position(rest, counter)?,
-                tail: take_position(rest, counter)?,
-            }),
+            kind::ROOM => Self::Room(take_room(rest, room, counter)?),
             kind::END => Self::End(room),
-            kind::MEMBER => {
-                let account = take_near(rest, counter)?;
-                let is_owner = take_flag(rest)?;
-                let joined = take_near(rest, counter)?;
-                let member = Member {
-                    account,
-                    joined,
-                    mark: take_point(rest, counter)?,
-                    is_owner,
-                };
-                Self::Member(room, member)
-            }
+            kind::MEMBERS => Self::Members(room, take_members(rest, counter, room)?),
             kind::MEMBER_END => {
                 let account = take_near(rest, counter)?;
                 let count = take_number(rest)?;
                 let devices = (0..count).map(|_| take_near(rest, counter));
                 Self::MemberEnd(room, account, devices.collect::<Result<_, _>>()?)
             }
-            kind::CURSOR => {
-                let device = take_near(rest, counter)?;
-                let point = take_point(rest, counter)?;
-                Self::Cursor(room, RoomCursor { device, point })
-            }
+            kind::CURSORS => Self::Cursors(room, take_cursors(rest, counter)?),
             kind::CURSOR_END => Self::CursorEnd(room, take_near(rest, counter)?),
-            kind::MARK => Self::Mark(room, take_near(rest, counter)?, take_point(rest, counter)?),
+            kind::MARK => Self::Mark(room, take_near(rest, counter)?, take_number(rest)?),
             kind::INVITATION => {
                 Self::Invitation(room, take_near(rest, counter)?, take_seconds(rest)?)
             }
@@ -233,13 +211,38 @@ fn put_of(to: &mut Vec<u8>, (kind, room): (u8, u64), counter: u64, of: u64) {
     put_near(to, counter, of);
 }
 
-fn put_point(to: &mut Vec<u8>, counter: u64, point: Point) {
-    put_near(to, counter, point.number);
-    put_number(to, point.messages);
+fn put_members(to: &mut Vec<u8>, counter: u64, room: u64, members: &[Member]) {
+    put_number(to, members.len() as u64);
+    let mut before = counter;
+    for member in members {
+        put_near(to, before, member.account);
+        to.push(u8::from(member.is_owner()));
+        put_near(to, room.max(member.account), member.joined());
+        put_number(to, member.mark);
+        before = member.account;
+    }
 }
 
-fn put_seconds(to: &mut Vec<u8>, time: Duration) {
-    put_number(to, time.as_secs());
+fn put_cursors(to: &mut Vec<u8>, counter: u64, cursors: &[RoomCursor]) {
+    put_number(to, cursors.len() as u64);
+    let mut before = first_cursor(counter);
+    for cursor in cursors {
+        put_near(to, before.device, cursor.device);
+        put_near(to, before.point.number, cursor.point.number);
+        put_near(to, before.point.messages, cursor.point.messages);
+        before = *cursor;
+    }
+}
+
+/// Returns the cursor to which the first one of a record is near.
+const fn first_cursor(counter: u64) -> RoomCursor {
+    RoomCursor {
+        device: counter,
+        point: Point {
+            number: counter,
+            messages: 0,
+        },
+    }
 }
 
 fn put_span(to: &mut Vec<u8>, counter: u64, span: &Span) {
@@ -254,10 +257,58 @@ fn put_span(to: &mut Vec<u8>, counter: u64, span: &Span) {
     }
 }
 
-fn take_point(rest: &mut &[u8], counter: u64) -> Result<Point, Malformed> {
-    let number = take_near(rest, counter)?;
-    let messages = take_number(rest)?;
-    Ok(Point { number, messages })
+fn take_room(rest: &mut &[u8], id: u64, counter: u64) -> Result<RoomState, Malformed> {
+    let name: RoomName = take_text(rest)?.parse().map_err(|_| Malformed)?;
+    let mode = take_mode(rest)?;
+    let keep = Some(take_seconds(rest)?).filter(|keep| !keep.is_zero());
+    let head = take_position(rest, counter)?;
+    let tail = take_position(rest, counter)?;
+    let parties = if name.is_conversation() {
+        Some([take_near(rest, counter)?, take_near(rest, counter)?])
+    } else {
+        None
+    };
+    Ok(RoomState {
+        id,
+        name,
+        mode,
+        keep,
+        parties,
+        head,
+        tail,
+    })
+}
+
+fn take_members(rest: &mut &[u8], counter: u64, room: u64) -> Result<Vec<Member>, Malformed> {
+    let count = take_number(rest)?;
+    let mut before = counter;
+    let members = (0..count).map(|_| {
+        let account = take_near(rest, before)?;
+        let is_owner = take_flag(rest)?;
+        let joined = take_near(rest, room.max(account))?;
+        let member = Member::new(account, joined, is_owner, take_number(rest)?);
+        before = account;
+        Some(member)
+            .filter(|member| member.joined() == joined)
+            .ok_or(Malformed)
+    });
+    members.collect()
+}
+
+fn take_cursors(rest: &mut &[u8], counter: u64) -> Result<Vec<RoomCursor>, Malformed> {
+    let count = take_number(rest)?;
+    let mut before = first_cursor(counter);
+    let cursors = (0..count).map(|_| {
+        before = RoomCursor {
+            device: take_near(rest, before.device)?,
+            point: Point {
+                number: take_near(rest, before.point.number)?,
+                messages: take_near(rest, before.point.messages)?,
+            },
+        };
+        Ok(before)
+    });
+    cursors.collect()
 }
 
 fn take_mode(rest: &mut &[u8]) -> Result<RoomMode, Malformed> {
@@ -290,23 +341,19 @@ fn take_guests(rest: &mut &[u8], counter: u64) -> Result<Guests, Malformed> {
 
 fn take_span(rest: &mut &[u8], counter: u64) -> Result<Span, Malformed> {
     let first = take_near(rest, counter)?;
-    let ages = (take_seconds(rest)?, take_seconds(rest)?);
-    let mut span = Span::new(first, ages, take_position(rest, counter)?);
-    let count = take_number(rest)?;
-    let mut before = None;
-    let mut sum = 0_u64;
-    for _ in 0..count {
+    let (since, until) = (take_seconds(rest)?, take_seconds(rest)?);
+    let end = take_position(rest, counter)?;
+    let senders = (0..take_number(rest)?).map(|_| {
         let account = take_near(rest, counter)?;
-        let bytes = take_number(rest)?;
-        sum = sum.checked_add(bytes).ok_or(Malformed)?;
-        // Sorted and distinct, as they are written.
-        if before.is_some_and(|before| before >= account) {
-            return Err(Malformed);
-        }
-        before = Some(account);
-        span.set_bytes_of(account, bytes);
-    }
-    Ok(span)
+        Ok((account, take_number(rest)?))
+    });
+    Ok(Span {
+        first,
+        since,
+        until,
+        end,
+        senders: senders.collect::<Result<_, _>>()?,
+    })
 }
 
 #[cfg(test)]
@@ -318,12 +365,13 @@ impl RoomRecord {
             messages: 3,
             bytes: 1 << 40,
         };
-        let room = |keep| {
+        let room = |name: &str, keep, parties| {
             Self::Room(RoomState {
                 id: 7,
-                name: "#team".parse().unwrap(),
+                name: name.parse().unwrap(),
                 mode: RoomMode::News,
                 keep,
+                parties,
                 head: position(7),
                 tail: position(u64::MAX),
             })
@@ -332,43 +380,50 @@ impl RoomRecord {
         guests.ban(5);
         guests.ban(3);
         guests.invite(9, Duration::from_secs(8));
-        let times = (Duration::from_secs(3), Duration::from_secs(4));
-        let mut span = Span::new(9, times, position(11));
-        span.set_bytes_of(8, 100);
-        span.set_bytes_of(5, 0);
+        let span = Span {
+            first: 9,
+            since: Duration::from_secs(3),
+            until: Duration::from_secs(4),
+            end: position(11),
+            senders: vec![(5, 0), (8, 100)],
+        };
+        let conversation = format!("#={}", "A".repeat(26));
         let mut records = vec![
-            room(None),
-            room(Some(Duration::from_secs(86_400))),
+            room("#team", None, None),
+            room("#team", Some(Duration::from_secs(86_400)), None),
+            room(&conversation, None, Some([3, u64::MAX])),
             Self::End(7),
             Self::MemberEnd(7, 5, vec![8, 9]),
             Self::CursorEnd(7, 8),
-            Self::Mark(7, 5, Point::default()),
+            Self::Mark(7, 5, 9),
             Self::Invitation(7, 5, Duration::from_secs(9)),
             Self::Ban(7, 5),
             Self::GuestEnd(7, 5),
             Self::Guests(7, guests),
             Self::Span(7, span),
         ];
-        records.extend(Self::membership(7));
+        records.extend(Self::memberships(7, 3, 1000));
         records
     }
 
-    /// Returns the records of a member with one device.
-    pub(crate) fn membership(room: u64) -> Vec<Self> {
-        let point = Point {
-            number: room + 3_000_000,
-            messages: 1_000_000,
-        };
-        let member = Member {
-            account: room + 1_000_000,
-            joined: room + 2_000_000,
-            mark: point,
-            is_owner: true,
-        };
-        let cursor = RoomCursor {
-            device: room + 1_000_001,
-            point,
-        };
-        vec![Self::Member(room, member), Self::Cursor(room, cursor)]
+    /// Returns the records of so many members with one device each, whose accounts are of
+    /// regular ages. They joined and acknowledged at any time since.
+    pub(crate) fn memberships(room: u64, count: u64, step: u64) -> Vec<Self> {
+        let later = |n: u64| room + n * step + (count - n) * step * (n * 7 % 10) / 10;
+        let members = (0..count).map(|n| {
+            let (account, joined) = (room + n * step, later(n));
+            Member::new(account, joined, n % 2 == 0, 10_000_000 + n)
+        });
+        let cursors = (0..count).map(|n| RoomCursor {
+            device: later(n) + 1,
+            point: Point {
+                number: later(n) + 2,
+                messages: 10_000_000 * (n * 7 % 10),
+            },
+        });
+        vec![
+            Self::Members(room, members.collect()),
+            Self::Cursors(room, cursors.collect()),
+        ]
     }
 }

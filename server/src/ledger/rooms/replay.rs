@@ -1,10 +1,15 @@
 //! Replay of the records of rooms, and the rooms as a part of a checkpoint.
 
 use super::super::changes::Changes;
+use super::super::profile::Membership;
 use super::Rooms;
 use super::record::{RoomRecord, RoomState};
 use super::room::{Room, record};
 use crate::store::Position;
+
+/// The most members or cursors in a record of a checkpoint, and the bytes of one at most.
+const MEMBERS_MAX: usize = 256;
+const MEMBER_BYTES: usize = 32;
 
 /// A place among the records of all rooms.
 #[derive(Debug, Default, Clone, Copy)]
@@ -54,14 +59,17 @@ impl Rooms {
                     ..RoomPlace::default()
                 };
             }
-            let mut items = room.records_of(place.part, place.from).peekable();
-            while let Some((next, item)) = items.next_if(|_| changes.record_bytes() < bytes_max) {
-                place.from = next + 1;
-                record(item, changes);
-            }
-            if let Some((next, _)) = items.peek() {
-                place.from = *next;
+            let used = changes.record_bytes();
+            if used >= bytes_max {
                 return false;
+            }
+            let count = ((bytes_max - used) / MEMBER_BYTES).clamp(1, MEMBERS_MAX);
+            if let Some((last, item)) = room.record_from(place.part, place.from, count) {
+                record(item, changes);
+                if let Some(next) = last.checked_add(1) {
+                    place.from = next;
+                    continue;
+                }
             }
             *place = match place.part.next() {
                 Some(part) => RoomPlace {
@@ -88,15 +96,17 @@ impl Rooms {
                     self.remove(slot);
                 }
             }
-            RoomRecord::Member(id, member) => {
-                self.replay_in(id, |room| room.members.insert(member));
-            }
+            RoomRecord::Members(id, members) => self.replay_in(id, |room| {
+                let members = members.into_iter();
+                members.for_each(|member| room.members.insert(member));
+            }),
             RoomRecord::MemberEnd(id, account, devices) => self.replay_in(id, |room| {
                 room.members.remove(account, devices.into_iter());
             }),
-            RoomRecord::Cursor(id, cursor) => {
-                self.replay_in(id, |room| room.members.set_cursor(cursor));
-            }
+            RoomRecord::Cursors(id, cursors) => self.replay_in(id, |room| {
+                let cursors = cursors.into_iter();
+                cursors.for_each(|cursor| room.members.set_cursor(cursor));
+            }),
             RoomRecord::CursorEnd(id, device) => {
                 self.replay_in(id, |room| room.members.remove_cursor(device));
             }
@@ -161,54 +171,57 @@ impl Rooms {
         self.insert(Room::new(state));
     }
 
-    /// Completes a replay: derives the totals. Returns each room, whether it is a
-    /// conversation of two, and its members.
-    pub(in crate::ledger) fn finish_replay(&mut self) -> Vec<(u32, bool, Vec<u64>)> {
+    /// Completes a replay: derives the totals and queues.
+    pub(in crate::ledger) fn finish_replay(&mut self) {
+        let slots: Vec<_> = self.rooms.iter_from(0).map(|(slot, _)| slot).collect();
         self.bytes = 0;
-        let rooms = self.rooms.iter_from(0);
-        let members: Vec<_> = rooms
-            .map(|(slot, room)| {
-                self.bytes = self.bytes.saturating_add(room.bytes());
-                let members = room.members.iter_from(0).map(|member| member.account);
-                (slot, room.name.is_conversation(), members.collect())
-            })
-            .collect();
-        for (slot, ..) in &members {
-            self.set_expiry(*slot);
+        for slot in slots {
+            self.set_size(slot);
+            self.set_expiry(slot);
+            let bytes = self.get(slot).map_or(0, Room::bytes);
+            self.bytes = self.bytes.saturating_add(bytes);
         }
-        members
+    }
+
+    /// Returns accounts with the slots of their rooms, in the order of the slots, and their
+    /// relations to them. The last one for an account and a room counts.
+    pub(in crate::ledger) fn memberships(&self) -> impl Iterator<Item = (u64, u32, Membership)> {
+        self.rooms.iter_from(0).flat_map(|(slot, room)| {
+            let parties = room.parties.into_iter().flatten();
+            let former = parties.map(move |account| (account, slot, Membership::Former));
+            let members = room.members.iter_from(0);
+            let members = members.map(move |m| (m.account, slot, room.membership()));
+            former.chain(members)
+        })
     }
 }
 
 impl Room {
-    /// Returns the records of a part of the room from a key on, with their keys.
-    fn records_of(
-        &self,
-        part: RoomPart,
-        from: u64,
-    ) -> Box<dyn Iterator<Item = (u64, RoomRecord)> + '_> {
+    /// Returns the next record of a part of the room from a key on, with at most `count`
+    /// members or cursors, and the last key in it.
+    fn record_from(&self, part: RoomPart, from: u64, count: usize) -> Option<(u64, RoomRecord)> {
         let id = self.log.id;
         match part {
-            RoomPart::Room => Box::new(std::iter::once((0, RoomRecord::Room(self.state())))),
-            RoomPart::Spans => Box::new(
-                self.spans
-                    .iter_from(from)
-                    .map(move |span| (span.first, RoomRecord::Span(id, span.clone()))),
-            ),
-            RoomPart::Members => Box::new(
-                self.members
-                    .iter_from(from)
-                    .map(move |member| (member.account, RoomRecord::Member(id, *member))),
-            ),
-            RoomPart::Cursors => Box::new(
-                self.members
-                    .cursors_from(from)
-                    .map(move |cursor| (cursor.device, RoomRecord::Cursor(id, *cursor))),
-            ),
+            RoomPart::Room => (from == 0).then(|| (0, RoomRecord::Room(self.state()))),
+            RoomPart::Spans => {
+                let span = self.spans.iter_from(from).next()?;
+                Some((span.first, RoomRecord::Span(id, span.clone())))
+            }
+            RoomPart::Members => {
+                let members = self.members.iter_from(from).take(count);
+                let members: Vec<_> = members.copied().collect();
+                let last = members.last()?.account;
+                Some((last, RoomRecord::Members(id, members)))
+            }
+            RoomPart::Cursors => {
+                let cursors = self.members.cursors_from(from).take(count);
+                let cursors: Vec<_> = cursors.copied().collect();
+                let last = cursors.last()?.device;
+                Some((last, RoomRecord::Cursors(id, cursors)))
+            }
             RoomPart::Guests => {
-                let guests = self.guests.iter().map(|guests| (**guests).clone());
-                let record = move |guests| (0, RoomRecord::Guests(id, guests));
-                Box::new(guests.map(record))
+                let guests = self.guests.as_ref().filter(|_| from == 0)?;
+                Some((0, RoomRecord::Guests(id, (**guests).clone())))
             }
         }
     }

@@ -2,10 +2,16 @@
 //! consecutive messages. Messages are forgotten by the span.
 //!
 //! A span ends when it is old or large enough, relative to the time and the bytes that
-//! the room keeps. So a room has a few dozen spans, whatever its traffic, and keeps its
-//! messages for at most a sixteenth longer than it should.
+//! the room keeps. So a room has at most a few hundred spans, whatever its traffic, keeps
+//! its messages for at most a sixteenth longer than it should, and loses about a sixteenth
+//! of them at once.
+//!
+//! A span names at most [`SENDERS_MAX`] senders. If there are more, the newest one takes
+//! over the bytes of the one with the fewest (the algorithm "space-saving"). So the bytes
+//! of a sender are exact in rooms of few senders, and otherwise wrong by at most a 64th of
+//! the bytes of the room.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use crate::store::Position;
@@ -17,7 +23,10 @@ pub(super) const MESSAGE_BYTES: u64 = 32;
 const SPAN_DIVISOR: u32 = 16;
 
 /// Bytes that a span may have in any case.
-const SPAN_BYTES_MIN: u64 = 64 * 1024;
+const SPAN_BYTES_MIN: u64 = 4 * 1024;
+
+/// The most senders that a span names.
+const SENDERS_MAX: usize = 64;
 
 /// Returns the bytes of a text that count for quotas.
 pub(super) const fn counted_bytes(text_bytes: usize) -> u64 {
@@ -36,6 +45,8 @@ pub(super) const fn bytes_between(head: Position, tail: Position) -> u64 {
 pub(super) struct Spans {
     /// In the order of their numbers. The last one takes the next message.
     spans: VecDeque<Span>,
+    /// The bytes of each sender in all spans.
+    totals: HashMap<u64, u64>,
     /// The spans and senders of the messages in the frame under construction.
     changed: Vec<(u64, u64)>,
 }
@@ -53,61 +64,66 @@ pub(crate) struct Span {
     pub(super) end: Position,
     /// Accounts, and their bytes that count for quotas, in the order of the accounts.
     pub(super) senders: Vec<(u64, u64)>,
-    /// The bytes of all senders.
-    bytes: u64,
 }
 
 impl Span {
-    /// Returns a span with these bounds and without messages.
-    pub(super) const fn new(
-        first: u64,
-        (since, until): (Duration, Duration),
-        end: Position,
-    ) -> Self {
-        Self {
-            first,
-            since,
-            until,
-            end,
-            senders: Vec::new(),
-            bytes: 0,
-        }
+    fn find(&self, sender: u64) -> Result<usize, usize> {
+        self.senders
+            .binary_search_by_key(&sender, |(account, _)| *account)
     }
 
     fn bytes_of(&self, sender: u64) -> u64 {
-        let found = self
-            .senders
-            .binary_search_by_key(&sender, |(account, _)| *account);
-        let entry = found.ok().and_then(|at| self.senders.get(at));
+        let entry = self.find(sender).ok().and_then(|at| self.senders.get(at));
         entry.map_or(0, |(_, bytes)| *bytes)
     }
 
-    /// Sets the bytes of a sender.
-    pub(super) fn set_bytes_of(&mut self, sender: u64, bytes: u64) {
-        let found = self
-            .senders
-            .binary_search_by_key(&sender, |(account, _)| *account);
-        match found {
-            Ok(at) => {
-                if let Some((_, before)) = self.senders.get_mut(at) {
-                    self.bytes = self.bytes.saturating_sub(*before).saturating_add(bytes);
-                    *before = bytes;
-                }
-            }
-            Err(at) => {
-                self.senders.insert(at, (sender, bytes));
-                self.bytes = self.bytes.saturating_add(bytes);
-            }
-        }
+    /// Returns the bytes of all senders.
+    fn bytes(&self) -> u64 {
+        let bytes = self.senders.iter().map(|(_, bytes)| *bytes);
+        bytes.fold(0, u64::saturating_add)
     }
 
-    /// Returns the span with these senders alone.
-    fn of_senders(&self, senders: impl Iterator<Item = u64>) -> Self {
-        let mut span = Self::new(self.first, (self.since, self.until), self.end);
-        for sender in senders {
-            span.set_bytes_of(sender, self.bytes_of(sender));
+    /// Sets the bytes of a sender, which is not named without any.
+    fn set_bytes_of(&mut self, sender: u64, bytes: u64, totals: &mut HashMap<u64, u64>) {
+        let before = self.bytes_of(sender);
+        match self.find(sender) {
+            Ok(at) if bytes == 0 => drop(self.senders.remove(at)),
+            Ok(at) => {
+                if let Some(entry) = self.senders.get_mut(at) {
+                    entry.1 = bytes;
+                }
+            }
+            Err(_) if bytes == 0 => {}
+            Err(at) => self.senders.insert(at, (sender, bytes)),
         }
-        span
+        change_total(totals, sender, before, bytes);
+    }
+
+    /// Returns the sender to give way to another one, and its bytes, if there is no room for
+    /// one more.
+    fn smallest_if_full(&self) -> Option<(u64, u64)> {
+        let senders = self.senders.iter().copied();
+        let smallest = senders.min_by_key(|(_, bytes)| *bytes);
+        smallest.filter(|_| self.senders.len() >= SENDERS_MAX)
+    }
+
+    /// Returns the span with the present bytes of these senders alone.
+    fn of_senders(&self, senders: impl Iterator<Item = u64>) -> Self {
+        Self {
+            senders: senders
+                .map(|sender| (sender, self.bytes_of(sender)))
+                .collect(),
+            ..*self
+        }
+    }
+}
+
+/// Replaces a part of the bytes of a sender. Without any, it has no entry.
+fn change_total(totals: &mut HashMap<u64, u64>, sender: u64, before: u64, after: u64) {
+    let total = totals.entry(sender).or_default();
+    *total = total.saturating_sub(before).saturating_add(after);
+    if *total == 0 {
+        totals.remove(&sender);
     }
 }
 
@@ -123,19 +139,31 @@ impl Spans {
     ) {
         let bytes_max = SPAN_BYTES_MIN.max(held / u64::from(SPAN_DIVISOR));
         let is_open = self.spans.back().is_some_and(|span| {
-            now.saturating_sub(span.since) < keep / SPAN_DIVISOR && span.bytes < bytes_max
+            now.saturating_sub(span.since) < keep / SPAN_DIVISOR && span.bytes() < bytes_max
         });
         if !is_open {
-            self.spans
-                .push_back(Span::new(position.sequence.0, (now, now), position));
+            self.spans.push_back(Span {
+                first: position.sequence.0,
+                since: now,
+                until: now,
+                end: position,
+                senders: Vec::new(),
+            });
         }
         let Some(span) = self.spans.back_mut() else {
             return;
         };
-        span.until = now;
-        span.end = position;
-        let bytes = span.bytes_of(sender) + counted_bytes(text_bytes);
-        span.set_bytes_of(sender, bytes);
+        (span.until, span.end) = (now, position);
+        let mut before = span.bytes_of(sender);
+        if before == 0
+            && let Some((smallest, bytes)) = span.smallest_if_full()
+        {
+            span.set_bytes_of(smallest, 0, &mut self.totals);
+            self.changed.push((span.first, smallest));
+            before = bytes;
+        }
+        let bytes = before.saturating_add(counted_bytes(text_bytes));
+        span.set_bytes_of(sender, bytes, &mut self.totals);
         let changed = (span.first, sender);
         if self.changed.last() != Some(&changed) {
             self.changed.push(changed);
@@ -144,7 +172,7 @@ impl Spans {
 
     /// Returns the bytes of a sender that count for quotas.
     pub(super) fn bytes_of(&self, sender: u64) -> u64 {
-        self.spans.iter().map(|span| span.bytes_of(sender)).sum()
+        self.totals.get(&sender).copied().unwrap_or(0)
     }
 
     /// Returns the last message of the oldest span.
@@ -160,11 +188,12 @@ impl Spans {
 
     /// Removes the spans up to a position.
     pub(super) fn forget(&mut self, through: Position) {
-        while self
-            .spans
-            .pop_front_if(|span| span.end.sequence <= through.sequence)
-            .is_some()
-        {}
+        let is_gone = |span: &mut Span| span.end.sequence <= through.sequence;
+        while let Some(span) = self.spans.pop_front_if(is_gone) {
+            for (sender, bytes) in span.senders {
+                change_total(&mut self.totals, sender, bytes, 0);
+            }
+        }
     }
 
     /// Takes the changes of the frame under construction: each span with the senders whose
@@ -191,19 +220,37 @@ impl Spans {
 
     /// Replays a span: it has these bounds, and these bytes of the senders that it names.
     pub(super) fn restore(&mut self, restored: Span) {
-        let at = self
-            .spans
-            .partition_point(|span| span.first < restored.first);
-        match self.spans.get_mut(at) {
-            Some(span) if span.first == restored.first => {
-                (span.since, span.until) = (restored.since, restored.until);
-                span.end = restored.end;
-                for (sender, bytes) in restored.senders {
-                    span.set_bytes_of(sender, bytes);
-                }
-            }
-            _ => self.spans.insert(at, restored),
+        let Self { spans, totals, .. } = self;
+        let at = spans.partition_point(|span| span.first < restored.first);
+        if spans
+            .get(at)
+            .is_none_or(|span| span.first != restored.first)
+        {
+            let senders = Vec::new();
+            spans.insert(
+                at,
+                Span {
+                    senders,
+                    ..restored
+                },
+            );
         }
+        if let Some(span) = spans.get_mut(at) {
+            (span.since, span.until) = (restored.since, restored.until);
+            span.end = restored.end;
+            for (sender, bytes) in restored.senders {
+                span.set_bytes_of(sender, bytes, totals);
+            }
+        }
+    }
+
+    /// Returns the bytes of all senders.
+    #[cfg(test)]
+    pub(in crate::ledger) fn totals(&self) -> std::collections::BTreeMap<u64, u64> {
+        self.totals
+            .iter()
+            .map(|(of, bytes)| (*of, *bytes))
+            .collect()
     }
 }
 
@@ -250,8 +297,8 @@ mod tests {
             held += counted_bytes(4064);
         }
         let count = spans.iter_from(0).count();
-        assert!((50..150).contains(&count), "{count} spans");
-        let largest = spans.iter_from(0).map(|span| span.bytes).max().unwrap();
+        assert!((100..250).contains(&count), "{count} spans");
+        let largest = spans.iter_from(0).map(Span::bytes).max().unwrap();
         assert!(largest <= (256 << 20) / 16 + 8192, "{largest} bytes");
         let by_sender: u64 = (0..3).map(|sender| spans.bytes_of(sender)).sum();
         assert_eq!(by_sender, held);
@@ -271,8 +318,61 @@ mod tests {
             for _ in 0..2 {
                 frame.iter().for_each(|span| restored.restore(span.clone()));
             }
-            let all = |spans: &Spans| spans.iter_from(0).cloned().collect::<Vec<_>>();
-            assert_eq!(all(&restored), all(&pushed));
+            assert_same(&restored, &pushed);
         }
+    }
+
+    #[track_caller]
+    fn assert_same(restored: &Spans, pushed: &Spans) {
+        let all = |spans: &Spans| spans.iter_from(0).cloned().collect::<Vec<_>>();
+        assert_eq!(all(restored), all(pushed));
+        assert_eq!(restored.totals, pushed.totals);
+    }
+
+    #[test]
+    fn many_senders_take_bounded_memory() {
+        let (mut pushed, mut restored) = (Spans::default(), Spans::default());
+        let (mut held, mut of_first) = (0, 0);
+        for number in 1..=20_000 {
+            // One of three messages is of the first sender.
+            let sender = if number % 3 == 0 { 0 } else { number };
+            pushed.push((at(number), 68), sender, (DAY, KEEP), held);
+            held += 100;
+            of_first += u64::from(sender == 0) * 100;
+            if number % 7 == 0 {
+                for span in pushed.take_changes() {
+                    restored.restore(span);
+                }
+            }
+        }
+        pushed
+            .take_changes()
+            .into_iter()
+            .for_each(|span| restored.restore(span));
+        assert_same(&restored, &pushed);
+        assert!(
+            pushed
+                .spans
+                .iter()
+                .all(|span| span.senders.len() <= SENDERS_MAX)
+        );
+        let counted = pushed.bytes_of(0);
+        let error = counted.abs_diff(of_first);
+        assert!(
+            error <= held / SENDERS_MAX as u64,
+            "{counted} of {of_first}"
+        );
+        pushed.forget(at(20_000));
+        assert!(pushed.totals.is_empty());
+    }
+
+    #[test]
+    fn small_room_has_small_spans() {
+        let mut spans = Spans::default();
+        for number in 1..=100 {
+            spans.push((at(number), 1000), 7, (DAY, KEEP), number * 1032);
+        }
+        let largest = spans.iter_from(0).map(Span::bytes).max().unwrap();
+        assert!(largest <= 2 * SPAN_BYTES_MIN, "{largest} bytes");
     }
 }

@@ -7,6 +7,7 @@ use hark_protocol::message::RoomMode;
 
 use super::super::changes::Changes;
 use super::super::message_log::MessageLog;
+use super::super::profile::Membership;
 use super::super::record::Record;
 use super::guests::Guests;
 use super::members::{Member, Members, RoomCursor, up_to};
@@ -21,6 +22,8 @@ pub(super) struct Room {
     pub(super) mode: RoomMode,
     /// How long messages are kept; `None` for the default of the server.
     pub(super) keep: Option<Duration>,
+    /// The accounts of a conversation of two, members or not: it ends with either.
+    pub(super) parties: Option<[u64; 2]>,
     pub(super) log: MessageLog,
     pub(super) spans: Spans,
     pub(super) members: Members,
@@ -28,6 +31,10 @@ pub(super) struct Room {
     pub(super) guests: Option<Box<Guests>>,
     /// Its entry in the queue of expiries, if it has one.
     pub(super) expiry: Option<Duration>,
+    /// Its bytes in the queue of sizes.
+    pub(super) queued_bytes: u64,
+    /// Members whose read mark followed their messages in the frame under construction.
+    moved: Vec<u64>,
 }
 
 impl Room {
@@ -38,6 +45,7 @@ impl Room {
             name,
             mode,
             keep,
+            parties,
             head,
             tail,
         } = state;
@@ -45,11 +53,14 @@ impl Room {
             name,
             mode,
             keep,
+            parties,
             log: MessageLog::new(id, head, tail),
             spans: Spans::default(),
             members: Members::default(),
             guests: None,
             expiry: None,
+            queued_bytes: 0,
+            moved: Vec::new(),
         }
     }
 
@@ -60,6 +71,7 @@ impl Room {
             name: self.name.clone(),
             mode: self.mode,
             keep: self.keep,
+            parties: self.parties,
             head: self.log.head,
             tail: self.log.tail,
         }
@@ -76,6 +88,14 @@ impl Room {
         bytes_between(self.log.head, self.log.tail)
     }
 
+    /// Returns the relation of its members to it.
+    pub(super) const fn membership(&self) -> Membership {
+        match self.parties {
+            None => Membership::Room,
+            Some(_) => Membership::Conversation,
+        }
+    }
+
     /// Returns whether an account belongs to the room.
     pub(super) fn is_member(&self, account: u64) -> bool {
         self.members.get(account).is_some()
@@ -83,9 +103,7 @@ impl Room {
 
     /// Returns whether an account owns the room.
     pub(super) fn is_owner(&self, account: u64) -> bool {
-        self.members
-            .get(account)
-            .is_some_and(|member| member.is_owner)
+        self.members.get(account).is_some_and(Member::is_owner)
     }
 
     /// Returns whether an account may know that the room exists.
@@ -109,7 +127,7 @@ impl Room {
     pub(super) fn readable_after(&self, member: &Member) -> u64 {
         let head = self.log.head.sequence.0;
         match self.mode {
-            RoomMode::Invite => head.max(member.joined),
+            RoomMode::Invite => head.max(member.joined()),
             RoomMode::Open | RoomMode::News => head,
         }
     }
@@ -132,14 +150,9 @@ impl Room {
     ) {
         self.take_number(number, changes);
         let point = Point::from(self.log.tail);
-        let member = Member {
-            account,
-            joined: number,
-            mark: point,
-            is_owner,
-        };
+        let member = Member::new(account, number, is_owner, point.messages);
         self.members.insert(member);
-        record(RoomRecord::Member(self.log.id, member), changes);
+        record(RoomRecord::Members(self.log.id, vec![member]), changes);
         for device in devices {
             self.set_cursor(RoomCursor { device, point }, changes);
         }
@@ -155,12 +168,11 @@ impl Room {
     pub(super) fn leave(
         &mut self,
         account: u64,
-        devices: impl Iterator<Item = DeviceId>,
+        devices: Vec<DeviceId>,
         number: u64,
         changes: &mut Changes,
     ) {
         self.take_number(number, changes);
-        let devices: Vec<_> = devices.collect();
         self.members.remove(account, devices.iter().copied());
         record(
             RoomRecord::MemberEnd(self.log.id, account, devices),
@@ -172,23 +184,45 @@ impl Room {
     /// Makes a member an owner.
     pub(super) fn own(&mut self, account: u64, changes: &mut Changes) {
         if let Some(member) = self.members.get_mut(account) {
-            member.is_owner = true;
-            let member = *member;
-            record(RoomRecord::Member(self.log.id, member), changes);
+            member.own();
+            let members = vec![*member];
+            record(RoomRecord::Members(self.log.id, members), changes);
             changes.effects.is_awaited = true;
         }
     }
 
-    /// Moves the read mark of a member, if the mark is before `point`. Returns whether it
-    /// moved.
-    pub(super) fn move_mark(&mut self, account: u64, point: Point) -> bool {
+    /// Moves the read mark of a member up to `point`, at most to the end of the log. Returns
+    /// the number that it moved to, if it was before.
+    pub(super) fn move_mark(&mut self, account: u64, point: Point) -> Option<u64> {
         let point = up_to(point, self.log.tail);
-        match self.members.get_mut(account) {
-            Some(member) if member.mark.number < point.number => {
-                member.mark = point;
-                true
+        let member = self.members.get_mut(account)?;
+        if member.mark >= point.messages {
+            return None;
+        }
+        member.mark = point.messages;
+        Some(point.number)
+    }
+
+    /// Lets the read mark of a sender follow its message, if the mark stood at the message
+    /// before.
+    pub(super) fn follow_mark(&mut self, account: u64, message: Position) {
+        if let Some(member) = self.members.get_mut(account)
+            && member.mark.checked_add(1) == Some(message.messages)
+        {
+            member.mark = message.messages;
+            if self.moved.last() != Some(&account) {
+                self.moved.push(account);
             }
-            _ => false,
+        }
+    }
+
+    /// Writes the read marks that followed messages of the frame.
+    pub(super) fn write_moved(&mut self, changes: &mut Changes) {
+        let mut moved = std::mem::take(&mut self.moved);
+        moved.sort_unstable();
+        moved.dedup();
+        for account in moved {
+            self.write_mark(account, changes);
         }
     }
 
@@ -203,7 +237,7 @@ impl Room {
     /// Sets and writes the cursor of a device.
     pub(super) fn set_cursor(&mut self, cursor: RoomCursor, changes: &mut Changes) {
         self.members.set_cursor(cursor);
-        record(RoomRecord::Cursor(self.log.id, cursor), changes);
+        record(RoomRecord::Cursors(self.log.id, vec![cursor]), changes);
     }
 
     /// Ends the cursor of a device.
@@ -215,42 +249,68 @@ impl Room {
     /// Returns the number of messages above the read mark of a member that the room still
     /// holds.
     pub(super) fn unread(&self, member: &Member) -> u64 {
-        let read = member.mark.messages.max(self.log.head.messages);
+        let read = member.mark.max(self.log.head.messages);
         self.log.tail.messages.saturating_sub(read)
     }
 
-    /// Forgets the messages up to a position. Returns the bytes that are free.
-    pub(super) fn forget(&mut self, through: Position, changes: &mut Changes) -> u64 {
-        let before = self.bytes();
+    /// Forgets the messages up to a position.
+    pub(super) fn forget(&mut self, through: Position, changes: &mut Changes) {
         self.log.forget(through, changes);
         self.spans.forget(self.log.head);
-        before.saturating_sub(self.bytes())
     }
 
     /// Invites an account, or lifts its ban if anybody may join. Returns false if there are
-    /// too many invitations.
-    pub(super) fn invite(&mut self, account: u64, now: Duration, changes: &mut Changes) -> bool {
+    /// too many invitations of living accounts.
+    pub(super) fn invite(
+        &mut self,
+        account: u64,
+        now: Duration,
+        is_alive: impl Fn(u64) -> bool,
+        changes: &mut Changes,
+    ) -> bool {
         if self.mode == RoomMode::Invite {
             let guests = self.guests.get_or_insert_default();
-            if !guests.invite(account, now) {
+            let stale = guests.stale_invitations(account, now, is_alive);
+            self.remove_guests(&stale, changes);
+            let guests = self.guests.get_or_insert_default();
+            if guests.has_most_invitations(account) {
                 return false;
             }
+            guests.invite(account, now);
             let invitation = RoomRecord::Invitation(self.log.id, account, now);
             record(invitation, changes);
         } else if let Some(guests) = &mut self.guests
-            && guests.lift(account)
+            && guests.is_banned(account)
         {
-            record(RoomRecord::GuestEnd(self.log.id, account), changes);
+            self.remove_guests(&[account], changes);
         }
         changes.effects.is_awaited = true;
         true
     }
 
     /// Bans an account, and withdraws its invitation.
-    pub(super) fn ban(&mut self, account: u64, changes: &mut Changes) {
+    pub(super) fn ban(
+        &mut self,
+        account: u64,
+        is_alive: impl Fn(u64) -> bool,
+        changes: &mut Changes,
+    ) {
+        let stale = self.guests.get_or_insert_default().stale_bans(is_alive);
+        self.remove_guests(&stale, changes);
         self.guests.get_or_insert_default().ban(account);
         record(RoomRecord::Ban(self.log.id, account), changes);
         changes.effects.is_awaited = true;
+    }
+
+    /// Removes invitations and bans, and writes that.
+    fn remove_guests(&mut self, accounts: &[u64], changes: &mut Changes) {
+        let Some(guests) = &mut self.guests else {
+            return;
+        };
+        for account in accounts {
+            guests.remove(*account);
+            record(RoomRecord::GuestEnd(self.log.id, *account), changes);
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Messages to rooms, and retention: what makes room for them, and what time removes.
 
+use std::time::Duration;
+
 use hark_protocol::message::RoomMode;
 use hark_protocol::{Code, Sequence};
 
@@ -8,10 +10,14 @@ use super::super::{Context, Ledger, next_number};
 use super::Rooms;
 use super::retention::counted_bytes;
 use super::room::Room;
-use crate::store::{Account, Append, Message, Point};
+use crate::store::{Account, Append, Message};
 
 /// The most spans that a frame forgets for their age.
 const EXPIRED_MAX: usize = 64;
+
+/// The most spans that give way to one message, or at the beginning of a frame, in all
+/// rooms. More may be too many if the limit was lowered.
+const GIVEN_WAY_MAX: usize = 64;
 
 impl Ledger {
     /// Stores a message to the room of this name and takes its text, unless a rule forbids
@@ -35,7 +41,7 @@ impl Ledger {
         self.rooms.make_room(slot, text_bytes, changes);
         self.time_ms = self.time_ms.max(append.time_ms);
         let number = next_number(&mut self.numbers, changes);
-        let keep = self.rooms.limits.keep;
+        let keep = self.rooms.get(slot).map(|room| self.rooms.keep_of(room));
         let room = self.rooms.get_mut(slot).ok_or(Code::NoSuchUser)?;
         let message = Message {
             position: room.log.next_position(number, text_bytes),
@@ -43,16 +49,9 @@ impl Ledger {
             time_ms: self.time_ms,
             text: std::mem::take(&mut append.text),
         };
-        room.say(account, &message, (self.age, keep), changes);
-        self.rooms.bytes += counted_bytes(text_bytes);
-        self.rooms.changed.push(slot);
-        if self
-            .rooms
-            .get(slot)
-            .is_some_and(|room| room.expiry.is_none())
-        {
-            self.rooms.set_expiry(slot);
-        }
+        let times = (self.age, keep.unwrap_or_default());
+        room.say(account, &message, times, changes);
+        self.rooms.note_message(slot, counted_bytes(text_bytes));
         changes.effects.is_awaited = true;
         Ok(Sequence(number))
     }
@@ -71,7 +70,7 @@ impl Ledger {
             let is_visible = room.is_visible_to(account, self.age);
             return Err(if is_visible { Code::Denied } else { hidden });
         };
-        if room.mode == RoomMode::News && !member.is_owner {
+        if room.mode == RoomMode::News && !member.is_owner() {
             return Err(Code::Denied);
         }
         if room.name.is_conversation() {
@@ -87,8 +86,9 @@ impl Ledger {
         Ok(sender)
     }
 
-    /// Forgets messages that were kept long enough.
+    /// Forgets messages that were kept long enough, or that exceed a limit which was lowered.
     pub(in crate::ledger) fn expire_messages(&mut self, changes: &mut Changes) {
+        self.rooms.give_way(0, changes);
         for _ in 0..EXPIRED_MAX {
             let Some((expiry, slot)) = self.rooms.expiries.first().copied() else {
                 return;
@@ -133,12 +133,21 @@ impl Rooms {
         {
             self.forget(slot, through, changes);
         }
-        while self.bytes.saturating_add(bytes) > self.limits.all_bytes_max {
-            let rooms = self.rooms.iter_from(0);
-            let largest = rooms.max_by_key(|(_, room)| room.bytes());
-            let Some((slot, through)) =
-                largest.and_then(|(slot, room)| Some((slot, room.spans.oldest()?)))
-            else {
+        self.give_way(bytes, changes);
+    }
+
+    /// Forgets the oldest messages of the largest rooms until all rooms have so many bytes
+    /// less than their limit, but at most [`GIVEN_WAY_MAX`] spans.
+    fn give_way(&mut self, bytes: u64, changes: &mut Changes) {
+        for _ in 0..GIVEN_WAY_MAX {
+            if self.bytes.saturating_add(bytes) <= self.limits.all_bytes_max {
+                return;
+            }
+            self.set_sizes();
+            let Some((_, slot)) = self.sizes.last().copied() else {
+                return;
+            };
+            let Some(through) = self.get(slot).and_then(|room| room.spans.oldest()) else {
                 return;
             };
             self.forget(slot, through, changes);
@@ -147,24 +156,20 @@ impl Rooms {
 }
 
 impl Room {
-    /// Adds a message to the frame. The read mark of its sender follows if it stood at the
+    /// Adds a message to the frame, at a time of the retention clock, in a room that keeps
+    /// its messages for a time. The read mark of its sender follows if it stood at the
     /// message before.
     fn say(
         &mut self,
         account: u64,
         message: &Message,
-        (now, default_keep): (std::time::Duration, std::time::Duration),
+        times: (Duration, Duration),
         changes: &mut Changes,
     ) {
-        let (held, before) = (self.bytes(), self.log.tail);
+        let held = self.bytes();
         self.log.push(message, changes);
         let said = (message.position, message.text.len());
-        let keep = self.keep.unwrap_or(default_keep);
-        self.spans.push(said, account, (now, keep), held);
-        if let Some(member) = self.members.get_mut(account)
-            && member.mark.messages == before.messages
-        {
-            member.mark = Point::from(message.position);
-        }
+        self.spans.push(said, account, times, held);
+        self.follow_mark(account, message.position);
     }
 }

@@ -392,3 +392,95 @@ fn failed_log_leaves_devices_attached() {
     bob.ack(laptop, 2);
     assert_eq!(bob.forgotten(), 1, "the phone is attached still");
 }
+
+#[test]
+fn acknowledgement_beside_a_lapse_is_recorded() {
+    let mut bob = Bob::with(LIMITS);
+    let (first, _on_first) = bob.attach("first").unwrap();
+    let second = bob.visit("second");
+    let (third, _on_third) = bob.attach("third").unwrap();
+    bob.send(6);
+    bob.ack(second, 3);
+    bob.ack(third, 4);
+    bob.wait(30 * DAY);
+    bob.driver.check_send(text("bob", "x"), Ok(()));
+    assert_eq!(bob.forgotten(), 3, "the first one has lapsed");
+    // The second one lapses with this, and the head moves.
+    bob.ack(first, 2);
+    assert_eq!(bob.forgotten(), 4);
+    assert_eq!(bob.waiting(), [3, 3, 3]);
+    bob.driver.check_replay();
+    bob.driver.ledger = bob.driver.replayed(1);
+    bob.driver.next_frame();
+    let (_, subscription) = bob.attach("first").unwrap();
+    assert_eq!(subscription.cursor(), bob.nth(2).position);
+}
+
+#[test]
+fn acknowledgement_counts_after_a_restart() {
+    let mut bob = Bob::new();
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let ids: Vec<_> = names.iter().map(|name| bob.visit(name)).collect();
+    bob.send(1);
+    bob.wait(29 * DAY);
+    let _on_h = bob.attach("h").unwrap();
+    bob.ack(ids[7], 1);
+    bob.driver.check_replay();
+    bob.driver.ledger = bob.driver.replayed(1);
+    bob.wait(2 * DAY);
+    assert!(bob.attach("ninth").is_ok(), "the first one has lapsed");
+    bob.driver.check_replay();
+}
+
+#[test]
+fn device_attached_until_now_does_not_lapse() {
+    let mut bob = Bob::new();
+    let (laptop, on_laptop) = bob.attach("laptop").unwrap();
+    bob.wait(DAY);
+    let phone = bob.visit("phone");
+    bob.send(2);
+    bob.wait(40 * DAY);
+    // The phone was attached after the laptop, but not until now.
+    bob.ack(laptop, 1);
+    assert_eq!(bob.forgotten(), 1, "the phone has lapsed");
+    drop(on_laptop);
+    bob.detach(laptop);
+    bob.wait(40 * DAY);
+    bob.ack(phone, 1);
+    bob.ack(laptop, 2);
+    assert_eq!(bob.forgotten(), 2);
+    bob.driver.check_replay();
+}
+
+#[test]
+fn late_acknowledgement_of_a_forgotten_device_is_ignored() {
+    let mut bob = Bob::new();
+    let _nameless = bob.connect().unwrap();
+    bob.send(1);
+    assert!(bob.forget(None));
+    bob.ack(NAMELESS, 1);
+    assert_eq!(bob.forgotten(), 0);
+    let (_, subscription) = bob.attach("phone").unwrap();
+    assert_eq!(subscription.queued(), 1);
+    bob.driver.check_replay();
+}
+
+#[test]
+fn idle_time_is_recorded_every_hour() {
+    let mut bob = Bob::new();
+    let phone = bob.visit("phone");
+    let (laptop, _on_laptop) = bob.attach("laptop").unwrap();
+    bob.send(1);
+    let frames = bob.driver.frames.len();
+    for _ in 0..30 * 24 * 4 {
+        bob.wait(DAY / 24 / 4);
+    }
+    let written = bob.driver.frames.len() - frames;
+    assert!((700..=720).contains(&written), "{written} frames");
+    let lost = bob.driver.ledger.running() - bob.driver.replayed(1).running();
+    assert!(lost <= DAY / 24, "{lost:?}");
+    bob.ack(laptop, 1);
+    assert_eq!(bob.forgotten(), 1, "the phone has lapsed");
+    bob.ack(phone, 1);
+    bob.driver.check_replay();
+}

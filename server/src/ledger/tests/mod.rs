@@ -1,5 +1,6 @@
 //! The rules on the pure ledger, and the property that a replay reproduces its state.
 
+mod device_model;
 mod devices;
 mod room_model;
 mod rooms;
@@ -14,7 +15,7 @@ use proptest::prelude::*;
 use super::dedup::DedupTable;
 use super::*;
 use crate::log::CheckpointPart;
-use crate::store::{Fence, SendId};
+use crate::store::{Fence, RoomEntry, SendId};
 
 pub(super) const LIMITS: Limits = Limits {
     accounts_max: 3,
@@ -45,9 +46,13 @@ struct State {
     sessions: BTreeMap<String, (u32, DedupTable)>,
     reserved: u64,
     time_ms: u64,
+    running: Duration,
+    age: Duration,
+    /// Derived from the records: sizes, senders and expiries of rooms.
+    derived: Vec<String>,
 }
 
-fn state(ledger: &Ledger) -> State {
+fn state(ledger: &mut Ledger) -> State {
     let sessions = ledger.sessions.records_from(0);
     State {
         records: records(ledger),
@@ -62,6 +67,9 @@ fn state(ledger: &Ledger) -> State {
             .collect(),
         reserved: ledger.numbers.reserved(),
         time_ms: ledger.time_ms,
+        running: ledger.running,
+        age: ledger.age,
+        derived: ledger.rooms.derived(),
     }
 }
 
@@ -99,12 +107,23 @@ fn rooms(ledger: &Ledger) -> BTreeMap<String, Vec<String>> {
     let accounts = inboxes.map(|inbox| inbox.account.clone());
     accounts
         .map(|account| {
-            let rooms = ledger.rooms(&account).unwrap().into_iter();
+            let rooms = all_rooms(ledger, &account).into_iter();
             let mut rooms: Vec<_> = rooms.map(|room| format!("{room:?}")).collect();
             rooms.sort_unstable();
             (account.name.to_string(), rooms)
         })
         .collect()
+}
+
+/// Returns all pages of the rooms of a user.
+pub(super) fn all_rooms(ledger: &Ledger, account: &Account) -> Vec<RoomEntry> {
+    let (mut rooms, mut from) = (Vec::new(), Some(0));
+    while let Some(place) = from {
+        let page = ledger.rooms(account, place).unwrap();
+        rooms.extend(page.rooms);
+        from = page.next;
+    }
+    rooms
 }
 
 pub(super) fn name(text: &str) -> UserName {
@@ -240,7 +259,16 @@ impl Driver {
     }
 
     pub(super) fn replayed(&self, times: usize) -> Ledger {
-        let mut replay = Replay::new(self.ledger.limits);
+        self.replay(times, self.ledger.limits)
+    }
+
+    /// Returns the ledger after a restart with other limits.
+    pub(super) fn replayed_with(&self, limits: Limits) -> Ledger {
+        self.replay(1, limits)
+    }
+
+    fn replay(&self, times: usize, limits: Limits) -> Ledger {
+        let mut replay = Replay::new(limits);
         for frame in self.needed_frames() {
             (0..times).for_each(|_| replay.frame(&frame.records).unwrap());
         }
@@ -256,9 +284,9 @@ impl Driver {
         let frame = self.ledger.finish_empty(&mut self.changes);
         self.frames.push(frame);
         self.ledger.begin(self.context, &mut self.changes);
-        let expected = state(&self.ledger);
+        let expected = state(&mut self.ledger);
         for times in [1, 2] {
-            let replayed = state(&self.replayed(times));
+            let replayed = state(&mut self.replayed(times));
             assert_eq!(
                 difference(&replayed.records, &expected.records),
                 (vec![], vec![]),
@@ -383,6 +411,7 @@ fn no_space_refuses_sends_alone_and_is_forgotten() {
     );
     assert!(!driver.next_frame(), "it writes nothing");
     driver.check_send(send("s", 3, "eve", "x"), Err(Code::NoSuchUser));
+    drop(driver.ledger.subscribe(&bob, &mut driver.changes));
     driver.ledger.acknowledge(
         &bob,
         NAMELESS,
@@ -564,6 +593,7 @@ fn acknowledgement_never_leads_back_or_beyond_the_inbox() {
     let mut driver = Driver::new();
     driver.create("bob");
     let bob = driver.account("bob").unwrap();
+    drop(driver.ledger.subscribe(&bob, &mut driver.changes));
     (0..3).for_each(|_| _ = driver.check_send(text("bob", "x"), Ok(())));
     driver.next_frame();
     let messages = driver.messages(&bob);
@@ -626,6 +656,33 @@ fn imported_messages_keep_their_numbers() {
     let number = driver.check_send(text("bob", "x"), Ok(())).unwrap();
     assert!(number.0 > 90_000_000);
     driver.check_replay();
+}
+
+#[test]
+fn largest_times_do_not_overflow() {
+    let mut records = Vec::new();
+    let clock = record::Clock {
+        time_ms: u64::MAX,
+        running: Duration::from_millis(u64::MAX),
+        counter: u64::MAX,
+        wall_ms: u64::MAX,
+    };
+    Record::Clock(clock).put(&mut records, 0);
+    Record::Stopped(Duration::from_secs((1 << 38) - 1)).put(&mut records, 0);
+    let mut replay = Replay::new(LIMITS);
+    replay.frame(&records).unwrap();
+    let mut ledger = replay.finish(1000);
+    let context = Context {
+        running: Duration::MAX,
+        wall_ms: u64::MAX,
+        is_low_on_space: false,
+    };
+    ledger.begin(context, &mut Changes::default());
+    ledger.count_stop(0, &mut Changes::default());
+    assert_eq!(ledger.age(), Duration::MAX);
+    records.clear();
+    Record::Stopped(Duration::from_secs(1 << 38)).put(&mut records, 0);
+    assert_eq!(Replay::new(LIMITS).frame(&records), Err(Malformed));
 }
 
 #[derive(Debug, Clone)]
@@ -715,7 +772,9 @@ fn step(driver: &mut Driver, op: Op) {
             to,
             in_order,
         } => {
-            let table = state(&driver.ledger).sessions.remove(session(n).as_str());
+            let table = state(&mut driver.ledger)
+                .sessions
+                .remove(session(n).as_str());
             let highest = table.map_or(0, |(_, table)| table.highest());
             let mut append = send(
                 "s",
@@ -736,6 +795,7 @@ fn step(driver: &mut Driver, op: Op) {
             let Some(message) = messages.get(nth) else {
                 return;
             };
+            drop(driver.ledger.subscribe(&account, &mut driver.changes));
             driver
                 .ledger
                 .acknowledge(&account, NAMELESS, message.position, &mut driver.changes);

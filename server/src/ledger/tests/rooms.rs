@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use hark_protocol::message::{LeftReason, RoomMode};
-use hark_protocol::{Code, DeviceName, RoomName};
+use hark_protocol::{Code, DeviceName, RoomName, Sequence, UserName};
 
 use super::super::Imported;
 use super::super::changes::NoticeContent;
 use super::super::rooms::RoomLimits;
-use super::{Driver, LIMITS, Limits, name, text};
+use super::{Driver, LIMITS, Limits, all_rooms, name, text};
 use crate::store::{
     Account, Append, Created, DeviceSubscription, Outcome, PasswordHash, Point, Position, RoomEntry,
 };
@@ -181,13 +181,14 @@ impl World {
         let names = self
             .driver
             .ledger
-            .members(&self.account(user), &room(of))?
+            .members(&self.account(user), &room(of), None)?
+            .names
             .into_iter();
         Ok(names.map(|name| name.to_string()).collect())
     }
 
     pub(super) fn entry(&self, user: &str, of: &str) -> Option<RoomEntry> {
-        let rooms = self.driver.ledger.rooms(&self.account(user)).unwrap();
+        let rooms = all_rooms(&self.driver.ledger, &self.account(user));
         rooms.into_iter().find(|entry| entry.name == room(of))
     }
 
@@ -207,6 +208,13 @@ impl World {
     pub(super) fn wait(&mut self, time: Duration) {
         self.driver.context.running += time;
         self.driver.next_frame();
+        self.driver.next_frame();
+    }
+
+    /// Lets the clocks run without a record.
+    pub(super) fn idle(&mut self, time: Duration) {
+        self.driver.context.running += time;
+        self.driver.context.wall_ms += time.as_millis() as u64;
         self.driver.next_frame();
     }
 
@@ -827,4 +835,318 @@ fn import_to_a_room_is_refused() {
         .ledger
         .import_message(&name("#team"), message, &mut driver.changes);
     assert_eq!(imported, Imported::NoSuchUser);
+}
+
+#[test]
+fn left_names_the_number_of_the_end() {
+    let mut world = World::new(&["amy", "bob"]);
+    world.set("amy", "#team", Open, None).unwrap();
+    world.join("bob", "#team").unwrap();
+    let _phone = world.attach("bob", "phone").unwrap();
+    world.driver.next_frame();
+    let first = world.say("amy", "#team", "1").unwrap();
+    world.expel("amy", "#team", "bob").unwrap();
+    let second = world.say("amy", "#team", "2").unwrap();
+    let [NoticeContent::Left { at, .. }] = world.notices()[..] else {
+        panic!("{:?}", world.notices())
+    };
+    assert!(first < at.number && at.number < second);
+    assert_eq!(at.messages, 1);
+    world.invite("amy", "#team", "bob").unwrap();
+    world.join("bob", "#team").unwrap();
+    world.driver.next_frame();
+    world.delete_room("amy", "#team", false).unwrap();
+    let [NoticeContent::Left { at, reason, .. }] = world.notices()[..] else {
+        panic!("{:?}", world.notices())
+    };
+    assert!(at.number > second);
+    assert_eq!((at.messages, *reason), (2, LeftReason::Deleted));
+}
+
+#[test]
+fn mark_of_a_forgotten_message_is_recorded() {
+    let limits = Limits {
+        rooms: RoomLimits {
+            all_bytes_max: 15_000,
+            ..SMALL.rooms
+        },
+        ..SMALL
+    };
+    let mut world = World::with(limits, &["amy", "bob"]);
+    world.set("amy", "#a", Open, None).unwrap();
+    world.set("bob", "#b", Open, None).unwrap();
+    world.driver.next_frame();
+    let text = "x".repeat(10_000);
+    world.say("amy", "#a", &text).unwrap();
+    world.say("bob", "#b", &text).unwrap();
+    world.driver.check_replay();
+    assert_eq!(world.history("amy", "#a").unwrap(), [""; 0]);
+    world.driver.ledger = world.driver.replayed(1);
+    world.driver.next_frame();
+    world.say("amy", "#a", "x").unwrap();
+    assert_eq!(world.unread("amy", "#a"), Some(0));
+}
+
+#[test]
+fn conversation_never_goes_to_an_account() {
+    let mut world = World::new(&["amy", "bob", "#=CVTZLVZJEQHWEW4X55T4YWXG26"]);
+    assert_eq!(world.talk("amy", "bob"), Err(Code::Exists));
+    world.delete_user("#=CVTZLVZJEQHWEW4X55T4YWXG26");
+    let of = world.talk("amy", "bob").unwrap();
+    world.set("amy", "#team", Open, None).unwrap();
+    let driver = &mut world.driver;
+    for taken in [of.as_str(), "#team"] {
+        assert_eq!(driver.create(taken), Created::Exists);
+        let changes = &mut driver.changes;
+        let imported = driver
+            .ledger
+            .import_account(&name(taken), None, Sequence(0), changes);
+        assert_eq!(imported, Created::Exists);
+    }
+}
+
+#[test]
+fn conversation_ends_with_a_user_that_left_it() {
+    let mut world = World::new(&["amy", "bob"]);
+    let of = world.talk("amy", "bob").unwrap();
+    world.say("amy", &of, "secret").unwrap();
+    world.leave("bob", &of).unwrap();
+    world.driver.check_replay();
+    world.driver.ledger = world.driver.replayed(1);
+    world.driver.next_frame();
+    world.delete_user("bob");
+    assert_eq!(world.entry("amy", &of), None);
+    world.create("bob");
+    assert_eq!(world.talk("bob", "amy").as_ref(), Ok(&of));
+    assert_eq!(world.history("amy", &of).unwrap(), [""; 0]);
+    world.driver.check_replay();
+}
+
+#[test]
+fn refused_device_is_not_announced() {
+    let mut world = World::new(&["amy"]);
+    let _attached: Vec<_> = (0..8)
+        .map(|n| world.attach("amy", &format!("d{n}")).unwrap())
+        .collect();
+    world.driver.next_frame();
+    assert!(matches!(world.attach("amy", "ninth"), Err(Code::TooMany)));
+    assert!(world.notices().is_empty(), "{:?}", world.notices());
+}
+
+#[test]
+fn acknowledgement_in_a_room_lapses_another_device() {
+    let mut world = World::new(&["amy", "bob"]);
+    world.set("amy", "#team", Open, None).unwrap();
+    world.join("bob", "#team").unwrap();
+    let bob = world.account("bob");
+    for n in 0..7 {
+        let phone = world.attach("bob", &format!("d{n}")).unwrap().device;
+        let driver = &mut world.driver;
+        driver.ledger.detach(&bob, phone, &mut driver.changes);
+    }
+    let laptop = world.attach("bob", "laptop").unwrap();
+    world.idle(29 * DAY);
+    let number = world.say("amy", "#team", "x").unwrap();
+    let place = (
+        laptop.rooms[0].id,
+        Point {
+            number,
+            messages: 1,
+        },
+    );
+    let driver = &mut world.driver;
+    let changes = &mut driver.changes;
+    driver
+        .ledger
+        .acknowledge_room(&bob, laptop.device, place, changes);
+    world.driver.check_replay();
+    world.idle(2 * DAY);
+    assert!(world.attach("bob", "ninth").is_ok());
+    world.driver.check_replay();
+}
+
+#[test]
+fn guests_that_ended_give_way() {
+    let mut world = World::new(&["amy", "bob", "eve"]);
+    world.set("amy", "#plan", Invite, None).unwrap();
+    for n in 0..100 {
+        world.create("guest");
+        assert_eq!(world.invite("amy", "#plan", "guest"), Ok(()), "{n}");
+        world.delete_user("guest");
+    }
+    world.driver.check_replay();
+    assert_eq!(world.invite("amy", "#plan", "bob"), Ok(()));
+    world.driver.check_replay();
+    assert!(world.join("bob", "#plan").is_ok());
+    assert_eq!(world.expel("amy", "#plan", "eve"), Ok(()));
+    for _ in 0..1000 {
+        world.create("guest");
+        world.expel("amy", "#plan", "guest").unwrap();
+        world.delete_user("guest");
+    }
+    world.invite("amy", "#plan", "eve").unwrap();
+    world.expel("amy", "#plan", "eve").unwrap();
+    world.driver.check_replay();
+    assert_eq!(world.join("eve", "#plan"), Err(Code::NoSuchUser));
+}
+
+#[test]
+fn hundred_living_users_are_invited() {
+    let guests: Vec<_> = (0..102).map(|n| format!("u{n}")).collect();
+    let mut world = World::new(&["amy"]);
+    guests.iter().for_each(|user| world.create(user));
+    world.set("amy", "#plan", Invite, None).unwrap();
+    for user in &guests[..100] {
+        world.invite("amy", "#plan", user).unwrap();
+    }
+    assert_eq!(world.invite("amy", "#plan", "u100"), Err(Code::TooMany));
+    assert_eq!(world.invite("amy", "#plan", "u5"), Ok(()), "again");
+    world.join("u7", "#plan").unwrap();
+    assert_eq!(world.invite("amy", "#plan", "u100"), Ok(()));
+    world.driver.check_replay();
+    world.wait(30 * DAY);
+    assert_eq!(world.invite("amy", "#plan", "u101"), Ok(()));
+    world.driver.check_replay();
+}
+
+#[test]
+fn lowered_bound_of_the_time_counts_for_old_rooms() {
+    let mut world = World::new(&["amy"]);
+    world.set("amy", "#team", Open, Some(300 * DAY)).unwrap();
+    world.set("amy", "#other", Open, None).unwrap();
+    for of in ["#team", "#other"] {
+        world.say("amy", of, "x").unwrap();
+    }
+    world.driver.next_frame();
+    world.driver.ledger = world.driver.replayed_with(Limits {
+        rooms: RoomLimits {
+            keep_max: 16 * DAY,
+            ..SMALL.rooms
+        },
+        ..SMALL
+    });
+    world.wait(17 * DAY);
+    for of in ["#team", "#other"] {
+        assert_eq!(world.history("amy", of).unwrap(), [""; 0], "{of}");
+    }
+}
+
+#[test]
+fn conversations_of_a_user_have_a_limit() {
+    let others: Vec<_> = (0..1001).map(|n| format!("u{n}")).collect();
+    let limits = Limits {
+        accounts_max: 2000,
+        ..SMALL
+    };
+    let mut world = World::with(limits, &["amy"]);
+    others.iter().for_each(|user| world.create(user));
+    let first = world.talk("u0", "amy").unwrap();
+    for user in &others[1..1000] {
+        world.talk(user, "amy").unwrap();
+    }
+    assert_eq!(world.talk("u1000", "amy"), Err(Code::TooMany));
+    assert_eq!(world.talk("amy", "u1000"), Err(Code::TooMany));
+    assert_eq!(world.talk("u0", "amy").as_ref(), Ok(&first), "it exists");
+    world.leave("amy", &first).unwrap();
+    assert!(world.talk("u1000", "amy").is_ok());
+    assert_eq!(world.talk("u0", "amy"), Err(Code::TooMany));
+    world.driver.next_frame();
+    world.driver.ledger = world.driver.replayed(1);
+    world.driver.next_frame();
+    assert_eq!(world.talk("u0", "amy"), Err(Code::TooMany));
+    world.delete_user("amy");
+    assert_eq!(world.entry("u0", &first), None);
+}
+
+#[test]
+fn user_is_pulled_in_again_a_hundred_times_a_day() {
+    let mut world = World::new(&["amy", "bob"]);
+    for _ in 0..100 {
+        let of = world.talk("amy", "bob").unwrap();
+        world.leave("bob", &of).unwrap();
+    }
+    assert_eq!(world.talk("amy", "bob"), Err(Code::TooMany));
+    assert!(world.talk("bob", "amy").is_ok());
+    world.driver.check_replay();
+}
+
+#[test]
+fn rooms_and_members_are_listed_in_pages() {
+    let limits = Limits {
+        accounts_max: 3000,
+        rooms: RoomLimits {
+            members_max: 3000,
+            joined_max: 1000,
+            owned_max: 1000,
+            ..SMALL.rooms
+        },
+        ..SMALL
+    };
+    let mut world = World::with(limits, &["amy", "bob"]);
+    for n in 0..600 {
+        let mode = if n % 10 == 0 { Invite } else { Open };
+        world.set("amy", &format!("#{n}"), mode, None).unwrap();
+    }
+    world.join("bob", "#501").unwrap();
+    world.talk("amy", "bob").unwrap();
+    let listed = |world: &World, user: &str| {
+        let rooms = all_rooms(&world.driver.ledger, &world.account(user)).into_iter();
+        rooms
+            .map(|entry| entry.name.to_string())
+            .collect::<Vec<_>>()
+    };
+    let (mut own, of_bob) = (listed(&world, "amy"), listed(&world, "bob"));
+    own.sort_unstable();
+    own.dedup();
+    assert_eq!(own.len(), 601);
+    assert_eq!(of_bob[0], "#501");
+    assert!(of_bob[1].starts_with("#="));
+    assert_eq!(of_bob.len(), 541);
+    let page = world.driver.ledger.rooms(&world.account("bob"), 0).unwrap();
+    assert_eq!(page.rooms.len(), 256);
+    for n in 0..1500 {
+        world.create(&format!("u{n:04}"));
+        world.join(&format!("u{n:04}"), "#501").unwrap();
+    }
+    let (amy, of) = (world.account("amy"), room("#501"));
+    let page = |after: Option<&UserName>| world.driver.ledger.members(&amy, &of, after).unwrap();
+    let first = page(None);
+    assert!(first.is_truncated && first.names.is_sorted());
+    assert_eq!(first.names.len(), 1000);
+    let second = page(first.names.last());
+    assert_eq!((second.names.len(), second.is_truncated), (502, false));
+    assert!(first.names.last() < second.names.first());
+}
+
+#[test]
+fn lowered_bound_of_all_rooms_is_reached_in_steps() {
+    let mut world = World::new(&["amy", "bob"]);
+    world.set("amy", "#large", Open, None).unwrap();
+    world.set("bob", "#small", Open, None).unwrap();
+    let text = "x".repeat(5_000);
+    for n in 0..200 {
+        world.say("amy", "#large", &text).unwrap();
+        if n < 10 {
+            world.say("bob", "#small", &text).unwrap();
+        }
+    }
+    world.driver.next_frame();
+    world.driver.ledger = world.driver.replayed_with(Limits {
+        rooms: RoomLimits {
+            all_bytes_max: 120_000,
+            ..SMALL.rooms
+        },
+        ..SMALL
+    });
+    let mut held = world.history("amy", "#large").unwrap().len();
+    let mut steps = 0;
+    while held > 15 {
+        let before = held;
+        held = world.history("amy", "#large").unwrap().len();
+        assert!(held < before, "{held} messages");
+        steps += 1;
+    }
+    assert!(steps > 0, "in several frames");
+    assert!((10..=15).contains(&held), "{held} messages");
+    assert_eq!(world.history("bob", "#small").unwrap().len(), 10);
 }

@@ -200,10 +200,11 @@ async fn message_to_a_room_is_stored_once() {
     assert_eq!(number(store.append(send()).await), first);
     let refused = store.append(text("#team", "x")).await;
     assert_eq!(refused, Ok(crate::store::Outcome::Refused(Code::Denied)));
-    let rooms = command(&*store, &amy, RoomCommand::Rooms).await;
+    let rooms = command(&*store, &amy, RoomCommand::Rooms(0)).await;
     let Ok(RoomAnswer::Rooms(rooms)) = rooms else {
         panic!("{rooms:?}")
     };
-    assert_eq!((rooms[0].last, rooms[0].unread), (first.0, Some(0)));
+    let entry = &rooms.rooms[0];
+    assert_eq!((entry.last, entry.unread), (first.0, Some(0)));
     assert_eq!(name("amy"), amy.name);
 }
