@@ -34,7 +34,7 @@ pub(super) enum Devices {
     /// The nameless device alone.
     Nameless(NamelessDevice),
     /// At least one device, in the order of their creation.
-    Named(Box<Vec<Device>>),
+    Named(Vec<Device>),
 }
 
 /// The nameless device of a user without other devices.
@@ -236,7 +236,7 @@ impl Devices {
                 }
             }
             // The record of the nameless device is the first.
-            Self::None | Self::Nameless(_) => *self = Self::Named(Box::new(vec![device])),
+            Self::None | Self::Nameless(_) => *self = Self::Named(vec![device]),
         }
     }
 
@@ -404,7 +404,7 @@ impl Inbox {
         match &mut self.devices {
             Devices::Named(devices) => devices.push(device),
             Devices::None | Devices::Nameless(_) => {
-                self.devices = Devices::Named(Box::new(vec![device]));
+                self.devices = Devices::Named(vec![device]);
             }
         }
         changes.effects.is_awaited = true;
@@ -428,7 +428,7 @@ impl Inbox {
             device.state.detached = None;
         }
         device.write(self.log.id, changes);
-        self.devices = Devices::Named(Box::new(vec![device]));
+        self.devices = Devices::Named(vec![device]);
     }
 
     /// Attaches a device that exists: it holds messages back again. Returns its cursor.
@@ -549,7 +549,7 @@ impl Inbox {
         self.devices.lapse_due(account, now, changes);
         let is_advanced = self.advance_head(changes);
         let is_at_head = position.sequence <= self.log.head.sequence;
-        if !returns && !(is_advanced && is_at_head) {
+        if !(returns || is_advanced && is_at_head) {
             changes.record(&Record::DeviceCursor(account, id, position));
         }
     }
