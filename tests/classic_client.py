@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A stand-in for the client of the system that Hark descends from.
+"""A stand-in for the client of Hark's predecessor.
 
     classic_client.py HOST:PORT
 

@@ -315,7 +315,7 @@ def health(server):
 
 
 def old(server):
-    """The service of the system that Hark descends from."""
+    """The service of Hark's predecessor."""
     chat = server.service("helloworld.Chat")
     for line in ("create bob", "send bob hello there", "send bob again"):
         answer = chat.try_command(command=line)

@@ -14,9 +14,7 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use hark_protocol::{RequestId, SessionToken, UserName};
 use hark_server::shard::{ShardConfig, ShardStore};
-use hark_server::store::{
-    Account, Append, Created, Fence, Outcome, Position, ReadLimit, SendId, Store,
-};
+use hark_server::store::{Account, Append, Created, Outcome, Position, ReadLimit, SendId, Store};
 
 const TEXT_BYTES: usize = 100;
 const USERS: usize = 100;
@@ -161,8 +159,6 @@ fn append(to: UserName, send_id: Option<SendId>) -> Append {
         text: ByteString::from("x".repeat(TEXT_BYTES)),
         send_id,
         refusal: None,
-        fence: Fence::default(),
-        permit: None,
     }
 }
 

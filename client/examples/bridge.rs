@@ -2,8 +2,8 @@
 //! are stored.
 //!
 //! Start `harkd`, then `uptime | cargo run -p hark-client --example bridge
-//! 127.0.0.1:3000 bob`. A line does not wait for the answer to the one before: the
-//! client keeps their order, and repeats them after a lost connection.
+//! 127.0.0.1:3000 bob`. A line does not wait for the answer to the previous one:
+//! the client keeps their order, and repeats them after a lost connection.
 
 use std::error::Error;
 use std::io::{self, BufRead as _};
@@ -14,7 +14,8 @@ use hark_client::{Client, Config, Receipt};
 use hark_protocol::UserName;
 use tokio::sync::mpsc;
 
-/// The most lines that wait to be sent, and the most sends that wait for their outcome.
+/// The maximum number of lines that wait to be sent, and of sends that wait for
+/// their outcome.
 const LINES_MAX: usize = 256;
 
 /// The longest wait until the connection is closed.

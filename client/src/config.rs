@@ -12,7 +12,7 @@ use crate::tls::{Tls, Trust, TrustError};
 /// Configuration of a client.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The servers, at least one. Several have to belong to one cluster: the
+    /// The servers, at least one. Several must belong to one cluster: the
     /// client fails over from each to the next in this order, and backs off
     /// after all have failed.
     pub servers: Vec<Server>,
@@ -54,7 +54,7 @@ impl Config {
     }
 
     /// As [`Self::tcp`], over TLS without fallback: the certificate of each
-    /// server has to be valid for the host of its address. Reads the trusted
+    /// server must be valid for the host of its address. Reads the trusted
     /// authorities from files, which blocks.
     ///
     /// ```no_run

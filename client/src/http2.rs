@@ -1,5 +1,5 @@
 //! One HTTP/2 connection over a byte stream, as a service for tonic's clients.
-//! Never reconnects. Of the calls it knows only how they end.
+//! Never reconnects. It knows nothing about its calls except how they end.
 
 use std::error::Error as _;
 use std::future::Future;
@@ -32,7 +32,7 @@ const CALL_WINDOW_BYTES: u32 = 128 * 1024;
 /// to fill up first.
 const CONNECTION_WINDOW_BYTES: u32 = 64 * CALL_WINDOW_BYTES;
 
-/// A connection that calls are made on.
+/// A connection for calls.
 #[derive(Debug, Clone)]
 pub(crate) struct Http2 {
     requests: SendRequest<Body>,

@@ -60,7 +60,7 @@ struct Pushed {
 enum MessageState {
     /// Held by the application.
     Held,
-    /// Seen, behind a message that is not.
+    /// Seen, but after a message that is not.
     Seen,
     /// Dropped by the application without an ack.
     Released,

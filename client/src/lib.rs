@@ -14,7 +14,7 @@
 //! | [`logs`] | a live view of a server's log |
 //! | [`error`] | outcomes of requests other than success |
 //! | `outbox` | unanswered requests; no I/O, time is an argument |
-//! | `identity` | the authenticated user, and what changes it |
+//! | `identity` | the authenticated user, and the requests that change it |
 //! | `inbox` | received messages, and their acknowledgement |
 //! | `link` | one connection, over each transport |
 //! | `http2` | one HTTP/2 connection, for gRPC |

@@ -1,6 +1,6 @@
 //! A live view of a server's log: one `WatchLogs` call, for as long as its
 //! connection lasts. It never reconnects, since the events in between would be
-//! missing silently.
+//! silently missing.
 
 use std::sync::Arc;
 
@@ -69,8 +69,8 @@ pub struct Logs {
 }
 
 impl Logs {
-    /// Begins to watch the log of the first reachable server of `config`, whose
-    /// transport has to be [`Transport::Grpc`].
+    /// Begins to watch the log of the first reachable server of `config`,
+    /// whose transport must be [`Transport::Grpc`].
     ///
     /// ```no_run
     /// use hark_client::Config;

@@ -58,8 +58,8 @@ pub(crate) enum Effect {
     None,
     /// The client now receives for the user, with this many messages queued.
     Receives(UserName, u64),
-    /// The server failed: the link is to be closed, and unanswered requests are
-    /// to be repeated on another.
+    /// The server failed: the link must be closed, and unanswered requests
+    /// repeated on another.
     GiveUp(Failure, Cow<'static, str>),
 }
 
@@ -102,7 +102,7 @@ pub(crate) struct Outbox {
     next_other: u32,
     /// Requests that were written at least once.
     calls: Calls<RequestId, Instant, Pending>,
-    /// Requests in `calls` that have to be repeated, in ascending order of id.
+    /// Requests in `calls` that must be repeated, in ascending order of id.
     repeats: VecDeque<RequestId>,
     /// Requests that were never written.
     fresh: VecDeque<(RequestId, Pending)>,
@@ -161,7 +161,7 @@ impl Outbox {
         ((self.next_send - oldest) as usize) < SENDS_UNANSWERED_MAX
     }
 
-    /// Accepts a command, behind all earlier ones. Requires [`Self::has_room`].
+    /// Accepts a command, after all earlier ones. Requires [`Self::has_room`].
     pub(crate) fn accept(&mut self, command: QueuedRequest) {
         if self.identity.is_changed_by(&command.request) && self.len() > 0 {
             self.barrier = Some(command);
@@ -357,7 +357,7 @@ impl Outbox {
                     self.repeats.push_back(id);
                 }
                 // A new connection starts anonymous.
-                Request::Disconnect => drop(self.succeed(id, pending, OkFields::none())),
+                Request::Disconnect => drop(self.succeed(id, pending, OkFields::None)),
                 _ => {
                     self.conclude_unknown(id, pending, "the connection was lost before the answer")
                 }
@@ -406,7 +406,7 @@ impl Outbox {
         }
     }
 
-    /// Returns whether the ids of the session are used up and no send is
+    /// Returns whether the ids of the session are exhausted and no send is
     /// pending.
     pub(crate) fn is_session_exhausted(&self) -> bool {
         self.next_send >= OTHER_IDS && self.sends.is_empty()
@@ -488,7 +488,7 @@ const fn is_repeatable(request: &Request) -> bool {
 fn end(command: QueuedRequest, outcome: Result<Answer, RequestError>) {
     if let Some(answer) = command.answer {
         // The caller may have dropped its future; the request has taken effect
-        // all the same.
+        // nevertheless.
         drop(answer.send(outcome));
     }
 }
@@ -536,7 +536,7 @@ mod tests {
         assert_eq!(write_all(&mut outbox, Now::read()), [OTHER_IDS - 1]);
         outbox.reply(
             RequestId::new(OTHER_IDS - 1).unwrap(),
-            Reply::Ok(OkFields::none()),
+            Reply::Ok(OkFields::None),
         );
         last.await.unwrap().unwrap();
         assert!(outbox.is_session_exhausted());

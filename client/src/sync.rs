@@ -20,8 +20,8 @@ pub fn wait_while<'a, T>(
         .unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits until `condition` is false, at most this long, whether the mutex is poisoned or
-/// not.
+/// Waits until `condition` is false, but at most this long, whether the mutex is
+/// poisoned or not.
 pub fn wait_timeout_while<'a, T>(
     changed: &Condvar,
     guard: MutexGuard<'a, T>,

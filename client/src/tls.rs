@@ -115,7 +115,7 @@ impl Tls {
         })
     }
 
-    /// Returns a dialer for the server at `address`, whose certificate has to
+    /// Returns a dialer for the server at `address`, whose certificate must
     /// be valid for its host.
     pub(crate) fn dial(&self, address: &str) -> Result<TlsDial, TrustError> {
         Ok(TlsDial {
@@ -128,7 +128,7 @@ impl Tls {
 
 impl TlsDial {
     /// Returns a dialer for the server at `address`, `HOST:PORT`, whose
-    /// certificate has to be valid for that host. Offers `protocols` by ALPN.
+    /// certificate must be valid for that host. Offers `protocols` by ALPN.
     /// Reads files, which blocks.
     ///
     /// # Errors
@@ -142,7 +142,7 @@ impl TlsDial {
         })
     }
 
-    /// Replaces the error of a failed handshake by a readable explanation.
+    /// Replaces the error of a failed handshake with a readable explanation.
     fn explain(&self, error: io::Error) -> io::Error {
         let reason = match error
             .get_ref()

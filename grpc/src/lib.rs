@@ -18,7 +18,7 @@ pub mod v1 {
     include!("generated/hark.v1.rs");
 }
 
-/// `helloworld`: the service of the system that Hark descends from.
+/// `helloworld`: the service of Hark's predecessor.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 pub mod helloworld {
     include!("generated/helloworld.rs");

@@ -11,49 +11,31 @@ use crate::v1::{
     Opened,
 };
 
-/// Encoder of the replies of one `BiDiChat`, in their order.
-#[derive(Debug, Default)]
-pub struct Replies {
-    /// Whether the last reply was part of a list: the next `ok` ends the list.
-    in_list: bool,
-}
-
-impl Replies {
-    /// Encodes a reply. Returns `None` for an empty part of a list; the end of
-    /// the list suffices.
-    pub fn outgoing(
-        &mut self,
-        id: Option<RequestId>,
-        reply: hark_protocol::Reply,
-    ) -> Option<ChatReply> {
-        let ends_list = std::mem::take(&mut self.in_list);
-        let reply = match reply {
-            hark_protocol::Reply::Ok(fields) => done(&fields, ends_list),
-            hark_protocol::Reply::List(names) => {
-                self.in_list = true;
-                if names.is_empty() {
-                    return None;
-                }
-                Reply::Names(Names {
-                    names: texts(&names),
-                })
-            }
-            hark_protocol::Reply::String(delivery) => Reply::Message(delivery.into()),
-            hark_protocol::Reply::Bye(reason) => Reply::Bye(reason.into()),
-            hark_protocol::Reply::NotOk(refusal) => Reply::NotOk(refusal.into()),
-            hark_protocol::Reply::Error {
-                failure,
-                explanation,
-            } => Reply::Error(Error {
-                code: failure.as_str().to_owned(),
-                explanation: explanation.into_owned(),
-            }),
-        };
-        Some(ChatReply {
-            id: id.map_or(0, RequestId::value),
-            reply: Some(reply),
-        })
-    }
+/// Encodes a reply of `BiDiChat`. Returns `None` for an empty part of a list; the end of
+/// the list suffices.
+#[must_use]
+pub fn outgoing(id: Option<RequestId>, reply: hark_protocol::Reply) -> Option<ChatReply> {
+    let reply = match reply {
+        hark_protocol::Reply::Ok(fields) => done(&fields),
+        hark_protocol::Reply::List(names) if names.is_empty() => return None,
+        hark_protocol::Reply::List(names) => Reply::Names(Names {
+            names: texts(&names),
+        }),
+        hark_protocol::Reply::String(delivery) => Reply::Message(delivery.into()),
+        hark_protocol::Reply::Bye(reason) => Reply::Bye(reason.into()),
+        hark_protocol::Reply::NotOk(refusal) => Reply::NotOk(refusal.into()),
+        hark_protocol::Reply::Error {
+            failure,
+            explanation,
+        } => Reply::Error(Error {
+            code: failure.as_str().to_owned(),
+            explanation: explanation.into_owned(),
+        }),
+    };
+    Some(ChatReply {
+        id: id.map_or(0, RequestId::value),
+        reply: Some(reply),
+    })
 }
 
 /// Decodes a reply of `BiDiChat`. A reply that this version does not know is
@@ -72,26 +54,26 @@ impl TryFrom<Reply> for hark_protocol::Reply {
 
     fn try_from(reply: Reply) -> Result<Self, Refusal> {
         Ok(match reply {
-            Reply::Ok(Done { sequence: None }) => Self::Ok(OkFields::none()),
+            Reply::Ok(Done { sequence: None }) => Self::Ok(OkFields::None),
             Reply::Ok(Done {
                 sequence: Some(sequence),
-            }) => Self::Ok(OkFields::stored(Sequence(sequence))),
+            }) => Self::Ok(OkFields::Stored(Sequence(sequence))),
             Reply::Hello(Opened {
                 version,
                 frame_bytes_max,
             }) => {
                 let bytes = usize::try_from(frame_bytes_max).unwrap_or(usize::MAX);
-                Self::Ok(OkFields::hello(version, bytes))
+                Self::Ok(OkFields::Hello(version, bytes))
             }
-            Reply::Connected(Connected { queued, .. }) => Self::Ok(OkFields::queued(queued)),
-            Reply::Deleted(DeleteReply { existed }) => Self::Ok(OkFields::deleted(existed)),
+            Reply::Connected(Connected { queued, .. }) => Self::Ok(OkFields::Queued(queued)),
+            Reply::Deleted(DeleteReply { existed }) => Self::Ok(OkFields::Deleted(existed)),
             Reply::Names(Names { names }) => Self::List(
                 names
                     .iter()
                     .map(|name| name.parse())
                     .collect::<Result<_, _>>()?,
             ),
-            Reply::Listed(Listed { count, truncated }) => Self::Ok(OkFields::listed(
+            Reply::Listed(Listed { count, truncated }) => Self::Ok(OkFields::Listed(
                 usize::try_from(count).unwrap_or(usize::MAX),
                 truncated,
             )),
@@ -176,31 +158,26 @@ pub fn texts(names: &[UserName]) -> Vec<String> {
     names.iter().map(UserName::to_string).collect()
 }
 
-/// Encodes an `ok`. Its fields identify the request, except for a number alone.
-fn done(fields: &OkFields, ends_list: bool) -> Reply {
-    if fields.is_stored() {
-        Reply::Ok(Done {
-            sequence: fields.as_stored().map(|sequence| sequence.0),
-        })
-    } else if let Some((count, truncated)) = fields.as_listed().filter(|_| ends_list) {
-        Reply::Listed(Listed {
-            count: u64::try_from(count).unwrap_or(u64::MAX),
-            truncated,
-        })
-    } else if let Some(queued) = fields.as_queued() {
-        Reply::Connected(Connected {
-            queued,
-            receipt: String::new(),
-        })
-    } else if let Some(existed) = fields.as_deleted() {
-        Reply::Deleted(DeleteReply { existed })
-    } else if let Some((version, bytes)) = fields.as_hello() {
-        Reply::Hello(Opened {
+fn done(fields: &OkFields) -> Reply {
+    match *fields {
+        // A server sends no decoded fields.
+        OkFields::None | OkFields::Encoded(_) => Reply::Ok(Done { sequence: None }),
+        OkFields::Stored(sequence) => Reply::Ok(Done {
+            sequence: Some(sequence.0),
+        }),
+        OkFields::Hello(version, bytes) => Reply::Hello(Opened {
             version,
             frame_bytes_max: u32::try_from(bytes).unwrap_or(u32::MAX),
-        })
-    } else {
-        Reply::Ok(Done { sequence: None })
+        }),
+        OkFields::Queued(queued) => Reply::Connected(Connected {
+            queued,
+            receipt: String::new(),
+        }),
+        OkFields::Deleted(existed) => Reply::Deleted(DeleteReply { existed }),
+        OkFields::Listed(count, truncated) => Reply::Listed(Listed {
+            count: u64::try_from(count).unwrap_or(u64::MAX),
+            truncated,
+        }),
     }
 }
 
@@ -229,18 +206,18 @@ mod tests {
 
         let names = vec!["bob".parse().unwrap(), "eve".parse().unwrap()];
         let given = [
-            Reply::Ok(OkFields::none()),
-            Reply::Ok(OkFields::hello(1, 65_536)),
-            Reply::Ok(OkFields::queued(3)),
-            Reply::Ok(OkFields::stored(Sequence(3))),
-            Reply::Ok(OkFields::deleted(true)),
-            Reply::Ok(OkFields::deleted(false)),
+            Reply::Ok(OkFields::None),
+            Reply::Ok(OkFields::Hello(1, 65_536)),
+            Reply::Ok(OkFields::Queued(3)),
+            Reply::Ok(OkFields::Stored(Sequence(3))),
+            Reply::Ok(OkFields::Deleted(true)),
+            Reply::Ok(OkFields::Deleted(false)),
             Reply::List(names.clone()),
             Reply::List(names),
-            Reply::Ok(OkFields::listed(4, false)),
-            Reply::Ok(OkFields::queued(4)),
+            Reply::Ok(OkFields::Listed(4, false)),
+            Reply::Ok(OkFields::Queued(4)),
             Reply::List(vec!["bob".parse().unwrap()]),
-            Reply::Ok(OkFields::listed(1, true)),
+            Reply::Ok(OkFields::Listed(1, true)),
             Reply::String(delivery(None)),
             Reply::String(delivery(Some("eve"))),
             Reply::Bye(ByeReason::TakenOver),
@@ -252,10 +229,9 @@ mod tests {
             },
         ];
         let refusals = Code::ALL.map(|code| Reply::NotOk(Refusal::new(code, "7 s to wait")));
-        let mut replies = Replies::default();
         for (id, reply) in (1..).zip(given.into_iter().chain(refusals)) {
             let id = RequestId::new(id);
-            let bytes = replies.outgoing(id, reply.clone()).unwrap().encode_to_vec();
+            let bytes = outgoing(id, reply.clone()).unwrap().encode_to_vec();
             assert_eq!(
                 incoming(ChatReply::decode(&*bytes).unwrap()),
                 Frame::new(id, Ok(reply))
@@ -265,14 +241,8 @@ mod tests {
 
     #[test]
     fn empty_list_is_only_its_end() {
-        let mut replies = Replies::default();
-        assert_eq!(
-            replies.outgoing(None, hark_protocol::Reply::List(Vec::new())),
-            None
-        );
-        let end = replies
-            .outgoing(None, hark_protocol::Reply::Ok(OkFields::listed(0, false)))
-            .unwrap();
+        assert_eq!(outgoing(None, hark_protocol::Reply::List(Vec::new())), None);
+        let end = outgoing(None, hark_protocol::Reply::Ok(OkFields::Listed(0, false))).unwrap();
         assert_eq!(
             end.reply,
             Some(Reply::Listed(Listed {

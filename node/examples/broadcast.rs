@@ -1,11 +1,12 @@
-//! Maelstrom's `broadcast`: all nodes come to know each message.
+//! Maelstrom's `broadcast`: every message reaches all nodes.
 //!
 //! A node stores a message before it answers. It hands its messages to a hub,
 //! which sends them to all nodes: two hops, and one copy to each node for all
-//! messages of the linger time. The hub is the first node; a node
-//! that gets no acknowledgement from it takes the next one, so that a cut is
-//! bypassed. Copies that the hub sends are not acknowledged: now and then each
-//! node compares its messages with those of another, which repairs every loss.
+//! messages of the linger time. The hub is the first node; a node that gets
+//! no acknowledgement from it takes the next one, so that a partition is
+//! bypassed. Copies that the hub sends are not acknowledged: from time to
+//! time each node compares its messages with those of another, which repairs
+//! every loss.
 //!
 //! The linger time is the configuration. With 25 nodes and 100 ms of latency,
 //! [`program`] takes under 20 messages per operation with a maximum below
@@ -113,7 +114,7 @@ fn serve(node: &Node<State>, linger: Duration) {
             node.state().seen.extend(request.body.messages);
         },
     );
-    // From a node that has compared its messages with those of this one.
+    // From a node that has compared its messages with those of this node.
     node.receive(
         "missing",
         async move |node: Node<State>, request: Request<Messages>| {

@@ -1,11 +1,11 @@
 //! Maelstrom's `g-counter`: a counter that only grows, in the service `seq-kv`.
 //!
-//! Each node stores the sum of its own increments, answers, and then writes the
-//! sum under its own name in `seq-kv`; the counter is the sum of all. Two
-//! traps of a sequentially consistent store are avoided:
+//! Each node stores the sum of its own increments, answers, and then writes
+//! the sum under its own name in `seq-kv`; the counter is the sum of all.
+//! Two pitfalls of a sequentially consistent store are avoided:
 //!
 //! - A read may see any state since the node's own last change. So a read
-//!   changes a key of its own first.
+//!   first changes a key of its own.
 //! - A write that timed out may take effect after the next one. So a sum is
 //!   raised by compare-and-set, and never lowered.
 

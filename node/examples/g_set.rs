@@ -1,6 +1,6 @@
-//! Maelstrom's `g-set`: a set that only grows, on all nodes at once. Every node
-//! is available during a partition; the sets converge after it, by
-//! [`hark_node::gossip`].
+//! Maelstrom's `g-set`: a set that only grows, on all nodes at once. Every
+//! node is available during a partition; the sets converge after it,
+//! through [`hark_node::gossip`].
 //!
 //! A node stores an element before it answers, so that no crash loses it.
 

@@ -2,9 +2,9 @@
 //! consumers have processed them.
 //!
 //! The logs are a state machine that [`hark_node::raft`] replicates: a message
-//! that was answered keeps its offset through all faults. A poll reads the node's
-//! own copy, which may lag but never has a gap, so that consumers go on while a
-//! majority cannot be reached.
+//! that was answered keeps its offset through all faults. A poll reads the
+//! node's own copy, which may lag but never has a gap, so that consumers
+//! continue while a majority cannot be reached.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -13,7 +13,7 @@ use hark_node::raft::{Raft, Settings, StateMachine};
 use hark_node::{Error, Json, Node, Request};
 use serde::{Deserialize, Serialize};
 
-/// Messages of one key in a reply, at most.
+/// The maximum number of messages of one key in a reply.
 const POLL_MAX: usize = 100;
 
 type Offsets = BTreeMap<String, u64>;

@@ -1,8 +1,8 @@
 //! Maelstrom's `lin-kv`: a linearizable store of keys and values.
 //!
-//! The store is a state machine that [`hark_node::raft`] replicates. Writes and
-//! compare-and-sets are entries of its log; a read takes none, as the leader
-//! asks a majority whether it still leads.
+//! The store is a state machine that [`hark_node::raft`] replicates. Writes
+//! and compare-and-sets are entries of its log; a read takes none, because
+//! the leader asks a majority whether it still leads.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;

@@ -1,6 +1,6 @@
 //! Maelstrom's `pn-counter`: a counter that goes up and down, on all nodes at
-//! once. Every node is available during a partition; the counters converge after
-//! it, by [`hark_node::gossip`].
+//! once. Every node is available during a partition; the counters converge
+//! after it, through [`hark_node::gossip`].
 //!
 //! Each node has an account of its increments and decrements. Both sums
 //! only grow, so that of two versions of an account the greater is the later,

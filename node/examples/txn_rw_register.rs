@@ -1,7 +1,7 @@
 //! Maelstrom's `txn-rw-register`: transactions over registers, read committed
 //! and totally available (`--consistency-models read-committed --availability
-//! total`): a node executes a transaction by itself, also during a partition,
-//! and passes its writes on by [`hark_node::gossip`].
+//! total`): a node executes a transaction on its own, even during a partition,
+//! and passes its writes on through [`hark_node::gossip`].
 //!
 //! The writes of a transaction have one stamp, a Lamport time and the node; of
 //! two writes to a register the later one wins on every node. A transaction

@@ -1,8 +1,9 @@
 //! Maelstrom's `unique-ids`: every node generates ids that are unique in the
 //! cluster. The nodes need no messages for it, so no fault stops them.
 //!
-//! An id is the name of the node, a random number of its present life, and a
-//! count. A node that was restarted counts from the beginning in another life.
+//! An id is the name of the node, a random number drawn at its start, and a
+//! counter. A node that was restarted counts from the beginning with another
+//! number.
 
 use std::process::ExitCode;
 
@@ -11,7 +12,7 @@ use serde::Serialize;
 
 #[derive(Default)]
 pub(crate) struct State {
-    life: u64,
+    run: u64,
     given: u64,
 }
 
@@ -21,7 +22,7 @@ struct GenerateOk {
 }
 
 pub(crate) fn program(node: &Node<State>) {
-    node.on_init(async |node: Node<State>| node.state().life = node.random());
+    node.on_init(async |node: Node<State>| node.state().run = node.random());
     node.handle("generate", generate);
 }
 
@@ -29,7 +30,7 @@ async fn generate(node: Node<State>, _: Request<()>) -> Result<GenerateOk, Error
     let mut state = node.state();
     state.given += 1;
     Ok(GenerateOk {
-        id: format!("{}-{:016x}-{}", node.id(), state.life, state.given),
+        id: format!("{}-{:016x}-{}", node.id(), state.run, state.given),
     })
 }
 

@@ -20,7 +20,7 @@ pub const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The time that a callback waits for its reply by default.
 pub const RPC_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The number of attempts of a call, and the time that each waits.
+/// The number of attempts of a call, and the timeout of each.
 #[derive(Debug, Clone, Copy)]
 pub struct Retry {
     /// Attempts in all, 3 by default; at least one is made.
@@ -48,8 +48,8 @@ pub(crate) const ONCE: Retry = Retry {
     backoff: None,
 };
 
-/// A pause that doubles with each attempt, of which a random part is taken
-/// ("full jitter":
+/// A pause that doubles with each attempt, and is shortened to a random part of
+/// it ("full jitter":
 /// <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>).
 #[derive(Debug, Clone, Copy)]
 pub struct Backoff {
@@ -83,14 +83,9 @@ impl Reply {
     /// Parses the fields of the body; `()` takes none.
     ///
     /// # Errors
-    /// 13 if the body has another form, as it is then unknown what happened.
+    /// 13 if the body has another form, because the effect is then unknown.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Error> {
-        let unknown = |error| {
-            Error::new(
-                ErrorCode::Crash,
-                format!("the reply is not as expected: {error}"),
-            )
-        };
+        let unknown = |error| Error::new(ErrorCode::Crash, format!("unexpected reply: {error}"));
         self.body.parse_fields().map_err(unknown)
     }
 }
@@ -120,8 +115,8 @@ impl FromReply for Reply {
 /// A call, which is sent when it is awaited. An attempt that is answered, times
 /// out or is dropped leaves nothing behind.
 ///
-/// Yields the reply as an `R`, or an error: the one that was replied; 0 if no
-/// reply came in time, or if all attempts of several failed; 11 if too many
+/// Yields the reply as an `R`, or an error: the error in the reply; 0 if no
+/// reply came in time, or if all of several attempts failed; 11 if too many
 /// calls are open; 12 if a forwarded body is not valid; 13 if the reply is not
 /// an `R`. After the end of the input it stays pending.
 #[must_use = "a call is sent when it is awaited"]
@@ -184,7 +179,7 @@ impl<R: FromReply> Call<R> {
 /// Sends one attempt and waits for the reply.
 async fn attempt(core: &Core, dest: &str, body: &Body, timeout: Duration) -> Result<Json, Error> {
     if core.has_ended() {
-        // No reply can come any more.
+        // No reply can arrive any more.
         return std::future::pending().await;
     }
     let id = core.send_call(dest, body)?;

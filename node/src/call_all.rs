@@ -16,8 +16,9 @@ use crate::message::Body;
 /// The same call to several nodes at once, which is sent when it is awaited.
 ///
 /// Awaited, it yields the outcome for each node in the order of the nodes, as
-/// soon as all are known; [`Self::at_least`] ends with the first replies. Calls
-/// that are still open when the future is dropped run on to their own end.
+/// soon as all are known; [`Self::at_least`] ends with the first replies.
+/// Calls that are still open when the future is dropped continue to their own
+/// end.
 #[must_use = "calls are sent when they are awaited"]
 pub struct CallAll<R> {
     core: Rc<Core>,
@@ -47,7 +48,7 @@ impl<R: FromReply + 'static> CallAll<R> {
         self
     }
 
-    /// Retries each call by itself, as [`Call::retry`] does.
+    /// Retries each call separately, as [`Call::retry`] does.
     pub const fn retry(mut self, retry: Retry) -> Self {
         self.retry = retry;
         self
@@ -58,7 +59,8 @@ impl<R: FromReply + 'static> CallAll<R> {
     /// make a majority together with the caller.
     ///
     /// # Errors
-    /// 0 as soon as too many calls have failed: others may have taken effect.
+    /// 0 as soon as too many calls have failed; the others may have taken
+    /// effect.
     pub async fn at_least(self, count: usize) -> Result<Vec<(String, R)>, Error> {
         let (dests, mut outcomes) = self.send();
         let mut replies = Vec::new();

@@ -27,11 +27,13 @@ use crate::timers::Timers;
 /// answers can cost.
 pub(crate) const CALLS_MAX: usize = 1 << 20;
 
-/// The maximum of the messages that wait for the first request, in bytes.
+/// The maximum total size of the messages that wait for the first request, in
+/// bytes.
 pub(crate) const HELD_BYTES_MAX: usize = 1 << 20;
 
-/// The time in which a request has to be answered by default: the harness gives
-/// up after 5 s, and half a second is left for the way and a busy machine.
+/// The time within which a request must be answered by default: the harness
+/// gives up after 5 s, which leaves half a second for transit and a busy
+/// machine.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_millis(4_500);
 
 /// The outcome of a call: the whole body of the reply, or an error.
@@ -49,7 +51,7 @@ pub(crate) struct Core {
     now: Cell<Duration>,
     identity: OnceCell<Identity>,
     next_msg_id: Cell<i64>,
-    /// Whole lines that are to be written.
+    /// Whole lines to be written.
     output: RefCell<Vec<u8>>,
     /// Whole lines that wait for the first message other than `init`.
     held: RefCell<Vec<u8>>,
@@ -120,7 +122,7 @@ impl Core {
         self.random.borrow_mut().random_range(range)
     }
 
-    /// Returns a random part of a time, from none of it to all of it.
+    /// Returns a random duration from zero up to this one.
     pub(crate) fn random_part(&self, time: Duration) -> Duration {
         self.random_range(Duration::ZERO..=time)
     }
@@ -165,15 +167,16 @@ impl Core {
         self.call_time().saturating_add(timeout)
     }
 
-    /// The clock of the calls, which stands at zero until messages can be sent.
+    /// Returns the clock of the calls, which stands at zero until messages can
+    /// be sent.
     fn call_time(&self) -> Duration {
         self.opened_at.get().map_or(Duration::ZERO, |opened_at| {
             self.now().saturating_sub(opened_at)
         })
     }
 
-    /// Ends the input: no call is sent or expires from now on, and only the
-    /// timers stay that keep the node alive.
+    /// Ends the input: from now on, no call is sent or expires, and only the
+    /// timers that keep the node alive remain.
     pub(crate) fn end(&self) {
         self.has_ended.set(true);
         self.deadlines.borrow_mut().clear();
@@ -183,8 +186,8 @@ impl Core {
     /// Sends a message that has an id, as `src`.
     ///
     /// # Errors
-    /// 13 if the fields cannot be written, 11 if too much is held; nothing is
-    /// sent then.
+    /// 13 if the fields cannot be written, 11 if too much is held; in both cases
+    /// nothing is sent.
     pub(crate) fn post(
         &self,
         src: &str,
@@ -205,7 +208,7 @@ impl Core {
         (in_reply_to, msg_id): (Option<MsgId>, Option<MsgId>),
         body: impl FnOnce(&mut Vec<u8>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        // A reply goes to a party that is there.
+        // A reply goes to a party that exists.
         let is_held = in_reply_to.is_none() && self.opened_at.get().is_none();
         let output = if is_held {
             self.held.borrow_mut()
@@ -224,7 +227,7 @@ impl Core {
         Ok(())
     }
 
-    /// Sends a message that wants no answer, and so has no id.
+    /// Sends a message that expects no answer, and so has no id.
     ///
     /// # Errors
     /// As for [`Self::post`]; 11 before the node has a name.
@@ -239,7 +242,7 @@ impl Core {
         })
     }
 
-    /// Sends a request with a body that is written already.
+    /// Sends a request with a body that is already written.
     ///
     /// # Errors
     /// As for [`Self::post`]; 11 before the node has a name, and if too many
@@ -265,7 +268,7 @@ impl Core {
         let unnamed = || {
             Error::new(
                 ErrorCode::TemporarilyUnavailable,
-                "the node is not initialised yet",
+                "the node is not initialized yet",
             )
         };
         self.identity()
@@ -273,12 +276,12 @@ impl Core {
             .ok_or_else(unnamed)
     }
 
-    /// Returns the number of open calls, with one reply or many.
+    /// Returns the number of open calls, whether they have one reply or many.
     pub(crate) fn pending(&self) -> usize {
         self.calls.pending() + self.inboxes.borrow().len()
     }
 
-    /// Passes a reply to the call that it names.
+    /// Passes a reply to its call.
     pub(crate) fn complete(&self, id: MsgId, src: &str, outcome: Outcome) {
         let inbox = self.inboxes.borrow().get(&id).cloned();
         if let Some(inbox) = inbox {
@@ -289,7 +292,7 @@ impl Core {
         }
     }
 
-    /// Ends all that is due.
+    /// Expires everything that is due.
     pub(crate) fn expire(&self) {
         if !self.has_ended() {
             let reaped = self.calls.expire(&self.call_time());
@@ -302,7 +305,7 @@ impl Core {
         due.into_iter().for_each(std::task::Waker::wake);
     }
 
-    /// Returns the time at which something is due next.
+    /// Returns the time at which something is next due.
     pub(crate) fn next_timeout(&self) -> Option<Duration> {
         let timer = self.timers.borrow().next_due();
         let request = self.deadlines.borrow().next_due();
@@ -318,7 +321,7 @@ impl Core {
         timer.into_iter().chain(request).chain(call).min()
     }
 
-    /// Lets the ids of messages count up from `first`.
+    /// Makes message ids count up from `first`.
     pub(crate) fn count_from(&self, first: MsgId) {
         self.next_msg_id.set(first.0);
     }
@@ -339,8 +342,7 @@ impl Core {
         self.output.borrow().len()
     }
 
-    /// Ends the node, and drops the tasks and callbacks, which hold handles to
-    /// it.
+    /// Ends the node, and drops the tasks and callbacks that hold handles to it.
     pub(crate) fn clear(&self) {
         self.end();
         self.tasks.clear();

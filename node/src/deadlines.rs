@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use crate::request::Asker;
 
-/// The open requests by deadline; of one time, in the order in which they were
-/// set. An entry lives as long as its request is open and can be answered.
+/// The open requests by deadline; those with equal deadlines are in the order
+/// in which they were set. An entry lives as long as its request is open and
+/// can be answered.
 #[derive(Default)]
 pub(crate) struct Deadlines {
     open: BTreeMap<Key, Weak<Asker>>,

@@ -90,13 +90,13 @@ impl From<ErrorCode> for i64 {
 pub struct Error {
     /// The kind of failure.
     pub code: ErrorCode,
-    /// A description for people.
+    /// A description for human readers.
     #[serde(default)]
     pub text: String,
 }
 
 impl Error {
-    /// An error with this code and description.
+    /// Returns an error with this code and description.
     pub fn new(code: ErrorCode, text: impl Into<String>) -> Self {
         Self {
             code,
@@ -104,7 +104,7 @@ impl Error {
         }
     }
 
-    /// Makes error 12 of a body that is not of its type.
+    /// Returns error 12 for a malformed body.
     #[must_use]
     pub fn malformed(error: &serde_json::Error) -> Self {
         Self::new(ErrorCode::MalformedRequest, error.to_string())

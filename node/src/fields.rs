@@ -1,4 +1,4 @@
-//! The fields of a body as a program's type. A body always is an object, so a
+//! The fields of a body as a program's type. A body is always an object, so a
 //! type without fields (`()`, `struct Read;`) is read from any object.
 
 use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, Visitor};
@@ -45,7 +45,7 @@ impl<'de> Deserializer<'de> for Fields<'_, 'de> {
         visitor.visit_some(self)
     }
 
-    /// Here serde_json recognizes its own raw values.
+    /// serde_json recognizes its own raw values here.
     fn deserialize_newtype_struct<V: Visitor<'de>>(
         self,
         name: &'static str,

@@ -1,7 +1,7 @@
-//! Clients of the services that Maelstrom runs beside the nodes
+//! Clients of the services that Maelstrom runs alongside the nodes
 //! (<https://github.com/jepsen-io/maelstrom/blob/main/doc/services.md>): three
-//! key-value stores and a timestamp oracle. They know the bodies of these
-//! services, and not how a call is made.
+//! key-value stores and a timestamp oracle. They know the message bodies of
+//! these services, but not how a call is made.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -44,17 +44,18 @@ impl<S: 'static> Node<S> {
     }
 
     /// Returns a client of the sequentially consistent store: all nodes see the
-    /// same changes in the same order, their own at once and others perhaps
-    /// late. A write of the value that is there already may take effect in the
+    /// same changes in the same order, their own at once and others possibly
+    /// late. Writing the value that is already there may take effect in the
     /// past, so it does not make later reads fresh.
     #[must_use]
     pub fn seq_kv(&self) -> Kv {
         Kv::new(Rc::clone(self.core()), SEQ_KV)
     }
 
-    /// Returns a client of the store in which the last write wins, by clocks
-    /// that differ: a write may be seen late, and may be lost to another write.
-    /// It ignores `create_if_not_exists`: only [`Kv::write`] creates a key.
+    /// Returns a client of the store in which the last write wins, according to
+    /// clocks that differ: a write may be seen late, and may be lost to another
+    /// write. It ignores `create_if_not_exists`: only [`Kv::write`] creates a
+    /// key.
     #[must_use]
     pub fn lww_kv(&self) -> Kv {
         Kv::new(Rc::clone(self.core()), LWW_KV)
@@ -70,12 +71,12 @@ impl<S: 'static> Node<S> {
     }
 }
 
-/// A client of a key-value store. A key may be any value that has a form in
-/// JSON; mostly it is a string.
+/// A client of a key-value store. A key may be any value that JSON can
+/// represent; usually it is a string.
 ///
-/// Every operation can end with an error of the service, and with error 0 if no
+/// Every operation can end with an error of the service, or with error 0 if no
 /// reply came in time: then the operation has happened, will happen, or never
-/// does.
+/// will.
 #[derive(Clone)]
 pub struct Kv {
     core: Rc<Core>,
@@ -167,8 +168,8 @@ impl Kv {
         self.call("write", &Write { key, value }).await
     }
 
-    /// Puts a value under a key that does not exist. Of several callers one
-    /// succeeds.
+    /// Puts a value under a key that does not exist. If there are several
+    /// callers, one succeeds.
     ///
     /// # Errors
     /// 21 if the key exists (with a value other than `null`); 20 from
@@ -206,7 +207,7 @@ impl Kv {
         .await
     }
 
-    /// Puts `to` under a key if its value is `from` or it does not exist.
+    /// Puts `to` under a key if its value is `from` or the key does not exist.
     ///
     /// # Errors
     /// 22 if it has another value; 20 from [`Node::lww_kv`] if it does not
@@ -229,10 +230,10 @@ impl Kv {
         .await
     }
 
-    /// Replaces the value under a key by `change` of it (of `None` if the key
-    /// does not exist), and returns the new value. If another node changes the
-    /// value meanwhile, it pauses for a random time and starts again, so
-    /// `change` may run several times.
+    /// Replaces the value under a key with the result of `change`, which gets
+    /// the old value (`None` if the key does not exist), and returns the new
+    /// value. If another node changes the value meanwhile, this method pauses
+    /// for a random time and starts again, so `change` may run several times.
     ///
     /// ```
     /// # use hark_node::{Error, Node};
@@ -257,7 +258,7 @@ impl Kv {
             ..self.retry
         });
         for conflicts in 1..=UPDATE_ATTEMPTS_MAX {
-            // The text is compared, of which a `T` may not show all.
+            // The text is compared, because a `T` may not contain all of it.
             let current: Option<Json> = self.find(&key).await?;
             let parsed = current.as_ref().map(Json::parse).transpose()?;
             let new = change(parsed)?;
@@ -276,7 +277,7 @@ impl Kv {
         }
         Err(Error::new(
             ErrorCode::TxnConflict,
-            "others have changed the value again and again",
+            "other nodes kept changing the value",
         ))
     }
 
@@ -305,8 +306,8 @@ impl Tso {
         self
     }
 
-    /// Returns a timestamp greater than all that were given out before this
-    /// call began. The first of all is 0.
+    /// Returns a timestamp greater than all that were issued before this call
+    /// began. The very first timestamp is 0.
     ///
     /// # Errors
     /// 0 if no reply came.

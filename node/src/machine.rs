@@ -69,18 +69,18 @@ struct ErrorReply {
 }
 
 impl Machine {
-    /// A node that runs the handlers that `program` registers. All its random
-    /// numbers come from `seed`. Its storage is empty.
+    /// Returns a node that runs the handlers that `program` registers. All its
+    /// random numbers come from `seed`. Its storage is empty.
     pub fn new<S: Default + 'static>(program: impl FnOnce(&Node<S>), seed: u64) -> Self {
         Self::with_state(S::default(), program, seed)
     }
 
-    /// As [`Self::new`], with this state in place of the default.
+    /// As [`Self::new`], with this state instead of the default.
     pub fn with_state<S: 'static>(state: S, program: impl FnOnce(&Node<S>), seed: u64) -> Self {
         Self::with_storage(state, Storage::default(), program, seed)
     }
 
-    /// As [`Self::with_state`], with the storage of a former life.
+    /// As [`Self::with_state`], with the storage of a previous incarnation.
     pub fn with_storage<S: 'static>(
         state: S,
         storage: Storage,
@@ -115,8 +115,8 @@ impl Machine {
         self.core.tasks.run();
     }
 
-    /// Ends all that is due, and runs the tasks that were woken, also by other
-    /// threads.
+    /// Expires everything that is due, and runs the tasks that were woken,
+    /// including by other threads.
     pub fn handle_timeout(&mut self, now: Duration) {
         self.core.advance(now);
         self.core.expire();
@@ -124,7 +124,8 @@ impl Machine {
     }
 
     /// Ends the input: open calls never end, and repeated actions stop. Sleeping
-    /// tasks go on, so the node has ended when [`Self::next_timeout`] is `None`.
+    /// tasks continue, so the node has ended when [`Self::next_timeout`] is
+    /// `None`.
     pub fn handle_end(&mut self, now: Duration) {
         self.core.advance(now);
         self.core.end();
@@ -154,12 +155,12 @@ impl Machine {
         self.core.pending()
     }
 
-    /// Lets the ids of messages count up from `first`, and not from 0.
+    /// Makes message ids count up from `first` instead of 0.
     pub(crate) fn count_from(&self, first: MsgId) {
         self.core.count_from(first);
     }
 
-    /// Runs `signal` on any other thread that wakes a task, from now on.
+    /// From now on, runs `signal` on any other thread that wakes a task.
     pub(crate) fn on_wake(&self, signal: impl FnMut() + Send + 'static) {
         self.core.tasks.on_wake(Box::new(signal));
     }
@@ -226,7 +227,7 @@ impl Machine {
         } else {
             responder.fail(&Error::new(
                 ErrorCode::PreconditionFailed,
-                "the node is initialised already",
+                "the node is already initialized",
             ));
         }
     }

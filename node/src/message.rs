@@ -82,7 +82,7 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, Malformed<'_>> {
         .src
         .and_then(string)
         .ok_or_else(|| unanswerable("src is not a string".into()))?;
-    // A line that is typed by hand may omit it.
+    // A line typed by hand may omit it.
     let dest = raw.dest.and_then(string).unwrap_or_default();
     let body = raw
         .body
@@ -106,10 +106,10 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, Malformed<'_>> {
         }
     };
     if msg_id == Some(None) {
-        return Err(malformed("msg_id is no integer", src, dest));
+        return Err(malformed("msg_id is not an integer", src, dest));
     }
     if in_reply_to == Some(None) {
-        return Err(malformed("in_reply_to is no integer", src, dest));
+        return Err(malformed("in_reply_to is not an integer", src, dest));
     }
     let Some(kind) = head.kind.and_then(string) else {
         return Err(malformed(
@@ -131,7 +131,7 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, Malformed<'_>> {
 /// Parses an object as a structure; serde alone would accept an array, too.
 fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
     if !text.trim_ascii_start().starts_with('{') {
-        return Err("it is no object".into());
+        return Err("it is not an object".into());
     }
     serde_json::from_str(text).map_err(|error| error.to_string())
 }
@@ -176,7 +176,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
     }
 }
 
-/// A body without its ids and its end, which is the same in each attempt.
+/// A body without its ids and its end, and therefore the same in each attempt.
 #[derive(Debug, Clone)]
 pub(crate) struct Body(Vec<u8>);
 
@@ -225,7 +225,7 @@ impl Body {
         Ok(Self(text))
     }
 
-    /// Appends the body, but for its end.
+    /// Appends the body except for its end.
     pub(crate) fn open(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.0);
     }
@@ -240,12 +240,12 @@ pub(crate) fn open_message(src: &str, dest: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(b", \"body\": ");
 }
 
-/// Appends a body of this type with these fields, but for its end. After an
+/// Appends a body of this type with these fields, except for its end. After an
 /// error the caller removes the rest in `out`.
 ///
 /// # Errors
-/// 13 if the fields have no form in JSON, are not an object, or have a reserved
-/// name.
+/// 13 if the fields cannot be represented in JSON, are not an object, or have a
+/// reserved name.
 pub(crate) fn open_body(
     kind: &str,
     fields: &impl Serialize,
@@ -303,11 +303,11 @@ pub(crate) fn close_message(in_reply_to: Option<MsgId>, msg_id: Option<MsgId>, o
 }
 
 fn write_id(id: MsgId, out: &mut Vec<u8>) {
-    // A number has a form in JSON, and writing to a `Vec` never fails.
+    // A number can be represented in JSON, and writing to a `Vec` never fails.
     json::write(&id, out).unwrap_or_default();
 }
 
 fn write_string(text: &str, out: &mut Vec<u8>) {
-    // A string has a form in JSON, and writing to a `Vec` never fails.
+    // A string can be represented in JSON, and writing to a `Vec` never fails.
     json::write(text, out).unwrap_or_default();
 }

@@ -65,10 +65,10 @@ impl<S: 'static> Node<S> {
         }
     }
 
-    /// Registers the handler of a request type. The request is answered with
-    /// the return value (see [`IntoAnswer`]), as a body of the type and `_ok`, or
+    /// Registers the handler of a request type. The request is answered with the
+    /// return value (see [`IntoAnswer`]), as a body of the type and `_ok`, or
     /// with the error. A body that is not a `B` is answered with error 12, a
-    /// panic with 13.
+    /// panic with error 13.
     ///
     /// Handlers run in the order in which messages arrive, each up to its first
     /// wait. A second handler of a type replaces the first.
@@ -116,8 +116,8 @@ impl<S: 'static> Node<S> {
         });
     }
 
-    /// Registers the handler of a message type that wants no answer, or of a
-    /// request that the handler answers itself, later or in parts, by the
+    /// Registers the handler of a message type that expects no answer, or of a
+    /// request that the handler answers itself, later or in parts, with the
     /// [`Responder`] of the request. Otherwise as [`Self::handle`].
     pub fn receive<B>(&self, kind: &str, handler: impl AsyncFn(Node<S>, Request<B>) + 'static)
     where
@@ -165,7 +165,7 @@ impl<S: 'static> Node<S> {
             .insert(kind.to_owned(), Rc::new(handler));
     }
 
-    /// Runs a task after `init` was answered, or at once if that is over.
+    /// Runs a task once `init` was answered, or at once if it already was.
     /// Messages that it sends wait until the first message that is not `init`.
     pub fn on_init(&self, task: impl AsyncFnOnce(Node<S>) + 'static) {
         let node = self.clone();
@@ -177,9 +177,9 @@ impl<S: 'static> Node<S> {
         }
     }
 
-    /// Runs an action again and again until the end of the input: the first
-    /// time this long after `init`, and then this long after the last run has
-    /// ended or panicked.
+    /// Runs an action repeatedly until the end of the input: first this long
+    /// after `init`, and then this long after the previous run has ended or
+    /// panicked.
     pub fn every(&self, pause: Duration, action: impl AsyncFn(Node<S>) + 'static) {
         self.on_init(async move |node: Node<S>| {
             loop {
@@ -193,13 +193,13 @@ impl<S: 'static> Node<S> {
         });
     }
 
-    /// Returns the node's name; an empty one before `init`.
+    /// Returns the node's name, which is empty before `init`.
     #[must_use]
     pub fn id(&self) -> &str {
         self.core.identity().map_or("", |identity| &identity.id)
     }
 
-    /// Returns the names of all nodes, this one included; none before `init`.
+    /// Returns the names of all nodes, including this one; none before `init`.
     #[must_use]
     pub fn node_ids(&self) -> &[String] {
         self.core
@@ -231,7 +231,7 @@ impl<S: 'static> Node<S> {
         self.node_ids().len() / 2 + 1
     }
 
-    /// Borrows the program's state. Do not hold it over an `.await`.
+    /// Borrows the program's state. Do not hold it across an `.await`.
     ///
     /// # Panics
     /// If the state is borrowed already, or the node's machine was dropped.
@@ -243,24 +243,25 @@ impl<S: 'static> Node<S> {
             .unwrap_or_else(|_| panic!("the state of a node is used after its machine was dropped"))
     }
 
-    /// The node's durable storage, which outlives a crash in a simulation.
+    /// Returns the node's durable storage, which outlives a crash in a
+    /// simulation.
     #[must_use]
     pub fn storage(&self) -> &Storage {
         &self.core.storage
     }
 
-    /// Sends a message that wants no answer, and so has no `msg_id`.
+    /// Sends a message that expects no answer, and so has no `msg_id`.
     ///
     /// # Errors
-    /// 13 if the fields cannot be written; 11 before `init`, and if over 1 MiB
-    /// waits for the first message other than `init`.
+    /// 13 if the fields cannot be written; 11 before `init`, and if more than 1
+    /// MiB waits for the first message other than `init`.
     pub fn send(&self, dest: &str, kind: &str, fields: &impl Serialize) -> Result<(), Error> {
         self.core.send(dest, kind, fields).map(drop)
     }
 
     /// Returns a call with a body of this type and these fields, which is sent
     /// when it is awaited. It yields the reply as an `R`: a type for its fields,
-    /// `()` for none, or [`Reply`](crate::Reply).
+    /// `()` for none, or [`Reply`].
     ///
     /// ```
     /// # use hark_node::{Error, Node, Retry};
@@ -318,7 +319,7 @@ impl<S: 'static> Node<S> {
     ///
     /// # Errors
     /// 13 if the fields cannot be written; 11 before `init`, and if too many
-    /// calls are open. The callback is not called then.
+    /// calls are open. In these cases the callback is not called.
     ///
     /// ```
     /// # use hark_node::{Error, Node};
@@ -379,11 +380,11 @@ impl<S: 'static> Node<S> {
         opened.map_err(|error| Error::new(ErrorCode::Crash, error.to_string()))
     }
 
-    /// Sets the time in which each request has to be answered, instead of
-    /// [`REQUEST_TIMEOUT`](crate::REQUEST_TIMEOUT); none with `Duration::MAX`. A
-    /// request that is still open then is answered with error 0, and a later
-    /// answer is counted and dropped: the harness has given up, and an answer to
-    /// a client that is gone makes a node mute.
+    /// Sets the time within which each request must be answered, instead of
+    /// [`REQUEST_TIMEOUT`](crate::REQUEST_TIMEOUT); `Duration::MAX` means no
+    /// limit. A request that is still open then is answered with error 0, and a
+    /// later answer is counted and dropped: the harness has given up, and an
+    /// answer to a client that is gone makes a node mute.
     pub fn answer_within(&self, limit: Duration) {
         self.core.set_request_timeout(limit);
     }
@@ -409,7 +410,7 @@ impl<S: 'static> Node<S> {
     }
 
     /// Begins a task; it runs when the code that runs now waits or ends. A panic
-    /// ends the task alone.
+    /// ends only the task.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) -> AbortHandle {
         let id = self
             .core
@@ -419,7 +420,7 @@ impl<S: 'static> Node<S> {
     }
 
     /// Waits for this time; if it is zero, until all other tasks that can run
-    /// have run. A sleep is waited for after the end of the input.
+    /// have run. After the end of the input, the node still waits for sleeps.
     pub fn sleep(&self, wait: Duration) -> impl Future<Output = ()> + use<S> {
         Sleep::new(Rc::clone(&self.core), wait, true)
     }
@@ -427,7 +428,7 @@ impl<S: 'static> Node<S> {
     /// Waits for a future, which is dropped after this time.
     ///
     /// # Errors
-    /// 0 if the time was over first.
+    /// 0 if the time elapsed first.
     pub async fn timeout<F: IntoFuture>(
         &self,
         limit: Duration,
@@ -458,8 +459,8 @@ impl<S: 'static> Node<S> {
         self.core.now()
     }
 
-    /// Returns a random number. In a simulation it depends on the seed alone,
-    /// as do all other random values of a node.
+    /// Returns a random number. In a simulation it depends only on the seed, as
+    /// do all other random values of a node.
     #[must_use]
     pub fn random(&self) -> u64 {
         self.core.random()

@@ -38,8 +38,8 @@ impl<B> Request<B> {
 /// [`Reply`] of another node, which is passed on; or an [`Answer`], which is
 /// one of the two.
 ///
-/// Fields that serialize to an array, a number or a string cannot be told at
-/// compile time; the request gets error 13, which says so.
+/// Fields that serialize to an array, a number or a string cannot be detected
+/// at compile time; the request then gets error 13, which says so.
 pub trait IntoAnswer {
     /// Answers a request with this.
     fn answer(self, responder: &Responder);
@@ -122,7 +122,7 @@ pub(crate) struct Asker {
     /// The name under which the node answers.
     dest: String,
     kind: String,
-    /// `None` if no answer is wanted.
+    /// `None` if no answer is expected.
     msg_id: Option<MsgId>,
     state: Cell<State>,
     deadline: Cell<Option<Key>>,
@@ -154,13 +154,13 @@ impl Responder {
         Self { to: Rc::new(to) }
     }
 
-    /// Returns whether an answer is wanted and none was given.
+    /// Returns whether an answer is expected and none was given.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.to.msg_id.is_some() && self.to.state.get() == State::Open
     }
 
-    /// Returns the id that an answer names.
+    /// Returns the id that an answer refers to.
     pub(crate) fn msg_id(&self) -> Option<MsgId> {
         self.to.msg_id
     }
@@ -182,7 +182,7 @@ impl Responder {
     }
 
     /// Sets the default deadline if the request is still open after the first
-    /// run of its handler, and something is left that can answer it.
+    /// run of its handler, and it can still be answered.
     pub(crate) fn wait_by_default(self) {
         if self.is_open() && self.to.deadline.get().is_none() && Rc::strong_count(&self.to) > 1 {
             self.answer_within(self.to.core.request_timeout());
@@ -219,7 +219,7 @@ impl Responder {
     }
 
     /// Sends one of several replies, which leaves the request open. Sends
-    /// nothing if the request is answered or wants no answer.
+    /// nothing if the request is answered or expects no answer.
     ///
     /// # Errors
     /// 13 if the fields cannot be written.
@@ -238,7 +238,7 @@ impl Responder {
         ));
     }
 
-    /// Answers with error 0, as the deadline has passed.
+    /// Answers with error 0 because the deadline has passed.
     fn expire(&self) {
         tracing::warn!(
             src = self.to.src,
@@ -287,7 +287,7 @@ impl Asker {
     }
 }
 
-/// A request that nothing can answer any more has no deadline.
+/// A request that can no longer be answered has no deadline.
 impl Drop for Asker {
     fn drop(&mut self) {
         self.remove_deadline();

@@ -15,12 +15,13 @@ use crate::json::Json;
 /// Keys and values that outlive a crash of the node. Clones are handles to the
 /// same storage.
 ///
-/// Maelstrom has no storage and kills no node: there the storage lives in the
-/// process, and ends with it. The simulation keeps the storage of a node that
-/// crashes and gives it to the node's next life; state, timers and open calls
-/// are lost. Every change is durable when the method returns, so a program
-/// stores first and sends its reply afterwards. A crash falls between two
-/// polls of a task: the changes between two `.await`s are stored together.
+/// Maelstrom has no storage and kills no nodes: there the storage lives in
+/// the process, and ends with it. The simulation keeps the storage of a node
+/// that crashes and passes it to the node's next incarnation; state, timers
+/// and open calls are lost. Every change is durable when the method returns,
+/// so a program stores first and sends its reply afterwards. A crash always
+/// falls between two polls of a task: the changes between two `.await`s are
+/// stored together.
 ///
 /// ```
 /// # use hark_node::{Node, Request};
@@ -53,7 +54,7 @@ impl Storage {
     /// Returns the value of a key, or `None` if there is none.
     ///
     /// # Errors
-    /// 13, if the value is no `T`.
+    /// 13 if the value is not a `T`.
     pub fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Error> {
         self.entries
             .borrow()
@@ -65,7 +66,7 @@ impl Storage {
     /// Stores a value.
     ///
     /// # Errors
-    /// 13, if the value has no form in JSON. The former value stays.
+    /// 13 if the value cannot be represented in JSON. The former value stays.
     pub fn put(&self, key: &str, value: &impl Serialize) -> Result<(), Error> {
         let value = Json::of(value).map_err(|error| crash(key, &error))?;
         self.entries.borrow_mut().insert(key.to_owned(), value);
@@ -78,10 +79,10 @@ impl Storage {
     }
 
     /// Returns all keys that begin with `prefix`, in their order, with their
-    /// values. A number in a key needs leading zeros to be in its order.
+    /// values. Numbers in keys need leading zeros to be in numerical order.
     ///
     /// # Errors
-    /// 13, if a value is no `T`.
+    /// 13 if a value is not a `T`.
     pub fn scan<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<(String, T)>, Error> {
         let entries = self.entries.borrow();
         let found = entries
@@ -92,7 +93,7 @@ impl Storage {
             .collect()
     }
 
-    /// Removes everything, as a node with a new disk has it.
+    /// Removes everything, as if the node had a new disk.
     pub fn clear(&self) {
         self.entries.borrow_mut().clear();
     }

@@ -1,7 +1,8 @@
 //! The tasks of a node, on one thread. They run in the order in which they were
 //! woken, so the same input always gives the same order.
 //!
-//! A task that panics ends alone; its request is answered with error 13.
+//! If a task panics, only that task ends; its request is answered with error
+//! 13.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -50,7 +51,7 @@ impl AbortHandle {
         Self { core, id }
     }
 
-    /// Ends the task at its present wait, and drops its future. Does nothing if
+    /// Ends the task at its current wait, and drops its future. Does nothing if
     /// the task has ended.
     pub fn abort(&self) {
         self.core.tasks.abort(self.id);
@@ -70,7 +71,7 @@ struct Task {
 }
 
 impl Tasks {
-    /// Returns whether further requests are to be refused.
+    /// Returns whether further requests must be refused.
     pub(crate) fn is_full(&self) -> bool {
         self.waiting.borrow().len() >= TASKS_MAX
     }
@@ -157,7 +158,7 @@ impl Tasks {
     ) -> Option<T> {
         let outer = self.current.replace(responder);
         // A panic leaves only the program's own state half done: its borrows
-        // are released, and the other requests go on.
+        // are released, and the other requests continue.
         let result = catch_unwind(AssertUnwindSafe(code));
         let responder = self.current.replace(outer);
         if result.is_err()
@@ -168,7 +169,7 @@ impl Tasks {
         result.ok()
     }
 
-    /// As [`Self::within`], for a part of a task: a panic ends that part alone.
+    /// As [`Self::within`], for a part of a task: a panic ends only that part.
     pub(crate) async fn alone<T>(
         &self,
         responder: Option<&Responder>,
@@ -184,8 +185,8 @@ impl Tasks {
         .await
     }
 
-    /// Sets the signal for tasks that other threads than this one wake. The
-    /// first one stays.
+    /// Sets the signal for tasks that are woken by other threads. The first
+    /// signal stays.
     pub(crate) fn on_wake(&self, signal: Box<dyn FnMut() + Send>) {
         let own = thread::current().id();
         self.ready.signal.get_or_init(|| Signal {

@@ -1,4 +1,4 @@
-//! Timers: which task is woken at which time. It reads no clock.
+//! Timers: the tasks to wake, by time. It reads no clock.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use crate::core::Core;
 
-/// The timers that are set, by their time; of one time, in the order in which
-/// they were set.
+/// The timers that are set, by their time; those with equal times are in the
+/// order in which they were set.
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
     due: BTreeMap<Key, Entry>,
@@ -58,8 +58,8 @@ impl Timers {
     }
 }
 
-/// A wait until a time, at least until all other tasks that can run have run.
-/// Dropping it leaves nothing behind.
+/// A wait until a time, and at least until all other tasks that can run have
+/// run. Dropping it leaves nothing behind.
 #[must_use = "a future does nothing unless it is awaited"]
 pub(crate) struct Sleep {
     core: Rc<Core>,
@@ -69,7 +69,7 @@ pub(crate) struct Sleep {
 }
 
 impl Sleep {
-    /// A wait that begins now.
+    /// Returns a wait that begins now.
     pub(crate) fn new(core: Rc<Core>, wait: Duration, keeps_alive: bool) -> Self {
         let until = core.now().saturating_add(wait);
         Self {
@@ -153,7 +153,7 @@ pub struct Timer {
 struct State {
     /// `None` if the timer has fired or was stopped.
     due: Cell<Option<Duration>>,
-    /// The tasks that wait, which are woken if the timer is to fire earlier.
+    /// The waiting tasks, which are woken if the timer will fire earlier.
     waiting: RefCell<BTreeMap<u64, Option<Waker>>>,
     waits: Cell<u64>,
 }
@@ -168,7 +168,8 @@ impl Timer {
         timer
     }
 
-    /// Lets the timer fire after this time from now, and not when it was due.
+    /// Makes the timer fire after this time from now, instead of when it was
+    /// due.
     pub fn reset(&self, after: Duration) {
         let due = self.core.now().saturating_add(after);
         let before = self.state.due.replace(Some(due));
@@ -189,8 +190,8 @@ impl Timer {
         self.state.due.get().is_some()
     }
 
-    /// Waits until the timer fires, which stops it. Of several tasks that wait,
-    /// one sees it. Cancel-safe.
+    /// Waits until the timer fires, which stops it. If several tasks wait, one
+    /// sees it. Cancel-safe.
     pub async fn fired(&self) {
         loop {
             let now = self.core.now();
@@ -241,8 +242,8 @@ impl<'a> Waiting<'a> {
         Self { state, id }
     }
 
-    /// Returns whether the timer was reset to an earlier time; if not, the
-    /// waker is woken by that.
+    /// Returns whether the timer was reset to an earlier time; if not, such a
+    /// reset wakes the waker.
     fn is_over(&self, waker: &Waker) -> bool {
         let mut waiting = self.state.waiting.borrow_mut();
         let Some(slot) = waiting.get_mut(&self.id) else {

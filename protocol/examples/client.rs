@@ -28,10 +28,10 @@ use hark_protocol::{
 };
 use tokio_util::codec::Decoder as _;
 
-/// The most sends that are not answered.
+/// The maximum number of sends that are not answered.
 const IN_FLIGHT_MAX: usize = 64;
 
-/// The most connections that are opened.
+/// The maximum number of connection attempts.
 const ATTEMPTS_MAX: u32 = 50;
 
 /// The pause before another connection.
@@ -122,7 +122,7 @@ fn receive(server: &str, user: &UserName) -> Result<()> {
     })
 }
 
-/// Runs `work` on a connection, and again on another one if that is lost.
+/// Runs `work` on a connection, and again on another one if the first is lost.
 fn reconnecting(server: &str, mut work: impl FnMut(&mut Connection) -> Result<()>) -> Result<()> {
     for _ in 0..ATTEMPTS_MAX {
         match Connection::open(server).and_then(|mut connection| work(&mut connection)) {

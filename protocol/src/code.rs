@@ -114,7 +114,7 @@ impl Refusal {
         }
     }
 
-    /// Returns the explanation as a sentence for people.
+    /// Returns the explanation as a sentence for human readers.
     #[must_use]
     pub fn message(&self) -> Cow<'_, str> {
         match (self.code, self.fields()) {
@@ -223,8 +223,7 @@ pub enum Code {
 }
 
 impl Code {
-    /// Every code of the protocol, in a stable order: stores may persist the
-    /// index of a code, so new codes are appended.
+    /// Every code of the protocol, in the order of [`Self::index`].
     pub const ALL: [Self; 13] = [
         Self::UnknownCommand,
         Self::BadRequest,
@@ -240,6 +239,13 @@ impl Code {
         Self::TooMany,
         Self::NoSpace,
     ];
+
+    /// Returns the index in [`Self::ALL`]. Stores persist it, so new codes
+    /// are appended. [`Self::Unknown`] has an index after them.
+    #[must_use]
+    pub const fn index(self) -> u8 {
+        self as u8
+    }
 
     /// Returns the code with this word on the wire.
     #[must_use]
@@ -278,6 +284,14 @@ impl fmt::Display for Code {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn index_of_a_code_is_its_place() {
+        for (place, code) in Code::ALL.into_iter().enumerate() {
+            assert_eq!(usize::from(code.index()), place, "{code}");
+        }
+        assert_eq!(usize::from(Code::Unknown.index()), Code::ALL.len());
+    }
 
     #[test]
     fn rate_limit_names_its_wait() {

@@ -32,7 +32,7 @@ pub const FRAME_BYTES_MIN: usize = ID_BYTES + COMMAND_BYTES;
 pub const FRAME_BYTES_DEFAULT: usize = 64 * 1024;
 
 /// Upper limit for the largest frame of a server, in bytes. It keeps the first
-/// byte of every native frame zero, by which the framing is recognized.
+/// byte of every native frame zero, which identifies the framing.
 pub const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024 - 1;
 
 /// Bytes of the largest frame that are reserved for everything but the text.
@@ -51,7 +51,8 @@ pub const WINDOW_BYTES_MAX: usize = 1024 * 1024;
 /// Largest number of unanswered sends of one session.
 pub const SENDS_UNANSWERED_MAX: usize = 1024;
 
-/// Number of outcomes that a server remembers for each session.
+/// Number of outcomes that a server remembers for each session. Part of the format of
+/// stores and clusters: an older server refuses a record with more.
 pub const OUTCOMES_REMEMBERED: usize = 1024;
 
 /// Minimum time for which an outcome is remembered, in seconds of the server's

@@ -15,7 +15,7 @@ use crate::limits::{
     USER_NAME_BYTES_MAX,
 };
 
-/// A user name: 1 to 64 bytes of UTF-8 without commas, white space and control
+/// A user name: 1 to 64 bytes of UTF-8 without commas, white space or control
 /// characters. Names are compared byte for byte. Clones share the text.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserName(Arc<str>);
@@ -44,8 +44,9 @@ impl UserName {
         &self.0
     }
 
-    /// Checks that a new account may have this name. It must not begin with `#`, which
-    /// marks rooms, or `(`, as in `(anonymous)`. Older accounts stay usable.
+    /// Checks that a new account may have this name. It must not begin with
+    /// `#`, which is reserved for rooms, or `(`, as in `(anonymous)`. Older
+    /// accounts stay usable.
     ///
     /// # Errors
     /// [`BadName::Reserved`].
@@ -251,8 +252,8 @@ fn is_word(text: &str, bytes_max: usize) -> bool {
     (1..=bytes_max).contains(&text.len()) && text.bytes().all(is_allowed)
 }
 
-/// A password: 1 to 256 bytes of UTF-8 without commas and control characters.
-/// It is wiped from memory on drop, hidden by `Debug`, and compared in constant
+/// A password: 1 to 256 bytes of UTF-8 without commas or control characters. It
+/// is wiped from memory on drop, hidden by `Debug`, and compared in constant
 /// time if the lengths are equal.
 #[derive(Clone, Eq)]
 pub struct Password(Zeroizing<String>);

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The most buckets in a table.
+/// The maximum number of buckets in a table.
 pub(crate) const BUCKETS_MAX: usize = 65_536;
 
 /// The size of a table at its first sweep.
@@ -94,7 +94,7 @@ impl Bucket {
         self.full_at = Some(full_at.min(latest));
     }
 
-    /// Takes this many tokens, and returns the time until the next can be taken.
+    /// Takes this many tokens, and returns the time until the next token can be taken.
     pub(crate) fn charge(&mut self, rate: Rate, tokens: u64, now: Instant) -> Duration {
         self.take(rate, tokens, now);
         self.wait(rate, now)
@@ -105,13 +105,13 @@ impl Bucket {
     }
 }
 
-/// A table of buckets of one rate, by key. Its size is proportional to the number
-/// of buckets that are not full.
+/// A table of buckets with one rate, by key. Its size is proportional to the number of
+/// buckets that are not full.
 #[derive(Debug)]
 pub(crate) struct Buckets<K> {
     rate: Rate,
     buckets: HashMap<K, Bucket>,
-    /// The bucket of all keys that find the table full.
+    /// The bucket shared by all keys that arrive while the table is full.
     shared: Bucket,
     /// The size at which the table is swept next.
     sweep_at: usize,

@@ -1,8 +1,8 @@
 //! The server's log: the filter and the rate limit of standard error, and the live
 //! watchers with a bounded buffer each. The front checks the permission to watch.
 //!
-//! Watchers get only Hark's own events. An event of a library during the delivery to a
-//! watcher would cause another one, without end, and library events may contain texts.
+//! Watchers get only Hark's own events. A library event during the delivery to a watcher
+//! would cause another one, and so on endlessly; and library events may contain texts.
 //!
 //! Each callsite's interest is cached and rebuilt when a watcher comes or goes, so that
 //! without watchers an event costs the same as without this layer.
@@ -29,15 +29,15 @@ use crate::sync::Mutex;
 
 pub use line_limiter::LineLimiter;
 
-/// The most watchers at the same time. The thread that logs an event puts it into the
-/// buffer of each.
+/// The maximum number of watchers at the same time. The thread that logs an event puts it
+/// into each watcher's buffer.
 pub const WATCHERS_MAX: usize = 16;
 
-/// The most events buffered for one watcher. Further ones are counted, and reported to the
-/// watcher as missed.
+/// The maximum number of events buffered for one watcher. Further events are counted, and
+/// reported to the watcher as missed.
 pub const BUFFERED_EVENTS_MAX: usize = 1024;
 
-/// The most bytes of the message and the fields of an event, approximately.
+/// The maximum number of bytes of the message and the fields of an event, approximately.
 const EVENT_BYTES_MAX: usize = 4096;
 
 /// The prefixes of the targets of Hark's own events.
@@ -47,8 +47,8 @@ const OWN_TARGETS: [&str; 2] = ["hark_", "harkd"];
 /// `TARGET=LEVEL`. It overrides the default levels of libraries.
 ///
 /// # Errors
-/// If a directive is malformed. A bare word must be a level: `Targets` would take a
-/// misspelt one as a target to log everything of.
+/// If a directive is malformed. A bare word must be a level: `Targets` would take a misspelt
+/// level for a target, and log all its events.
 pub fn filter(given: &str) -> anyhow::Result<Targets> {
     let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
     let directives = given
@@ -66,7 +66,7 @@ pub fn filter(given: &str) -> anyhow::Result<Targets> {
     match all.join(",").parse() {
         Ok(filter) if !has_unknown_word => Ok(filter),
         _ => anyhow::bail!(
-            "invalid --log {given:?}: expected error, warn, info, debug, trace or off, or a filter such as info,hark_server::store=debug"
+            "invalid --log {given:?}: expected error, warn, info, debug, trace or off, or a filter such as info,hark_server::log=debug"
         ),
     }
 }
@@ -91,7 +91,7 @@ pub struct LoggedEvent {
 pub enum WatcherItem {
     /// An event.
     Event(Arc<LoggedEvent>),
-    /// The number of events lost here, since the buffer was full.
+    /// The number of events lost at this point because the buffer was full.
     Missed(u64),
 }
 
@@ -110,7 +110,7 @@ pub struct Watcher {
     buffer: Arc<WatcherBuffer>,
 }
 
-/// The refusal of a watcher over the limit.
+/// The refusal of a watcher beyond the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the log already has {WATCHERS_MAX} watchers; try again later")]
 pub struct TooManyWatchers;

@@ -1,4 +1,4 @@
-//! The process `harkd`: its command line, log, signals, and limits of the system.
+//! The process `harkd`: its command line, log, signals, and system limits.
 
 use std::convert::Infallible;
 use std::io::{self, IsTerminal};
@@ -22,8 +22,8 @@ use crate::logging::{self, LineLimiter, Watchers};
 use crate::server::{self, ConnectionLimits};
 use crate::store::Store;
 
-/// The most threads for blocking work: disk reads, password hashes, patterns. Each
-/// kind has a bound of its own as well.
+/// The maximum number of threads for blocking work: disk reads, password hashes,
+/// patterns. Each kind also has its own bound.
 const BLOCKING_THREADS_MAX: usize = 16;
 
 /// Open files reserved for the store: one for each segment, enough for 64 GiB in
@@ -109,7 +109,7 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
     store
         .close()
         .await
-        .context("cannot close the store; messages acknowledged lately may be delivered again")?;
+        .context("cannot close the store; recently acknowledged messages may be delivered again")?;
     tracing::info!("stopped");
     Ok(())
 }
@@ -126,8 +126,8 @@ fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// Warns if the user that may watch the log cannot, for lack of an account or a
-/// password.
+/// Warns if the user that may watch the log cannot do so for lack of an account
+/// or a password.
 async fn check_log_watcher(arguments: &ServeArgs, store: &dyn Store) -> anyhow::Result<()> {
     let Some(MayWatch::User(user)) = &arguments.watch_logs else {
         return Ok(());
@@ -162,7 +162,8 @@ async fn check_privileged(store: &dyn Store, user: &UserName, role: &str) -> any
 }
 
 /// Starts the log on standard error and, if it may be watched, the layer of the
-/// watchers. Each has its own levels. Returns the rate limiter of the former.
+/// watchers. Each has its own levels. Returns the rate limiter of standard
+/// error.
 fn start_logging(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<LineLimiter> {
     let filter = logging::filter(&arguments.log)?;
     let limiter = LineLimiter::default();
@@ -184,7 +185,7 @@ fn start_logging(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<L
 }
 
 /// Raises the limit of open files as far as the system allows, since every
-/// connection is one, and returns it.
+/// connection takes one, and returns the limit.
 fn raise_file_limit() -> anyhow::Result<u64> {
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) => Ok(limit),
@@ -218,7 +219,7 @@ fn certificate_reloads(tls: Option<Tls>) -> anyhow::Result<impl Future<Output = 
 
 fn log_failed_reload(error: &anyhow::Error) {
     let error = format_args!("{error:#}");
-    tracing::error!(%error, "cannot reload the certificate; the former one stays in use");
+    tracing::error!(%error, "cannot reload the certificate; the previous one stays in use");
 }
 
 /// Lowers the limit of connections if the system allows fewer open files.
@@ -243,7 +244,7 @@ fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    // Not joined: a second signal may come at any time until the process ends.
+    // Not joined: a second signal may arrive at any time until the process ends.
     tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -254,7 +255,7 @@ fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        tracing::warn!("second signal: stopping at once");
+        tracing::warn!("second signal: stopping immediately");
         std::process::exit(1);
     });
     // The signal drops the sender; no value is sent.

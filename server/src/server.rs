@@ -1,5 +1,5 @@
-//! The accept loop and the table of open connections: admission limits and an
-//! orderly shutdown. [`crate::front`] serves each connection.
+//! The accept loop and the table of open connections: admission limits and a graceful
+//! shutdown. [`crate::front`] serves each connection.
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
@@ -22,8 +22,8 @@ use crate::front::{self, Fronts, Settings};
 use crate::limit::{Buckets, Rate, network};
 use crate::sync::Mutex;
 
-/// The most refusals that are sent at the same time. Further connections over a
-/// limit are closed without one.
+/// The maximum number of refusals that are sent at the same time. Further connections
+/// beyond a limit are closed without a refusal.
 const REFUSALS_AT_ONCE: usize = 128;
 
 /// The listen backlog; the system caps it at `net.core.somaxconn`. It is large
@@ -41,7 +41,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The longest idle time before the first keepalive probe; a shorter
-/// [`Settings::ack_timeout`] replaces it. [`KEEPALIVE_PROBES`] probes follow in the
+/// [`Settings::ack_timeout`] replaces it. [`KEEPALIVE_PROBES`] probes follow over the
 /// same time again, after which the link is dead.
 const KEEPALIVE_MAX: Duration = Duration::from_secs(60);
 
@@ -54,13 +54,14 @@ const KEEPALIVE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// The limits of a server.
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionLimits {
-    /// The most connections.
+    /// The maximum number of connections.
     pub connections_max: usize,
-    /// The most connections from one address. An IPv6 network (/64) is one address.
+    /// The maximum number of connections from one address. An IPv6 network (/64) is
+    /// one address.
     pub connections_per_address_max: usize,
     /// The rate of new connections from one address.
     pub connects: Option<Rate>,
-    /// Whether the two limits by address apply to the loopback, too.
+    /// Whether the two per-address limits apply to the loopback, too.
     pub on_loopback: bool,
     /// How long a shutdown waits before it closes the remaining connections.
     pub drain_timeout: Duration,
@@ -81,8 +82,8 @@ impl ConnectionLimits {
 }
 
 /// Serves until `shutdown` resolves. Then it stops accepting, has each connection
-/// answer the requests in flight and send `bye`, and returns when all have closed,
-/// at the latest [`CLOSE_TIMEOUT`] after [`ConnectionLimits::drain_timeout`]. The store stays
+/// answer the requests in flight and send `bye`, and returns when all have closed, at
+/// most two seconds after [`ConnectionLimits::drain_timeout`]. The store stays
 /// open.
 pub async fn run(
     listener: TcpListener,
@@ -215,7 +216,7 @@ impl Connections {
         now: Instant,
     ) -> Result<(), Refusal> {
         if self.open.len() >= limits.connections_max {
-            return too_many("the server has reached its limit of connections; try again later");
+            return too_many("the server has reached its connection limit; try again later");
         }
         let network = network(address);
         let from_network = self.per_address.get(&network).copied().unwrap_or_default();
@@ -563,7 +564,7 @@ mod tests {
     #[test]
     fn idle_connection_takes_few_bytes() {
         let bytes = output_bytes(serve_wire);
-        // With what the runtime adds, a task of 768 bytes.
+        // Together with the runtime's part, a task of 768 bytes.
         assert!(
             bytes <= 656,
             "{bytes} bytes, {} of them of the wire",

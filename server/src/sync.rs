@@ -57,7 +57,7 @@ impl Condvar {
         self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// As [`Self::wait`], at most for `timeout`.
+    /// As [`Self::wait`], for at most `timeout`.
     pub(crate) fn wait_timeout<'a, T>(
         &self,
         guard: MutexGuard<'a, T>,
@@ -69,7 +69,7 @@ impl Condvar {
             .0
     }
 
-    /// Waits until `condition` is false, at most for `timeout`.
+    /// Waits until `condition` is false, for at most `timeout`.
     pub(crate) fn wait_timeout_while<'a, T>(
         &self,
         guard: MutexGuard<'a, T>,

@@ -80,12 +80,12 @@ impl Calls {
         let fields = match request::outgoing(None, request).command.expect("a command") {
             Command::Hello(hello) => {
                 self.session = Some(hello.session);
-                OkFields::hello(hello.version, 0)
+                OkFields::Hello(hello.version, 0)
             }
             // The credentials are checked by the calls that carry them.
             Command::Login(credentials) => {
                 self.login = Some(credentials);
-                OkFields::none()
+                OkFields::None
             }
             Command::Create(request) => {
                 self.client
@@ -94,7 +94,7 @@ impl Calls {
                         ..request
                     })
                     .await?;
-                OkFields::none()
+                OkFields::None
             }
             Command::Password(request) => {
                 self.client
@@ -103,14 +103,14 @@ impl Calls {
                         ..request
                     })
                     .await?;
-                OkFields::none()
+                OkFields::None
             }
             Command::Delete(request) => {
                 let request = DeleteRequest {
                     login: self.login.clone(),
                     ..request
                 };
-                OkFields::deleted(self.client.delete(request).await?.into_inner().existed)
+                OkFields::Deleted(self.client.delete(request).await?.into_inner().existed)
             }
             Command::Send(send) => {
                 let stored = self
@@ -120,9 +120,9 @@ impl Calls {
                     .into_inner();
                 stored
                     .sequence
-                    .map_or_else(OkFields::none, |number| OkFields::stored(Sequence(number)))
+                    .map_or(OkFields::None, |number| OkFields::Stored(Sequence(number)))
             }
-            Command::Connect(request) => OkFields::queued(self.receive(request).await?),
+            Command::Connect(request) => OkFields::Queued(self.receive(request).await?),
             Command::Ack(sequence) => {
                 let receipt = self
                     .subscription
@@ -131,13 +131,13 @@ impl Calls {
                     .receipt
                     .clone();
                 self.client.ack(AckRequest { receipt, sequence }).await?;
-                OkFields::none()
+                OkFields::None
             }
             Command::List(v1::List { pattern }) => return self.list(pattern).await,
             Command::Ping(_) => {
                 self.list(NO_NAME.to_owned()).await?;
                 self.take_pushed();
-                OkFields::none()
+                OkFields::None
             }
             other => panic!("{other:?} has no unary call"),
         };
@@ -191,7 +191,7 @@ impl Calls {
             let names = page.names.iter().map(|name| name.parse().expect("a name"));
             replies.push(Reply::List(names.collect()));
         }
-        replies.push(Reply::Ok(OkFields::listed(count, truncated)));
+        replies.push(Reply::Ok(OkFields::Listed(count, truncated)));
         Ok(replies)
     }
 

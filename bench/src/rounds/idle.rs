@@ -212,7 +212,7 @@ impl IdleArgs {
                  kernel's socket buffers. The memory of a user is the growth since the server was empty: its account or \
                  session, and its connection. A process may have {files} open files here. After a restart by SIGTERM, \
                  all users return at once; a user is back once it has its backlog, if the server stores one on disk, \
-                 and lost if it is not back after 30 s. Fairness is Jain's index: 1 if all waited equally long.",
+                 and left behind if it is not back after 30 s. Fairness is Jain's index: 1 if all waited equally long.",
                 self.connecting,
             ),
             tables,

@@ -172,8 +172,8 @@ impl OfflineArgs {
             text: format!(
                 "{} senders with {} in flight each fill the queues of offline users. Then the users return, {} at a \
                  time, each over its own connection, and receive and acknowledge their messages, for at most {} s. \
-                 Memory is sampled before their return, and its peak after. The plain file is synced once for as many \
-                 texts as all senders have in flight.",
+                 Memory is sampled before they return, and its peak afterwards. The plain file is synced once per as \
+                 many texts as all senders have in flight.",
                 self.senders, self.in_flight, self.at_a_time, self.drain_seconds
             ),
             tables: by_setting(records)

@@ -307,7 +307,7 @@ fn closed_table(records: &[&Record]) -> Table {
 fn open_table(records: &[&Record]) -> Table {
     let mut table = Table::new(
         format!(
-            "Paced: {} messages a second of all senders together",
+            "Paced: {} messages per second from all senders together",
             count(Some(COMPARED_PER_SECOND))
         ),
         &[

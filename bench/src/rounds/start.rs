@@ -257,10 +257,10 @@ fn section(starts: &[Record], texts: &[Record], recycled: &[Record]) -> Section 
     let seconds = "serving_after_seconds";
     Section {
         title: "Start",
-        text: "From exec to the first answer, after `kill -9`, with so many messages queued for 1,000 users, or so \
-               many accounts without messages, or so much of large texts. Then messages are sent and received again \
-               and again; what the server has written is compared with the bytes of the texts, the first time \
-               with the zeros that it writes into new files, and then in files that it uses again."
+        text: "The time from exec to the first answer after `kill -9`, with this many messages queued for 1,000 \
+               users, this many accounts without messages, or this volume of large texts. Then messages are sent \
+               and received repeatedly, and the bytes that the server writes are compared with the bytes of the \
+               texts: first in new files, including the zeros that are written ahead, and then in recycled files."
             .to_owned(),
         tables,
         plots: vec![

@@ -13,7 +13,7 @@ pub struct Quiet(());
 pub struct Modes(());
 
 impl Modes {
-    /// Returns the present modes.
+    /// Returns the current modes.
     ///
     /// # Errors
     /// None.

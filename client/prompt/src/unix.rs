@@ -88,7 +88,7 @@ impl Drop for Quiet {
 pub struct Modes(Termios);
 
 impl Modes {
-    /// Returns the present modes.
+    /// Returns the current modes.
     ///
     /// # Errors
     /// If standard input is not a terminal, or if it fails.
@@ -134,7 +134,7 @@ fn byte_by_byte(codes: &mut SpecialCodes) {
     codes[SpecialCodeIndex::VTIME] = 0;
 }
 
-/// Reads a line, and no byte behind it.
+/// Reads a line, and no byte after it.
 fn read_line(from: &mut impl Read) -> io::Result<Zeroizing<String>> {
     // The buffer never grows, so no copy of the password is left behind.
     let mut line = Zeroizing::new(String::with_capacity(LINE_BYTES_MAX));

@@ -1,4 +1,4 @@
-//! A link over gRPC: one `BiDiChat` on an HTTP/2 connection of its own. Has no
+//! A link over gRPC: one `BiDiChat` on its own HTTP/2 connection. Has no
 //! rules.
 
 use std::io;

@@ -24,10 +24,10 @@ use tokio::time::Instant;
 use crate::config::{Server, Transport};
 use crate::tls::TlsError;
 
-/// Size of the write buffer at which it has to be flushed, in bytes.
+/// Size of the write buffer at which it must be flushed, in bytes.
 const WRITE_BYTES_MAX: usize = 64 * 1024;
 
-/// Time limit for closing a link in order.
+/// Time limit for closing a link gracefully.
 const FINISH: Duration = Duration::from_secs(1);
 
 /// A connection to a server.
@@ -124,7 +124,7 @@ pub(crate) enum LinkError {
     SeenStore(io::Error),
     #[error("no server is configured")]
     NoServer,
-    #[error("the ids of the session are used up")]
+    #[error("the ids of the session are exhausted")]
     SessionExhausted,
 }
 
@@ -190,7 +190,7 @@ pub(crate) async fn open(server: &Server, handshake: &Handshake) -> Result<Opene
     link.writer.limit(frame_bytes_max);
     let identity = match &handshake.identity {
         Some(request) => link.ask(request).await?,
-        None => Ok(OkFields::none()),
+        None => Ok(OkFields::None),
     };
     match identity {
         Err(refusal) if is_transient(refusal.code) => Err(LinkError::Refused(refusal)),
@@ -234,7 +234,7 @@ impl Link {
         }
     }
 
-    /// Closes the connection in order, so that everything written arrives:
+    /// Closes the connection gracefully, so that everything written arrives:
     /// closing a socket with unread bytes would reset it.
     pub(crate) async fn finish(mut self) {
         let closing = async {

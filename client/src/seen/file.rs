@@ -32,9 +32,9 @@ pub struct FileSeenStore {
 impl FileSeenStore {
     /// Returns the store for the users of `servers`, in a directory below
     /// `directory`. `servers` is one server, or the servers of one cluster
-    /// joined by commas in any order. Each set of servers has a record of its
-    /// own, since overlapping sets may still be different stores. No file is
-    /// created before the first message is seen.
+    /// joined by commas in any order. Each set of servers has its own record,
+    /// since overlapping sets may still be different stores. No file is created
+    /// before the first message is seen.
     #[must_use]
     pub fn new(directory: &Path, servers: &str) -> Self {
         let names: BTreeSet<String> = servers.split(',').map(file_name).collect();

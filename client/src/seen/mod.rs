@@ -1,5 +1,5 @@
-//! The record of the messages that a reader has seen, by which repeats are
-//! dropped.
+//! The record of the messages that a reader has seen, which is used to drop
+//! repeats.
 //!
 //! A sequence number alone does not suffice. Numbers are never reused within
 //! one store, but a new store may start from 1, and a reader that remembers

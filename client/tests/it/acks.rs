@@ -119,7 +119,7 @@ async fn no_ack_is_sent_during_a_connect() {
     let (id, ..) = peer.entered().await;
     message.ack().unwrap();
     peer.silence(Duration::from_secs(5)).await;
-    peer.reply(id, Reply::Ok(OkFields::queued(1))).await;
+    peer.reply(id, Reply::Ok(OkFields::Queued(1))).await;
     call.await.unwrap().unwrap();
     peer.silence(Duration::from_secs(5)).await;
     peer.push(9).await;

@@ -289,7 +289,7 @@ impl Connection {
                     .or_default()
                     .connection = self.number;
                 self.session = Some(session);
-                Reply::Ok(OkFields::hello(1, 65_536))
+                Reply::Ok(OkFields::Hello(1, 65_536))
             }
             Request::Create { user, .. } if state.accounts.contains_key(&user) => {
                 refusal(Code::Exists, format!("there is a user {user} already"))
@@ -302,32 +302,32 @@ impl Connection {
                         ..Account::default()
                     },
                 );
-                Reply::Ok(OkFields::none())
+                Reply::Ok(OkFields::None)
             }
             Request::Login { user, password } => self.enter(state, user, password.as_ref(), false),
             Request::Connect { user, password } => self.enter(state, user, password.as_ref(), true),
             Request::Disconnect => {
                 (self.user, self.receives) = (None, None);
-                Reply::Ok(OkFields::none())
+                Reply::Ok(OkFields::None)
             }
             Request::Password { user, old, new } => match state.check(&user, old.as_ref()) {
                 Ok(()) => {
                     state.accounts.get_mut(&user).expect("checked").password = Some(new);
-                    Reply::Ok(OkFields::none())
+                    Reply::Ok(OkFields::None)
                 }
                 Err(refused) => refused,
             },
             Request::Delete { user, password } => match state.check(&user, password.as_ref()) {
                 Ok(()) => {
                     state.accounts.remove(&user);
-                    Reply::Ok(OkFields::deleted(true))
+                    Reply::Ok(OkFields::Deleted(true))
                 }
                 Err(Reply::NotOk(refusal)) if refusal.code == Code::NoSuchUser => {
-                    Reply::Ok(OkFields::deleted(false))
+                    Reply::Ok(OkFields::Deleted(false))
                 }
                 Err(refused) => refused,
             },
-            _ => Reply::Ok(OkFields::none()),
+            _ => Reply::Ok(OkFields::None),
         }
     }
 
@@ -346,9 +346,9 @@ impl Connection {
             account.receiver = Some(self.number);
             self.receives = Some((user.clone(), 0));
             self.unacknowledged.clear();
-            OkFields::queued(account.queue.len() as u64)
+            OkFields::Queued(account.queue.len() as u64)
         } else {
-            OkFields::none()
+            OkFields::None
         };
         self.user = Some(user);
         Reply::Ok(fields)
@@ -363,7 +363,7 @@ impl Connection {
         let names: Vec<UserName> = state.accounts.keys().filter(is_listed).cloned().collect();
         let count = names.len();
         replies.extend(names.chunks(2).map(|some| Reply::List(some.to_vec())));
-        Reply::Ok(OkFields::listed(count, false))
+        Reply::Ok(OkFields::Listed(count, false))
     }
 
     fn send(
@@ -393,7 +393,7 @@ impl Connection {
         let outcome = if state.faults.has_unknown_code {
             Reply::NotOk(Refusal::parse("out-of-tea", "come back at five"))
         } else if state.accounts.contains_key(user) {
-            Reply::Ok(OkFields::stored(state.store(self.user.clone(), user, text)))
+            Reply::Ok(OkFields::Stored(state.store(self.user.clone(), user, text)))
         } else {
             refusal(Code::NoSuchUser, format!("there is no user {user}"))
         };

@@ -11,7 +11,6 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt as _, Sink, SinkExt as _, StreamExt as _, sink};
 use hark_client::dial::Stream;
-use hark_grpc::reply::Replies;
 use hark_grpc::request;
 use hark_grpc::v1::{ChatReply, ChatRequest};
 use hark_protocol::framing::native::NativeCodec;
@@ -144,7 +143,7 @@ impl StreamingService<ChatRequest> for BiDiChat {
             .scan((), |(), request| ready(request.ok().map(request::incoming)));
         let conversation = Conversation {
             requests: requests.boxed(),
-            replies: Box::pin(sink::unfold((replies, Replies::default()), reply)),
+            replies: Box::pin(sink::unfold(replies, reply)),
         };
         let chats = self.chats.clone();
         async move {
@@ -162,11 +161,11 @@ impl StreamingService<ChatRequest> for BiDiChat {
 }
 
 async fn reply(
-    (sender, mut replies): (mpsc::Sender<ChatReply>, Replies),
+    sender: mpsc::Sender<ChatReply>,
     frame: Frame<Outgoing>,
-) -> io::Result<(mpsc::Sender<ChatReply>, Replies)> {
+) -> io::Result<mpsc::Sender<ChatReply>> {
     let reply = match frame.message {
-        Outgoing::Known(reply) => replies.outgoing(frame.id, reply),
+        Outgoing::Known(reply) => hark_grpc::reply::outgoing(frame.id, reply),
         // A decoder drops the members of a `oneof` that it does not know.
         Outgoing::Later => Some(ChatReply::default()),
     };
@@ -176,5 +175,5 @@ async fn reply(
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
     }
-    Ok((sender, replies))
+    Ok(sender)
 }

@@ -36,7 +36,7 @@ async fn new_link_authenticates_before_repeats() {
         assert_eq!((name, still_receives), (user("amy"), receives));
         // Nothing is repeated before authentication is confirmed.
         peer.silence(Duration::from_secs(5)).await;
-        peer.reply(id, Reply::Ok(OkFields::queued(0))).await;
+        peer.reply(id, Reply::Ok(OkFields::Queued(0))).await;
         assert_eq!(peer.sent().await.0, 1);
         peer.ok(1).await;
         quiet(&handle).await;
@@ -194,7 +194,7 @@ async fn deleting_oneself_is_no_identity_loss() {
         async move { handle.delete(user("amy"), None).await }
     });
     let (id, _) = peer.next().await;
-    peer.reply(id, Reply::Ok(OkFields::deleted(true))).await;
+    peer.reply(id, Reply::Ok(OkFields::Deleted(true))).await;
     peer.bye(ByeReason::Deleted).await;
     assert!(call.await.unwrap().unwrap());
     drop(handle.send(user("bob"), "as nobody".into()).await.unwrap());

@@ -127,7 +127,7 @@ async fn unknown_push_is_ignored_in_each_state() {
     });
     let (id, ..) = peer.entered().await;
     peer.push_later().await;
-    peer.reply(id, Reply::Ok(OkFields::queued(1))).await;
+    peer.reply(id, Reply::Ok(OkFields::Queued(1))).await;
     connecting.await.unwrap().unwrap();
     peer.push_later().await;
     peer.push(5).await;
@@ -139,7 +139,7 @@ async fn unknown_push_is_ignored_in_each_state() {
     peer.hello().await;
     let (id, ..) = peer.entered().await;
     peer.push_later().await;
-    peer.reply(id, Reply::Ok(OkFields::queued(1))).await;
+    peer.reply(id, Reply::Ok(OkFields::Queued(1))).await;
     link(&handle, |state| state.is_up()).await;
     peer.silence(Duration::from_secs(15)).await;
 }

@@ -156,7 +156,7 @@ impl Peer {
         else {
             panic!("{request:?} is not hello");
         };
-        self.reply(id, Reply::Ok(OkFields::hello(1, 65_536))).await;
+        self.reply(id, Reply::Ok(OkFields::Hello(1, 65_536))).await;
         session
     }
 
@@ -184,9 +184,9 @@ impl Peer {
     pub(crate) async fn grant(&mut self, queued: u64) -> (UserName, bool) {
         let (id, user, receives) = self.entered().await;
         let fields = if receives {
-            OkFields::queued(queued)
+            OkFields::Queued(queued)
         } else {
-            OkFields::none()
+            OkFields::None
         };
         self.reply(id, Reply::Ok(fields)).await;
         (user, receives)
@@ -216,7 +216,7 @@ impl Peer {
     }
 
     pub(crate) async fn ok(&mut self, id: u32) {
-        self.reply(id, Reply::Ok(OkFields::none())).await;
+        self.reply(id, Reply::Ok(OkFields::None)).await;
     }
 
     pub(crate) async fn refuse(&mut self, id: u32, code: Code) {

@@ -124,7 +124,7 @@ async fn send_returns_its_sequence_number() {
     drop(peer);
     let mut peer = peers.greeted().await;
     assert_eq!((peer.sent().await.0, peer.sent().await.0), (1, 2));
-    peer.reply(1, Reply::Ok(OkFields::stored(Sequence(812)))).await;
+    peer.reply(1, Reply::Ok(OkFields::Stored(Sequence(812)))).await;
     // An earlier server answers without a number.
     peer.ok(2).await;
     assert_eq!(first.await, Ok(Some(Sequence(812))));
@@ -247,7 +247,7 @@ async fn lost_link_repeats_reads_but_not_changes() {
         match peer.next().await {
             (id, Request::List { .. }) => {
                 peer.reply(id, Reply::List(vec![user("x")])).await;
-                peer.reply(id, Reply::Ok(OkFields::listed(1, false))).await;
+                peer.reply(id, Reply::Ok(OkFields::Listed(1, false))).await;
             }
             (id, Request::Ping) => peer.ok(id).await,
             other => panic!("{other:?} must not be repeated"),
@@ -345,7 +345,7 @@ async fn answer_to_list_is_bounded() {
     let (id, _) = peer.next().await;
     peer.reply(id, Reply::List(vec![user("a"), user("b")])).await;
     peer.reply(id, Reply::List(vec![user("c"), user("d")])).await;
-    peer.reply(id, Reply::Ok(OkFields::listed(4, false))).await;
+    peer.reply(id, Reply::Ok(OkFields::Listed(4, false))).await;
     let answer = call.await.unwrap().unwrap();
     assert_eq!(answer.names, [user("a"), user("b"), user("c")]);
     assert!(answer.is_truncated);

@@ -7,8 +7,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// A state that merges with other versions of itself, with the same result in
-/// any order and any number of times (a join-semilattice). Sets and maps do: of
-/// two maps the values of one key merge. Keys of a map are strings in JSON.
+/// any order and any number of times (a join-semilattice). Sets and maps merge;
+/// two maps merge the values of each key. Keys of a map are strings in JSON.
 ///
 /// ```
 /// # use hark_node::gossip::Merge;

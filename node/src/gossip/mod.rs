@@ -1,9 +1,9 @@
-//! Gossip: a state that each node changes by itself, and that becomes the same
-//! on all nodes. No node waits for another, so each is available during a
-//! partition.
+//! Gossip: a state that each node changes on its own, and that converges to
+//! the same state on all nodes. No node waits for another, so each is
+//! available during a partition.
 //!
-//! A program writes the type of the state, which implements [`Merge`], and
-//! shares it by a [`Gossip`]:
+//! A program defines the type of the state, which implements [`Merge`], and
+//! shares it through a [`Gossip`]:
 //!
 //! ```
 //! use std::collections::BTreeSet;
@@ -46,9 +46,10 @@
 //! ("rumor mongering"). Now and then each node compares its state with that of
 //! another, which repairs lost rumors ("anti-entropy").
 //!
-//! The state is in memory alone. A program puts a change into the node's
-//! [`Storage`](crate::Storage) before it answers, and merges the stored changes
-//! when it starts; the changes of other nodes come back by comparisons.
+//! The state is only in memory. A program puts a change into the node's
+//! [`Storage`](crate::Storage) before it answers, and merges the stored
+//! changes when it starts; the changes of other nodes return through
+//! comparisons.
 
 mod merge;
 
@@ -67,7 +68,7 @@ use crate::request::Request;
 const RUMOR: &str = "gossip_rumor";
 const COMPARE: &str = "gossip_compare";
 
-/// Times and numbers of a [`Gossip`].
+/// The settings of a [`Gossip`].
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// The time that a new part waits for more before it is passed on.
@@ -132,7 +133,8 @@ impl<S: 'static, T: Merge + Default> Gossip<S, T> {
         gossip
     }
 
-    /// Borrows the state as this node knows it. Do not hold it over an `.await`.
+    /// Borrows the state as this node knows it. Do not hold it across an
+    /// `.await`.
     #[must_use]
     pub fn state(&self) -> Ref<'_, T> {
         self.shared.state.borrow()
@@ -144,7 +146,7 @@ impl<S: 'static, T: Merge + Default> Gossip<S, T> {
             return;
         };
         if let Some(fresh) = &mut *self.shared.fresh.borrow_mut() {
-            // What is already in it is passed on, too.
+            // Its existing parts are passed on, too.
             drop(fresh.merge_with(new));
             return;
         }

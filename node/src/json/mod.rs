@@ -2,7 +2,7 @@
 //! fixed shape.
 //!
 //! The shape is that of Python's `json.dumps`: `", "` and `": "` as separators
-//! and no other white space, and ASCII alone, with other characters as `\uXXXX`
+//! and no other white space, and ASCII only, with other characters as `\uXXXX`
 //! in lower case. A value that is passed through keeps the order of its keys and
 //! the spelling of its numbers.
 
@@ -26,10 +26,10 @@ use crate::fields;
 /// Any JSON value, kept as text: the keys keep their order and the numbers
 /// their spelling.
 ///
-/// Two values are equal if they differ in white space and in the escapes of
-/// characters alone; `1` and `1.0` differ, and so do objects whose keys are in
-/// another order. The order of `Ord` is that of the text, so that values can be
-/// keys of a map.
+/// Two values are equal if they differ only in white space and in the escapes of
+/// characters; `1` and `1.0` differ, and so do objects whose keys are in a
+/// different order. The order of `Ord` is that of the text, so that values can
+/// be keys of a map.
 ///
 /// serde buffers the fields of tagged and untagged enums and of flattened
 /// structures. In such a place numbers lose their spelling (`1.50` becomes
@@ -49,8 +49,8 @@ impl Json {
     /// Converts a value to JSON.
     ///
     /// # Errors
-    /// The error of serde if the value has no form in JSON (a map whose keys
-    /// are not strings).
+    /// The error of serde if the value cannot be represented in JSON (such as a
+    /// map whose keys are not strings).
     pub fn of(value: &impl Serialize) -> serde_json::Result<Self> {
         serde_json::value::to_raw_value(value).map(Self)
     }
@@ -139,7 +139,7 @@ pub(crate) fn write(
     value.serialize(&mut Serializer::with_formatter(out, Shape::default()))
 }
 
-/// As [`write`]. Returns a reserved name if the value is an object with a field
+/// As [`write()`]. Returns a reserved name if the value is an object with a field
 /// of that name.
 pub(crate) fn write_fields(
     fields: &impl Serialize,
@@ -159,7 +159,7 @@ pub(crate) fn write_fields(
 struct Shape<'a> {
     /// The place for a reserved name that is a key of the outermost object.
     reserved: Option<&'a Cell<Option<&'static str>>>,
-    /// The number of objects and arrays around the present value.
+    /// The number of objects and arrays around the current value.
     depth: usize,
     /// A key of the outermost object begins.
     is_key: bool,

@@ -1,7 +1,7 @@
-//! Mistakes that a test plants in Raft, to show that the checker finds them.
-//! Outside of tests there are none.
+//! Bugs that a test plants in Raft, to show that the checker finds them.
+//! There are none outside of tests.
 
-/// A mistake.
+/// A planted bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bug {
     /// A server votes for every candidate of a term that asks.
@@ -16,7 +16,7 @@ pub(super) enum Bug {
     AppliesTwice,
 }
 
-/// Returns whether the test of this thread has planted the mistake.
+/// Returns whether the test on this thread has planted the bug.
 #[cfg(not(test))]
 pub(super) const fn is_planted(_: Bug) -> bool {
     false
@@ -27,13 +27,13 @@ thread_local! {
     static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
 }
 
-/// Returns whether the test of this thread has planted the mistake.
+/// Returns whether the test on this thread has planted the bug.
 #[cfg(test)]
 pub(super) fn is_planted(bug: Bug) -> bool {
     PLANTED.get() == Some(bug)
 }
 
-/// Runs a test with a mistake planted, or without; returns whether it failed.
+/// Runs a test with or without a planted bug. Returns whether it failed.
 #[cfg(test)]
 pub(super) fn fails_with(bug: Option<Bug>, test: impl FnOnce() + std::panic::UnwindSafe) -> bool {
     PLANTED.set(bug);

@@ -14,7 +14,7 @@ use super::{Raft, StateMachine};
 use crate::error::Error;
 
 impl<S: 'static, M: StateMachine> Raft<S, M> {
-    /// Becomes a candidate each time that no leader is heard from.
+    /// Becomes a candidate whenever no leader is heard from.
     pub(super) async fn keep_electing(&self) {
         self.reset_election();
         loop {
@@ -28,7 +28,7 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         }
     }
 
-    /// Puts the next election off by one to two times the timeout.
+    /// Postpones the next election by one to two times the timeout.
     fn reset_election(&self) {
         let timeout = self.shared.settings.election_timeout;
         self.shared
@@ -84,7 +84,8 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         }
     }
 
-    /// Asks all for their votes, and returns whether a majority gives them.
+    /// Asks all servers for their votes, and returns whether a majority
+    /// grants them.
     async fn canvass(&self, term: u64, is_trial: bool) -> bool {
         let last = self.shared.server.borrow().log.last();
         let vote = Vote {
@@ -192,13 +193,14 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         Ok(VoteReply { term, is_granted })
     }
 
-    /// Returns whether an election may be due: no leader was heard from for so long.
+    /// Returns whether an election may be due: no leader was heard from for
+    /// long enough.
     fn is_leader_silent(&self, server: &super::Server<M>) -> bool {
         server.leader.is_none()
             || self.now().saturating_sub(server.heard_at) >= self.shared.settings.election_timeout
     }
 
-    /// Follows a leader of the present term.
+    /// Follows a leader of the current term.
     pub(super) fn follow(&self, leader: &str) {
         let now: Duration = self.now();
         let mut server = self.shared.server.borrow_mut();

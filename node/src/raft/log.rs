@@ -58,10 +58,10 @@ pub(super) struct Log<C> {
 }
 
 impl<C: Serialize + DeserializeOwned + Clone> Log<C> {
-    /// Reads the log of a former life.
+    /// Reads the log of a previous incarnation.
     ///
     /// # Errors
-    /// 13, if the storage holds something else under these keys.
+    /// 13 if the storage holds something else under these keys.
     pub(super) fn load(storage: &Storage) -> Result<Self, Error> {
         let entries = storage.scan::<Entry<C>>(ENTRY)?;
         Ok(Self {
@@ -116,7 +116,7 @@ impl<C: Serialize + DeserializeOwned + Clone> Log<C> {
         self.entries.get(self.offset(index)?)
     }
 
-    /// Returns the entries from an index on, at most so many.
+    /// Returns at most `max` entries from an index on.
     pub(super) fn range(&self, from: u64, max: usize) -> impl Iterator<Item = &Entry<C>> {
         let offset = self.offset(from).unwrap_or(self.entries.len());
         self.entries.iter().skip(offset).take(max)
@@ -143,15 +143,15 @@ impl<C: Serialize + DeserializeOwned + Clone> Log<C> {
     }
 
     /// Takes a snapshot of the state after an entry. The entries before the
-    /// former snapshot go; those since then stay for followers that lag a
-    /// little.
+    /// previous snapshot are removed; later ones stay for followers that
+    /// lag a little.
     pub(super) fn compact(&mut self, at: Position, state: Json) -> Result<(), Error> {
         let former = self.snapshot.as_ref().map(|former| former.at);
         self.set_snapshot(Snapshot { at, state })?;
         former.map_or(Ok(()), |former| self.release(former))
     }
 
-    /// Takes a snapshot of the leader's. The entries after it stay if they
+    /// Installs the leader's snapshot. The entries after it stay if they
     /// continue it.
     pub(super) fn install(&mut self, snapshot: Snapshot) -> Result<(), Error> {
         let at = snapshot.at;

@@ -52,7 +52,7 @@ pub(super) struct AppendReply {
     pub(super) term: u64,
     /// The follower has everything up to the end of the message.
     pub(super) is_matched: bool,
-    /// Otherwise the leader goes on from here.
+    /// Otherwise the leader continues from here.
     pub(super) next: u64,
 }
 
@@ -67,7 +67,7 @@ pub(super) struct ProposeReply<R> {
     pub(super) outcome: Result<R, Error>,
 }
 
-/// The index up to which a server has to have applied the log for a read.
+/// The index up to which a server must have applied the log for a read.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct ReadIndexReply {
     pub(super) index: u64,

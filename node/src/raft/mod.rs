@@ -2,7 +2,7 @@
 //! nodes of the cluster apply the same commands in the same order, as long as a
 //! majority of them is up and connected.
 //!
-//! A program writes a [`StateMachine`] and serves it with a [`Raft`]:
+//! A program defines a [`StateMachine`] and serves it with a [`Raft`]:
 //!
 //! ```
 //! use std::time::Duration;
@@ -60,16 +60,16 @@
 //! - **Elections** with randomized timeouts, and a trial vote before each, so
 //!   that a server that was cut off does not depose a leader when it comes
 //!   back. A leader that does not hear from a majority steps down.
-//! - **Replication** with one message in flight for each follower; entries that
-//!   gather meanwhile go in the next one.
-//! - **Commit** of entries of the leader's own term alone; each term begins
-//!   with an entry of its own.
+//! - **Replication** with one message in flight to each follower; entries that
+//!   accumulate meanwhile go into the next one.
+//! - **Commit** only of entries of the leader's own term; each term begins with
+//!   its own entry.
 //! - **Snapshots**: after [`Settings::snapshot_after`] entries the state takes
-//!   their place, and goes to followers that need entries which are gone.
+//!   their place, and is sent to followers that need removed entries.
 //! - **Reads** without an entry: the leader asks a majority whether it still
 //!   leads, and the server that received the read answers once it has applied
 //!   all entries that were committed by then.
-//! - **Requests** at any server: it forwards them to the leader, and again
+//! - **Requests** at any server: it forwards them to the leader, repeatedly
 //!   until [`Settings::request_timeout`]. Each is applied at most once, however
 //!   often it arrives: the replicated state remembers the outcomes that a
 //!   server may still ask for.
@@ -78,7 +78,7 @@
 //! Term, vote, entries and snapshot are in the node's
 //! [`Storage`](crate::Storage) before any message that depends on them is sent.
 //! The commit index is learned from the leader after a crash. Membership is
-//! fixed: the nodes that `init` names.
+//! fixed to the nodes that `init` names.
 
 mod bugs;
 mod election;
@@ -112,8 +112,8 @@ pub trait StateMachine: Default + Serialize + DeserializeOwned + 'static {
     /// The reply to a command.
     type Reply: Clone + Serialize + DeserializeOwned + 'static;
 
-    /// Applies a command. The result depends on the state and the command
-    /// alone: every server applies it.
+    /// Applies a command. The result must depend only on the state and the
+    /// command, because every server applies it.
     ///
     /// # Errors
     /// The error that is the outcome of the command; it leaves the state
@@ -121,19 +121,19 @@ pub trait StateMachine: Default + Serialize + DeserializeOwned + 'static {
     fn apply(&mut self, command: &Self::Command) -> Result<Self::Reply, Error>;
 }
 
-/// Times and bounds of a [`Raft`].
+/// The timing and the bounds of a [`Raft`].
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// The pause between two messages of a leader without work.
     pub heartbeat: Duration,
-    /// A follower that hears from no leader for one to two times as long
-    /// becomes a candidate. It exceeds a round trip and some heartbeats.
+    /// A follower that hears from no leader for one to two times this long
+    /// becomes a candidate. It must exceed a round trip and a few heartbeats.
     pub election_timeout: Duration,
-    /// A request that is not decided by then fails.
+    /// The time after which an undecided request fails.
     pub request_timeout: Duration,
     /// The number of entries after which a snapshot takes their place.
     pub snapshot_after: u64,
-    /// Entries in one message, at most.
+    /// The maximum number of entries in one message.
     pub batch_max: usize,
 }
 
@@ -200,7 +200,8 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         raft
     }
 
-    /// Looks at the state as this server knows it, which may lag behind.
+    /// Passes the state as known to this server, which may lag behind, to
+    /// `look`.
     pub fn peek<T>(&self, look: impl FnOnce(&M) -> T) -> T {
         look(&self.shared.server.borrow().replicated.machine)
     }

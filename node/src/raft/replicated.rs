@@ -15,9 +15,9 @@ use crate::error::Error;
 pub(super) struct Request<C> {
     /// The server that a client asked.
     pub(super) origin: String,
-    /// The life of that server: it begins new sessions, and counts them.
+    /// The incarnation of that server, which has its own session.
     pub(super) life: u64,
-    /// The number of the request in that life.
+    /// The number of the request in that incarnation.
     pub(super) number: u64,
     /// The origin waits for no request below this one.
     pub(super) floor: u64,
@@ -30,7 +30,7 @@ impl<C> Request<C> {
     }
 }
 
-/// The outcomes of a session that its origin may still ask for.
+/// The outcomes of a session that its origin may still request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Session<R> {
     life: u64,
@@ -73,8 +73,8 @@ impl<M: StateMachine> Default for Replicated<M> {
 }
 
 impl<M: StateMachine> Replicated<M> {
-    /// Applies a request, unless it was applied before or belongs to a former
-    /// life of its origin.
+    /// Applies a request, unless it was applied before or belongs to a
+    /// previous incarnation of its origin.
     pub(super) fn apply(&mut self, request: &Request<M::Command>) {
         let session = self
             .sessions

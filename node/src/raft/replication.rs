@@ -50,7 +50,7 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         }
     }
 
-    /// Makes the next message; `None` if the server does not lead any more.
+    /// Returns the next message; `None` if the server no longer leads.
     fn outgoing(&self, follower: &str, term: u64) -> Result<Option<Outgoing>, Error> {
         let mut server = self.shared.server.borrow_mut();
         let Some(leadership) = server.leadership(term) else {
@@ -228,10 +228,10 @@ impl<M: StateMachine> Server<M> {
             || progress.confirmed < leadership.round
     }
 
-    /// Returns the next entry that the leader has to send if this log has no
+    /// Returns the next entry that the leader must send if this log has no
     /// such entry.
     fn mismatch(&self, index: u64, term: u64) -> Option<u64> {
-        // What is committed matches.
+        // Committed entries match.
         if index <= self.commit {
             return None;
         }
@@ -253,7 +253,7 @@ impl<M: StateMachine> Server<M> {
     /// Removes entries that a leader replaces.
     ///
     /// # Errors
-    /// 13, if they are committed: the sender is no leader.
+    /// 13 if they are committed: the sender is not a leader.
     fn truncate(&mut self, from: u64) -> Result<(), Error> {
         if from <= self.commit {
             return Err(Error::new(

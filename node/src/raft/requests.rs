@@ -34,7 +34,7 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
             };
             match self.propose_to(&leader, request, deadline).await {
                 Ok(outcome) => return outcome,
-                // An outcome that is unknown once stays unknown.
+                // Once an outcome is unknown, it stays unknown.
                 Err(error) if failure.code.is_definite() => failure = error,
                 Err(_) => {}
             }
@@ -46,7 +46,7 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
     /// Looks at the state after everything that was committed before the call.
     ///
     /// # Errors
-    /// 11, if no leader has confirmed that before the timeout.
+    /// 11 if no leader has confirmed its leadership before the timeout.
     pub async fn read<T>(&self, look: impl Fn(&M) -> T) -> Result<T, Error> {
         let deadline = self.now() + self.shared.settings.request_timeout;
         while let Some(leader) = self.leader(deadline).await {
@@ -112,7 +112,7 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
     /// Appends a request as the leader, and waits until it is applied.
     ///
     /// # Errors
-    /// 11, if nothing was appended; 0, if it may yet be applied.
+    /// 11 if nothing was appended; 0 if the request may yet be applied.
     async fn commit(
         &self,
         request: Request<M::Command>,
@@ -167,13 +167,13 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
     /// call, as the leader.
     ///
     /// # Errors
-    /// 11, if the server does not lead, or no majority says so in time.
+    /// 11 if the server does not lead, or no majority confirms it in time.
     async fn read_index(&self) -> Result<u64, Error> {
         let unavailable = |text| Error::new(ErrorCode::TemporarilyUnavailable, text);
         let deadline = self.now() + self.shared.settings.election_timeout;
         let term = self.shared.server.borrow().term();
-        // What former leaders have committed is known once an entry of this
-        // term is committed.
+        // The commits of former leaders are known once an entry of this term
+        // is committed.
         let is_settled = self.until(deadline, |server| match &server.role {
             Role::Leader(leadership) if server.term() == term => {
                 (server.commit >= leadership.first_index).then_some(true)

@@ -14,14 +14,14 @@ use crate::storage::Storage;
 
 const LIFE: &str = "raft/life";
 
-/// Entries that are not committed yet, at most. Above it a leader refuses
+/// The maximum number of uncommitted entries. Beyond it, a leader refuses
 /// requests.
 const UNCOMMITTED_MAX: u64 = 10_000;
 
 pub(super) struct Server<M: StateMachine> {
     pub(super) log: Log<M::Command>,
     pub(super) role: Role,
-    /// The leader of the present term, if it is known.
+    /// The leader of the current term, if it is known.
     pub(super) leader: Option<String>,
     /// The time of its last message.
     pub(super) heard_at: Duration,
@@ -64,10 +64,10 @@ pub(super) struct Progress {
 }
 
 impl<M: StateMachine> Server<M> {
-    /// Reads the server of a former life, and begins a new life.
+    /// Reads the server of a previous incarnation, and begins a new one.
     ///
     /// # Errors
-    /// 13, if the storage holds something else.
+    /// 13 if the storage holds something else.
     pub(super) fn load(storage: &Storage) -> Result<Self, Error> {
         let life = storage.get::<u64>(LIFE)?.unwrap_or_default() + 1;
         storage.put(LIFE, &life)?;
@@ -90,7 +90,7 @@ impl<M: StateMachine> Server<M> {
         Ok(server)
     }
 
-    /// Replaces the state by that of a snapshot.
+    /// Replaces the state with that of a snapshot.
     pub(super) fn restore(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
         let unusable =
             |error| Error::new(ErrorCode::Crash, format!("a snapshot is unusable: {error}"));
@@ -141,10 +141,11 @@ impl<M: StateMachine> Server<M> {
         (last.term, last.index) >= (own.term, own.index)
     }
 
-    /// Appends a request as the leader, unless it waits to be committed already.
+    /// Appends a request as the leader, unless it already waits to be committed.
     ///
     /// # Errors
-    /// 11, if the server does not lead or too much waits: nothing was appended.
+    /// 11 if the server does not lead or too many requests wait: nothing was
+    /// appended.
     pub(super) fn append(&mut self, request: Request<M::Command>) -> Result<(), Error> {
         let refused = |text| Err(Error::new(ErrorCode::TemporarilyUnavailable, text));
         if !self.is_leader() {
@@ -197,7 +198,7 @@ impl<M: StateMachine> Server<M> {
     /// Applies the committed entries, and takes a snapshot when it is due.
     ///
     /// # Errors
-    /// 13, if the state has no form in JSON.
+    /// 13 if the state cannot be represented in JSON.
     pub(super) fn apply(&mut self, snapshot_after: u64) -> Result<(), Error> {
         while self.applied < self.commit {
             let Some(entry) = self.log.get(self.applied + 1) else {
@@ -237,7 +238,7 @@ impl<M: StateMachine> Server<M> {
         self.waiting.remove(&number);
     }
 
-    /// A request of this life.
+    /// Returns a request of this incarnation.
     pub(super) fn request(
         &self,
         origin: &str,

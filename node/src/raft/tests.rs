@@ -1,4 +1,4 @@
-//! The checkers find each planted mistake, and nothing without one.
+//! The checkers find each planted bug, and nothing without one.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,11 +16,10 @@ mod lin_kv;
 #[expect(dead_code, reason = "the tests of the workload use all of it")]
 mod registers;
 
-/// Runs in which a mistake has to show itself.
+/// Runs within which a bug must show.
 const SEEDS: u64 = 100;
 
-/// Runs seeds until one fails with the mistake, and then runs that seed without
-/// it.
+/// Runs seeds until one fails with the bug, and then runs that seed without it.
 #[track_caller]
 fn check(bug: Bug, run: fn(u64)) {
     let found = (0..SEEDS).find(|seed| fails_with(Some(bug), || run(*seed)));

@@ -18,7 +18,7 @@ pub const NODES_MAX: usize = 1000;
 /// timers and events.
 pub const EVENTS_MAX: u64 = 10_000_000;
 
-/// The maximum of the virtual time by default.
+/// The maximum virtual time by default.
 pub const TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The maximum number of entries of a journal by default.
@@ -27,7 +27,7 @@ pub const JOURNAL_MAX: usize = 1 << 20;
 /// The time in which the nodes start by default.
 pub const STAGGER: Duration = Duration::from_millis(500);
 
-/// Makes a [`Cluster`].
+/// A builder of a [`Cluster`].
 #[must_use = "a builder makes a cluster when it is built"]
 pub struct Builder {
     pub(super) make: Make,
@@ -78,7 +78,7 @@ impl Builder {
         self
     }
 
-    /// Sets all of the network at once.
+    /// Sets all properties of the network.
     pub const fn network(mut self, network: Network) -> Self {
         self.network = network;
         self
@@ -90,19 +90,19 @@ impl Builder {
         self
     }
 
-    /// Sets the part of the messages that is lost.
+    /// Sets the fraction of messages that are lost.
     pub const fn loss(mut self, part: f64) -> Self {
         self.network.loss = part;
         self
     }
 
-    /// Sets the part of the messages that arrives twice.
+    /// Sets the fraction of messages that arrive twice.
     pub const fn duplication(mut self, part: f64) -> Self {
         self.network.duplication = part;
         self
     }
 
-    /// Sets the part of the messages that leaves the order of its link.
+    /// Sets the fraction of messages that leave the order of their link.
     pub const fn reordering(mut self, part: f64) -> Self {
         self.network.reordering = part;
         self
@@ -121,7 +121,7 @@ impl Builder {
         self
     }
 
-    /// Lets the test go on if a node becomes mute, in place of failing it.
+    /// Lets the test continue if a node becomes mute, instead of failing it.
     pub const fn allow_mute(mut self) -> Self {
         self.allows_mute = true;
         self
@@ -151,7 +151,8 @@ impl Builder {
         self
     }
 
-    /// Builds the cluster, and lets time pass until all nodes are initialised.
+    /// Builds the cluster, and lets time pass until all nodes are
+    /// initialized.
     ///
     /// # Panics
     /// If there are no nodes or more than [`NODES_MAX`], if a part is not from 0

@@ -35,7 +35,7 @@ impl fmt::Display for Client {
 pub struct Operation(usize);
 
 impl Cluster {
-    /// Returns another client.
+    /// Returns a new client.
     pub fn client(&mut self) -> Client {
         self.operations.client()
     }
@@ -70,7 +70,7 @@ impl Cluster {
     pub fn poll<R: DeserializeOwned>(&self, operation: Operation) -> Option<Result<R, Error>> {
         let (_, outcome) = self.operations.all.get(operation.0)?.end.as_ref()?;
         Some(outcome.clone().and_then(|body| {
-            let unknown = |error| format!("the reply is not as expected: {error}: {}", body.text());
+            let unknown = |error| format!("unexpected reply: {error}: {}", body.text());
             body.parse_fields()
                 .map_err(|error| Error::new(ErrorCode::Crash, unknown(error)))
         }))
@@ -124,7 +124,7 @@ impl Cluster {
     }
 }
 
-/// All requests of clients, of which the number is the `msg_id`, and the
+/// All requests of clients, whose numbers are their `msg_id`s, and the
 /// connections over which they were sent.
 pub(super) struct Operations {
     all: Vec<Asked>,
@@ -242,7 +242,7 @@ impl Operations {
         }
     }
 
-    /// Gives up a request that is open still, and closes its connection.
+    /// Gives up a request that is still open, and closes its connection.
     pub(super) fn expire(&mut self, operation: Operation, now: Duration) {
         let Some(asked) = self
             .all

@@ -21,7 +21,7 @@ use crate::message::{self, MsgId};
 use crate::node::Node;
 use crate::storage::Storage;
 
-/// The ids of what a node sends begin at a multiple of this in each life.
+/// In each incarnation of a node, its message ids begin at a multiple of this.
 const LIFE_MSG_IDS: i64 = 1_000_000_000;
 
 /// Rows of the chart that a failing test prints.
@@ -45,7 +45,8 @@ pub struct Cluster {
     nodes: Vec<Member>,
     /// The next timer of each node, by time.
     timers: BTreeSet<(Duration, usize)>,
-    /// The planned events by time; of one time, in the order of planning.
+    /// The planned events by time; those with equal times are in the order of
+    /// planning.
     plan: BTreeMap<(Duration, u64), Due>,
     planned: u64,
     events: u64,
@@ -64,7 +65,7 @@ pub struct Cluster {
     has_started: bool,
 }
 
-/// A node, in its present life.
+/// A node, in its current incarnation.
 #[derive(Default)]
 struct Member {
     /// `None` while it is down.
@@ -92,14 +93,15 @@ struct Init<'a> {
 }
 
 impl Cluster {
-    /// Returns the builder of a cluster whose nodes run `program`, each with a
-    /// state of its own. The program is set up again for each life of a node.
+    /// Returns the builder of a cluster whose nodes run `program`, each with
+    /// its own state. The program is set up again for each incarnation of a
+    /// node.
     pub fn builder<S: Default + 'static>(program: impl Fn(&Node<S>) + 'static) -> Builder {
         Builder::new(S::default, program)
     }
 
-    /// As [`Self::builder`], with the state that `state` makes for each life of
-    /// a node.
+    /// As [`Self::builder`], with the state that `state` creates for each
+    /// incarnation of a node.
     pub fn builder_with<S: 'static>(
         state: impl Fn() -> S + 'static,
         program: impl Fn(&Node<S>) + 'static,
@@ -172,8 +174,8 @@ impl Cluster {
             .collect()
     }
 
-    /// Returns a random number for a choice of the test. It depends on the seed
-    /// alone.
+    /// Returns a random number for a choice of the test. It depends only on the
+    /// seed.
     pub fn random(&mut self) -> u64 {
         self.random.random()
     }
@@ -305,7 +307,7 @@ impl Cluster {
         self.plan(time.max(self.now), Due::Event(event));
     }
 
-    /// Notes an event from outside in the journal.
+    /// Records an external event in the journal.
     pub(super) fn note(&mut self, event: String) {
         self.journal.note(self.now, What::Event(event));
     }
@@ -352,7 +354,7 @@ impl Cluster {
 
     #[expect(
         clippy::panic,
-        reason = "a program that sends what is no message fails its test"
+        reason = "a program that sends a malformed message fails its test"
     )]
     fn record(&self, src: Party, line: &[u8]) -> Record {
         match message::parse(line) {
@@ -366,7 +368,7 @@ impl Cluster {
             },
             Err(error) => {
                 let line = String::from_utf8_lossy(line);
-                panic!("{src} has sent what is no message, {}: {line}", error.why)
+                panic!("{src} has sent a malformed message, {}: {line}", error.why)
             }
         }
     }
@@ -522,7 +524,7 @@ impl Cluster {
         }
     }
 
-    /// Begins a life of a node.
+    /// Begins an incarnation of a node.
     fn begin(&mut self, index: usize) {
         let storage = self
             .nodes

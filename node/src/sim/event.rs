@@ -1,4 +1,4 @@
-//! Events from outside of a cluster, and their effects on nodes and links.
+//! External events of a cluster, and their effects on nodes and links.
 
 use std::fmt;
 use std::time::Duration;
@@ -21,8 +21,8 @@ pub enum Event {
     Split,
     /// The links between this node and all others are cut.
     Isolate(String),
-    /// The links from the first group to the second are cut, in this direction
-    /// alone.
+    /// The links from the first group to the second are cut, only in this
+    /// direction.
     Block(Vec<String>, Vec<String>),
     /// All links are healed.
     Heal,
@@ -68,7 +68,7 @@ impl Event {
 }
 
 impl Cluster {
-    /// Plans an event for a virtual time, or for now if that is over.
+    /// Plans an event for a virtual time, or for now if that time has passed.
     ///
     /// # Panics
     /// At that time, if the event names a party that does not exist.

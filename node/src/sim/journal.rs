@@ -13,7 +13,7 @@ use crate::message;
 /// The number of a message in its journal.
 pub(super) type Number = usize;
 
-/// All messages with their fates, and all events of the nodes.
+/// All messages with their outcomes, and all events of the nodes.
 ///
 /// Printed, it has one line for each, with the time in milliseconds, the number
 /// of the message, and its body when it is sent.
@@ -30,7 +30,7 @@ pub(super) struct Record {
     pub(super) src: Party,
     pub(super) dest: Party,
     pub(super) kind: String,
-    /// It wants a reply.
+    /// It expects a reply.
     pub(super) is_request: bool,
     /// The whole line.
     pub(super) line: Vec<u8>,
@@ -63,7 +63,7 @@ pub enum Loss {
     Cut,
     /// The node was down.
     Down,
-    /// There is no party of that name, or not any more.
+    /// There is no party of that name, or no longer.
     UnknownDestination,
     /// The sender is mute: the harness does not read its output any more.
     Mute,

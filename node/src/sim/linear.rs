@@ -1,12 +1,12 @@
 //! A checker of linearizability. It knows no cluster: a test collects the history
-//! of operations, and says how an operation changes the state.
+//! of operations, and defines how an operation changes the state.
 
 use std::collections::HashSet;
 use std::hash::Hash;
 use std::time::Duration;
 
-/// The maximum number of states that a check visits. More are a sign of too many operations
-/// at once.
+/// The maximum number of states that a check visits. More states are a sign of
+/// too many concurrent operations.
 const STATES_MAX: usize = 4_000_000;
 
 /// An operation, and the span of time in which it took effect.
@@ -21,8 +21,8 @@ pub struct Invocation<O> {
     pub operation: O,
 }
 
-/// Returns whether the operations can be brought into an order that agrees with
-/// time and with all results: each takes effect at once, between its beginning
+/// Returns whether the operations can be ordered in a way that agrees with time
+/// and with all results: each takes effect at one moment, between its beginning
 /// and its end. `step` returns the state after an operation, or `None` if the
 /// operation cannot have had this result in this state.
 ///
@@ -89,7 +89,7 @@ pub fn is_linearizable<S: Clone + Eq + Hash, O>(
 }
 
 /// Returns the earliest end of the operations that are not done; `None` if all
-/// that have ended are.
+/// ended operations are done.
 fn first_end<O>(history: &[&Invocation<O>], done: &Done) -> Option<Duration> {
     let mut first: Option<Duration> = None;
     for (index, invocation) in history.iter().enumerate() {

@@ -118,11 +118,11 @@
 //! # The network
 //! All messages cross the network, each with a [`Latency`] of its own: between
 //! nodes, between clients and nodes, and to and from the services `lin-kv`,
-//! `seq-kv`, `lww-kv` and `lin-tso`. Loss, duplication and reordering apply to
-//! messages between nodes alone, unless [`Reach`] says more: a lost request of a
-//! client says nothing about the program. A partition applies to the parties
-//! that it names, also services and clients. A message of a node to itself only
-//! takes its time. By default the network is kind: it takes from 1 to 10 ms and
+//! `seq-kv`, `lww-kv` and `lin-tso`. Loss, duplication and reordering apply only
+//! to messages between nodes, unless [`Reach`] extends them: a lost request of a
+//! client says nothing about the program. A partition applies to the parties that
+//! it names, including services and clients. A message of a node to itself is
+//! only delayed. By default the network is kind: it takes from 1 to 10 ms and
 //! keeps the order of each link.
 //!
 //! # As harsh as the harness
@@ -133,8 +133,8 @@
 //! - A node that sends a message to a destination that does not exist is mute
 //!   from then on: a closed client, a node or service that has not started, a
 //!   wrong name. This fails the test with the reason, unless
-//!   [`Builder::allow_mute`] lets it go on.
-//! - `seq-kv` gives stale reads, also after a write of the value that was there.
+//!   [`Builder::allow_mute`] lets it continue.
+//! - `seq-kv` gives stale reads, even after a write of the value that was there.
 //!   `lww-kv` ignores `create_if_not_exists`. An unknown request to a service is
 //!   not answered.
 //!
@@ -145,9 +145,9 @@
 //! arrive; messages that arrive while it is down are lost. When it is restarted,
 //! the program is set up again, and `init` is its first message.
 //!
-//! A reply to its former life may come then. The `msg_id`s of each further life
-//! begin at a multiple of 1,000,000,000, so that such a reply belongs to no call
-//! of the new life: the node counts it as late
+//! A reply to its previous incarnation may arrive then. The `msg_id`s of each
+//! further incarnation begin at a multiple of 1,000,000,000, so that such a reply
+//! belongs to no call of the new incarnation: the node counts it as late
 //! ([`Node::late_replies`](crate::Node::late_replies)) and drops it.
 //!
 //! # Bounds

@@ -52,14 +52,15 @@ pub enum Reach {
 pub struct Network {
     /// The latency of each message, 1 to 10 ms by default.
     pub latency: Latency,
-    /// The part of messages that is lost, from 0 to 1; 0 by default.
+    /// The fraction of messages that are lost, from 0 to 1; 0 by default.
     pub loss: f64,
-    /// The part that arrives twice, from 0 to 1, each time with a latency of its
-    /// own; 0 by default.
+    /// The fraction that arrive twice, from 0 to 1, each time with its own
+    /// latency; 0 by default.
     pub duplication: f64,
-    /// The part that leaves the order of its link, from 0 to 1; 0 by default.
-    /// Such a message takes one to three times its latency, waits for no other
-    /// message and delays none. All others arrive in the order of sending.
+    /// The fraction that leave the order of their link, from 0 to 1; 0 by
+    /// default. Such a message takes one to three times its latency, waits for
+    /// no other message and delays none. All others arrive in the order of
+    /// sending.
     pub reordering: f64,
     /// The links to which these three apply, those between nodes by default.
     pub reach: Reach,

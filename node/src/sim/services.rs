@@ -1,6 +1,7 @@
-//! The protocol of the services beside the nodes
-//! (<https://github.com/jepsen-io/maelstrom/blob/main/doc/services.md>): requests
-//! to operations, and results to replies. The values are in the stores.
+//! The protocol of the services alongside the nodes
+//! (<https://github.com/jepsen-io/maelstrom/blob/main/doc/services.md>):
+//! requests to operations, and results to replies. The values are in the
+//! stores.
 
 use std::time::Duration;
 
@@ -89,7 +90,7 @@ impl Services {
             // The harness does not answer an unknown request.
             _ => return,
         };
-        // A store's value has a form in JSON, and so has an error.
+        // A store's value can be represented in JSON, and so can an error.
         replied
             .or_else(|error| self.reply(&message, "error", &error, out))
             .unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The values of the three stores, and which version of them a client sees. They
+//! The values of the three stores, and the version that each client sees. They
 //! know no messages; a key is its JSON as text.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -45,7 +45,7 @@ impl Change {
                 Ok(Effect::Set(to.clone()))
             }
             (Self::Cas { from, .. }, Some(value)) => {
-                let text = format!("the value is {value}, and not {from}");
+                let text = format!("the value is {value}, not {from}");
                 Err(Error::new(ErrorCode::PreconditionFailed, text))
             }
             (Self::Read | Self::Cas { .. }, None) => Err(missing()),
@@ -160,8 +160,8 @@ const LWW_KV_LAG_MAX: Duration = Duration::from_secs(1);
 const LWW_KV_SKEW_MAX: Duration = Duration::from_millis(100);
 
 /// Eventually consistent: an operation happens at a random replica. A write
-/// reaches the others later, and of two writes to a key the one stays that is
-/// later by the clock of its replica. `create_if_not_exists` is ignored.
+/// reaches the others later, and of two writes to a key, the one that is later
+/// by the clock of its replica wins. `create_if_not_exists` is ignored.
 pub(super) struct LwwKv {
     replicas: Vec<Replica>,
     writes: u64,

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::machine::Machine;
 
-/// The size of the output that is written even if more input is there, in bytes.
+/// The size of the output at which it is written even if more input is
+/// available, in bytes.
 const WRITE_BYTES: usize = 64 * 1024;
 
 /// The time for which the node waits for sleeping tasks at the end of the input.
@@ -45,21 +46,21 @@ impl<W: Write> Driver<W> {
         Ok(())
     }
 
-    /// Ends all that is due, and runs the tasks that were woken.
+    /// Expires everything that is due, and runs the tasks that were woken.
     pub(super) fn run_due(&mut self) {
         self.machine.handle_timeout(self.started.elapsed());
     }
 
     /// Returns the time until the machine has something to do; `None` if it
-    /// waits for input alone.
+    /// waits only for input.
     pub(super) fn time_left(&self) -> Option<Duration> {
         self.machine
             .next_timeout()
             .map(|next| next.saturating_sub(self.started.elapsed()))
     }
 
-    /// Ends the input, and runs the node as long as tasks sleep. `wait` waits
-    /// for this time at most, or until a task is woken.
+    /// Ends the input, and runs the node as long as tasks sleep. `wait`
+    /// waits for at most this time, or until a task is woken.
     pub(super) fn finish(
         &mut self,
         mut wait: impl FnMut(Duration) -> io::Result<()>,

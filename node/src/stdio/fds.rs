@@ -1,5 +1,5 @@
-//! A node on two file descriptors, on one thread: with one message in flight no
-//! other thread has to be woken between the input and the output.
+//! A node on two file descriptors, on one thread: with one message in flight,
+//! no other thread must be woken between input and output.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write, pipe};
@@ -49,7 +49,7 @@ fn is_transient(error: &io::Error) -> bool {
 /// Waits for input, for another thread that has woken a task, or for this time.
 /// Returns whether there is input.
 fn wait(input: Option<&File>, woken: &mut Woken, time: Option<Duration>) -> io::Result<bool> {
-    // A time beyond the range of the system is none.
+    // A time beyond the range of the system counts as no limit.
     let time = time.and_then(|time| Timespec::try_from(time).ok());
     let (is_woken, is_ready) = {
         let mut fds = vec![PollFd::new(&woken.reader, PollFlags::IN)];

@@ -1,4 +1,4 @@
-//! Bytes to blocks of whole lines. It knows no messages.
+//! Splits bytes into blocks of whole lines. It knows no messages.
 
 use std::io::{self, Read};
 
@@ -30,8 +30,8 @@ impl Lines {
         }
     }
 
-    /// Reads once, and returns the lines that are whole then, perhaps none; at
-    /// the end of the input the rest, and then `None`.
+    /// Reads once, and returns the lines that are then complete, possibly
+    /// none; at the end of the input, returns the rest, and then `None`.
     pub(super) fn read(&mut self, input: &mut impl Read) -> io::Result<Option<&[u8]>> {
         if self.is_over {
             return Ok(None);
@@ -70,7 +70,7 @@ impl Lines {
         self.filled -= std::mem::take(&mut self.returned);
         let needed = self.filled + READ_BYTES;
         if self.buffer.len() < needed {
-            // Doubled, so that a long line is copied few times.
+            // Doubled, so that a long line is copied only a few times.
             self.buffer.resize(needed.max(2 * self.filled), 0);
         } else if self.buffer.len() > 4 * needed {
             self.buffer.truncate(needed);

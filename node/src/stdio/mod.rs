@@ -22,20 +22,21 @@ use crate::node::Node;
 use driver::Driver;
 use lines::Lines;
 
-/// The maximum length of a line, in bytes. A line that is longer by over 64 KiB
-/// is dropped with a warning.
+/// The maximum length of a line, in bytes. A line that exceeds it by more than
+/// 64 KiB is dropped with a warning.
 pub const LINE_BYTES_MAX: usize = 256 * 1024 * 1024;
 
-/// The maximum number of blocks that were read and not handled yet.
+/// The maximum number of blocks that were read but not handled yet.
 const BLOCKS_MAX: usize = 4;
 
 /// Runs a node on stdin and stdout to the end of its input, with its log on
-/// stderr (`RUST_LOG` sets its level, `warn` by default). This is a whole `main`.
+/// stderr (`RUST_LOG` sets its level, `warn` by default). This is a complete
+/// `main`.
 pub fn main<S: Default + 'static>(program: impl FnOnce(&Node<S>)) -> ExitCode {
     main_with(S::default(), program)
 }
 
-/// As [`main`], with this state in place of the default.
+/// As [`main`], with this state instead of the default.
 pub fn main_with<S: 'static>(state: S, program: impl FnOnce(&Node<S>)) -> ExitCode {
     let filter = std::env::var("RUST_LOG")
         .ok()
@@ -46,7 +47,7 @@ pub fn main_with<S: 'static>(state: S, program: impl FnOnce(&Node<S>)) -> ExitCo
     let log = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
-        // Its reports of a broken stderr go to stderr, and panic.
+        // It would report a broken stderr on stderr, and panic.
         .log_internal_errors(false);
     tracing_subscriber::registry()
         .with(log.with_filter(filter))
@@ -77,9 +78,9 @@ fn run_on_stdio<S: 'static>(state: S, program: impl FnOnce(&Node<S>)) -> io::Res
 
 /// Runs a node on these streams to the end of its input.
 ///
-/// The answers to all input that is there are written together, before the node
-/// waits for more. At the end of the input, the node waits for sleeping tasks, up
-/// to 10 s. A thread reads the input; it is left behind if the output fails
+/// The answers to all available input are written together, before the node
+/// waits for more. At the end of the input, the node waits for sleeping tasks,
+/// up to 10 s. A thread reads the input; it is abandoned if the output fails
 /// first.
 ///
 /// ```
@@ -111,7 +112,7 @@ pub fn run<S: Default + 'static>(
     run_with(input, output, S::default(), program)
 }
 
-/// As [`run`], with this state in place of the default.
+/// As [`run`], with this state instead of the default.
 ///
 /// # Errors
 /// As for [`run`].

@@ -26,9 +26,9 @@ pub trait Bidi<S>: 'static {
     /// The answers to them.
     type Out: Serialize;
 
-    /// Answers a message. An error is sent to the client, and the stream goes on.
-    /// The next message of this stream waits until this one is answered; other
-    /// streams do not.
+    /// Answers a message. An error is sent to the client, and the stream
+    /// continues. The next message of this stream waits until this one is
+    /// answered; other streams do not.
     fn receive(
         &mut self,
         node: &Node<S>,
@@ -36,7 +36,7 @@ pub trait Bidi<S>: 'static {
     ) -> impl Future<Output = Result<Self::Out, Error>>;
 
     /// Runs when the client has closed the stream and all its messages are
-    /// answered. An error is sent in place of the end. A stream that was idle for
+    /// answered. An error is sent instead of the end. A stream that was idle for
     /// too long is dropped without this.
     fn close(&mut self, _: &Node<S>) -> impl Future<Output = Result<(), Error>> {
         std::future::ready(Ok(()))

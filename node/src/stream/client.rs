@@ -22,7 +22,7 @@ use crate::timers::Sleep;
 
 impl<S: 'static> Node<S> {
     /// Sends the request for a server stream with items of type `T`. A refusal
-    /// comes in place of the first item.
+    /// comes instead of the first item.
     ///
     /// # Errors
     /// 11 before `init`, and if too many calls are open; 13 if the request cannot
@@ -64,8 +64,9 @@ impl<S: 'static> Node<S> {
     }
 
     /// Opens a bidirectional stream, on which messages of type `I` are answered
-    /// by messages of type `O`. If the opening times out or is dropped, the stream
-    /// may stay open at the other node until it was idle for too long.
+    /// by messages of type `O`. If the opening times out or is dropped, the
+    /// stream may stay open at the other node until it has been idle for too
+    /// long.
     ///
     /// # Errors
     /// As for a [`Call`].
@@ -114,36 +115,31 @@ impl<T: DeserializeOwned> ServerStream<T> {
         self
     }
 
-    /// Returns the next item, and always `None` after the last one. Items come in
-    /// their order and once, even if the network reorders or doubles them; a lost
+    /// Returns the next item, and always `None` after the last one. Items arrive
+    /// in order and once, even if the network reorders or duplicates them; a lost
     /// item is a timeout. Cancel-safe.
     ///
     /// # Errors
-    /// 0 if no item came in time: the stream goes on. 13 if an item is not a `T`:
-    /// it is skipped, and the stream goes on. After any other error the stream
-    /// has ended, and repeats it: the error that the other node has replied; 14
-    /// if the stream ended with another status than `OK`; 11 if more than
+    /// 0 if no item came in time: the stream continues. 13 if an item is not a
+    /// `T`: it is skipped, and the stream continues. After any other error the
+    /// stream has ended, and repeats the error: that of the other node's reply;
+    /// 14 if the stream ended with another status than `OK`; 11 if more than
     /// [`ITEMS_MAX`](super::ITEMS_MAX) items were waiting. After the end of the
     /// input it stays pending.
     pub async fn next(&mut self) -> Result<Option<T>, Error> {
         let Some(item) = self.within_timeout(|cx| self.inbox.poll_next(cx)).await? else {
             return Ok(None);
         };
-        let unknown = |error| {
-            Error::new(
-                ErrorCode::Crash,
-                format!("the item is not as expected: {error}"),
-            )
-        };
+        let unknown = |error| Error::new(ErrorCode::Crash, format!("unexpected item: {error}"));
         item.parse().map(Some).map_err(unknown)
     }
 
     /// Cancels the stream and waits for its end, which may have crossed the
-    /// cancel. Waiting items are dropped.
+    /// cancellation. Waiting items are dropped.
     ///
     /// # Errors
-    /// 0 if no end came in time; the error that the other node has replied in
-    /// place of an end.
+    /// 0 if no end came in time; the error that the other node has sent instead
+    /// of an end.
     pub async fn cancel(self) -> Result<End, Error> {
         self.send_cancel();
         self.within_timeout(|cx| self.inbox.poll_end(cx)).await
@@ -158,7 +154,7 @@ impl<T: DeserializeOwned> ServerStream<T> {
             Poll::Pending => timeout.as_mut().poll(cx).map(|()| {
                 Err(Error::new(
                     ErrorCode::Timeout,
-                    "nothing came of the stream in time",
+                    "no item of the stream came in time",
                 ))
             }),
             ready => ready,

@@ -42,10 +42,10 @@ pub struct FrameCodec {
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// The flag is neither 0 nor 1.
-    #[error("the flag of a frame is 0 or 1, and not {0}")]
+    #[error("the flag of a frame must be 0 or 1, not {0}")]
     UnknownFlag(u8),
     /// The message exceeds the maximum.
-    #[error("a message of {bytes} bytes is over the longest of {bytes_max}")]
+    #[error("a message of {bytes} bytes exceeds the maximum of {bytes_max}")]
     TooLong {
         /// The size of the message.
         bytes: usize,
@@ -58,7 +58,7 @@ pub enum FrameError {
 }
 
 impl FrameCodec {
-    /// A codec for messages up to this size.
+    /// Returns a codec for messages up to this size.
     #[must_use]
     pub const fn new(message_bytes_max: usize) -> Self {
         Self { message_bytes_max }

@@ -1,4 +1,4 @@
-//! The received items of a server stream that were not taken yet, in order.
+//! The received items of a server stream that are not taken yet, in order.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -12,11 +12,12 @@ use crate::error::{Error, ErrorCode};
 use crate::json::Json;
 
 /// The maximum number of waiting items of a stream. One more ends the stream
-/// with error 11 after them.
+/// with error 11 after those items.
 pub const ITEMS_MAX: usize = 1024;
 
-/// The replies to one request, which the network may double and reorder. Doubles
-/// are dropped by `seq`; items after a gap wait until it is filled.
+/// The replies to one request, which the network may duplicate and reorder.
+/// Duplicates are dropped by `seq`; items after a gap wait until it is
+/// filled.
 pub(crate) struct Inbox {
     /// Borrowed for one operation, and never while a task is woken.
     state: RefCell<State>,
@@ -102,7 +103,7 @@ impl Inbox {
         }
     }
 
-    /// Returns the end as soon as it has come.
+    /// Returns the end as soon as it has arrived.
     pub(super) fn poll_end(&self, cx: &Context<'_>) -> Poll<Result<End, Error>> {
         let mut state = self.state.borrow_mut();
         match &state.end {
@@ -125,7 +126,7 @@ impl State {
         if seq < self.next || self.items.contains_key(&seq) {
             tracing::debug!(seq, "duplicate item");
         } else if self.items.len() >= ITEMS_MAX {
-            let text = "too many items came before they were taken";
+            let text = "too many items arrived before they were taken";
             self.end = Some(Err(Error::new(ErrorCode::TemporarilyUnavailable, text)));
         } else {
             self.items.insert(seq, data);
@@ -134,17 +135,12 @@ impl State {
 }
 
 fn event(body: &Json) -> Result<Event, Error> {
-    let unknown = |why: String| {
-        Error::new(
-            ErrorCode::Crash,
-            format!("the reply is not as expected: {why}"),
-        )
-    };
+    let unknown = |why: String| Error::new(ErrorCode::Crash, format!("unexpected reply: {why}"));
     let failed = |error: serde_json::Error| unknown(error.to_string());
     let part: Part = body.parse().map_err(failed)?;
     match (&*part.kind, part.seq, part.data) {
         (wire::ITEM, Some(seq), Some(data)) => Ok(Event::Item(seq, data)),
         (wire::END, ..) => Ok(Event::End(body.parse().map_err(failed)?)),
-        (kind, ..) => Err(unknown(format!("a {kind} is no part of a stream"))),
+        (kind, ..) => Err(unknown(format!("a {kind} is not part of a stream"))),
     }
 }

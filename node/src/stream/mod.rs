@@ -1,11 +1,11 @@
 //! Streams: requests with many replies, and conversations.
 //!
-//! A *server stream* is one request that is answered by any number of items
-//! and an end. A *bidirectional stream* is opened, takes any number of
-//! messages, each of which is answered by one, and is closed. [`Services`]
-//! serves both; `open_stream` and `open_bidi` of [`Node`](crate::Node) use those
-//! of another node. The deadline of requests does not apply to streams, which
-//! are bounded by [`IDLE_MAX`].
+//! A *server stream* is one request that is answered by any number of items and
+//! an end. A *bidirectional stream* is opened, takes any number of messages,
+//! each of which gets one answer, and is closed. [`Services`] serves both;
+//! `open_stream` and `open_bidi` of [`Node`](crate::Node) use those of another
+//! node. The deadline of requests does not apply to streams, which are bounded
+//! by [`IDLE_MAX`].
 //!
 //! ```
 //! use hark_node::stream::{Bidi, Services, Sink};
@@ -65,27 +65,27 @@
 //!
 //! | request | fields | answered by |
 //! | --- | --- | --- |
-//! | `grpc_server_stream` | `service`, `method`, `request` (absent: `{}`) | `grpc_stream_msg` with `seq` from 1 and `data`, again and again; then `grpc_stream_end` with `status` and `count` |
-//! | `grpc_stream_cancel` | `request_id`: the `msg_id` of the stream's request | nothing; the stream's request is, by `grpc_stream_end` with the status `CANCELLED` |
+//! | `grpc_server_stream` | `service`, `method`, `request` (absent: `{}`) | `grpc_stream_msg` with `seq` from 1 and `data`, repeatedly; then `grpc_stream_end` with `status` and `count` |
+//! | `grpc_stream_cancel` | `request_id`: the `msg_id` of the stream's request | nothing; the stream's request is answered by `grpc_stream_end` with the status `CANCELLED` |
 //! | `grpc_bidi_stream_open` | `service`, `method` | `grpc_bidi_stream_open_ok` with `stream_id` |
 //! | `grpc_bidi_stream_send` | `stream_id`, `data` | `grpc_bidi_stream_recv` with `data` |
 //! | `grpc_bidi_stream_close` | `stream_id` | `grpc_stream_end` with `status` and `count`, after all earlier messages |
 //!
 //! `grpc_stream_cancel` is an addition of this library. It applies to streams of
-//! its sender; one for an unknown stream is ignored, as it may have crossed the
-//! end.
+//! its sender; a cancellation for an unknown stream is ignored, because it may
+//! have crossed the end.
 //!
 //! | error | reason |
 //! | --- | --- |
 //! | 10 | there is no such service or method |
 //! | 11 | a bound is reached: [`STREAMS_PER_CLIENT_MAX`], [`CLIENTS_MAX`] or [`WAITING_MAX`] |
-//! | 12 | the request or message is not of the service's type; a stream goes on |
+//! | 12 | the request or message is not of the service's type; a stream continues |
 //! | 13 | the service has panicked, which ends the stream |
 //! | 14 | a server stream was idle for [`IDLE_MAX`], or a message waited for a service that has panicked |
 //! | 20 | the client has opened no such stream, or one before the last [`CLOSED_MAX`] that were closed |
 //! | 22 | the stream is closed or half-closed, or was idle for [`IDLE_MAX`] |
 //!
-//! A second close gets 22 and not 20, as does a message after the close: the
+//! A second close gets 22, not 20, and so does a message after the close: the
 //! stream existed and is closed.
 
 mod bidi;

@@ -1,4 +1,5 @@
-//! An open server stream: the items of its handler, and the reasons of its end.
+//! An open server stream: the items of its handler, and the reasons for its
+//! end.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -79,7 +80,7 @@ impl Output {
         Ok(())
     }
 
-    /// Waits until the stream was idle for too long.
+    /// Waits until the stream has been idle for too long.
     async fn idle(&self) {
         while let Some(left) = (self.sent_at.get() + IDLE_MAX).checked_sub(self.core.now())
             && !left.is_zero()

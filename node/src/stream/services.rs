@@ -71,8 +71,8 @@ impl<S: 'static> Services<S> {
     /// with its error if it fails.
     ///
     /// The handler is dropped at one of its waits when the client cancels, and
-    /// when it was idle for [`IDLE_MAX`](super::IDLE_MAX). A request without
-    /// `msg_id` is not served, as it cannot be answered.
+    /// when it has been idle for [`IDLE_MAX`](super::IDLE_MAX). A request without
+    /// `msg_id` is not served, because it cannot be answered.
     pub fn server_stream<B, T>(
         &self,
         service: &str,
@@ -98,8 +98,9 @@ impl<S: 'static> Services<S> {
             .insert(name(service, method), Rc::new(serve));
     }
 
-    /// Serves a bidirectional stream: `open` makes the state of each stream that a
-    /// client opens, or refuses it. Its argument is the name of the client.
+    /// Serves a bidirectional stream: `open` creates the state of each stream that
+    /// a client opens, or refuses the stream. Its argument is the name of the
+    /// client.
     pub fn bidi<B: Bidi<S>>(
         &self,
         service: &str,
@@ -118,7 +119,8 @@ impl<S: 'static> Services<S> {
             .insert(name(service, method), Rc::new(converse));
     }
 
-    /// Registers the handler of a request type; an error is the answer.
+    /// Registers the handler of a request type; an error of the handler becomes
+    /// the answer.
     fn on<B: DeserializeOwned + 'static>(
         &self,
         node: &Node<S>,
@@ -130,7 +132,7 @@ impl<S: 'static> Services<S> {
             let (registry, handler) = (Rc::clone(&registry), Rc::clone(&handler));
             Box::pin(async move {
                 let responder = request.responder.clone();
-                // A stream has bounds of its own.
+                // A stream has its own bounds.
                 responder.answer_within(Duration::MAX);
                 if let Err(error) = handler(&registry, node, request).await {
                     responder.fail(&error);

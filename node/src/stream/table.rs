@@ -19,19 +19,20 @@ use crate::json::Json;
 use crate::message::MsgId;
 use crate::request::Responder;
 
-/// The maximum number of open streams of a client, of both kinds. More get error
-/// 11.
+/// The maximum number of open streams of a client, of both kinds. Further
+/// streams get error 11.
 pub const STREAMS_PER_CLIENT_MAX: usize = 128;
 
-/// The maximum number of clients with open streams. Others get error 11.
+/// The maximum number of clients with open streams. Further clients get error
+/// 11.
 pub const CLIENTS_MAX: usize = 1024;
 
-/// The maximum number of messages of one stream that wait for its service. More
-/// get error 11.
+/// The maximum number of messages of one stream that wait for its service.
+/// Further messages get error 11.
 pub const WAITING_MAX: usize = 64;
 
 /// The number of closed streams that are remembered, over all clients; requests
-/// for an older one get error 20 in place of 22.
+/// for an older one get error 20 instead of 22.
 pub const CLOSED_MAX: usize = 1024;
 
 /// The name of a stream of a client.

@@ -15,7 +15,7 @@ fn named(dest: &str, body: Value) -> Vec<(String, Value)> {
 #[test]
 fn a_request_before_init_gets_11() {
     let mut driven = Driven::<()>::unnamed(echo);
-    let text = "the node is not initialised yet";
+    let text = "the node is not initialized yet";
     for kind in ["echo", "unknown"] {
         let id = if kind == "echo" { 0 } else { 1 };
         let out = driven.ask("c1", &json!({"type": kind, "msg_id": 1, "echo": 1}));
@@ -63,7 +63,7 @@ fn a_second_init_is_refused_and_changes_nothing() {
     let again = json!({"type": "init", "msg_id": 1, "node_id": "n7", "node_ids": ["n7"]});
     assert_eq!(
         driven.ask("c1", &again),
-        named("c1", error(22, "the node is initialised already", 1))
+        named("c1", error(22, "the node is already initialized", 1))
     );
     assert_eq!(driven.node.id(), "n1");
     driven.is_well();

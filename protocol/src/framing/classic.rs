@@ -1,5 +1,5 @@
-//! The classic framing: the format of the system that Hark descends from,
-//! without lengths and ids, and with at most 1024 bytes a message.
+//! The classic framing: the format of Hark's predecessor, without lengths and
+//! ids, and with at most 1024 bytes per message.
 //!
 //! A client sends a message either bare, ending where the read ends, or padded
 //! with NUL to 1024 bytes. The server pads every message to 1024 bytes. The
@@ -22,7 +22,7 @@ use tokio_util::codec::{Decoder, Encoder};
 
 use super::{Malformed, ProtocolError};
 use crate::limits::{CLASSIC_BLOCK_BYTES, COMMAND_BYTES};
-use crate::message::{self, HELLO, Message, REQUEST_COMMANDS};
+use crate::message::{self, HELLO, Message, OkFields, REQUEST_COMMANDS};
 use crate::{Code, Refusal, Reply, Request};
 
 /// Time for which the decoder waits for the fields of a command, in
@@ -189,7 +189,7 @@ pub fn encode(reply: &Reply, dst: &mut BytesMut) {
             }
         }
         // Classic clients know no sequence numbers.
-        Reply::Ok(fields) if fields.is_stored() => write_block(reply.command(), &[], dst),
+        Reply::Ok(OkFields::Stored(_)) => write_block(reply.command(), &[], dst),
         Reply::Ok(_) | Reply::NotOk(_) | Reply::Error { .. } => {
             let mut payload = BytesMut::new();
             reply.write_payload(&mut payload);

@@ -4,6 +4,7 @@
 use bytes::{BufMut, BytesMut};
 use bytestring::ByteString;
 
+use super::reply::parse_delivery;
 use super::{Delivery, Message, bad_request, number, put_number, put_number_then, unknown_command};
 use crate::code::Refusal;
 use crate::name::{DeviceName, Password, RoomName, Sequence, UserName};
@@ -397,9 +398,9 @@ impl Message for RoomReply {
         match command {
             "room" => RoomEntry::parse(payload).map(Self::Room),
             "device" => parse_device(payload),
-            "past" => super::parse_delivery(payload).map(Self::Past),
+            "past" => parse_delivery(payload).map(Self::Past),
             "said" => first_room(payload).and_then(|(room, rest)| {
-                let delivery = super::parse_delivery(rest)?;
+                let delivery = parse_delivery(rest)?;
                 Ok(Self::Said { room, delivery })
             }),
             "gap" => parse_gap(payload).map(Self::Gap),

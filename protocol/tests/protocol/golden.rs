@@ -336,42 +336,42 @@ fn classic_framing_of_every_request() {
 fn native_framing_of_every_reply() {
     check_native_reply(
         1,
-        Reply::Ok(OkFields::none()),
+        Reply::Ok(OkFields::None),
         b"\0\0\0\x13\0\0\0\x01ok\0\0\0\0\0\0\0\0\0\0\0\0\0",
     );
     check_native_reply(
         1,
-        Reply::Ok(OkFields::hello(1, 65_536)),
+        Reply::Ok(OkFields::Hello(1, 65_536)),
         b"\0\0\0\x1a\0\0\0\x01ok\0\0\0\0\0\0\0\0\0\0\0\0\x001,65536",
     );
     check_native_reply(
         2,
-        Reply::Ok(OkFields::queued(12)),
+        Reply::Ok(OkFields::Queued(12)),
         b"\0\0\0\x15\0\0\0\x02ok\0\0\0\0\0\0\0\0\0\0\0\0\x0012",
     );
     check_native_reply(
         9,
-        Reply::Ok(OkFields::stored(Sequence(812))),
+        Reply::Ok(OkFields::Stored(Sequence(812))),
         b"\0\0\0\x16\0\0\0\x09ok\0\0\0\0\0\0\0\0\0\0\0\0\0812",
     );
     check_native_reply(
         3,
-        Reply::Ok(OkFields::deleted(true)),
+        Reply::Ok(OkFields::Deleted(true)),
         b"\0\0\0\x1a\0\0\0\x03ok\0\0\0\0\0\0\0\0\0\0\0\0\0deleted",
     );
     check_native_reply(
         3,
-        Reply::Ok(OkFields::deleted(false)),
+        Reply::Ok(OkFields::Deleted(false)),
         b"\0\0\0\x19\0\0\0\x03ok\0\0\0\0\0\0\0\0\0\0\0\0\0absent",
     );
     check_native_reply(
         4,
-        Reply::Ok(OkFields::listed(2, false)),
+        Reply::Ok(OkFields::Listed(2, false)),
         b"\0\0\0\x14\0\0\0\x04ok\0\0\0\0\0\0\0\0\0\0\0\0\x002",
     );
     check_native_reply(
         4,
-        Reply::Ok(OkFields::listed(2, true)),
+        Reply::Ok(OkFields::Listed(2, true)),
         b"\0\0\0\x1e\0\0\0\x04ok\0\0\0\0\0\0\0\0\0\0\0\0\x002,truncated",
     );
     check_native_reply(
@@ -450,35 +450,35 @@ fn native_framing_of_every_reply() {
 #[test]
 fn classic_framing_of_every_reply() {
     check_classic_reply(
-        Reply::Ok(OkFields::none()),
+        Reply::Ok(OkFields::None),
         &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\0"],
     );
     check_classic_reply(
-        Reply::Ok(OkFields::hello(1, 65_536)),
+        Reply::Ok(OkFields::Hello(1, 65_536)),
         &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\x001,65536"],
     );
     check_classic_reply(
-        Reply::Ok(OkFields::queued(12)),
+        Reply::Ok(OkFields::Queued(12)),
         &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\x0012"],
     );
     check_classic_reply(
-        Reply::Ok(OkFields::stored(Sequence(812))),
+        Reply::Ok(OkFields::Stored(Sequence(812))),
         &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\0"],
     );
     check_classic_reply(
-        Reply::Ok(OkFields::deleted(true)),
+        Reply::Ok(OkFields::Deleted(true)),
         &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\0deleted"],
     );
     check_classic_reply(
-        Reply::Ok(OkFields::deleted(false)),
+        Reply::Ok(OkFields::Deleted(false)),
         &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\0absent"],
     );
     check_classic_reply(
-        Reply::Ok(OkFields::listed(2, false)),
+        Reply::Ok(OkFields::Listed(2, false)),
         &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\x002"],
     );
     check_classic_reply(
-        Reply::Ok(OkFields::listed(2, true)),
+        Reply::Ok(OkFields::Listed(2, true)),
         &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\x002,truncated"],
     );
     check_classic_reply(
@@ -619,14 +619,28 @@ fn unknown_command_is_escaped_in_the_refusal() {
 
 #[test]
 fn ok_fields_are_read_by_request() {
-    assert_eq!(OkFields::hello(1, 65_536).as_hello(), Some((1, 65_536)));
-    assert_eq!(OkFields::queued(7).as_queued(), Some(7));
-    assert_eq!(OkFields::stored(Sequence(7)).as_stored(), Some(Sequence(7)));
-    assert_eq!(OkFields::deleted(true).as_deleted(), Some(true));
-    assert_eq!(OkFields::deleted(false).as_deleted(), Some(false));
-    assert_eq!(OkFields::listed(3, false).as_listed(), Some((3, false)));
-    assert_eq!(OkFields::listed(3, true).as_listed(), Some((3, true)));
-    let none = OkFields::none();
+    let encoded = |fields: &str| OkFields::Encoded(fields.into());
+    for hello in [OkFields::Hello(1, 65_536), encoded("1,65536")] {
+        assert_eq!(hello.as_hello(), Some((1, 65_536)));
+    }
+    for queued in [OkFields::Queued(7), encoded("7")] {
+        assert_eq!(queued.as_queued(), Some(7));
+    }
+    for stored in [OkFields::Stored(Sequence(7)), encoded("7")] {
+        assert_eq!(stored.as_stored(), Some(Sequence(7)));
+    }
+    for (existed, name) in [(true, "deleted"), (false, "absent")] {
+        assert_eq!(OkFields::Deleted(existed).as_deleted(), Some(existed));
+        assert_eq!(encoded(name).as_deleted(), Some(existed));
+    }
+    for (truncated, fields) in [(false, "3"), (true, "3,truncated")] {
+        assert_eq!(
+            OkFields::Listed(3, truncated).as_listed(),
+            Some((3, truncated))
+        );
+        assert_eq!(encoded(fields).as_listed(), Some((3, truncated)));
+    }
+    let none = OkFields::None;
     assert_eq!(
         (
             none.as_hello(),

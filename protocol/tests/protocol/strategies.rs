@@ -111,12 +111,12 @@ pub(crate) fn delivery() -> impl Strategy<Value = Delivery> {
 
 fn ok_fields() -> impl Strategy<Value = OkFields> {
     prop_oneof![
-        Just(OkFields::none()),
-        (any::<u32>(), any::<usize>()).prop_map(|(version, bytes)| OkFields::hello(version, bytes)),
-        any::<u64>().prop_map(OkFields::queued),
-        any::<u64>().prop_map(|number| OkFields::stored(Sequence(number))),
-        any::<bool>().prop_map(OkFields::deleted),
+        Just(OkFields::None),
+        (any::<u32>(), any::<usize>()).prop_map(|(version, bytes)| OkFields::Hello(version, bytes)),
+        any::<u64>().prop_map(OkFields::Queued),
+        any::<u64>().prop_map(|number| OkFields::Stored(Sequence(number))),
+        any::<bool>().prop_map(OkFields::Deleted),
         (any::<usize>(), any::<bool>())
-            .prop_map(|(names, truncated)| OkFields::listed(names, truncated)),
+            .prop_map(|(names, truncated)| OkFields::Listed(names, truncated)),
     ]
 }

@@ -9,7 +9,7 @@ use super::{print, salvage};
 use crate::log::OpenError;
 use crate::shard::check::{CheckError, Loss, check, drop_damaged};
 
-/// Verifies a store, and replaces damaged messages by gaps if `drops_damaged` is set.
+/// Verifies a store, and replaces damaged messages with gaps if `drops_damaged` is set.
 pub(super) fn run(folder: &Path, drops_damaged: bool) -> anyhow::Result<()> {
     let found = match check(folder) {
         Err(CheckError::Open(OpenError::Damaged { .. })) if drops_damaged => {
@@ -35,7 +35,7 @@ pub(super) fn run(folder: &Path, drops_damaged: bool) -> anyhow::Result<()> {
     }
     if !drops_damaged {
         bail!(
-            "the store is damaged; restore a backup, or replace the damaged messages by gaps with --drop-damaged"
+            "the store is damaged; restore a backup, or run with --drop-damaged to replace the damaged messages with gaps"
         );
     }
     for (name, Loss { gap, .. }) in drop_damaged(folder)? {
@@ -47,7 +47,7 @@ pub(super) fn run(folder: &Path, drops_damaged: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A loss in words.
+/// The description of a loss.
 pub(super) struct Described(pub(super) Loss);
 
 impl fmt::Display for Described {

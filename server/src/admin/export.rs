@@ -18,6 +18,14 @@ pub(super) fn run(folder: &Path, to: impl Write) -> anyhow::Result<()> {
         to.flush()?;
         Ok(damaged)
     });
+    let rooms = store
+        .logs()
+        .iter()
+        .filter(|log| log.account.is_none())
+        .count();
+    if rooms > 0 {
+        eprintln!("harkd: {rooms} rooms are not exported: the format has none");
+    }
     match unless_reader_has_gone(exported)? {
         None | Some(0) => Ok(()),
         Some(damaged) => bail!(
@@ -27,8 +35,8 @@ pub(super) fn run(folder: &Path, to: impl Write) -> anyhow::Result<()> {
     }
 }
 
-/// Returns the number of accounts with damage; `None` if standard output was closed,
-/// which is not an error.
+/// Returns the result of an export; `None` if standard output was closed, which is
+/// not an error.
 pub(super) fn unless_reader_has_gone<T>(exported: anyhow::Result<T>) -> anyhow::Result<Option<T>> {
     match exported {
         Ok(exported) => Ok(Some(exported)),

@@ -18,7 +18,7 @@ use crate::store::{Created, Message, PasswordHash, Position};
 /// The longest line: a text with every byte escaped.
 const LINE_BYTES_MAX: u64 = 7 * FRAME_BYTES_MAX as u64;
 
-/// The most bad lines that are reported.
+/// The maximum number of bad lines that are reported.
 const REPORTS_MAX: u64 = 100;
 
 /// The counts of imported lines.
@@ -26,7 +26,7 @@ const REPORTS_MAX: u64 = 100;
 struct Counts {
     accounts: u64,
     messages: u64,
-    /// Accounts and messages that existed already.
+    /// Accounts and messages that already existed.
     known: u64,
     bad: u64,
 }
@@ -55,7 +55,7 @@ pub(super) fn run(folder: &Path, from: impl BufRead) -> anyhow::Result<()> {
     } = imported?;
     closed.context("cannot close the store")?;
     print(format_args!(
-        "imported {accounts} accounts and {messages} messages; {known} existed already"
+        "imported {accounts} accounts and {messages} messages; {known} already existed"
     ))?;
     if bad > 0 {
         bail!("{bad} lines were not imported");
@@ -166,7 +166,7 @@ fn store_message(
         Imported::Stored => Ok(LineOutcome::Message),
         Imported::Known => Ok(LineOutcome::Known),
         Imported::Behind(_) => Err(format!(
-            "{to} already has a later message; import into an empty store, in order of the numbers"
+            "{to} already has a later message; import into an empty store, in the order of the numbers"
         )),
         Imported::NoSuchUser => Err(format!("no earlier line creates the account {to}")),
     })
@@ -205,7 +205,7 @@ fn checked_message(
 }
 
 /// The latest time of a message: 2100-01-01, in milliseconds since 1970. Times never decrease,
-/// so a message from the future would hold up those after it.
+/// so a message from the future would distort the times of those after it.
 const TIME_MS_MAX: u64 = 4_102_444_800_000;
 
 fn checked_number(number: u64) -> Result<(), String> {

@@ -1,4 +1,4 @@
-//! The lines of an export: JSON objects, one a line.
+//! The lines of an export: JSON objects, one per line.
 //!
 //! | `type` | fields |
 //! | --- | --- |
@@ -7,7 +7,8 @@
 //! | `message` | `to`, `number`, `sender` (absent without a sender), `time` in ms since 1970, `text` |
 //! | `gap` | `to`, `from` and `through` (numbers), `count` of messages that are missing |
 //!
-//! An account comes before its messages, and those in the order of their numbers.
+//! An account comes before its messages, and the messages are in the order of their
+//! numbers.
 
 use serde::{Deserialize, Serialize};
 

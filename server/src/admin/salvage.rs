@@ -1,5 +1,5 @@
-//! What can be read of a store that does not open, as a new log or as JSON lines, and
-//! what is lost.
+//! Salvages the readable parts of a store that does not open, as a new log or as JSON
+//! lines, and reports the losses.
 
 use std::fmt;
 use std::io::{BufWriter, Write};
@@ -14,7 +14,7 @@ use crate::log::Block;
 use crate::shard::salvage::{self, SalvagedLog, SalvagedStore};
 use crate::store::Message;
 
-/// Writes what can be read of a store as its new log.
+/// Writes the readable parts of a store as its new log.
 pub(super) fn rebuild(folder: &Path) -> anyhow::Result<()> {
     let (store, damaged) = salvage::rebuild(folder)?;
     report(&store, &mut |line| print(line))?;
@@ -29,7 +29,7 @@ pub(super) fn rebuild(folder: &Path) -> anyhow::Result<()> {
     ))
 }
 
-/// Exports what can be read of a store.
+/// Exports the readable parts of a store.
 pub(super) fn export(folder: &Path, to: impl Write) -> anyhow::Result<()> {
     let store = SalvagedStore::open(folder)?;
     let mut to = BufWriter::new(to);
@@ -93,12 +93,12 @@ fn block_lines(log: &SalvagedLog, block: &Block, to: &mut impl Write) -> anyhow:
     }
 }
 
-/// It was decoded before.
+/// Returns the error for a block that was decoded successfully before.
 fn malformed(_: Malformed) -> anyhow::Error {
-    anyhow::anyhow!("a block has changed meanwhile")
+    anyhow::anyhow!("a block has changed in the meantime")
 }
 
-/// Says what is lost, a line for each loss.
+/// Reports each loss on a line.
 fn report(
     store: &SalvagedStore,
     say: &mut dyn FnMut(fmt::Arguments<'_>) -> anyhow::Result<()>,
@@ -109,12 +109,12 @@ fn report(
     }
     if lost.has_no_checkpoint {
         say(format_args!(
-            "lost: the checkpoint: accounts may be missing, and accounts that ended may be there again"
+            "lost: the checkpoint: accounts may be missing, and deleted accounts may have reappeared"
         ))?;
     }
     for (first, last) in &lost.commits {
         say(format_args!(
-            "lost: commits {first} to {last}: what they said of accounts, acknowledgements and remembered sends"
+            "lost: commits {first} to {last}: their changes to accounts, acknowledgements and remembered sends"
         ))?;
     }
     for log in store.logs() {

@@ -17,7 +17,7 @@ use crate::log::disk::snapshot;
 use crate::shard::ShardConfig;
 use crate::store::{AccountEntry, Created, PasswordHash, Store};
 
-/// The most names of one fetch.
+/// The maximum number of names in one fetch.
 const PAGE_NAMES: usize = 1024;
 
 /// Runs an action, and prints its result.
@@ -90,7 +90,7 @@ impl Prepared {
             Self::Add(name, password) => match store.create(&name, password).await? {
                 Created::Created => print(format_args!("added {name}")),
                 Created::Exists => bail!("{name} already exists"),
-                Created::TooMany => bail!("the store has reached its limit of accounts"),
+                Created::TooMany => bail!("the store has reached its account limit"),
             },
             Self::Remove(name) => {
                 let entry = existing(store, &name).await?;

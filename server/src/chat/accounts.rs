@@ -185,7 +185,7 @@ impl Chat {
             .await?
         {
             audit::password_set(&user, by, by_admin, address);
-            Ok(Reply::Ok(OkFields::none()))
+            Ok(Reply::Ok(OkFields::None))
         } else {
             Fault::refused(
                 Code::Denied,
@@ -224,7 +224,7 @@ impl Chat {
         if existed {
             audit::deleted(&user, by, is_admin, address);
         }
-        Ok(Reply::Ok(OkFields::deleted(existed)))
+        Ok(Reply::Ok(OkFields::Deleted(existed)))
     }
 
     /// Checks that `by` may `list`.
@@ -243,8 +243,8 @@ impl Chat {
         }
     }
 
-    /// Returns whether `by` has the rights of an admin, which take a login by password.
-    /// A password that was set after the login does not count.
+    /// Returns whether `by` has the rights of an admin, which require a login with a
+    /// password. A password that was set after the login does not count.
     async fn is_admin(&self, by: Option<&Authenticated>) -> Result<bool, Fault> {
         match by {
             Some(by) if by.by_password && self.rules.admins.contains(&by.account.name) => {

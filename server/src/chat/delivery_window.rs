@@ -15,16 +15,17 @@ use tokio::time::Instant;
 
 use crate::store::{Account, Message, Page, Position, ReadLimit, Unavailable};
 
-/// Messages that one read asks for at least, though the window may have room
-/// for fewer: a reader that acknowledges one by one does not cause a read for
-/// each message. The rest waits in the backlog.
+/// The minimum number of messages that one read asks for, even if the window has
+/// room for fewer: so a reader that acknowledges one by one does not cause a read
+/// for each message. The rest waits in the backlog.
 const READ_MESSAGES_MIN: usize = 64;
 
-/// Bytes of text that one read yields at most, but for a longer first message.
-/// This bounds the backlog: nothing is read before it is empty.
+/// The maximum number of bytes of text that one read yields; a longer first
+/// message may exceed it. This bounds the backlog: nothing is read before it is
+/// empty.
 const READ_BYTES_MAX: usize = 64 * 1024;
 
-/// How long after a failed read the next is tried.
+/// The pause after a failed read before it is retried.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The messages of one inbox on their way to one reader.
@@ -38,7 +39,7 @@ pub(crate) struct DeliveryWindow {
     /// The highest number that has been pushed, or that was acknowledged
     /// before this delivery began.
     pushed: Sequence,
-    /// The last message of the backlog, or else the last that was pushed.
+    /// The last message of the backlog or, if that is empty, the last pushed one.
     known: Position,
     phase: WindowPhase,
 }
@@ -57,7 +58,7 @@ enum WindowPhase {
     Reading,
     /// The last read failed.
     Failed { retry_at: Instant },
-    /// Every message that is stored comes as an event.
+    /// Every stored message arrives as an event.
     CaughtUp,
     /// The delivery has ended. Messages in flight can still be acknowledged.
     Ended,
@@ -71,7 +72,7 @@ pub(crate) enum Step {
     /// Subscribe to the events of the inbox, then read it, and pass the page to
     /// [`DeliveryWindow::handle_page`].
     Read {
-        /// The page begins after this place.
+        /// The page begins after this position.
         after: Position,
         /// The largest page.
         limit: ReadLimit,
@@ -123,12 +124,12 @@ impl DeliveryWindow {
         self.phase == WindowPhase::CaughtUp && self.backlog.is_empty()
     }
 
-    /// Returns whether it has not ended.
+    /// Returns whether the delivery has not ended.
     pub(crate) fn is_receiving(&self) -> bool {
         self.phase != WindowPhase::Ended
     }
 
-    /// Returns whether something was pushed that is not acknowledged.
+    /// Returns whether a pushed message is unacknowledged.
     pub(crate) fn awaits_ack(&self) -> bool {
         !self.in_flight.is_empty()
     }
@@ -146,8 +147,8 @@ impl DeliveryWindow {
         }
     }
 
-    /// Takes messages that have been stored. Those that are known are dropped. If
-    /// one is missing, this and the rest are left to a read.
+    /// Takes messages that have been stored. Known messages are dropped. If one
+    /// is missing, it and the rest are left to a read.
     pub(crate) fn handle_appended(&mut self, messages: impl IntoIterator<Item = Arc<Message>>) {
         if messages
             .into_iter()
@@ -158,7 +159,7 @@ impl DeliveryWindow {
         }
     }
 
-    /// Takes note that messages may have been stored that do not come as events.
+    /// Records that messages may have been stored that will not arrive as events.
     pub(crate) fn handle_lagged(&mut self) {
         if self.phase == WindowPhase::CaughtUp {
             self.phase = WindowPhase::Lagging;
@@ -166,11 +167,11 @@ impl DeliveryWindow {
     }
 
     /// Takes the outcome of a read. The subscription is older than the read, so
-    /// after a complete page nothing is missing.
+    /// no message is missing after a complete page.
     ///
     /// # Errors
     /// [`MissingMessages`] for a page with a gap. The read counts as failed from
-    /// there on, and is retried.
+    /// the gap on, and is retried.
     pub(crate) fn handle_page(
         &mut self,
         page: Result<Page, Unavailable>,
@@ -204,8 +205,8 @@ impl DeliveryWindow {
     /// position for the store, or `None` if it acknowledges nothing new.
     ///
     /// # Errors
-    /// [`NeverPushed`] for a number above all that were pushed; it counts for
-    /// nothing.
+    /// [`NeverPushed`] if the number is above all pushed ones; the
+    /// acknowledgement is ignored.
     pub(crate) fn handle_ack(
         &mut self,
         sequence: Sequence,
@@ -277,7 +278,7 @@ impl DeliveryWindow {
 pub(crate) struct MissingMessages {
     /// The last message before the gap.
     pub(crate) after: Position,
-    /// The first message behind the gap.
+    /// The first message after the gap.
     pub(crate) before: Position,
 }
 
@@ -289,15 +290,15 @@ impl MissingMessages {
             self.before.messages.saturating_sub(self.after.messages + 1),
         );
         let (after, before) = (self.after.sequence, self.before.sequence);
-        tracing::error!(%user, count, %after, %before, "messages missing in a page");
+        tracing::error!(%user, count, %after, %before, "messages missing from a page");
     }
 }
 
-/// An `ack` of a number above all that were pushed on this connection.
+/// An `ack` of a number above all that were pushed on the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("nothing above {highest} was pushed")]
 pub struct NeverPushed {
-    /// The highest number that was.
+    /// The highest number that was pushed.
     pub highest: Sequence,
 }
 
@@ -332,7 +333,7 @@ mod tests {
         })
     }
 
-    /// A page with more behind it.
+    /// A page that is followed by more.
     fn part(messages: Vec<Arc<Message>>) -> Page {
         Page {
             messages,

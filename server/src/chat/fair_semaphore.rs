@@ -1,8 +1,8 @@
 //! A semaphore that is fair between addresses, for work of which only a few pieces may
-//! run at a time, such as hashing a password. From each address as many requests queue
-//! as may run at once; the rest wait behind these. So a flood from one address delays
-//! another by one piece of work, and a refusal takes a flood from [`ADDRESSES_MAX`]
-//! addresses.
+//! run at a time, such as hashing a password. The common queue has at most as many
+//! requests from each address as may run at once; the others wait in a queue of their
+//! address. So a flood from one address delays another by one piece of work, and
+//! requests are refused only in a flood from [`ADDRESSES_MAX`] addresses.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -17,7 +17,7 @@ use crate::limit::network;
 use crate::store::Unavailable;
 use crate::sync::Mutex;
 
-/// The most addresses with requests in the queue.
+/// The maximum number of addresses with requests in the queue.
 const ADDRESSES_MAX: usize = 256;
 
 /// A semaphore with a queue for each address.
@@ -34,8 +34,8 @@ pub(super) struct FairSemaphore {
 }
 
 impl FairSemaphore {
-    /// Returns a semaphore with this many permits, at least one. `explanation` is that
-    /// of a refusal.
+    /// Returns a semaphore with this many permits, at least one. `explanation` is the
+    /// text of a refusal.
     pub(super) fn new(permits_max: usize, explanation: &'static str) -> Self {
         let permits = Arc::new(Semaphore::new(permits_max));
         Self {

@@ -1,5 +1,5 @@
-//! Fetching an inbox destructively, for readers that stay for one answer and cannot
-//! acknowledge: the legacy gRPC service.
+//! Fetching an inbox destructively, for readers that wait for a single answer and
+//! cannot acknowledge: the legacy gRPC service.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use crate::store::{Account, Event, Message, Position, Unavailable};
 
 impl Chat {
     /// Fetches messages from the inbox of an account without a password and
-    /// acknowledges them before it returns them, so that each is delivered at most once.
-    /// Returns none while a connection receives for the account, since that one can
-    /// acknowledge. Cancel-safe: a call that is dropped before it resolves takes
-    /// nothing.
+    /// acknowledges them before it returns them, so that each is delivered at most
+    /// once. Returns none while a connection receives for the account, since that
+    /// connection can acknowledge. Cancel-safe: a call that is dropped before it
+    /// resolves takes nothing.
     ///
     /// # Errors
     /// [`Code::NoSuchUser`], [`Code::Denied`]; [`Code::TooLarge`] if the next text is

@@ -16,13 +16,14 @@ use super::{Chat, Fault};
 /// of the chat has priority.
 const CONCURRENT_MAX: usize = 1;
 
-/// The most names that are matched before other tasks run.
+/// The maximum number of names that are matched before other tasks run.
 const PAGE_NAMES: usize = 1024;
 
-/// The most bytes of names in one reply, so that other replies can interleave.
+/// The maximum number of bytes of names in one reply, so that other replies can
+/// interleave.
 const REPLY_BYTES_MAX: usize = 16 * 1024;
 
-/// The most memory of a compiled pattern, in bytes.
+/// The maximum memory of a compiled pattern, in bytes.
 const COMPILED_BYTES_MAX: usize = 1024 * 1024;
 
 /// The longest pattern, in bytes. The size of its compiled form does not bound the time
@@ -79,7 +80,7 @@ impl Chat {
         let bytes_max = REPLY_BYTES_MAX.min(self.rules.frame_bytes_max - FRAME_BYTES_MIN);
         let parts = list_parts(names, bytes_max).into_iter();
         let mut replies: Vec<Reply> = parts.map(|names| Reply::List(names.to_vec())).collect();
-        replies.push(Reply::Ok(OkFields::listed(names.len(), truncated)));
+        replies.push(Reply::Ok(OkFields::Listed(names.len(), truncated)));
         replies
     }
 }
@@ -89,7 +90,7 @@ fn compile(pattern: &str) -> Result<Regex, Fault> {
         return Fault::refused(
             Code::BadPattern,
             format!(
-                "a pattern has at most {PATTERN_BYTES_MAX} bytes, this has {}",
+                "a pattern has at most {PATTERN_BYTES_MAX} bytes; this one has {}",
                 pattern.len()
             ),
         );
@@ -145,12 +146,12 @@ mod tests {
         let classes = "[\u{1}-\u{10fffd}]".repeat(1000);
         check_bad(
             &format!("(?i){classes}"),
-            "a pattern has at most 1024 bytes, this has 8004",
+            "a pattern has at most 1024 bytes; this one has 8004",
         );
         assert!(compile(&"a".repeat(1024)).is_ok());
         check_bad(
             &"a".repeat(1025),
-            "a pattern has at most 1024 bytes, this has 1025",
+            "a pattern has at most 1024 bytes; this one has 1025",
         );
     }
 }

@@ -2,9 +2,9 @@
 //! address, and for the whole server.
 //!
 //! A client cannot lock out a user at another address: the first two buckets belong to
-//! an address, and the third only delays the answer to a wrong password. Filling a
-//! table takes thousands of guesses per second, more than the server hashes;
-//! [`crate::limit`] bounds it all the same.
+//! an address, and the third only delays the answer to a wrong password. Filling a table
+//! takes thousands of guesses per second, more than the server hashes; even so,
+//! [`crate::limit`] bounds it.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -22,7 +22,7 @@ const FOR_ACCOUNT: Rate = Rate::one_in(Duration::from_secs(10), 5);
 /// Wrong passwords from one address: 20, then one in 3 s.
 const FROM_ADDRESS: Rate = Rate::one_in(Duration::from_secs(3), 20);
 
-/// Wrong passwords for the whole server: 100, then one in 100 ms; beyond it, answers
+/// Wrong passwords for the whole server: 100, then one in 100 ms; beyond that, answers
 /// are delayed.
 const GLOBAL: Rate = Rate::one_in(Duration::from_millis(100), 100);
 

@@ -57,7 +57,7 @@ pub use shutdown::{Shutdown, ShutdownSignal};
 
 /// The budget for messages on their way to the store, over all connections, in units of
 /// [`UNIT_BYTES`]: 64 MiB.
-const ROOM_UNITS: usize = 64 * 1024;
+const BUDGET_UNITS: usize = 64 * 1024;
 
 /// The size of one unit of the budget, in bytes. Every message takes at least one unit.
 const UNIT_BYTES: usize = 1024;
@@ -67,7 +67,7 @@ const UNIT_BYTES: usize = 1024;
 pub struct Rules {
     /// The largest frame, in bytes. It determines the longest text.
     pub frame_bytes_max: usize,
-    /// The most names in one answer to `list`.
+    /// The maximum number of names in one answer to `list`.
     pub list_names_max: usize,
     /// Whether every account has a password, and an anonymous connection can only
     /// `create`.
@@ -75,8 +75,8 @@ pub struct Rules {
     /// Whether anyone may `create`.
     pub open_registration: bool,
     /// The admins, which may create and delete any account and set any password, after a
-    /// login by password. Their names are reserved: only admins and the operator create
-    /// such an account or give it its first password.
+    /// login with a password. Their names are reserved: only admins and the operator
+    /// create such an account or give it its first password.
     pub admins: Vec<UserName>,
     /// The user that may watch the log. Its name is reserved, too.
     pub log_watcher: Option<UserName>,
@@ -115,7 +115,7 @@ pub struct Chat {
     users: UserRateLimiter,
     send_sessions: Arc<SendSessions>,
     /// The budget for messages on their way to the store.
-    room: Arc<Semaphore>,
+    budget: Arc<Semaphore>,
     lists: FairSemaphore,
 }
 
@@ -128,7 +128,7 @@ impl Chat {
             hasher: Hasher::default(),
             login_limiter: LoginLimiter::default(),
             users: UserRateLimiter::new(&rules.rates),
-            room: Arc::new(Semaphore::new(ROOM_UNITS)),
+            budget: Arc::new(Semaphore::new(BUDGET_UNITS)),
             lists: listing::permits(),
             store,
             rules,

@@ -13,8 +13,8 @@ use super::fair_semaphore::{FairSemaphore, Permit};
 use crate::store::{PasswordHash, Unavailable};
 use crate::sync::Mutex;
 
-/// Hashes and verifies passwords by the library's default parameters
-/// (Argon2id, 19 MiB, 2 passes, 1 lane).
+/// Hashes and verifies passwords with the library's default parameters (Argon2id, 19
+/// MiB, 2 passes, 1 lane).
 #[derive(Debug)]
 pub struct Hasher {
     permits: FairSemaphore,
@@ -28,8 +28,8 @@ pub struct Hasher {
 type Memory = Vec<Block>;
 
 impl Default for Hasher {
-    /// Returns a hasher for half as many concurrent hashes as there are processors, and
-    /// at least one.
+    /// Returns a hasher for half as many concurrent hashes as there are processors,
+    /// but at least one.
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let permits = FairSemaphore::new(

@@ -1,6 +1,6 @@
 //! The rate limits of a connection and of a user, in commands and bytes per second. A
-//! client over its limit is read later and never refused, so that the outcome of a
-//! send does not depend on its rate.
+//! client that exceeds its limit is read later and never refused, so that the outcome
+//! of a send does not depend on its rate.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::limit::{Bucket, Buckets, Rate};
 use crate::sync::Mutex;
 
-/// The rates of connections and users; `None` is no limit.
+/// The rates of connections and users; `None` means no limit.
 #[derive(Debug, Clone, Copy)]
 pub struct Rates {
     /// Commands on one connection.
@@ -148,7 +148,7 @@ impl UserRateLimiter {
 #[derive(Debug)]
 pub(super) struct Throttle {
     is_exempt: bool,
-    /// The connection's limiter, charged besides the user's.
+    /// The connection's limiter, charged in addition to the user's.
     limiter: Option<Arc<RateLimiter>>,
     paused_until: Option<Instant>,
 }

@@ -18,11 +18,11 @@ pub(super) fn exists(user: &UserName) -> Refusal {
 /// Returns the reply to a `create`.
 pub(super) fn created_reply(created: Created, user: &UserName) -> Reply {
     match created {
-        Created::Created => Reply::Ok(OkFields::none()),
+        Created::Created => Reply::Ok(OkFields::None),
         Created::Exists => Reply::NotOk(exists(user)),
         Created::TooMany => Reply::NotOk(Refusal::new(
             Code::TooMany,
-            "the server has reached its limit of accounts",
+            "the server has reached its account limit",
         )),
     }
 }
@@ -30,7 +30,7 @@ pub(super) fn created_reply(created: Created, user: &UserName) -> Reply {
 /// Returns the reply to a `send`. A repeated send gets the same reply.
 pub(super) fn sent_reply(outcome: Outcome, to: &UserName, text_bytes_max: usize) -> Reply {
     let code = match outcome {
-        Outcome::Stored(sequence) => return Reply::Ok(OkFields::stored(sequence)),
+        Outcome::Stored(sequence) => return Reply::Ok(OkFields::Stored(sequence)),
         Outcome::Refused(code) => code,
     };
     let explanation = match code {
@@ -39,7 +39,7 @@ pub(super) fn sent_reply(outcome: Outcome, to: &UserName, text_bytes_max: usize)
         Code::Denied => LOGIN_REQUIRED.into(),
         Code::NoSpace => "the server's disk is nearly full; try again later".into(),
         Code::TooLarge => {
-            format!("a text has at most {text_bytes_max} bytes on this server").into()
+            format!("a text may have at most {text_bytes_max} bytes on this server").into()
         }
         Code::BadRequest => {
             "the ids of a session must increase; this id is neither new nor remembered".into()

@@ -137,13 +137,9 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use futures::poll;
-    use hark_protocol::UserName;
 
     use super::*;
-    use crate::store::{
-        Account, AccountEntry, Append, Completer, Created, Outcome, Page, PasswordHash, Pending,
-        Position, ReadLimit, Subscription, Unavailable,
-    };
+    use crate::store::{Completer, Operation, Unavailable};
 
     /// A store that counts sessions, and leaves the outcome of each `open_session` to
     /// the test.
@@ -154,65 +150,18 @@ mod tests {
     }
 
     impl Store for Counting {
-        fn open_session(&self, _: &SessionToken, _: Option<IpAddr>) -> Pending<bool> {
-            let (completer, pending) = Pending::new();
-            self.asked.lock().push(completer);
-            pending
+        fn submit(&self, operation: Operation) {
+            match operation {
+                Operation::OpenSession(_, _, completer) => self.asked.lock().push(completer),
+                Operation::CloseSession(_) => {
+                    self.closed.fetch_add(1, Ordering::Relaxed);
+                }
+                _ => {}
+            }
         }
-
-        fn close_session(&self, _: &SessionToken) {
-            self.closed.fetch_add(1, Ordering::Relaxed);
-        }
-
-        fn create(&self, _: &UserName, _: Option<PasswordHash>) -> Pending<Created> {
-            Pending::ready(Err(Unavailable))
-        }
-
-        fn account(&self, _: &UserName) -> Pending<Option<AccountEntry>> {
-            Pending::ready(Err(Unavailable))
-        }
-
-        fn set_password(
-            &self,
-            _: &Account,
-            _: Option<PasswordHash>,
-            _: PasswordHash,
-        ) -> Pending<bool> {
-            Pending::ready(Err(Unavailable))
-        }
-
-        fn delete(&self, _: &Account) -> Pending<bool> {
-            Pending::ready(Err(Unavailable))
-        }
-
-        fn names(&self, _: Option<&UserName>, _: usize) -> Pending<Vec<UserName>> {
-            Pending::ready(Err(Unavailable))
-        }
-
-        fn append_all(&self, appends: &mut Vec<(Append, Completer<Outcome>)>) {
-            appends.clear();
-        }
-
-        fn receive(&self, _: &Account) -> Pending<Option<Subscription>> {
-            Pending::ready(Err(Unavailable))
-        }
-
-        fn receive_if_free(&self, _: &Account) -> Pending<Option<Subscription>> {
-            Pending::ready(Err(Unavailable))
-        }
-
-        fn read(&self, _: &Account, _: Position, _: ReadLimit) -> Pending<Page> {
-            Pending::ready(Err(Unavailable))
-        }
-
-        fn acknowledge(&self, _: &Account, _: Position) {}
 
         fn is_available(&self) -> bool {
             false
-        }
-
-        fn close(&self) -> Pending<()> {
-            Pending::ready(Err(Unavailable))
         }
     }
 

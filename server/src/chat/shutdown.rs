@@ -1,5 +1,5 @@
-//! The signal that ends a connection from outside: set by a server that stops, or by
-//! the connection that takes over its send session.
+//! The signal that ends a connection from outside: set by a server that is stopping,
+//! or by the connection that takes over its send session.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
@@ -23,7 +23,7 @@ pub struct ShutdownSignal {
 pub enum Shutdown {
     /// Answer the requests in flight, send `bye shutdown`, and close.
     Drain = 1,
-    /// Close now. Operations that the store has accepted go on.
+    /// Close now. Operations that the store has accepted continue.
     Close = 2,
 }
 

@@ -1,7 +1,7 @@
 //! [`Candidate`]: a server that claims a shard. The last entries of the stream name the
-//! newest snapshot, from which it replays the stream. It then appends a
-//! claim on the condition that no message follows the last one that it read. After some
-//! refusals it claims unconditionally, and then replays up to its claim.
+//! newest snapshot, from which it replays the stream. It then appends a claim on the
+//! condition that no message follows the last one that it read. After some refusals it
+//! claims unconditionally, and then replays up to its claim.
 
 use std::time::Duration;
 

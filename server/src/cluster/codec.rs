@@ -17,12 +17,12 @@ use super::ServerId;
 use super::entry::{Claim, ClaimId};
 use super::flow::{FlowId, Packet};
 use super::message::{
-    Answer, Command, Down, Event, Generation, Message, Request, Send, ShardClock, Subscribed, Up,
+    Answer, Command, Down, Event, Generation, Message, Request, ShardClock, Subscribed, Up,
 };
 use crate::ledger::Malformed;
 use crate::store::{
-    Account, AccountEntry, Created, End, Message as Text, Outcome, Page, PasswordHash, Position,
-    ReadLimit, SendId,
+    Account, AccountEntry, Append, Created, End, Message as Text, Outcome, Page, PasswordHash,
+    Position, ReadLimit, SendId,
 };
 
 /// The version of the encoding.
@@ -158,7 +158,7 @@ structures! {
     ShardClock { running, durable }
     Generation { sequence, place }
     Command { id, request }
-    Send { to, sender, allow_anonymous, time_ms, text, send_id, refusal }
+    Append { to, sender, allow_anonymous, time_ms, text, send_id, refusal }
     SendId { session, id, in_order, from }
     Subscribed { generation, queued, cursor }
     Account { name, incarnation }
@@ -473,7 +473,7 @@ mod tests {
                 from: Some(from),
             });
             let (to, sender, text) = (name.clone(), Some(account()), "a,b\n🦀".into());
-            Request::Send(Box::new(Send {
+            Request::Send(Box::new(Append {
                 to,
                 sender,
                 allow_anonymous: true,

@@ -1,5 +1,5 @@
 //! [`ColdReads`]: entries that are read from the stream because their blocks are not in
-//! memory. Commands go on meanwhile: only the page that needs the entry waits.
+//! memory. Commands continue meanwhile: only the page that needs the entry waits.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

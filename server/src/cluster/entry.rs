@@ -53,7 +53,7 @@ pub(crate) struct Claim {
     pub(crate) id: ClaimId,
 }
 
-/// Why a message is no entry.
+/// The reason why a message is not an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NoEntry {
     /// No server wrote it.

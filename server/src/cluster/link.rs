@@ -3,10 +3,9 @@
 //!
 //! If a flow ends, changes that the owner may have taken become unavailable, and their
 //! connections close, before anything else is sent to the shard. Other commands are sent
-//! again. If the shard has
-//! continued for long without this server, every connection is closed before a new flow
-//! opens: it may hold commands that were repeated elsewhere and whose outcomes are
-//! already forgotten.
+//! again. If the shard has continued for long without this server, every connection is
+//! closed before a new flow opens: it may hold commands that were repeated elsewhere and
+//! whose outcomes are already forgotten.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -168,7 +167,8 @@ impl Link {
         }
     }
 
-    /// Ends the receptions and identities of a connection that has gone. Its changes go on.
+    /// Ends the receptions and identities of a connection that has gone. Its changes
+    /// continue.
     #[cfg(test)]
     pub(super) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
         self.queue
@@ -178,7 +178,7 @@ impl Link {
             .values_mut()
             .filter(|waiting| waiting.is_of(connection))
         {
-            // If a change becomes unavailable, the later ones must not go on.
+            // If a change becomes unavailable, later ones must not continue.
             if !waiting.command.request.is_change() {
                 waiting.origin = Origin::Nowhere;
             }

@@ -217,7 +217,8 @@ impl Member {
         self.sessions.close(session);
     }
 
-    /// Handles the end of a connection. Its changes that are on their way to an owner go on.
+    /// Handles the end of a connection. Its changes that are on their way to an owner
+    /// continue.
     #[cfg(test)]
     pub(crate) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
         self.listings.disconnect(connection);
@@ -286,8 +287,8 @@ impl Member {
     }
 
     /// Handles the consequences of the actions from `before` on: drops the commands of
-    /// closing connections at every link, before the caller closes them, sends the sends that
-    /// waited for answers, and merges the pages of a list.
+    /// closing connections at every link, before the caller closes them, submits the sends
+    /// that waited for answers, and merges the pages of a list.
     fn obey(&mut self, before: usize, now: Now, out: &mut Vec<Action>) {
         let mut answered = Vec::new();
         for action in out.get(before..).unwrap_or_default() {

@@ -5,15 +5,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytestring::ByteString;
-use hark_protocol::{Code, SessionToken, UserName};
+use hark_protocol::{SessionToken, UserName};
 
 use super::entry::Claim;
 use super::flow::{FlowId, Packet};
 use super::{ServerId, ShardId};
 use crate::store::{
-    Account, AccountEntry, Append, Created, End, Fence, Message as Text, Outcome, Page,
-    PasswordHash, Position, ReadLimit, SendId, Subscription,
+    Account, AccountEntry, Append, Created, End, Message as Text, Outcome, Page, PasswordHash,
+    Position, ReadLimit, Subscription,
 };
 
 /// Approximate bytes of an item besides its text.
@@ -64,7 +63,7 @@ pub(crate) enum Down {
 /// The running time of a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ShardClock {
-    /// The owner's count. With each claim it goes on from the time in the stream.
+    /// The owner's count. With each claim it continues from the time in the stream.
     pub(crate) running: Duration,
     /// The time in the stream: it never goes back.
     pub(crate) durable: Duration,
@@ -100,7 +99,7 @@ pub(crate) enum Request {
     },
     /// End an account.
     Delete(Account),
-    /// Look an account up.
+    /// Look up an account.
     LookUp(UserName),
     /// Return the first names of the shard after a name, in byte order: at most `limit`.
     Names { after: Option<UserName>, limit: u32 },
@@ -108,8 +107,9 @@ pub(crate) enum Request {
     Register(Account),
     /// No connection of this server acts as the account any more. Has no answer.
     Unregister(Account),
-    /// Store a message.
-    Send(Box<Send>),
+    /// Store a message. The server vouches for the sender: it is registered at the
+    /// owner of that account.
+    Send(Box<Append>),
     /// Start a reception.
     Subscribe { account: Account, takes_over: bool },
     /// Continue a reception in this flow.
@@ -130,19 +130,6 @@ pub(crate) enum Request {
     },
     /// Forget every message up to a position. Has no answer.
     Acknowledge(Account, Position),
-}
-
-/// A message to be stored. The server vouches for the sender: it is registered at the
-/// owner of that account.
-#[derive(Debug, Clone)]
-pub(crate) struct Send {
-    pub(crate) to: UserName,
-    pub(crate) sender: Option<Account>,
-    pub(crate) allow_anonymous: bool,
-    pub(crate) time_ms: u64,
-    pub(crate) text: ByteString,
-    pub(crate) send_id: Option<SendId>,
-    pub(crate) refusal: Option<Code>,
 }
 
 /// An item that an owner sends to a server.
@@ -253,33 +240,6 @@ impl Request {
             self,
             Self::Create(..) | Self::SetPassword { .. } | Self::Delete(_) | Self::Send(_)
         )
-    }
-}
-
-impl Send {
-    /// Returns the send for the ledger.
-    pub(super) fn into_append(self) -> Append {
-        let Self {
-            to,
-            sender,
-            allow_anonymous,
-            time_ms,
-            text,
-            send_id,
-            refusal,
-        } = self;
-        let (fence, permit) = (Fence::default(), None);
-        Append {
-            to,
-            sender,
-            allow_anonymous,
-            time_ms,
-            text,
-            send_id,
-            refusal,
-            fence,
-            permit,
-        }
     }
 }
 

@@ -1,13 +1,13 @@
 //! The cluster: shards whose logs are replicated streams, each owned by one server.
 //!
-//! Everything outside of [`io`] is a state machine without I/O, clock and randomness: messages,
+//! Everything outside of `io/` is a state machine without I/O, clock and randomness: messages,
 //! answers of the log and times come in as arguments, and actions go out. The
 //! conditional append is the fence and the safety argument; leases, heartbeats and
 //! flows are liveness, or keep servers from repeating commands that others have decided.
 //!
 //! | file | content |
 //! | --- | --- |
-//! | `entry`, `chain` | messages of a stream, and the rule which of them count |
+//! | `entry`, `chain` | messages of a stream, and the rule that decides which of them count |
 //! | `append` | the one append in flight, until its outcome is known |
 //! | `blocks`, `cold` | live blocks and the entries that hold them; reads outside of the cache |
 //! | `replay`, `candidate` | reading a stream, and claiming the shard |

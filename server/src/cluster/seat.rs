@@ -203,7 +203,7 @@ impl Seat {
         }
     }
 
-    /// Returns the owner if this server believes to own the shard.
+    /// Returns the owner if this server believes that it owns the shard.
     pub(super) const fn owner(&self) -> Option<&Owner> {
         match &self.state {
             State::Owner(owner) => Some(owner),

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::bugs::{Bug, is_planted};
-use super::message::{Request, Send};
+use super::message::Request;
 use super::{ConnectionId, ShardId, timing};
 
 /// The unanswered sends of the connections with a session.
@@ -114,8 +114,7 @@ fn is_ordered(request: &Request) -> bool {
     let Request::Send(send) = request else {
         return false;
     };
-    let Send { send_id, .. } = &**send;
-    send_id.as_ref().is_some_and(|id| id.in_order)
+    send.send_id.as_ref().is_some_and(|id| id.in_order)
 }
 
 #[cfg(test)]
@@ -123,11 +122,11 @@ mod tests {
     use hark_protocol::RequestId;
 
     use super::*;
-    use crate::store::SendId;
+    use crate::store::{Append, SendId};
 
     fn send(shard: ShardId, id: u32, in_order: bool) -> SendTo {
         let (session, request_id) = ("s".parse().unwrap(), RequestId::new(id).unwrap());
-        let send = Send {
+        let send = Append {
             to: "ann".parse().unwrap(),
             sender: None,
             allow_anonymous: true,

@@ -6,13 +6,13 @@ use std::time::{Duration, UNIX_EPOCH};
 use hark_protocol::{Sequence, SessionToken, UserName};
 
 use super::member::Member;
-use super::message::{Answer, Message, Reply, Request, Send};
+use super::message::{Answer, Message, Reply, Request};
 use super::owner::Owner;
 use super::seat::Seat;
 use super::sim::stream::{Outcome, Stream};
 use super::{Action, Config, ConnectionId, LogRequest, Now, ServerId, Storage};
 use crate::ledger::{Limits, RoomLimits};
-use crate::store::{Account, Created, End, Event, Page, Position, ReadLimit, Subscription};
+use crate::store::{Account, Append, Created, End, Event, Page, Position, ReadLimit, Subscription};
 
 const LIMITS: Limits = Limits {
     accounts_max: 10,
@@ -273,7 +273,7 @@ impl Servers {
 
     fn send(&mut self, host: usize, connection: ConnectionId, to: &str, text: &str) {
         let text = text.into();
-        let send = Send {
+        let send = Append {
             to: name(to),
             sender: None,
             allow_anonymous: true,

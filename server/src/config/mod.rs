@@ -30,7 +30,8 @@ pub use tls::{TlsArgs, TlsArgsError};
     name = "harkd",
     version,
     max_term_width = 100,
-    // A usage line that clap makes lists the variables that are set as if they were required.
+    // The usage line that clap generates lists flags set by a variable as if they were
+    // required.
     override_usage = "harkd [OPTIONS]\n       harkd [OPTIONS] <COMMAND>"
 )]
 pub struct Cli {
@@ -53,9 +54,9 @@ pub enum AdminCommand {
     Check {
         /// The store's folder
         folder: PathBuf,
-        /// Replace damaged messages by gaps, so that the rest of an inbox can be read. A store
-        /// that cannot be opened is salvaged: what is intact is written to a new log, and the
-        /// damaged one is kept beside it
+        /// Replace damaged messages with gaps, so that the rest of an inbox can be read. A
+        /// store that cannot be opened is salvaged: its intact parts are written to a new log,
+        /// and the damaged log is kept beside it
         #[arg(long)]
         drop_damaged: bool,
     },
@@ -64,12 +65,12 @@ pub enum AdminCommand {
     Export {
         /// The store's folder
         folder: PathBuf,
-        /// Export what is intact in a damaged store, with gaps for the rest
+        /// Export the intact parts of a damaged store, with gaps for the rest
         #[arg(long)]
         salvage: bool,
     },
     /// Import accounts and messages from JSON lines on standard input. Message numbers are
-    /// kept; accounts and messages that exist already are skipped
+    /// kept; existing accounts and messages are skipped
     #[command(override_usage = "harkd import [OPTIONS] <FOLDER>")]
     Import {
         /// The store's folder, created if it does not exist
@@ -91,12 +92,13 @@ pub struct ServeArgs {
     /// The store.
     #[command(flatten)]
     pub store: StoreArgs,
-    /// When a message counts as stored: `always` after a sync to the disk; `os` once the
+    /// When a message counts as stored: `always`: after a sync to the disk; `os`: once the
     /// operating system has it, which survives a crash of the server but not a power failure
     #[arg(long, env = "HARKD_SYNC", value_enum, default_value_t = SyncArg::Always, help_heading = "Store")]
     pub sync: SyncArg,
-    /// Number messages from this number on instead of from the clock, if the machine's clock
-    /// cannot be trusted. It must exceed every number ever used at this address
+    /// Number messages starting after this number instead of from the clock, if the machine's
+    /// clock cannot be trusted. It must be at least as high as every number ever used at this
+    /// address
     #[arg(long, env = "HARKD_NUMBERS_AFTER", value_name = "NUMBER", help_heading = "Store",
           value_parser = clap::value_parser!(u64).range(..=COUNTER_MAX))]
     pub numbers_after: Option<u64>,
@@ -108,14 +110,14 @@ pub struct ServeArgs {
     /// Require a password for every account, and a login to send, list and delete
     #[arg(long, env = "HARKD_REQUIRE_PASSWORD", value_parser = parse_bool, help_heading = "Accounts")]
     pub require_password: bool,
-    /// Permission to create accounts: `open`: anyone; `closed`: only the operator (`harkd user
-    /// add`) and admins
+    /// Who may create accounts: `open`: anyone; `closed`: only the operator (`harkd user add`)
+    /// and admins
     #[arg(long, env = "HARKD_REGISTRATION", value_enum, default_value_t = Registration::Open,
           help_heading = "Accounts")]
     pub registration: Registration,
-    /// A user that may create and delete any account and set any password, after login by
-    /// password. May be repeated; HARKD_ADMIN takes a comma-separated list. Create the account
-    /// first: harkd user add USER [default: none]
+    /// A user that may create and delete any account and set any password, after logging in
+    /// with a password. May be repeated; HARKD_ADMIN takes a comma-separated list. Create the
+    /// account first: harkd user add USER [default: none]
     #[arg(
         long = "admin",
         env = "HARKD_ADMIN",
@@ -123,75 +125,78 @@ pub struct ServeArgs {
         help_heading = "Accounts"
     )]
     pub admins: Vec<CommaList<UserName>>,
-    /// Permission to list the users: `all`: anyone; `users`: users that are logged in;
-    /// `admin`: admins only
+    /// Who may list the users: `all`: anyone; `users`: users that are logged in; `admin`:
+    /// admins only
     #[arg(long, env = "HARKD_LIST", value_enum, default_value_t = ListArg::All, help_heading = "Accounts")]
     pub list: ListArg,
     /// Largest frame, in bytes; the largest text is 256 bytes smaller
     #[arg(long, env = "HARKD_MAX_FRAME", value_name = "BYTES", default_value_t = FRAME_BYTES_DEFAULT,
-          help_heading = "ConnectionLimits",
+          help_heading = "Limits",
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(FRAME_MIN..=FRAME_MAX))]
     pub max_frame: usize,
-    /// Most connections in total
+    /// Maximum number of connections
     #[arg(
         long,
         env = "HARKD_MAX_CONNECTIONS",
         value_name = "COUNT",
         default_value_t = 120_000,
-        help_heading = "ConnectionLimits"
+        help_heading = "Limits"
     )]
     pub max_connections: usize,
-    /// Most connections from one address. An IPv6 network (/64) counts as one address. The
-    /// loopback is exempt without --limit-loopback
+    /// Maximum number of connections from one address. An IPv6 network (/64) counts as one
+    /// address. The loopback is exempt without --limit-loopback
     #[arg(
         long,
         env = "HARKD_MAX_CONNECTIONS_PER_ADDRESS",
         value_name = "COUNT",
         default_value_t = 1000,
-        help_heading = "ConnectionLimits"
+        help_heading = "Limits"
     )]
     pub max_connections_per_address: usize,
     /// Rate limits.
     #[command(flatten)]
     pub rate_limits: RateLimitArgs,
-    /// Most unread messages of one user; further sends are refused with `queue-full`
-    #[arg(long, env = "HARKD_MAX_QUEUED_MESSAGES", value_name = "COUNT", help_heading = "ConnectionLimits",
+    /// Maximum number of unread messages of one user; further sends are refused with
+    /// `queue-full`
+    #[arg(long, env = "HARKD_MAX_QUEUED_MESSAGES", value_name = "COUNT", help_heading = "Limits",
           default_value_t = ShardConfig::DEFAULT.queued_messages_max)]
     pub max_queued_messages: u64,
-    /// Most bytes of unread messages of one user; further sends are refused with `queue-full`
-    #[arg(long, env = "HARKD_MAX_QUEUED_BYTES", value_name = "BYTES", help_heading = "ConnectionLimits",
+    /// Maximum number of bytes of unread messages of one user; further sends are refused with
+    /// `queue-full`
+    #[arg(long, env = "HARKD_MAX_QUEUED_BYTES", value_name = "BYTES", help_heading = "Limits",
           default_value_t = ShardConfig::DEFAULT.queued_bytes_max)]
     pub max_queued_bytes: u64,
-    /// Most accounts
-    #[arg(long, env = "HARKD_MAX_ACCOUNTS", value_name = "COUNT", help_heading = "ConnectionLimits",
+    /// Maximum number of accounts
+    #[arg(long, env = "HARKD_MAX_ACCOUNTS", value_name = "COUNT", help_heading = "Limits",
           default_value_t = ShardConfig::DEFAULT.accounts_max)]
     pub max_accounts: usize,
-    /// Most send sessions that are remembered. One address may have a quarter of them; the
-    /// loopback is exempt without --limit-loopback
-    #[arg(long, env = "HARKD_MAX_SESSIONS", value_name = "COUNT", help_heading = "ConnectionLimits",
+    /// Maximum number of send sessions that are remembered. One address may have a quarter of
+    /// them; the loopback is exempt without --limit-loopback
+    #[arg(long, env = "HARKD_MAX_SESSIONS", value_name = "COUNT", help_heading = "Limits",
           default_value_t = ShardConfig::DEFAULT.sessions_max)]
     pub max_sessions: usize,
-    /// Most names in one answer to `list`; a longer one is marked as truncated
+    /// Maximum number of names in one answer to `list`; a longer answer is truncated and
+    /// marked as such
     #[arg(
         long,
         env = "HARKD_MAX_LIST",
         value_name = "COUNT",
         default_value_t = 10_000,
-        help_heading = "ConnectionLimits"
+        help_heading = "Limits"
     )]
     pub max_list: usize,
     /// Idle timeout, in seconds, of a connection that owes acknowledgements, does not read or
-    /// has not sent a byte yet; and the longest time in which a frame must be complete
+    /// has not sent a byte yet; also the time within which a frame must be complete
     #[arg(long, env = "HARKD_ACK_TIMEOUT", value_name = "SECONDS", default_value_t = 60,
-          help_heading = "ConnectionLimits", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+          help_heading = "Limits", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub ack_timeout: u64,
-    /// How long an orderly shutdown may take, in seconds
+    /// How long a graceful shutdown may take, in seconds
     #[arg(long, env = "HARKD_DRAIN_TIMEOUT", value_name = "SECONDS", default_value_t = 10,
-          help_heading = "ConnectionLimits", value_parser = clap::value_parser!(u64).range(0..=86_400))]
+          help_heading = "Limits", value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub drain_timeout: u64,
     /// Level of the log on standard error: error, warn, info, debug, trace or off; or a filter
-    /// such as `info,hark_server::store=debug`. Texts and passwords are never logged. At info and
-    /// above, lines of one kind are limited to a burst of 100, then one a second
+    /// such as `info,hark_server::log=debug`. Texts and passwords are never logged. At info
+    /// and above, lines of one kind are limited to a burst of 100, then one per second
     #[arg(
         long,
         env = "HARKD_LOG",
@@ -204,8 +209,8 @@ pub struct ServeArgs {
     #[arg(long, env = "HARKD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text,
           help_heading = "Logging")]
     pub log_format: LogFormat,
-    /// Permission to watch the log over gRPC: a USER, with its password; or `loopback`: any
-    /// caller on this machine. Create the account first: harkd user add USER [default: no one]
+    /// Who may watch the log over gRPC: a USER, with its password; or `loopback`, any caller
+    /// on this machine. Create the account first: harkd user add USER [default: no one]
     #[arg(
         long,
         env = "HARKD_WATCH_LOGS",
@@ -251,9 +256,9 @@ pub enum ListArg {
 /// The format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// For human readers.
     Text,
-    /// For programs: one JSON object a line.
+    /// For programs: one JSON object per line.
     Json,
 }
 
@@ -513,13 +518,19 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_has_a_help_heading() {
-        for argument in Cli::command().get_arguments() {
-            assert!(
-                argument.get_help_heading().is_some(),
-                "{:?}",
-                argument.get_long()
-            );
-        }
+    fn every_flag_is_under_a_known_heading() {
+        let mut headings: Vec<_> = Cli::command()
+            .get_arguments()
+            .map(|argument| argument.get_help_heading().unwrap_or("none").to_owned())
+            .collect();
+        headings.sort();
+        headings.dedup();
+        let first_words = headings
+            .iter()
+            .map(|heading| heading.split(' ').next().unwrap());
+        let expected = [
+            "Accounts", "Cluster", "Limits", "Logging", "Network", "Rate", "Store", "TLS",
+        ];
+        assert_eq!(first_words.collect::<Vec<_>>(), expected);
     }
 }

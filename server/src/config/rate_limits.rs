@@ -10,8 +10,8 @@ use crate::limit::Rate;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Rate limits (bursts of five seconds' worth; 0: no limit)")]
 pub struct RateLimitArgs {
-    /// New connections per second from one address; further ones are refused. An IPv6 network
-    /// (/64) counts as one address
+    /// New connections per second from one address; further connections are refused. An IPv6
+    /// network (/64) counts as one address
     #[arg(
         long,
         env = "HARKD_MAX_CONNECTS_PER_SECOND",
@@ -19,7 +19,7 @@ pub struct RateLimitArgs {
         default_value_t = 100
     )]
     pub max_connects_per_second: u64,
-    /// Commands per second on one connection; further ones are read later
+    /// Commands per second on one connection; further commands are read later
     #[arg(
         long,
         env = "HARKD_MAX_COMMANDS_PER_SECOND",
@@ -27,10 +27,11 @@ pub struct RateLimitArgs {
         default_value_t = 1000
     )]
     pub max_commands_per_second: u64,
-    /// Bytes per second from one connection; further ones are read later
+    /// Bytes per second from one connection; further bytes are read later
     #[arg(long, env = "HARKD_MAX_BYTES_PER_SECOND", value_name = "BYTES", default_value_t = 4 * MIB)]
     pub max_bytes_per_second: u64,
-    /// Commands per second of one user, over all its connections; further ones are read later
+    /// Commands per second of one user, over all its connections; further commands are read
+    /// later
     #[arg(
         long,
         env = "HARKD_MAX_USER_COMMANDS_PER_SECOND",
@@ -38,12 +39,12 @@ pub struct RateLimitArgs {
         default_value_t = 2000
     )]
     pub max_user_commands_per_second: u64,
-    /// Bytes of texts per second from one user, over all its connections; further ones are read
-    /// later
+    /// Bytes of texts per second from one user, over all its connections; further bytes are
+    /// read later
     #[arg(long, env = "HARKD_MAX_USER_BYTES_PER_SECOND", value_name = "BYTES", default_value_t = 8 * MIB)]
     pub max_user_bytes_per_second: u64,
-    /// Apply the limits to connections from this machine too, such as those of a proxy or a
-    /// tunnel, which are exempt otherwise
+    /// Also apply the limits to connections from this machine, such as those of a proxy or a
+    /// tunnel, which are otherwise exempt
     #[arg(long, env = "HARKD_LIMIT_LOOPBACK", value_parser = super::parse_bool)]
     pub limit_loopback: bool,
 }

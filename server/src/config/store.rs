@@ -15,9 +15,8 @@ use crate::cluster::{ClusterConfig, ClusterStore, Credentials, Nodes};
 use crate::shard::{ShardConfig, ShardStore};
 use crate::store::Store;
 
-/// The default number of streams of a cluster. Each batch costs every node two
-/// syncs, so fewer streams carry more sends; a purge costs time in proportion to
-/// its stream, so more streams make each purge shorter. `docs/CLUSTER.md` has the
+/// The default number of shards of a cluster. Fewer shards form larger appends; more shards
+/// spread over more servers, and each is taken over faster. `docs/CLUSTER.md` has the
 /// figures.
 #[cfg(feature = "cluster")]
 const SHARDS: u32 = 12;
@@ -30,7 +29,7 @@ const MEMORY: &str = "memory:";
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Store")]
 pub struct StoreArgs {
-    /// A folder; or `memory:`, lost when the server stops; or
+    /// A folder; or `memory:`, whose contents are lost when the server stops; or
     /// `nats://HOST:PORT,HOST:PORT,…[/NAME]` for a cluster shared by many servers, with a
     /// NAME if several chats share it (`tls://` if NATS requires TLS) [default: the folder
     /// `hark` in the user's data directory]
@@ -50,13 +49,13 @@ pub struct ClusterArgs {
     #[arg(long, global = true, env = "HARKD_REPLICAS", value_name = "COUNT",
           value_parser = clap::value_parser!(u8).range(1..=5))]
     pub replicas: Option<u8>,
-    /// Streams over which the inboxes are spread. Takes effect when the first server creates
-    /// them. Fewer streams carry more sends per second; more streams make each purge shorter
-    /// [default: 12]
+    /// Shards over which the users are spread, each with its own stream. Takes effect when
+    /// the first server creates the streams. Fewer shards form larger appends; more shards
+    /// spread over more servers, and each is taken over faster [default: 12]
     #[arg(long, global = true, env = "HARKD_SHARDS", value_name = "COUNT",
           value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX))]
     pub shards: Option<u32>,
-    /// Credentials file, as made by `nsc`
+    /// Credentials file, as created by `nsc`
     #[arg(long, global = true, env = "HARKD_NATS_CREDS", value_name = "FILE",
           conflicts_with_all = ["nats_user", "nats_token_file"])]
     pub nats_creds: Option<PathBuf>,
@@ -70,7 +69,7 @@ pub struct ClusterArgs {
         conflicts_with = "nats_token_file"
     )]
     pub nats_user: Option<String>,
-    /// File with the user's password in its first line
+    /// File whose first line is the user's password
     #[arg(
         long,
         global = true,
@@ -79,7 +78,7 @@ pub struct ClusterArgs {
         requires = "nats_user"
     )]
     pub nats_password_file: Option<PathBuf>,
-    /// File with a token in its first line
+    /// File whose first line is a token
     #[arg(
         long,
         global = true,
@@ -87,11 +86,12 @@ pub struct ClusterArgs {
         value_name = "FILE"
     )]
     pub nats_token_file: Option<PathBuf>,
-    /// Certificate authorities to trust for NATS, in PEM, besides those of the system
+    /// Certificate authorities to trust for NATS, in PEM, in addition to those of the system
     #[arg(long, global = true, env = "HARKD_NATS_CA", value_name = "FILE")]
     pub nats_ca: Option<PathBuf>,
-    /// Monitoring addresses of the nodes, comma-separated. At its start the server checks that
-    /// each node syncs before it acknowledges, and warns about any that does not
+    /// Monitoring addresses of the nodes, comma-separated. At startup, the server checks
+    /// that each node syncs before it acknowledges, and warns about any that does not. While
+    /// a node is nearly full, sends are refused
     #[arg(
         long,
         global = true,
@@ -128,16 +128,15 @@ impl StoreArgs {
     /// Returns the location of the store.
     ///
     /// # Errors
-    /// If no location is given and the user has no home directory; if the scheme is
-    /// unknown or the address malformed; if flags of a cluster come with a local
-    /// store.
+    /// If no location is given and the user has no home directory; if the scheme is unknown
+    /// or the address malformed; if flags of a cluster are combined with a local store.
     pub fn place(&self) -> anyhow::Result<StorePlace> {
         let place = self.parse_place()?;
         if matches!(place, StorePlace::Folder(_) | StorePlace::Memory)
             && let Some(flag) = self.cluster.first_set()
         {
             anyhow::bail!(
-                "{flag} applies to a cluster only, and --store is {place}; remove it, or name a cluster (nats://HOST:PORT)"
+                "{flag} applies only to a cluster, but --store is {place}; remove the flag, or name a cluster (nats://HOST:PORT)"
             );
         }
         Ok(place)
@@ -162,8 +161,8 @@ impl StoreArgs {
         }
     }
 
-    /// Opens the store with the settings of `config`, for texts of at most
-    /// `text_bytes_max`.
+    /// Opens the store with the settings of `config`, for texts of at most `text_bytes_max`
+    /// bytes.
     ///
     /// # Errors
     /// One line with the cause and the remedy.

@@ -1,5 +1,5 @@
-//! The flags of TLS, and the rule that a server which other machines can reach is
-//! insecure only on purpose. [`crate::front`] has the handshake.
+//! The flags of TLS, and the rule that a server that other machines can reach is insecure only
+//! on purpose. [`crate::front`] has the handshake.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -57,7 +57,7 @@ pub enum TlsArgsError {
     #[error("--tls-only needs a certificate: add --tls-cert FILE and --tls-key FILE")]
     NoCertificate,
     /// Plaintext is both refused and allowed.
-    #[error("--tls-only and --allow-plaintext exclude each other; remove one")]
+    #[error("--tls-only and --allow-plaintext are mutually exclusive; remove one")]
     Contradiction,
 }
 
@@ -68,7 +68,7 @@ impl TlsArgs {
     /// # Errors
     /// [`TlsArgsError`], with all flags that are missing.
     pub fn check(&self, listen: SocketAddr, require_password: bool) -> Result<(), TlsArgsError> {
-        // Not left to clap, for which a variable set to false counts as present.
+        // Not left to clap, which treats a variable set to false as present.
         if self.tls_only && self.tls_cert.is_none() {
             return Err(TlsArgsError::NoCertificate);
         }

@@ -1,6 +1,6 @@
 //! The fronts: from bytes to requests, and from replies to bytes. The first byte of a
-//! connection, or the first one inside TLS, selects the front. Fronts have no rules of
-//! the chat.
+//! connection, or the first one inside TLS, selects the front. Fronts contain no rules
+//! of the chat.
 
 mod drain;
 mod grpc;
@@ -79,11 +79,12 @@ impl Fronts {
     }
 
     /// Serves one connection to its end. A plaintext connection of the wire front is
-    /// returned instead, so that the caller serves it by a task that holds nothing else.
+    /// returned instead, so that the caller can serve it in a task that holds nothing
+    /// else.
     ///
     /// # Errors
-    /// An error of the socket. The drop of a misbehaving peer is logged and is not an
-    /// error.
+    /// An error of the socket. A misbehaving peer that is dropped is logged, and is
+    /// not an error.
     pub async fn serve(
         &self,
         stream: TcpStream,
@@ -136,14 +137,15 @@ impl Fronts {
         }
     }
 
-    /// Waits for the longest time in which a connection must send its first byte.
+    /// Waits until the time within which a connection must send its first byte is
+    /// over.
     async fn idle_timeout(&self, address: IpAddr) {
         tokio::time::sleep(self.settings.ack_timeout).await;
         tracing::debug!(%address, timeout = ?self.settings.ack_timeout, "connection closed: no first byte");
     }
 
-    /// Serves a connection by the protocol of its first byte, which is still unread. A
-    /// connection of the wire front is returned.
+    /// Serves a connection in the protocol that its first byte selects; that byte is
+    /// still unread. A connection of the wire front is returned.
     async fn serve_as<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: S,
@@ -213,7 +215,7 @@ async fn refuse_as(
 
 /// Returns the protocol that begins with this byte: a native frame (0x00), a classic
 /// command (a to z), or HTTP/2 (P). A connection of another protocol, such as a health
-/// check by HTTP/1.1, is logged at debug only, since it may come every few seconds.
+/// check over HTTP/1.1, is logged only at debug, since it may occur every few seconds.
 fn protocol(first: u8, address: IpAddr, frame_bytes_max: usize) -> Option<WireProtocol> {
     match first {
         0 => Some(WireProtocol::Wire(Framing::native(frame_bytes_max))),
@@ -243,7 +245,7 @@ fn delivery(message: &Message) -> Delivery {
 }
 
 /// Completes the handshake and waits for the first byte inside, which stays unread.
-/// Returns `None` if the peer closes before.
+/// Returns `None` if the peer closes first.
 async fn open_tls(
     tls: &Tls,
     stream: TcpStream,

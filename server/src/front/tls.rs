@@ -27,8 +27,8 @@ pub(super) const HANDSHAKE: u8 = 0x16;
 /// How long a handshake may take, from its first byte on.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The most encrypted bytes that the socket has not taken: one record. A slow link makes
-/// progress when it takes such a piece.
+/// The maximum number of encrypted bytes that the socket has not taken: one record. A
+/// slow link makes progress whenever it takes such a piece.
 const UNSENT_BYTES_MAX: usize = 16 * 1024;
 
 /// The one ALPN protocol offered. A client without ALPN may speak any protocol of the
@@ -76,10 +76,10 @@ pub enum TlsError {
         /// The error of the parser.
         source: pem::Error,
     },
-    /// The certificate's file holds none.
+    /// The certificate file contains no certificate.
     #[error("{} holds no certificate; --tls-cert expects the server's certificate chain in PEM", .0.display())]
     NoCertificate(PathBuf),
-    /// The key's file holds none.
+    /// The key file contains no private key.
     #[error("{} holds no unencrypted private key; --tls-key expects one in PEM, without a passphrase", .0.display())]
     NoKey(PathBuf),
     /// The key is world-accessible.
@@ -126,8 +126,8 @@ impl Tls {
         })
     }
 
-    /// Reloads the files for later handshakes. Open connections go on. Blocks while it
-    /// reads two small files.
+    /// Reloads the files for later handshakes. Open connections continue. Blocks while
+    /// it reads two small files.
     ///
     /// # Errors
     /// As [`Self::read`]; the former certificate stays in use.
@@ -158,7 +158,7 @@ impl Tls {
     }
 }
 
-/// Refuses a handshake by an alert, without reading it.
+/// Refuses a handshake with an alert, without reading it.
 ///
 /// # Errors
 /// An error of the socket.

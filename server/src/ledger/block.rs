@@ -5,7 +5,7 @@
 //!
 //! | payload | bytes |
 //! | --- | --- |
-//! | messages | 0; messages and bytes that the inbox had before; then for each message: its number less that of the one before (the first: less the block's first number, plus 1), its time in ms less that of the one before (the first: less 0), the sender's length as a byte (0: no sender, 255: the sender of the message before), the sender, the text's length, the text |
+//! | messages | 0; messages and bytes that the inbox had before; then for each message: its number minus that of the previous message (for the first: minus the block's first number, plus 1), its time in ms minus that of the previous message (for the first: minus 0), the sender's length as a byte (0: no sender, 255: the sender of the previous message), the sender, the text's length, the text |
 //! | gap | 1; messages and bytes that the inbox had before; missing messages and bytes |
 
 use std::sync::Arc;

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use hark_protocol::limits::OUTCOMES_REMEMBERED;
 use hark_protocol::message::LeftReason;
 use hark_protocol::{DeviceName, RoomName, UserName};
 
@@ -14,8 +15,8 @@ use crate::store::{
     Account, AccountEntry, DeviceId, End, Message, Outcome, Point, Position, Publisher,
 };
 
-/// The longest run of outcomes in one record.
-const RUN_LENGTH_MAX: u32 = 1024;
+/// The longest run of outcomes in one record: more are never remembered.
+const RUN_LENGTH_MAX: u32 = OUTCOMES_REMEMBERED as u32;
 
 /// The changes of one frame. One value serves all frames of a shard, to reuse its memory.
 #[derive(Debug, Default)]
@@ -125,7 +126,7 @@ pub(crate) struct Delivery {
 /// The end of a subscription.
 #[derive(Debug)]
 pub(crate) struct SubscriptionEnd {
-    /// The account that it was for.
+    /// The account whose inbox it was for.
     pub(crate) account: Account,
     /// The device.
     pub(crate) device: DeviceId,
@@ -174,6 +175,11 @@ impl Changes {
         }
     }
 
+    /// Returns whether the frame has records or messages.
+    pub(super) fn is_empty(&self) -> bool {
+        self.records.len() <= CLOCK_BYTES && self.blocks.is_empty() && self.outcomes.is_none()
+    }
+
     /// Returns the block at `at` if it belongs to this inbox.
     pub(super) fn block_of(&mut self, inbox: u64, at: u32) -> Option<&mut BlockBuilder> {
         self.blocks
@@ -187,7 +193,7 @@ impl Changes {
         (self.blocks.len() - 1) as u32
     }
 
-    /// Notes that a block is full.
+    /// Records that a block is full.
     pub(super) const fn note_full(&mut self) {
         self.is_full = true;
     }

@@ -59,7 +59,10 @@ impl Checkpoint {
         changes.begin(ledger.clock());
         if is_first {
             changes.record(&Record::Counter(ledger.numbers.reserved()));
-            changes.record(&Record::Stopped(ledger.stopped));
+            if ledger.wall_recorded_ms > 0 {
+                changes.record(&Record::Wall(ledger.wall_recorded_ms));
+                changes.record(&Record::Stopped(ledger.stopped));
+            }
             self.stage = Stage::Inboxes;
         }
         if self.stage == Stage::Inboxes {

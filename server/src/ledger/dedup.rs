@@ -79,7 +79,7 @@ pub(crate) struct DedupTable {
     last: Option<OutcomeRun>,
 }
 
-/// What a table knows about an id.
+/// The state of an id in a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Known {
     /// It is above every id with an outcome.
@@ -212,10 +212,10 @@ impl Eq for DedupTable {}
 
 /// Runs in a few bytes each, oldest first.
 ///
-/// A run is a byte: 0 for stored messages, or 1 + the index of the code, and [`IS_NEXT`]
-/// if it is one id directly after the run before. Otherwise the number of skipped ids
-/// follows, and the length. For stored messages their first number follows, as the
-/// difference to the run before.
+/// A run is a byte: 0 for stored messages, or 1 + the index of the code, plus
+/// [`IS_NEXT`] if it is a single id directly after the previous run. Otherwise the
+/// number of skipped ids follows, and the length. For stored messages their first
+/// number follows, as the difference from the previous run.
 #[derive(Debug, Clone, Default)]
 struct PackedRuns {
     bytes: Vec<u8>,
@@ -233,7 +233,7 @@ const IS_NEXT: u8 = 0x80;
 /// The longest packed run.
 const PACKED_BYTES_MAX: usize = 32;
 
-/// The least growth of the memory.
+/// The minimum growth of the memory.
 const GROWTH_MIN: usize = 64;
 
 /// The end of a run, relative to which the next one is written.
@@ -285,7 +285,7 @@ impl RunEnd {
     fn put(&mut self, bytes: &mut Vec<u8>, run: OutcomeRun) {
         let kind = match run.outcome {
             Outcome::Stored(_) => 0,
-            Outcome::Refused(code) => place_of(code),
+            Outcome::Refused(code) => 1 + code.index(),
         };
         if run.length == 1 && u64::from(run.first) == self.id {
             bytes.push(kind | IS_NEXT);
@@ -325,14 +325,6 @@ impl RunEnd {
             self.number = number.wrapping_add(u64::from(run.length));
         }
     }
-}
-
-/// Returns 1 + the index of a code. New codes are added at the end.
-fn place_of(code: Code) -> u8 {
-    1 + Code::ALL
-        .iter()
-        .position(|known| *known == code)
-        .unwrap_or(0) as u8
 }
 
 #[cfg(test)]

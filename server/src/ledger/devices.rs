@@ -37,7 +37,7 @@ pub(super) enum Devices {
     /// The nameless device alone.
     Nameless(NamelessDevice),
     /// At least one device, in the order of their creation.
-    Named(Box<Vec<Device>>),
+    Named(Vec<Device>),
 }
 
 /// The nameless device of a user without other devices.
@@ -236,7 +236,7 @@ impl Devices {
                 }
             }
             // The record of the nameless device is the first.
-            Self::None | Self::Nameless(_) => *self = Self::Named(Box::new(vec![device])),
+            Self::None | Self::Nameless(_) => *self = Self::Named(vec![device]),
         }
     }
 
@@ -414,7 +414,7 @@ impl Inbox {
         match &mut self.devices {
             Devices::Named(devices) => devices.push(device),
             Devices::None | Devices::Nameless(_) => {
-                self.devices = Devices::Named(Box::new(vec![device]));
+                self.devices = Devices::Named(vec![device]);
             }
         }
         changes.effects.is_awaited = true;
@@ -436,7 +436,7 @@ impl Inbox {
             device.state.detached = None;
         }
         device.write(self.log.id, changes);
-        self.devices = Devices::Named(Box::new(vec![device]));
+        self.devices = Devices::Named(vec![device]);
     }
 
     /// Attaches a device that exists: it holds messages back again. Returns its cursor.

@@ -57,7 +57,7 @@ use self::sessions::Sessions;
 use crate::log::Frame;
 use crate::store::{
     Account, AccountEntry, Append, Created, DeviceEntry, DeviceId, DeviceSubscription, End,
-    Message, NAMELESS, Outcome, PasswordHash, Position, Subscription, Unavailable,
+    Message, NAMELESS, Outcome, PasswordHash, Position, Subscription,
 };
 
 #[cfg(feature = "cluster")]
@@ -107,6 +107,9 @@ const CLOCK_INTERVAL: Duration = Duration::from_secs(3600);
 /// The most ends of attachments in the records of a frame.
 const INTERRUPTED_MAX: usize = 1000;
 
+/// The time between two records of the wall clock, in milliseconds.
+const WALL_INTERVAL_MS: u64 = 60_000;
+
 /// The part of a stop of the server that counts for the ages of messages.
 const STOP_COUNTED_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -130,6 +133,8 @@ pub(crate) struct Ledger {
     age: Duration,
     /// The wall clock of the frame, in milliseconds since 1970.
     wall_ms: u64,
+    /// The last record of the wall clock; 0 if there is none.
+    wall_recorded_ms: u64,
     /// Accounts and devices whose attachment ended with a former process, and has no record
     /// yet.
     interrupted: Vec<(u64, DeviceId)>,
@@ -153,13 +158,14 @@ impl Ledger {
             stopped: Duration::ZERO,
             age: Duration::ZERO,
             wall_ms: 0,
+            wall_recorded_ms: 0,
             interrupted: Vec::new(),
             are_senders_vouched_for: false,
         }
     }
 
-    /// From now on trusts the named senders: their accounts may be in another shard,
-    /// whose owner has checked them.
+    /// Trusts named senders from now on: their accounts may be in other shards, whose
+    /// owners have checked them.
     #[cfg(feature = "cluster")]
     pub(crate) const fn vouch_for_senders(&mut self) {
         self.are_senders_vouched_for = true;
@@ -180,7 +186,6 @@ impl Ledger {
             time_ms: self.time_ms,
             running: self.running,
             counter: self.numbers.last(),
-            wall_ms: self.wall_ms,
         }
     }
 
@@ -209,21 +214,25 @@ impl Ledger {
         }
     }
 
-    /// Counts the time since the last frame before the server stopped, at most a day, for
-    /// the ages of messages. Called once, in the first frame after an open.
-    pub(crate) fn count_stop(&mut self, last_wall_ms: u64, changes: &mut Changes) {
-        let stop = Duration::from_millis(self.wall_ms.saturating_sub(last_wall_ms));
-        let counted = stop.min(STOP_COUNTED_MAX).as_secs();
-        if counted > 0 && !self.rooms.is_empty() {
-            self.stopped = self.stopped.saturating_add(Duration::from_secs(counted));
+    /// Counts the time since the last record of the wall clock, at most a day, for the ages
+    /// of messages. Called once, in the first frame after the store was opened.
+    pub(crate) fn count_stop(&mut self, changes: &mut Changes) {
+        let stop = Duration::from_millis(self.wall_ms.saturating_sub(self.wall_recorded_ms));
+        let counted = seconds(stop.min(STOP_COUNTED_MAX));
+        if self.wall_recorded_ms > 0 && !counted.is_zero() && !self.rooms.is_empty() {
+            self.stopped = self.stopped.saturating_add(counted);
             changes.record(&Record::Stopped(self.stopped));
         }
         self.age = self.age();
     }
 
-    /// Returns the wall clock of the last frame, in milliseconds since 1970.
-    pub(crate) const fn wall_ms(&self) -> u64 {
-        self.wall_ms
+    /// Records the wall clock, if there are rooms and it was not recorded lately.
+    fn record_wall(&mut self, changes: &mut Changes) {
+        let is_due = self.wall_ms >= self.wall_recorded_ms.saturating_add(WALL_INTERVAL_MS);
+        if is_due && !self.rooms.is_empty() {
+            self.wall_recorded_ms = self.wall_ms;
+            changes.record(&Record::Wall(self.wall_ms));
+        }
     }
 
     /// Completes the frame; `None` if there is nothing to append. The running time is written
@@ -231,6 +240,9 @@ impl Ledger {
     pub(crate) fn finish(&mut self, changes: &mut Changes) -> Option<Frame> {
         self.rooms.finish(changes);
         let is_clock_due = self.running.saturating_sub(self.recorded) >= CLOCK_INTERVAL;
+        if is_clock_due || !changes.is_empty() {
+            self.record_wall(changes);
+        }
         let frame = changes
             .take_frame(self.time_ms)
             .or_else(|| is_clock_due.then(|| changes.take_whole_frame(self.time_ms)));
@@ -242,6 +254,7 @@ impl Ledger {
 
     /// Completes a frame without changes.
     pub(crate) fn finish_empty(&mut self, changes: &mut Changes) -> Frame {
+        self.record_wall(changes);
         self.recorded = self.running;
         changes.take_whole_frame(self.time_ms)
     }
@@ -344,39 +357,34 @@ impl Ledger {
     /// then on, a repeat would be out of order.
     pub(crate) fn append(
         &mut self,
-        append: &mut Append,
+        mut append: Append,
         context: Context,
         changes: &mut Changes,
-    ) -> Result<Outcome, Unavailable> {
-        if append.fence.is_closed() {
-            return Err(Unavailable);
-        }
+    ) -> Outcome {
         let Some(send) = append.send_id.take() else {
-            return Ok(self.decide(append, context, changes));
+            return self.decide(append, context, changes);
         };
         let (id, now) = (send.id.value(), context.running);
-        Ok(
-            match self.sessions.look_up(&send.session, id, send.from, now) {
-                None => Outcome::Refused(Code::TooMany),
-                Some((_, Known::Decided(outcome))) => outcome,
-                Some((_, Known::Skipped)) if send.in_order => Outcome::Refused(Code::BadRequest),
-                Some((_, Known::Expired)) => Outcome::Refused(Code::BadRequest),
-                Some((slot, Known::New | Known::Skipped)) => {
-                    let outcome = self.decide(append, context, changes);
-                    if outcome != Outcome::Refused(Code::NoSpace) {
-                        for run in self.sessions.take_deferred(slot, id) {
-                            for deferred in run.ids() {
-                                self.remember(slot, deferred, run.outcome, now, changes);
-                            }
+        match self.sessions.look_up(&send.session, id, send.from, now) {
+            None => Outcome::Refused(Code::TooMany),
+            Some((_, Known::Decided(outcome))) => outcome,
+            Some((_, Known::Skipped)) if send.in_order => Outcome::Refused(Code::BadRequest),
+            Some((_, Known::Expired)) => Outcome::Refused(Code::BadRequest),
+            Some((slot, Known::New | Known::Skipped)) => {
+                let outcome = self.decide(append, context, changes);
+                if outcome != Outcome::Refused(Code::NoSpace) {
+                    for run in self.sessions.take_deferred(slot, id) {
+                        for deferred in run.ids() {
+                            self.remember(slot, deferred, run.outcome, now, changes);
                         }
-                        self.remember(slot, id, outcome, now, changes);
-                    } else if send.in_order {
-                        self.sessions.defer(slot, id, outcome);
                     }
-                    outcome
+                    self.remember(slot, id, outcome, now, changes);
+                } else if send.in_order {
+                    self.sessions.defer(slot, id, outcome);
                 }
-            },
-        )
+                outcome
+            }
+        }
     }
 
     fn remember(
@@ -394,15 +402,15 @@ impl Ledger {
         changes.effects.is_awaited = true;
     }
 
-    fn decide(&mut self, append: &mut Append, context: Context, changes: &mut Changes) -> Outcome {
+    fn decide(&mut self, append: Append, context: Context, changes: &mut Changes) -> Outcome {
         self.store(append, context, changes)
             .map_or_else(Outcome::Refused, Outcome::Stored)
     }
 
-    /// Stores a message and takes its text, unless a rule forbids it.
+    /// Stores a message, unless a rule forbids it.
     fn store(
         &mut self,
-        append: &mut Append,
+        mut append: Append,
         context: Context,
         changes: &mut Changes,
     ) -> Result<Sequence, Code> {
@@ -432,16 +440,13 @@ impl Ledger {
         let number = next_number(&mut self.numbers, changes);
         let position = inbox.log.next_position(number, append.text.len());
         self.time_ms = self.time_ms.max(append.time_ms);
-        let (sender, text) = (
-            sender.map(|sender| sender.name),
-            std::mem::take(&mut append.text),
-        );
+        let sender = sender.map(|sender| sender.name);
         inbox.push(
             Message {
                 position,
                 sender,
                 time_ms: self.time_ms,
-                text,
+                text: append.text,
             },
             changes,
         );
@@ -620,7 +625,8 @@ impl Ledger {
                 acks.extend(repeated.map(|(device, cursor)| (account.clone(), device, cursor)));
             }
             for (device, outlet) in former.devices.outlets() {
-                if let Some(publisher) = outlet.take() {
+                let publisher = outlet.take();
+                if let Some(publisher) = publisher.filter(|publisher| !publisher.is_ended()) {
                     subscriptions.insert((account.clone(), device), publisher);
                 }
             }

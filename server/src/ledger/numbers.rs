@@ -27,7 +27,7 @@ const CLOCK_AHEAD_MAX: u64 = 20 * 365 * 86_400 + 5 * 86_400;
 /// The clock of the machine is wrong, so that numbers cannot depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "cannot number messages: the clock of this machine says {unix_seconds} s since 1970, which cannot be right; set the clock, or give a number above all that were ever used with --numbers-after"
+    "cannot number messages: the clock of this machine says {unix_seconds} s since 1970, which cannot be right; set the clock, or use --numbers-after with a number above all that were ever used"
 )]
 pub struct WrongClock {
     /// The time of the clock, in Unix seconds; 0 if it is before 1970.

@@ -7,6 +7,7 @@
 //!
 //! | kind | fields (`~`: near the counter of the frame's clock) |
 //! | --- | --- |
+//! | 1 clock | time of the last message in ms, running time in ms, counter: u64 each, little endian |
 //! | 2 counter | bound of all numbers that may have been assigned |
 //! | 3 account | incarnation, name, password hash (empty: none), head, tail |
 //! | 4 end of an account | incarnation |
@@ -15,7 +16,7 @@
 //! | 7 session | slot, token, time of the last use in ms, highest id, runs: count, then each |
 //! | 8 outcomes | slot, run |
 //! | 9 end of a session | slot |
-//! | 10 clock | time of the last message in ms, running time in ms, counter, wall clock in ms: u64 each, little endian |
+//! | 10 wall clock | ms since 1970 |
 //! | 11 stops | the part of all stops that counts for ages, in s |
 //! | 12 connected: the nameless device alone | account, Unix seconds of a `connect` (0: none) |
 //! | 13 device | account~, device~, its name's length (0: none) + 64 if it is attached + 128 if it has lapsed, name, cursor, the end of its attachment in s (unless attached), when it lapsed as a rank (if lapsed), its last acknowledgement in s near that end, Unix seconds as four bytes |
@@ -46,13 +47,14 @@ use crate::store::{DeviceId, Outcome, PasswordHash, Position};
 
 /// Bytes of a [`Record::Clock`]. They are fixed, so that the record can be filled in when
 /// the frame is complete.
-pub(super) const CLOCK_BYTES: usize = 1 + 4 * 8;
+pub(super) const CLOCK_BYTES: usize = 1 + 3 * 8;
 
 /// The highest slot of a session in a record. It bounds the memory that a malformed
 /// record can take.
 pub(super) const SESSION_SLOT_MAX: u32 = (1 << 24) - 1;
 
 mod kind {
+    pub(super) const CLOCK: u8 = 1;
     pub(super) const COUNTER: u8 = 2;
     pub(super) const ACCOUNT: u8 = 3;
     pub(super) const ACCOUNT_END: u8 = 4;
@@ -61,7 +63,7 @@ mod kind {
     pub(super) const SESSION: u8 = 7;
     pub(super) const OUTCOMES: u8 = 8;
     pub(super) const SESSION_END: u8 = 9;
-    pub(super) const CLOCK: u8 = 10;
+    pub(super) const WALL: u8 = 10;
     pub(super) const STOPPED: u8 = 11;
     pub(super) const CONNECTED: u8 = 12;
     pub(super) const DEVICE: u8 = 13;
@@ -92,6 +94,8 @@ pub(super) enum Record {
     Outcomes(u32, OutcomeRun),
     /// The session in this slot is forgotten.
     SessionEnd(u32),
+    /// The wall clock, in milliseconds since 1970.
+    Wall(u64),
     /// The part of all stops of the server that counts for the ages of messages.
     Stopped(Duration),
     /// The nameless device of an account is its only one, and was seen at this time in
@@ -121,8 +125,6 @@ pub(super) struct Clock {
     /// The last assigned number when the frame began. Numbers in the frame are encoded
     /// relative to it.
     pub(super) counter: u64,
-    /// The wall clock when the frame began, in milliseconds since 1970.
-    pub(super) wall_ms: u64,
 }
 
 /// The full state of an account and its inbox.
@@ -178,6 +180,10 @@ impl Record {
                 to.push(kind::SESSION_END);
                 put_number(to, u64::from(*slot));
             }
+            Self::Wall(ms) => {
+                to.push(kind::WALL);
+                put_number(to, *ms);
+            }
             Self::Stopped(time) => {
                 to.push(kind::STOPPED);
                 put_number(to, time.as_secs());
@@ -227,7 +233,7 @@ impl Clock {
     pub(super) fn encode(self) -> [u8; CLOCK_BYTES] {
         let mut bytes = [kind::CLOCK; CLOCK_BYTES];
         let running_ms = u64::try_from(self.running.as_millis()).unwrap_or(u64::MAX);
-        let fields = [self.time_ms, running_ms, self.counter, self.wall_ms].map(u64::to_le_bytes);
+        let fields = [self.time_ms, running_ms, self.counter].map(u64::to_le_bytes);
         for (place, byte) in bytes.iter_mut().skip(1).zip(fields.as_flattened()) {
             *place = *byte;
         }
@@ -313,13 +319,11 @@ impl<'r> Records<'r> {
             kind::CLOCK => {
                 let (time_ms, running_ms) = (take_fixed(rest)?, take_fixed(rest)?);
                 self.counter = take_fixed(rest)?;
-                let wall_ms = take_fixed(rest)?;
                 let running = Duration::from_millis(running_ms);
                 Record::Clock(Clock {
                     time_ms,
                     running,
                     counter: self.counter,
-                    wall_ms,
                 })
             }
             kind::COUNTER => Record::Counter(take_number(rest)?),
@@ -330,6 +334,7 @@ impl<'r> Records<'r> {
             kind::SESSION => Record::Session(SessionRecord::take(rest, self.counter)?),
             kind::OUTCOMES => Record::Outcomes(take_slot(rest)?, take_run(rest, self.counter)?),
             kind::SESSION_END => Record::SessionEnd(take_slot(rest)?),
+            kind::WALL => Record::Wall(take_number(rest)?),
             kind::STOPPED => Record::Stopped(take_seconds(rest)?),
             kind::CONNECTED => Record::Connected(take_number(rest)?, take_u32(rest)?),
             kind::DEVICE => {
@@ -454,15 +459,7 @@ fn put_run(to: &mut Vec<u8>, counter: u64, run: OutcomeRun) {
             to.push(0);
             put_near(to, counter, number);
         }
-        // New codes are added at the end.
-        Outcome::Refused(code) => {
-            to.push(
-                1 + Code::ALL
-                    .iter()
-                    .position(|known| *known == code)
-                    .unwrap_or(0) as u8,
-            );
-        }
+        Outcome::Refused(code) => to.push(1 + code.index()),
     }
 }
 
@@ -534,7 +531,6 @@ mod tests {
                 time_ms: 9,
                 running: Duration::from_millis(8),
                 counter,
-                wall_ms: 7,
             })
         };
         let session = SessionRecord {
@@ -562,6 +558,7 @@ mod tests {
             ),
             clock(0),
             Record::SessionEnd(0),
+            Record::Wall(1_800_000_000_000),
             Record::Stopped(Duration::from_secs(7)),
             Record::Connected(5, u32::MAX),
             device(5, None),

@@ -49,7 +49,6 @@ impl Replay {
                 self.ledger.running = self.ledger.running.max(clock.running);
                 self.ledger.time_ms = self.ledger.time_ms.max(clock.time_ms);
                 self.ledger.recorded = self.ledger.running;
-                self.ledger.wall_ms = clock.wall_ms;
             }
             Record::Counter(bound) => self.reserved = self.reserved.max(Some(bound)),
             Record::Account(account) => self.account(account),
@@ -76,6 +75,7 @@ impl Replay {
                     .replay_outcomes(slot, run, self.running)
             }
             Record::SessionEnd(slot) => self.ledger.sessions.replay_end(slot),
+            Record::Wall(ms) => self.ledger.wall_recorded_ms = ms,
             Record::Stopped(time) => self.ledger.stopped = self.ledger.stopped.max(time),
             Record::Room(record) => self.ledger.rooms.replay(record),
             Record::DeviceCursor(account, id, cursor) => {

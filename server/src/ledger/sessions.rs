@@ -14,7 +14,7 @@ use super::slots::Slots;
 use crate::store::Outcome;
 use crate::store::quota::PerNetworkQuota;
 
-/// The least time for which an outcome is remembered.
+/// The minimum time for which an outcome is remembered.
 const REMEMBERED_FOR: Duration = Duration::from_secs(OUTCOME_SECONDS_MIN);
 
 /// Memory of all sessions at which new ones are refused. No outcome is forgotten early:
@@ -24,7 +24,7 @@ const BYTES_MAX: usize = 256 << 20;
 /// Approximate memory of a session without outcomes.
 const SESSION_BYTES: usize = 320;
 
-/// Maximum sessions forgotten by one frame, which bounds its records.
+/// The maximum number of sessions forgotten by one frame, which bounds its records.
 const FORGOTTEN_MAX: usize = 4096;
 
 /// All sessions, a bounded number of them.

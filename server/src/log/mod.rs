@@ -122,7 +122,7 @@ pub trait Log: Send + fmt::Debug {
     /// Returns the space that the log takes.
     fn usage(&self) -> Usage;
 
-    /// Makes everything durable and ends the log in order.
+    /// Makes everything durable and closes the log cleanly.
     ///
     /// # Errors
     /// [`LogError`] if the storage fails.
@@ -210,7 +210,7 @@ pub enum ReadError {
     /// The storage failed.
     #[error(transparent)]
     Failed(#[from] LogError),
-    /// The block is not in memory; it is to be fetched first.
+    /// The block is not in memory; it must be fetched first.
     #[error("block not in memory: inbox {inbox}, first number {first}")]
     NotCached {
         /// The inbox.
@@ -238,10 +238,10 @@ pub enum OpenError {
     #[error("cannot open store {}: the folder is not empty and holds no store; choose an empty or a new folder", .0.display())]
     NotAStore(PathBuf),
     /// There is no store.
-    #[error("cannot open store {}: there is none in this folder; name the folder of a store", .0.display())]
+    #[error("cannot open store {}: the folder holds no store; name the folder of a store", .0.display())]
     NoStore(PathBuf),
     /// The store was written in another format.
-    #[error("cannot open store {}: its format is {found}, this version reads format {expected}; use the version that wrote it", path.display())]
+    #[error("cannot open store {}: its format is {found}, but this version reads format {expected}; use the version that wrote it", path.display())]
     OtherFormat {
         /// The folder.
         path: PathBuf,

@@ -1,7 +1,7 @@
 //! The rate limit of the log on standard error: a token bucket for each callsite, so that
 //! no client can fill a disk by making the server repeat an event. Suppressed lines are
-//! counted and reported. Lines below the default level, which an operator asks for, are
-//! exempt.
+//! counted and reported. Lines below the default level are exempt, since an operator has
+//! asked for them.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -61,7 +61,7 @@ impl LineLimiter {
         }
     }
 
-    /// Reports suppressed lines at intervals, for as long as it is polled.
+    /// Reports suppressed lines at intervals for as long as it is polled.
     pub async fn keep_reporting(&self) -> Infallible {
         loop {
             tokio::time::sleep(REPORT_INTERVAL).await;

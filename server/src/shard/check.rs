@@ -11,7 +11,7 @@ use super::ShardConfig;
 use super::open::replay_frame;
 use super::snapshot::{LogBounds, StoreSnapshot, logs};
 use crate::ledger::{self, Gap, Malformed, Replay};
-use crate::log::disk::check::{DamagedBlock, Repair, RepairError};
+use crate::log::disk::repair::{DamagedBlock, Repair, RepairError};
 use crate::log::{Block, OpenError, ReadError};
 use crate::store::Position;
 
@@ -31,7 +31,7 @@ pub(crate) struct Findings {
 pub(crate) struct Loss {
     /// The gap that replaces them.
     pub(crate) gap: Gap,
-    /// Their block is missing, as opposed to damaged.
+    /// Their block is missing rather than damaged.
     pub(crate) is_missing: bool,
 }
 
@@ -73,7 +73,7 @@ pub(crate) fn check(folder: &Path) -> Result<Findings, CheckError> {
     Ok(findings)
 }
 
-/// Replaces unreadable messages by gaps, and returns them.
+/// Replaces unreadable messages with gaps, and returns the gaps.
 pub(crate) fn drop_damaged(folder: &Path) -> Result<Vec<(String, Loss)>, CheckError> {
     let mut replay = Replay::new(ShardConfig::UNBOUNDED.limits());
     let mut repair = Repair::open(folder, &mut |records| {

@@ -17,8 +17,8 @@ use super::{ShardConfig, SharedShard, Sync};
 use crate::ledger::{Changes, Checkpoint, Context, Ledger, SubscriptionEnd};
 use crate::log::{AppendError, Durability, Frame, Log, Opener, RECORD_BYTES_MAX};
 use crate::store::{
-    Account, Append, Completer, DeviceId, DeviceSubscription, NAMELESS, Outcome, Position,
-    Unavailable, unix_ms,
+    Account, Burst, Completer, DeviceId, DeviceSubscription, Fence, NAMELESS, Operation, Position,
+    QueuedSend, RoomOperation, Unavailable, unix_ms,
 };
 
 /// Maximum commands in one commit.
@@ -74,6 +74,8 @@ pub(super) struct Committer {
     permits: Vec<OwnedSemaphorePermit>,
     /// Commands that were taken and are not decided.
     backlog: VecDeque<ShardCommand>,
+    /// Devices that were detached while no append was possible.
+    detached: Vec<(Account, DeviceId)>,
     /// Cursors that were appended without a sync since.
     unsynced: HashMap<u64, Position>,
     /// The size of a segment of the log.
@@ -81,15 +83,14 @@ pub(super) struct Committer {
     space: Space,
     failed: Option<Instant>,
     acks_committed: Instant,
-    /// The time at which all cursors in rooms were saved.
-    room_acks_committed: Option<Instant>,
     synced: Instant,
     started: Instant,
+    /// The time at which all cursors in rooms were saved.
+    room_acks_committed: Option<Instant>,
     /// The running time of the store when this process started.
     running_before: Duration,
-    /// The wall clock of the last frame before this process started, until the stop is
-    /// counted.
-    stopped_at_ms: Option<u64>,
+    /// The time for which the store was not open is counted.
+    is_stop_counted: bool,
 }
 
 /// The free space of the log.
@@ -127,7 +128,8 @@ impl Committer {
         let OpenShard { log, ledger } = opened;
         let mut committer = Self {
             running_before: ledger.running(),
-            stopped_at_ms: Some(ledger.wall_ms()),
+            is_stop_counted: false,
+            room_acks_committed: None,
             config,
             shared,
             opener,
@@ -142,12 +144,12 @@ impl Committer {
             completions: Vec::new(),
             permits: Vec::new(),
             backlog: VecDeque::new(),
+            detached: Vec::new(),
             unsynced: HashMap::new(),
             segment_bytes: log.segment_bytes(),
             space: Space::Ample,
             failed: None,
             acks_committed: now,
-            room_acks_committed: None,
             synced: now,
             started: now,
         };
@@ -201,11 +203,14 @@ impl Committer {
             is_low_on_space: self.space != Space::Ample,
         };
         self.ledger.begin(context, &mut self.changes);
-        if let Some(stopped_at_ms) = self.stopped_at_ms.take() {
-            self.ledger.count_stop(stopped_at_ms, &mut self.changes);
+        if !std::mem::replace(&mut self.is_stop_counted, true) {
+            self.ledger.count_stop(&mut self.changes);
         }
         if !acks.is_empty() {
             self.acks_committed = Instant::now();
+        }
+        for (account, device) in self.detached.drain(..) {
+            self.ledger.detach(&account, device, &mut self.changes);
         }
         self.acknowledge(acks);
         self.acknowledge_rooms();
@@ -234,6 +239,12 @@ impl Committer {
         self.put_back_acks(acks);
     }
 
+    fn put_back_acks(&self, acks: impl Iterator<Item = ((Account, DeviceId), Position)>) {
+        for ((account, device), position) in acks {
+            self.shared.queue.acknowledge(&account, device, position);
+        }
+    }
+
     /// Moves cursors in rooms, at most once a second.
     fn acknowledge_rooms(&mut self) {
         let committed = self.room_acks_committed;
@@ -259,36 +270,38 @@ impl Committer {
         }
     }
 
-    fn put_back_acks(&self, acks: impl Iterator<Item = ((Account, DeviceId), Position)>) {
-        for ((account, device), position) in acks {
-            self.shared.queue.acknowledge(&account, device, position);
-        }
-    }
-
     /// Decides as much of the backlog as fits into one frame.
     fn decide_backlog(&mut self, context: Context) -> Option<Completer<()>> {
         let mut text_bytes = 0;
         while self.has_room() {
             match self.backlog.pop_front()? {
-                ShardCommand::Close(completer) => return Some(completer),
-                ShardCommand::Appends(mut appends) => {
+                ShardCommand::Operation(Operation::Close(completer)) => return Some(completer),
+                ShardCommand::Operation(Operation::Appends(Burst { fence, sends })) => {
+                    let mut sends = sends.into_iter();
                     while self.has_room()
-                        && let Some((next, _)) = appends.as_slice().first()
-                        && self.has_room_for_text(text_bytes, next.text.len())
-                        && let Some((append, completer)) = appends.next()
+                        && let Some(next) = sends.as_slice().first()
+                        && self.has_room_for_text(text_bytes, next.append.text.len())
+                        && let Some(send) = sends.next()
                     {
-                        text_bytes += append.text.len();
-                        self.append(append, completer, context);
+                        text_bytes += send.append.text.len();
+                        self.append(send, &fence, context);
                     }
-                    if appends.len() > 0 {
-                        self.backlog.push_front(ShardCommand::Appends(appends));
+                    if sends.len() > 0 {
+                        let sends = sends.collect();
+                        let rest = Operation::Appends(Burst { fence, sends });
+                        self.backlog.push_front(ShardCommand::Operation(rest));
                         return None;
                     }
                 }
-                command => {
-                    let completion = self.decide(command, context.running);
+                ShardCommand::Operation(operation) => {
+                    let completion = self.decide(operation, context.running);
                     self.completions.extend(completion);
                 }
+                ShardCommand::Detach(account, device) => {
+                    self.ledger.detach(&account, device, &mut self.changes);
+                }
+                // Sent only while there is no log.
+                ShardCommand::Recovered(_) => {}
             }
         }
         None
@@ -310,26 +323,31 @@ impl Committer {
         RECORD_BYTES_MAX.min((self.segment_bytes / RECORDS_DIVISOR) as usize)
     }
 
-    fn append(&mut self, mut append: Append, completer: Completer<Outcome>, context: Context) {
-        let is_of_session = append.send_id.is_some();
-        let outcome = self.ledger.append(&mut append, context, &mut self.changes);
-        if let Some(permit) = append.permit {
+    fn append(&mut self, send: QueuedSend, fence: &Fence, context: Context) {
+        let fence_of_session = send.append.send_id.is_some().then(|| fence.clone());
+        let outcome = if fence.is_closed() {
+            Err(Unavailable)
+        } else {
+            let outcome = self.ledger.append(send.append, context, &mut self.changes);
+            Ok(outcome)
+        };
+        if let Some(permit) = send.permit {
             hold(&mut self.permits, permit);
         }
         self.sent.push(Sent {
-            completer,
+            completer: send.completer,
             outcome,
-            fence: is_of_session.then_some(append.fence),
+            fence: fence_of_session,
         });
     }
 
-    fn decide(&mut self, command: ShardCommand, now: Duration) -> Option<Completion> {
+    fn decide(&mut self, operation: Operation, now: Duration) -> Option<Completion> {
         let (ledger, changes) = (&mut self.ledger, &mut self.changes);
-        Some(match command {
-            ShardCommand::Create(name, password, completer) => {
+        Some(match operation {
+            Operation::Create(name, password, completer) => {
                 Completion::Created(completer, ledger.create(&name, password, changes))
             }
-            ShardCommand::SetPassword {
+            Operation::SetPassword {
                 account,
                 old,
                 new,
@@ -338,10 +356,10 @@ impl Committer {
                 completer,
                 ledger.set_password(&account, old.as_ref(), new, changes),
             ),
-            ShardCommand::Delete(account, completer) => {
+            Operation::Delete(account, completer) => {
                 Completion::Flag(completer, ledger.delete(&account, changes))
             }
-            ShardCommand::Subscribe {
+            Operation::Subscribe {
                 account,
                 takes_over,
                 completer,
@@ -357,10 +375,10 @@ impl Committer {
                     .flatten();
                 Completion::Subscribed(completer, subscription)
             }
-            ShardCommand::Room(caller, command, completer) => {
+            Operation::Room(RoomOperation::Command(caller, command, completer)) => {
                 Completion::Room(completer, ledger.command(&caller, command, changes))
             }
-            ShardCommand::Attach(account, name, completer) => {
+            Operation::Room(RoomOperation::Attach(account, name, completer)) => {
                 // The former attachment may have acknowledged after this command was taken.
                 if let Some(device) = ledger.device(&account, &name) {
                     let queue = &self.shared.queue;
@@ -382,20 +400,23 @@ impl Committer {
                 });
                 Completion::Attached(completer, attached)
             }
-            ShardCommand::Detach(account, device) => {
-                ledger.detach(&account, device, changes);
-                return None;
-            }
-            ShardCommand::OpenSession(token, from, completer) => {
+            Operation::OpenSession(token, from, completer) => {
                 let is_open = ledger.open_session(&token, from, now);
                 Completion::Opened(token, completer, is_open)
             }
-            ShardCommand::CloseSession(token) => {
+            Operation::CloseSession(token) => {
                 ledger.close_session(&token, now);
                 return None;
             }
-            ShardCommand::Appends(_) | ShardCommand::Recovered(_) | ShardCommand::Close(_) => {
-                command.refuse();
+            Operation::OnTakeover(..) => return None,
+            Operation::Account(..)
+            | Operation::Names(..)
+            | Operation::Appends(_)
+            | Operation::Read { .. }
+            | Operation::Acknowledge(..)
+            | Operation::Room(_)
+            | Operation::Close(_) => {
+                operation.refuse();
                 return None;
             }
         })
@@ -605,8 +626,10 @@ impl Committer {
         let now = self.now();
         while let Some(command) = self.backlog.pop_front() {
             match command {
-                ShardCommand::Close(completer) => return Some(completer),
-                ShardCommand::CloseSession(token) => self.ledger.close_session(&token, now),
+                ShardCommand::Operation(Operation::Close(completer)) => return Some(completer),
+                ShardCommand::Operation(Operation::CloseSession(token)) => {
+                    self.ledger.close_session(&token, now);
+                }
                 ShardCommand::Recovered(opened) => {
                     self.recovery = None;
                     self.recover(*opened);
@@ -614,7 +637,8 @@ impl Committer {
                     tracing::info!("store available again");
                     return None;
                 }
-                other => other.refuse(),
+                ShardCommand::Operation(operation) => operation.refuse(),
+                ShardCommand::Detach(account, device) => self.detached.push((account, device)),
             }
         }
         None

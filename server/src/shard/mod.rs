@@ -32,14 +32,11 @@ pub(crate) mod snapshot;
 mod tests;
 mod watchdog;
 
-use std::net::IpAddr;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-
-use hark_protocol::{Code, DeviceName, Sequence, SessionToken, UserName};
 
 use self::commit::{Closed, Committer};
 use self::directory::Directory;
@@ -53,9 +50,7 @@ use crate::log::Opener;
 use crate::log::disk::{DiskConfig, DiskOpener};
 use crate::log::memory::MemoryOpener;
 use crate::store::{
-    Account, AccountEntry, Append, Completer, Created, DeviceId, DeviceSubscription, NAMELESS,
-    Outcome, Page, PasswordHash, Pending, Point, Position, ReadLimit, RoomAnswer, RoomCommand,
-    RoomStore, Store, Subscription,
+    Completer, NAMELESS, Operation, Page, Position, ReadLimit, RoomOperation, Store,
 };
 use crate::sync::Mutex;
 
@@ -75,8 +70,8 @@ pub struct ShardConfig {
     pub queued_bytes_max: u64,
     /// The durability that an answer waits for.
     pub sync: Sync,
-    /// A number above all that were ever used. With it, numbers do not depend on the
-    /// clock, and a new store does not wait for the next second.
+    /// A number that is not below any number ever used. If it is set, numbers do not
+    /// depend on the clock, and a new store does not wait for the next second.
     pub numbers_after: Option<u64>,
     /// The size of a file of the log on disk; `None` for the store's current size.
     pub segment_bytes: Option<u64>,
@@ -87,7 +82,7 @@ pub struct ShardConfig {
 pub enum Sync {
     /// Stable storage: data survives a power loss.
     Always,
-    /// The operating system: data survives a crash of the process only.
+    /// The operating system: data survives only a crash of the process.
     Os,
 }
 
@@ -133,7 +128,7 @@ impl Default for ShardConfig {
 
 /// A store of one shard.
 ///
-/// If it is dropped without [`Store::close`], operations in flight end as
+/// If it is dropped without [`Store::close`], operations in flight end with
 /// [`super::store::Unavailable`], and the next start recovers. Dropping it waits for a
 /// commit in flight.
 ///
@@ -225,143 +220,71 @@ impl ShardStore {
         })
     }
 
-    fn ask<T>(&self, command: impl FnOnce(Completer<T>) -> ShardCommand) -> Pending<T> {
-        let (completer, pending) = Pending::new();
-        self.shared.queue.push(command(completer));
-        pending
-    }
-
     /// Reads on a blocking thread of the runtime, or on the calling thread if there is no
     /// runtime.
-    fn read_log(&self, log: u64, after: Position, limit: ReadLimit) -> Pending<Page> {
+    fn read_blocking(
+        &self,
+        log: u64,
+        after: Position,
+        limit: ReadLimit,
+        completer: Completer<Page>,
+    ) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return Pending::ready(self.shared.readers.read(log, after, limit));
+            return completer.complete(self.shared.readers.read(log, after, limit));
         };
-        let (completer, pending) = Pending::new();
         let shared = Arc::clone(&self.shared);
         // The caller awaits the outcome instead of the thread.
         drop(
             runtime
                 .spawn_blocking(move || completer.complete(shared.readers.read(log, after, limit))),
         );
-        pending
     }
 }
 
 impl Store for ShardStore {
-    fn create(&self, name: &UserName, password: Option<PasswordHash>) -> Pending<Created> {
-        self.ask(|completer| ShardCommand::Create(name.clone(), password, completer))
+    fn submit(&self, operation: Operation) {
+        match operation {
+            Operation::Account(name, completer) => {
+                completer.complete(self.shared.directory.account(&name));
+            }
+            Operation::Names(after, limit, completer) => {
+                completer.complete(self.shared.directory.names(after.as_ref(), limit));
+            }
+            Operation::Read {
+                account,
+                after,
+                limit,
+                completer,
+            } => self.read_blocking(account.incarnation, after, limit, completer),
+            Operation::Acknowledge(account, position) => {
+                self.shared.queue.acknowledge(&account, NAMELESS, position);
+            }
+            Operation::Room(RoomOperation::AcknowledgeInbox(account, device, position)) => {
+                self.shared.queue.acknowledge(&account, device, position);
+            }
+            Operation::Room(RoomOperation::AcknowledgeRoom(account, device, room, point)) => {
+                self.shared
+                    .queue
+                    .acknowledge_room(&account, device, room, point);
+            }
+            Operation::Room(RoomOperation::Read {
+                room,
+                after,
+                limit,
+                completer,
+            }) => self.read_blocking(room, after.into(), limit, completer),
+            // The chat takes over sessions of one server.
+            Operation::OnTakeover(..) => {}
+            change => self.shared.queue.push(ShardCommand::Operation(change)),
+        }
     }
 
-    fn account(&self, name: &UserName) -> Pending<Option<AccountEntry>> {
-        Pending::ready(self.shared.directory.account(name))
-    }
-
-    fn set_password(
-        &self,
-        account: &Account,
-        old: Option<PasswordHash>,
-        new: PasswordHash,
-    ) -> Pending<bool> {
-        self.ask(|completer| ShardCommand::SetPassword {
-            account: account.clone(),
-            old,
-            new,
-            completer,
-        })
-    }
-
-    fn delete(&self, account: &Account) -> Pending<bool> {
-        self.ask(|completer| ShardCommand::Delete(account.clone(), completer))
-    }
-
-    fn names(&self, after: Option<&UserName>, limit: usize) -> Pending<Vec<UserName>> {
-        Pending::ready(self.shared.directory.names(after, limit))
-    }
-
-    fn append_all(&self, appends: &mut Vec<(Append, Completer<Outcome>)>) {
-        self.shared
-            .queue
-            .push(ShardCommand::Appends(std::mem::take(appends).into_iter()));
-    }
-
-    fn receive(&self, account: &Account) -> Pending<Option<Subscription>> {
-        self.ask(|completer| ShardCommand::Subscribe {
-            account: account.clone(),
-            takes_over: true,
-            completer,
-        })
-    }
-
-    fn receive_if_free(&self, account: &Account) -> Pending<Option<Subscription>> {
-        self.ask(|completer| ShardCommand::Subscribe {
-            account: account.clone(),
-            takes_over: false,
-            completer,
-        })
-    }
-
-    fn read(&self, account: &Account, after: Position, limit: ReadLimit) -> Pending<Page> {
-        self.read_log(account.incarnation, after, limit)
-    }
-
-    fn rooms(&self) -> Option<&dyn RoomStore> {
-        Some(self)
-    }
-
-    fn acknowledge(&self, account: &Account, position: Position) {
-        self.shared.queue.acknowledge(account, NAMELESS, position);
-    }
-
-    fn open_session(&self, session: &SessionToken, from: Option<IpAddr>) -> Pending<bool> {
-        self.ask(|completer| ShardCommand::OpenSession(session.clone(), from, completer))
-    }
-
-    fn close_session(&self, session: &SessionToken) {
-        self.shared
-            .queue
-            .push(ShardCommand::CloseSession(session.clone()));
+    fn has_rooms(&self) -> bool {
+        true
     }
 
     fn is_available(&self) -> bool {
         self.shared.is_open.load(Ordering::Acquire) && !self.shared.progress.is_slow()
-    }
-
-    fn close(&self) -> Pending<()> {
-        self.ask(ShardCommand::Close)
-    }
-}
-
-impl RoomStore for ShardStore {
-    fn command(&self, caller: &Account, command: RoomCommand) -> Pending<Result<RoomAnswer, Code>> {
-        self.ask(|completer| ShardCommand::Room(caller.clone(), command, completer))
-    }
-
-    fn attach(
-        &self,
-        account: &Account,
-        device: &DeviceName,
-    ) -> Pending<Result<DeviceSubscription, Code>> {
-        self.ask(|completer| ShardCommand::Attach(account.clone(), device.clone(), completer))
-    }
-
-    fn acknowledge_inbox(&self, account: &Account, device: DeviceId, position: Position) {
-        self.shared.queue.acknowledge(account, device, position);
-    }
-
-    fn acknowledge_room(&self, account: &Account, device: DeviceId, room: u64, point: Point) {
-        self.shared
-            .queue
-            .acknowledge_room(account, device, room, point);
-    }
-
-    fn read_room(&self, room: u64, after: Point, limit: ReadLimit) -> Pending<Page> {
-        let after = Position {
-            sequence: Sequence(after.number),
-            messages: after.messages,
-            bytes: 0,
-        };
-        self.read_log(room, after, limit)
     }
 }
 

@@ -118,19 +118,18 @@ impl OfflineStore {
     fn begin(&mut self) {
         self.text_bytes = 0;
         let running = self.opened.ledger.running();
-        // The time since the server stopped counts when it starts again.
-        let wall_ms = self.opened.ledger.wall_ms();
         self.opened.ledger.begin(
             Context {
                 running,
-                wall_ms,
+                // The time since the server stopped counts when it starts again.
+                wall_ms: 0,
                 is_low_on_space: false,
             },
             &mut self.changes,
         );
     }
 
-    /// Closes the store in order.
+    /// Closes the store cleanly.
     pub(crate) fn close(self) -> Result<(), LogError> {
         self.opened.log.close()
     }

@@ -17,7 +17,7 @@ pub(crate) struct OpenShard {
     pub(crate) ledger: Ledger,
 }
 
-/// A lower bound of new message numbers, besides the persisted counter.
+/// A lower bound for new message numbers, in addition to the persisted counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CounterFloor {
     /// The clock of the machine.

@@ -3,79 +3,31 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use hark_protocol::{Code, DeviceName, SessionToken, UserName};
-
 use super::open::OpenShard;
-use crate::store::{
-    Account, Append, Completer, Created, DeviceId, DeviceSubscription, Outcome, PasswordHash,
-    Point, Position, RoomAnswer, RoomCommand, Subscription, Unavailable,
-};
+use crate::store::{Account, DeviceId, Operation, Point, Position};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
-/// The linger of acknowledgements before they are committed alone.
+/// How long acknowledgements linger before they are committed on their own.
 const ACKS_LINGER: Duration = Duration::from_millis(20);
-
-/// Undecided appends of one burst of a caller.
-pub(super) type Appends = std::vec::IntoIter<(Append, Completer<Outcome>)>;
 
 /// A command for the commit thread.
 #[derive(Debug)]
 pub(super) enum ShardCommand {
-    /// Appends in this order, with no command between them.
-    Appends(Appends),
-    Create(UserName, Option<PasswordHash>, Completer<Created>),
-    SetPassword {
-        account: Account,
-        old: Option<PasswordHash>,
-        new: PasswordHash,
-        completer: Completer<bool>,
-    },
-    Delete(Account, Completer<bool>),
-    Subscribe {
-        account: Account,
-        takes_over: bool,
-        completer: Completer<Option<Subscription>>,
-    },
-    Room(Account, RoomCommand, Completer<Result<RoomAnswer, Code>>),
-    Attach(
-        Account,
-        DeviceName,
-        Completer<Result<DeviceSubscription, Code>>,
-    ),
+    Operation(Operation),
     /// The attachment of a device has ended.
     Detach(Account, DeviceId),
-    OpenSession(SessionToken, Option<IpAddr>, Completer<bool>),
-    CloseSession(SessionToken),
     /// The log is open again after a failure.
     Recovered(Box<OpenShard>),
-    Close(Completer<()>),
 }
 
 impl ShardCommand {
-    /// Completes the command as unavailable. If it is a send of a session, closes its
-    /// fence against later sends.
+    /// Completes the command as unavailable.
     pub(super) fn refuse(self) {
         match self {
-            Self::Appends(appends) => appends.for_each(|(append, completer)| {
-                if append.send_id.is_some() {
-                    append.fence.close();
-                }
-                completer.complete(Err(Unavailable));
-            }),
-            Self::Create(_, _, completer) => completer.complete(Err(Unavailable)),
-            Self::SetPassword { completer, .. }
-            | Self::Delete(_, completer)
-            | Self::OpenSession(_, _, completer) => {
-                completer.complete(Err(Unavailable));
-            }
-            Self::Subscribe { completer, .. } => completer.complete(Err(Unavailable)),
-            Self::Room(_, _, completer) => completer.complete(Err(Unavailable)),
-            Self::Attach(_, _, completer) => completer.complete(Err(Unavailable)),
-            Self::Close(completer) => completer.complete(Err(Unavailable)),
-            Self::Detach(..) | Self::CloseSession(_) | Self::Recovered(_) => {}
+            Self::Operation(operation) => operation.refuse(),
+            Self::Detach(..) | Self::Recovered(_) => {}
         }
     }
 
@@ -84,12 +36,12 @@ impl ShardCommand {
     const fn is_patient(&self) -> bool {
         matches!(
             self,
-            Self::Detach(..) | Self::CloseSession(_) | Self::Recovered(_)
+            Self::Operation(Operation::CloseSession(_)) | Self::Detach(..) | Self::Recovered(_)
         )
     }
 }
 
-/// Pending acknowledgements: the latest one of each device.
+/// Pending acknowledgements of inboxes: the latest one of each device.
 pub(super) type Acks = HashMap<(Account, DeviceId), Position>;
 
 /// Pending acknowledgements of rooms, by device.
@@ -105,7 +57,7 @@ pub(super) struct DeviceAcks {
 }
 
 /// The queue. It is bounded by its callers: each append holds a permit, each connection
-/// has few other commands in flight, and each device has one acknowledgement.
+/// has few other commands in flight, and each device has one acknowledgement for each log.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     // A lock, because any thread may push. It is held for one push, or for taking
@@ -265,8 +217,8 @@ impl Queue {
         commands.into_iter().for_each(ShardCommand::refuse);
     }
 
-    /// Waits for an event, and takes everything queued. `commands` must be empty and
-    /// lends its memory. Returns `None` if the thread must end.
+    /// Waits for an event, and takes everything queued. `commands` must be empty; its
+    /// memory is reused. Returns `None` if the thread must end.
     pub(super) fn take(&self, wait: Wait, commands: &mut Vec<ShardCommand>) -> Option<Acks> {
         let begun = Instant::now();
         let mut state = self.state.lock();

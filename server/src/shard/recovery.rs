@@ -37,8 +37,8 @@ pub(super) struct Failed {
 }
 
 impl Recovery {
-    /// Drops the failed log, and retries to open it until it succeeds. The queue then
-    /// receives [`ShardCommand::Recovered`].
+    /// Drops the failed log, and tries to open it again until that succeeds. The
+    /// queue then receives [`ShardCommand::Recovered`].
     pub(super) fn start(
         opener: Arc<dyn Opener>,
         failed: Failed,
@@ -93,7 +93,7 @@ impl Drop for Recovery {
     }
 }
 
-/// Aborts. Without a recovery, the store would be unavailable for good. The next process
+/// Aborts. Without a recovery, the store would stay unavailable. The next process
 /// recovers it without loss of answered operations.
 fn give_up<E: std::fmt::Debug, T>(error: E) -> T {
     tracing::error!(?error, "store cannot be recovered: aborting");

@@ -10,7 +10,7 @@ use super::check::{CheckError, CheckedBlock, Loss, losses};
 use super::open::replay_frame;
 use super::snapshot::{LogBounds, logs};
 use crate::ledger::{Changes, Checkpoint, Ledger, Replay};
-use crate::log::disk::check::RepairError;
+use crate::log::disk::repair::RepairError;
 use crate::log::disk::salvage::{Lost, Rebuild, Salvage};
 use crate::log::{AppendError, Block, Frame, InboxId, OpenError, ReadError};
 

@@ -60,12 +60,20 @@ pub(crate) fn text(to: &str, text: &str) -> Append {
         text: ByteString::from(text),
         send_id: None,
         refusal: None,
-        fence: Fence::default(),
-        permit: None,
     }
 }
 
 /// Returns a message of a session.
+/// Sends a message of the connection with this fence.
+pub(crate) fn append_fenced(store: &dyn Store, append: Append, fence: &Fence) -> Pending<Outcome> {
+    let (send, outcome) = QueuedSend::new(append, None);
+    store.append_all(Burst {
+        fence: fence.clone(),
+        sends: vec![send],
+    });
+    outcome
+}
+
 pub(crate) fn send(session: &str, id: u32, to: &str, content: &str) -> Append {
     let send_id = SendId {
         session: token(session),
@@ -498,9 +506,10 @@ pub(crate) async fn messages_of_one_caller_keep_their_order(home: &dyn Home) {
 pub(crate) async fn closed_fence_stores_nothing(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
-    let append = send("s", 1, "bob", "x");
-    append.fence.close();
-    assert_eq!(store.append(append).await, Err(Unavailable));
+    let fence = Fence::default();
+    fence.close();
+    let late = append_fenced(&*store, send("s", 1, "bob", "x"), &fence);
+    assert_eq!(late.await, Err(Unavailable));
     assert_eq!(texts(&*store, &bob).await, [""; 0]);
     number(store.append(send("s", 1, "bob", "x")).await);
 }
@@ -691,11 +700,12 @@ pub(crate) async fn permit_is_released_with_its_outcome(home: &dyn Home) {
     create(&*store, "bob").await;
     let room = Arc::new(tokio::sync::Semaphore::new(1));
     for _ in 0..10 {
-        let permit = Some(Arc::clone(&room).acquire_owned().await.unwrap());
-        drop(store.append(Append {
-            permit,
-            ..text("bob", "x")
-        }));
+        let permit = Arc::clone(&room).acquire_owned().await.unwrap();
+        let (send, _) = QueuedSend::new(text("bob", "x"), Some(permit));
+        store.append_all(Burst {
+            fence: Fence::default(),
+            sends: vec![send],
+        });
     }
 }
 

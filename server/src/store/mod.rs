@@ -1,11 +1,12 @@
 //! The durable state of the chat: the [`Store`] trait over accounts, inboxes and the
 //! outcomes of sends.
 //!
-//! The chat knows only this trait; a store knows no front, socket or rule of the chat.
-//! Only this folder names an engine.
+//! The chat knows only this trait; a store does not know about fronts, sockets or the rules
+//! of the chat. `config/store.rs` chooses the implementation.
 
 #[cfg(test)]
 pub(crate) mod contract;
+mod operation;
 mod pending;
 pub(crate) mod quota;
 mod rooms;
@@ -18,13 +19,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytestring::ByteString;
-use hark_protocol::{Code, RequestId, Sequence, SessionToken, UserName};
+use hark_protocol::{Code, DeviceName, RequestId, Sequence, SessionToken, UserName};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
+pub use operation::{OnTakeover, Operation};
 pub use pending::{Completer, Pending};
 pub use rooms::{
     AttachedRoom, DeviceEntry, DeviceId, DeviceSubscription, History, Joined, MemberPage, NAMELESS,
-    Point, RoomAnswer, RoomCommand, RoomEntry, RoomPage, RoomStore,
+    Point, RoomAnswer, RoomCommand, RoomEntry, RoomOperation, RoomPage,
 };
 pub use subscription::{
     BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, Publisher, Subscription,
@@ -40,9 +42,9 @@ pub const LIBRARY_LOGS: &[&str] = &[
 ///
 /// An implementation guarantees:
 ///
-/// - **Order.** Operations of one caller take effect in the order of the calls; but before
-///   another operation, the caller awaits its appends with a sender. No method blocks;
-///   [`Pending`] resolves later.
+/// - **Order.** Operations of one caller take effect in the order of the calls, except that a
+///   message with a sender may be delayed: the caller awaits its outcome before any other
+///   operation. No method blocks; [`Pending`] resolves later.
 /// - **Durability.** A change resolves when it is on stable storage. Every result is based
 ///   on durable state only.
 /// - **Failure.** [`Unavailable`] means that the outcome is unknown. The store stays usable
@@ -51,79 +53,16 @@ pub const LIBRARY_LOGS: &[&str] = &[
 ///   commit that stores the message, and remembered.
 /// - **Numbers.** A [`Sequence`] is never reused for a name, across deletion, recreation and
 ///   restarts.
-/// - **Bounds.** Accounts, sessions and each inbox have a limit. Callers bound the
-///   operations in flight: see [`Append::permit`].
+/// - **Bounds.** Accounts, sessions and each inbox have a limit. Callers bound the operations
+///   in flight: see [`QueuedSend::permit`].
 pub trait Store: Send + Sync + fmt::Debug + 'static {
-    /// Creates an account, with a password if there is one.
-    fn create(&self, name: &UserName, password: Option<PasswordHash>) -> Pending<Created>;
+    /// Accepts an operation. Called by the other methods.
+    fn submit(&self, operation: Operation);
 
-    /// Returns an account.
-    fn account(&self, name: &UserName) -> Pending<Option<AccountEntry>>;
-
-    /// Sets the password of an account if it is still `old`. Returns whether it was.
-    fn set_password(
-        &self,
-        account: &Account,
-        old: Option<PasswordHash>,
-        new: PasswordHash,
-    ) -> Pending<bool>;
-
-    /// Deletes an account and its inbox. A subscription gets [`End::Deleted`] after this has
-    /// resolved. Returns whether the account existed.
-    fn delete(&self, account: &Account) -> Pending<bool>;
-
-    /// Returns at most `limit` names after `after`, in byte order.
-    fn names(&self, after: Option<&UserName>, limit: usize) -> Pending<Vec<UserName>>;
-
-    /// Stores or refuses a message.
-    fn append(&self, append: Append) -> Pending<Outcome> {
-        let (completer, pending) = Pending::new();
-        self.append_all(&mut vec![(append, completer)]);
-        pending
-    }
-
-    /// Appends each message, in order, as [`Self::append`] does, and empties the vector.
-    /// Cheaper than single calls.
-    fn append_all(&self, appends: &mut Vec<(Append, Completer<Outcome>)>);
-
-    /// Subscribes to the inbox of an account. A former subscription gets
-    /// [`End::TakenOver`]. Returns `None` if the account was deleted.
-    fn receive(&self, account: &Account) -> Pending<Option<Subscription>>;
-
-    /// Subscribes as [`Self::receive`] does, unless there is a subscription already. Returns
-    /// `None` in that case, or if the account was deleted. Messages acknowledged before the
-    /// former subscription was dropped are not received again.
-    fn receive_if_free(&self, account: &Account) -> Pending<Option<Subscription>>;
-
-    /// Reads the messages after `after`, in order of their numbers, up to `limit`, which one
-    /// long message may exceed. Durably acknowledged messages are skipped.
-    fn read(&self, account: &Account, after: Position, limit: ReadLimit) -> Pending<Page>;
-
-    /// Acknowledges every message up to `position`, which is the position of a message of
-    /// this inbox. A crash may undo it, an orderly close does not. A position before the
-    /// cursor is ignored, as is one of a deleted account.
-    fn acknowledge(&self, account: &Account, position: Position);
-
-    /// Opens a session, after all earlier appends. Returns false if there are too many
-    /// sessions, in total or `from` this network, whose quota is a quarter; `None` counts
-    /// towards no quota. The session is remembered until [`Self::close_session`], which is
-    /// called once for each call of this.
-    fn open_session(&self, session: &SessionToken, from: Option<IpAddr>) -> Pending<bool>;
-
-    /// Closes a session at the end of its connection. Its outcomes stay remembered for at
-    /// least ten minutes of running time.
-    fn close_session(&self, session: &SessionToken);
-
-    /// Calls `end` when an open session is opened at another server, until it is closed here.
-    /// Called after [`Self::open_session`] has succeeded.
-    fn on_takeover(&self, session: &SessionToken, end: Box<dyn Fn() + Send>) {
-        // A session of one server is taken over in the chat.
-        drop((session, end));
-    }
-
-    /// Returns the rooms and devices, if the store serves them.
-    fn rooms(&self) -> Option<&dyn RoomStore> {
-        None
+    /// Returns whether the store serves rooms and devices. Otherwise their operations are
+    /// [`Unavailable`].
+    fn has_rooms(&self) -> bool {
+        false
     }
 
     /// Returns whether the store is healthy, as far as it knows. An unhealthy store answers
@@ -139,9 +78,195 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         None
     }
 
+    /// Carries out a command of a user that concerns rooms or devices. A refusal changes
+    /// nothing. A command may be repeated: if the state is as asked, it succeeds.
+    fn room_command(
+        &self,
+        caller: &Account,
+        command: RoomCommand,
+    ) -> Pending<Result<RoomAnswer, Code>> {
+        ask(self, |completer| {
+            let operation = RoomOperation::Command(caller.clone(), command, completer);
+            Operation::Room(operation)
+        })
+    }
+
+    /// Attaches a device of a user to its inbox and its rooms, until the subscription is
+    /// dropped. A former attachment of the device gets [`End::TakenOver`].
+    fn attach(
+        &self,
+        account: &Account,
+        device: &DeviceName,
+    ) -> Pending<Result<DeviceSubscription, Code>> {
+        ask(self, |completer| {
+            let operation = RoomOperation::Attach(account.clone(), device.clone(), completer);
+            Operation::Room(operation)
+        })
+    }
+
+    /// Acknowledges, for a device, every message of the inbox up to `position`, as
+    /// [`Self::acknowledge`] does for the nameless device.
+    fn acknowledge_inbox(&self, account: &Account, device: DeviceId, position: Position) {
+        let operation = RoomOperation::AcknowledgeInbox(account.clone(), device, position);
+        self.submit(Operation::Room(operation));
+    }
+
+    /// Acknowledges, for a device, every message of a room up to `point`. It may be saved a
+    /// second later.
+    fn acknowledge_room(&self, account: &Account, device: DeviceId, room: u64, point: Point) {
+        let operation = RoomOperation::AcknowledgeRoom(account.clone(), device, room, point);
+        self.submit(Operation::Room(operation));
+    }
+
+    /// Reads the messages of a room after `after`, as [`Self::read`] does. Messages that
+    /// retention removed are skipped.
+    fn read_room(&self, room: u64, after: Point, limit: ReadLimit) -> Pending<Page> {
+        ask(self, |completer| {
+            Operation::Room(RoomOperation::Read {
+                room,
+                after,
+                limit,
+                completer,
+            })
+        })
+    }
+
+    /// Creates an account, with a password if there is one.
+    fn create(&self, name: &UserName, password: Option<PasswordHash>) -> Pending<Created> {
+        ask(self, |completer| {
+            Operation::Create(name.clone(), password, completer)
+        })
+    }
+
+    /// Returns an account.
+    fn account(&self, name: &UserName) -> Pending<Option<AccountEntry>> {
+        ask(self, |completer| {
+            Operation::Account(name.clone(), completer)
+        })
+    }
+
+    /// Sets the password of an account if it is still `old`. Returns whether it was.
+    fn set_password(
+        &self,
+        account: &Account,
+        old: Option<PasswordHash>,
+        new: PasswordHash,
+    ) -> Pending<bool> {
+        ask(self, |completer| Operation::SetPassword {
+            account: account.clone(),
+            old,
+            new,
+            completer,
+        })
+    }
+
+    /// Deletes an account and its inbox. A subscription gets [`End::Deleted`] after this has
+    /// resolved. Returns whether the account existed.
+    fn delete(&self, account: &Account) -> Pending<bool> {
+        ask(self, |completer| {
+            Operation::Delete(account.clone(), completer)
+        })
+    }
+
+    /// Returns at most `limit` names after `after`, in byte order.
+    fn names(&self, after: Option<&UserName>, limit: usize) -> Pending<Vec<UserName>> {
+        ask(self, |completer| {
+            Operation::Names(after.cloned(), limit, completer)
+        })
+    }
+
+    /// Stores or refuses a message.
+    fn append(&self, append: Append) -> Pending<Outcome> {
+        let (send, outcome) = QueuedSend::new(append, None);
+        self.append_all(Burst {
+            fence: Fence::default(),
+            sends: vec![send],
+        });
+        outcome
+    }
+
+    /// Appends each message, in order, as [`Self::append`] does. Cheaper than single calls.
+    fn append_all(&self, burst: Burst) {
+        self.submit(Operation::Appends(burst));
+    }
+
+    /// Subscribes to the inbox of an account. A former subscription gets
+    /// [`End::TakenOver`]. Returns `None` if the account was deleted.
+    fn receive(&self, account: &Account) -> Pending<Option<Subscription>> {
+        ask(self, |completer| Operation::Subscribe {
+            account: account.clone(),
+            takes_over: true,
+            completer,
+        })
+    }
+
+    /// Subscribes as [`Self::receive`] does, unless there is a subscription already. Returns
+    /// `None` in that case, or if the account was deleted. Messages acknowledged before the
+    /// former subscription was dropped are not received again.
+    fn receive_if_free(&self, account: &Account) -> Pending<Option<Subscription>> {
+        ask(self, |completer| Operation::Subscribe {
+            account: account.clone(),
+            takes_over: false,
+            completer,
+        })
+    }
+
+    /// Reads the messages after `after`, in order of their numbers, up to `limit`, which one
+    /// long message may exceed. Durably acknowledged messages are skipped.
+    fn read(&self, account: &Account, after: Position, limit: ReadLimit) -> Pending<Page> {
+        ask(self, |completer| Operation::Read {
+            account: account.clone(),
+            after,
+            limit,
+            completer,
+        })
+    }
+
+    /// Acknowledges every message up to `position`, which is the position of a message of
+    /// this inbox. A crash may undo it; an orderly close does not. A position before the
+    /// cursor is ignored, as is one of a deleted account.
+    fn acknowledge(&self, account: &Account, position: Position) {
+        self.submit(Operation::Acknowledge(account.clone(), position));
+    }
+
+    /// Opens a session, after all earlier appends. Returns false if there are too many
+    /// sessions, in total or `from` this network, whose quota is a quarter; `None` counts
+    /// towards no quota. The session is remembered until [`Self::close_session`], which must
+    /// be called once for each call of this method.
+    fn open_session(&self, session: &SessionToken, from: Option<IpAddr>) -> Pending<bool> {
+        ask(self, |completer| {
+            Operation::OpenSession(session.clone(), from, completer)
+        })
+    }
+
+    /// Closes a session at the end of its connection. Its outcomes stay remembered for at
+    /// least ten minutes of running time.
+    fn close_session(&self, session: &SessionToken) {
+        self.submit(Operation::CloseSession(session.clone()));
+    }
+
+    /// Calls `end` when an open session is opened at another server, until it is closed here.
+    /// Called after [`Self::open_session`] has succeeded. A store of one server ignores this:
+    /// the chat takes over the session.
+    fn on_takeover(&self, session: &SessionToken, end: Box<dyn Fn() + Send>) {
+        self.submit(Operation::OnTakeover(session.clone(), OnTakeover(end)));
+    }
+
     /// Decides the operations in flight, saves pending acknowledgements, and releases all
-    /// resources. Later operations are [`Unavailable`].
-    fn close(&self) -> Pending<()>;
+    /// resources. Later operations fail with [`Unavailable`].
+    fn close(&self) -> Pending<()> {
+        ask(self, Operation::Close)
+    }
+}
+
+/// Submits an operation that has an answer.
+fn ask<T>(
+    store: &(impl Store + ?Sized),
+    operation: impl FnOnce(Completer<T>) -> Operation,
+) -> Pending<T> {
+    let (completer, pending) = Pending::new();
+    store.submit(operation(completer));
+    pending
 }
 
 /// Returns a time in milliseconds since 1970, or 0 if it is before that.
@@ -209,7 +334,7 @@ pub enum Created {
 }
 
 /// A message to be stored.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Append {
     /// The recipient.
     pub to: UserName,
@@ -225,10 +350,40 @@ pub struct Append {
     pub send_id: Option<SendId>,
     /// A refusal by the chat, applied unless this is a repeat.
     pub refusal: Option<Code>,
+}
+
+/// Sends of one connection, in order.
+#[derive(Debug)]
+pub struct Burst {
     /// The fence of the connection.
     pub fence: Fence,
-    /// The share of the caller's budget, released when the message is decided.
+    /// The sends.
+    pub sends: Vec<QueuedSend>,
+}
+
+/// An undecided send.
+#[derive(Debug)]
+pub struct QueuedSend {
+    /// The message.
+    pub append: Append,
+    /// The share of the caller's budget, released when the send is answered.
     pub permit: Option<OwnedSemaphorePermit>,
+    /// Receives its outcome.
+    pub completer: Completer<Outcome>,
+}
+
+impl QueuedSend {
+    /// Returns an undecided send and its outcome.
+    #[must_use]
+    pub fn new(append: Append, permit: Option<OwnedSemaphorePermit>) -> (Self, Pending<Outcome>) {
+        let (completer, outcome) = Pending::new();
+        let send = Self {
+            append,
+            completer,
+            permit,
+        };
+        (send, outcome)
+    }
 }
 
 /// The deduplication id of a send.
@@ -239,7 +394,7 @@ pub struct SendId {
     /// The id within the session.
     pub id: RequestId,
     /// Whether ids increase: a new id below the highest is then refused. Otherwise only an id
-    /// below all remembered ones is.
+    /// below all remembered ones is refused.
     pub in_order: bool,
     /// The network of the session's first send: see [`Store::open_session`].
     pub from: Option<IpAddr>,
@@ -254,9 +409,9 @@ pub enum Outcome {
     Refused(Code),
 }
 
-/// The fence of a connection. The store closes it when an [`Append`] of a session ends as
-/// [`Unavailable`], and then refuses every append with the same fence, so that no later
-/// send overtakes the repeat.
+/// The fence of a connection. The store closes it when an [`Append`] of a session ends with
+/// [`Unavailable`], and then refuses every append with the same fence, so that no later send
+/// overtakes the repeat.
 #[derive(Debug, Clone)]
 pub struct Fence(Arc<FenceState>);
 
@@ -355,9 +510,9 @@ impl Position {
 /// The largest result of a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadLimit {
-    /// The most messages.
+    /// The maximum number of messages.
     pub messages: usize,
-    /// The most bytes of text; the first message may exceed it.
+    /// The maximum number of bytes of text; the first message may exceed it.
     pub bytes: usize,
 }
 

@@ -1,12 +1,11 @@
 //! Rooms and devices as a store shows them.
 
-use std::fmt;
 use std::time::Duration;
 
 use hark_protocol::message::RoomMode;
-use hark_protocol::{Code, DeviceName, RoomName, UserName};
+use hark_protocol::{Code, DeviceName, RoomName, Sequence, UserName};
 
-use super::{Account, Page, Pending, Position, ReadLimit, Subscription};
+use super::{Account, Completer, Page, Position, ReadLimit, Subscription};
 
 /// A device of a user: the number of its creation, or [`NAMELESS`].
 pub type DeviceId = u64;
@@ -14,35 +13,33 @@ pub type DeviceId = u64;
 /// The device of `connect`.
 pub const NAMELESS: DeviceId = 0;
 
-/// The rooms and devices of a store.
-///
-/// The guarantees of [`Store`](super::Store) hold here too: a change resolves when it is
-/// on stable storage, and every answer is based on durable state only. A refusal changes
-/// nothing. A command may be repeated: if the state is as asked, it succeeds.
-pub trait RoomStore: Send + Sync + fmt::Debug {
+/// An operation that concerns rooms or devices. [`Store`](super::Store) has a method for
+/// each.
+#[derive(Debug)]
+pub enum RoomOperation {
     /// Carries out a command of a user.
-    fn command(&self, caller: &Account, command: RoomCommand) -> Pending<Result<RoomAnswer, Code>>;
-
-    /// Attaches a device of a user to its inbox and its rooms. A former attachment of the
-    /// device gets [`End::TakenOver`](super::End::TakenOver). The device is attached until
-    /// the subscription is dropped.
-    fn attach(
-        &self,
-        account: &Account,
-        device: &DeviceName,
-    ) -> Pending<Result<DeviceSubscription, Code>>;
-
-    /// Acknowledges, for a device, every message of the inbox up to a position, as
-    /// [`Store::acknowledge`](super::Store::acknowledge) does for the nameless device.
-    fn acknowledge_inbox(&self, account: &Account, device: DeviceId, position: Position);
-
-    /// Acknowledges, for a device, every message of a room up to a point. It may be saved a
-    /// second later.
-    fn acknowledge_room(&self, account: &Account, device: DeviceId, room: u64, point: Point);
-
-    /// Reads the messages of a room after a point, in order of their numbers, up to `limit`,
-    /// which one long message may exceed. Messages that retention removed are skipped.
-    fn read_room(&self, room: u64, after: Point, limit: ReadLimit) -> Pending<Page>;
+    Command(Account, RoomCommand, Completer<Result<RoomAnswer, Code>>),
+    /// Attaches a device of a user.
+    Attach(
+        Account,
+        DeviceName,
+        Completer<Result<DeviceSubscription, Code>>,
+    ),
+    /// Acknowledges, for a device, the messages of the inbox up to a position.
+    AcknowledgeInbox(Account, DeviceId, Position),
+    /// Acknowledges, for a device, the messages of a room up to a point.
+    AcknowledgeRoom(Account, DeviceId, u64, Point),
+    /// Reads a room.
+    Read {
+        /// The id of the room.
+        room: u64,
+        /// The point before the first message.
+        after: Point,
+        /// The size of the page.
+        limit: ReadLimit,
+        /// The page.
+        completer: Completer<Page>,
+    },
 }
 
 /// A command that concerns rooms or devices.
@@ -132,6 +129,17 @@ impl From<Position> for Point {
         Self {
             number: position.sequence.0,
             messages: position.messages,
+        }
+    }
+}
+
+impl From<Point> for Position {
+    /// Returns the position without its bytes, which readers do not need.
+    fn from(point: Point) -> Self {
+        Self {
+            sequence: Sequence(point.number),
+            messages: point.messages,
+            bytes: 0,
         }
     }
 }

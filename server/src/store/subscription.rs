@@ -16,16 +16,16 @@ use futures::task::AtomicWaker;
 use super::{Account, Message, Position};
 use crate::sync::Mutex;
 
-/// The most messages that are buffered for one subscription.
+/// The maximum number of messages that are buffered for one subscription.
 pub const BUFFERED_MESSAGES_MAX: usize = 256;
 
-/// The most bytes of text that are buffered for one subscription.
+/// The maximum number of bytes of text that are buffered for one subscription.
 pub const BUFFERED_BYTES_MAX: usize = 256 * 1024;
 
-/// The most messages in one event.
+/// The maximum number of messages in one event.
 pub(super) const TAKEN_MESSAGES_MAX: usize = 32;
 
-/// The most bytes of text in one event; a longer first message comes alone.
+/// The maximum number of bytes of text in one event; a longer first message comes alone.
 pub(super) const TAKEN_BYTES_MAX: usize = 16 * 1024;
 
 /// An event of a subscription.
@@ -209,7 +209,7 @@ impl Events {
         self.end().map_or(Poll::Pending, Poll::Ready)
     }
 
-    /// Returns the end, if there is one. Takes no lock otherwise.
+    /// Returns the end, if there is one. Takes no lock if there is none.
     #[must_use]
     pub fn end(&self) -> Option<End> {
         if self.buffer.is_ended() {

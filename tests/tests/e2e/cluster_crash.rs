@@ -38,7 +38,7 @@ const SHORT_MS: u64 = 5_000;
 const LONG_MS: u64 = 25_000;
 
 /// Log level of the servers, for failures.
-const LOG: &str = "info,hark_server::store=debug";
+const LOG: &str = "info,hark_server::cluster=debug";
 
 const END: Duration = Duration::from_secs(120);
 

@@ -378,18 +378,18 @@ fn sync_setting_of_nodes_is_logged() {
     for (builder, words) in [
         (
             Nats::builder(1),
-            "INFO hark_server::cluster::io::monitor: the node syncs before it acknowledges",
+            "INFO hark_server::cluster::io::monitor: NATS node syncs before it acknowledges",
         ),
         (
             Nats::builder(1).without_sync(),
-            "does NOT sync before it acknowledges",
+            "NATS node acknowledges before it syncs",
         ),
     ] {
         let nats = builder.start();
         let location = StoreLocation::on(&nats);
         let silent = Harkd::builder().store(location.clone()).start();
         assert!(
-            silent.log().contains("only seen with --nats-monitor"),
+            silent.log().contains("durability of NATS not checked"),
             "{}",
             silent.log()
         );
@@ -411,9 +411,7 @@ fn sync_setting_of_nodes_is_logged() {
         .args(["--nats-monitor", &nobody])
         .start();
     assert!(
-        server
-            .log()
-            .contains("the node does not say whether it syncs"),
+        server.log().contains("durability of NATS node unknown"),
         "{}",
         server.log()
     );

@@ -394,9 +394,7 @@ async fn connections_leave_files_for_the_store() {
         crowd.push(TcpStream::connect(server.address()).await.unwrap());
     }
     wait_until("a connection to be refused", || {
-        server
-            .log()
-            .contains("has reached its limit of connections")
+        server.log().contains("has reached its connection limit")
     });
     // The store creates further files meanwhile.
     let text = "x".repeat(60_000);

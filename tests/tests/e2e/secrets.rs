@@ -201,7 +201,7 @@ fn store_folder_is_private_or_warned_about() {
     server.wait();
     set_mode(server.store(), 0o750);
     let server = server.restart();
-    server.wait_for_log("store open to other users of this machine; chmod 700 closes it");
+    server.wait_for_log("store accessible to other users of this machine; run chmod 700 on it");
     server.wait_for_log("mode=\"750\"");
 }
 

@@ -506,13 +506,13 @@ async fn invalid_certificate_is_ignored_at_sighup() {
     std::fs::write(certificate.key(), key).unwrap();
     server.signal("HUP");
     server.wait_for_log(
-        "cannot reload the certificate; the former one stays in use error=the private key ",
+        "cannot reload the certificate; the previous one stays in use error=the private key ",
     );
     Front::Tls.connect(server.address()).await.ping().await;
     std::fs::remove_file(certificate.path()).unwrap();
     server.signal("HUP");
     server.wait_for_log(
-        "cannot reload the certificate; the former one stays in use error=cannot read ",
+        "cannot reload the certificate; the previous one stays in use error=cannot read ",
     );
     Front::Tls.connect(server.address()).await.ping().await;
 }

@@ -66,7 +66,7 @@ pub(crate) struct Settings {
     /// authorities that this machine trusts].
     #[arg(long, global = true, env = "HARK_CA", value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
-    /// Seconds without a server or an answer after which a command gives up
+    /// Seconds after which a command gives up if it has no server or no answer
     /// (not in the chat).
     #[arg(
         long,
@@ -90,8 +90,8 @@ pub(crate) struct Settings {
         value_name = "FILE"
     )]
     pub(crate) new_password_file: Option<PathBuf>,
-    /// Directory for the record of seen messages and the history [default: hark
-    /// in $XDG_STATE_HOME or ~/.local/state].
+    /// Directory of the record of seen messages and of the history [default:
+    /// hark in $XDG_STATE_HOME or ~/.local/state].
     #[arg(long, global = true, env = "HARK_STATE_DIR", value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
 }
@@ -112,7 +112,7 @@ pub(crate) enum Task {
         text: Vec<String>,
     },
     /// Receive as a user: print its messages, one per line, and acknowledge
-    /// each once it is printed.
+    /// each after printing it.
     Listen {
         /// Print each message as a line of JSON.
         #[arg(long, env = "HARK_JSON")]
@@ -151,11 +151,12 @@ pub(crate) enum Task {
     },
     /// Check that the server responds.
     Ping,
-    /// Show the log of the server live, over gRPC. The server has to run with
+    /// Show the log of the server live, over gRPC. The server must run with
     /// --watch-logs.
     #[cfg(feature = "grpc")]
     Logs(LogsArguments),
-    /// Manage the accounts of a stopped server, with `harkd user`.
+    /// Manage the accounts of a stopped server, or of a cluster, with `harkd
+    /// user`.
     #[command(disable_help_flag = true)]
     User {
         /// Arguments of `harkd user`: add, remove, list, set-password, --help.
@@ -174,7 +175,7 @@ pub(crate) struct LogsArguments {
     /// Least severe level to show.
     #[arg(long, env = "HARK_LEVEL", default_value = "info")]
     pub(crate) level: Level,
-    /// Only events whose target has this prefix, such as hark_server::store
+    /// Only events whose target has this prefix, such as hark_server::log
     /// [default: all].
     #[arg(long, env = "HARK_TARGET", value_name = "PREFIX")]
     pub(crate) target: Option<String>,
@@ -201,7 +202,7 @@ fn parse_servers(text: &str) -> Result<String, String> {
     let servers: Vec<&str> = text.split(',').collect();
     if servers.len() > SERVERS_MAX {
         return Err(format!(
-            "at most {SERVERS_MAX} servers are allowed; these are {}",
+            "at most {SERVERS_MAX} servers are allowed, but there are {}",
             servers.len()
         ));
     }

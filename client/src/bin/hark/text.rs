@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 /// Returns whether a character may control a terminal or mislead a reader: C0,
-/// C1 and DEL, changes of direction, line ends, and invisible characters.
+/// C1 and DEL, direction changes, line ends, and invisible characters.
 pub(crate) const fn is_unsafe(c: char) -> bool {
     matches!(c,
         '\0'..='\x1f' | '\x7f'..='\u{9f}' | '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}'

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::exit::{Exit, Failure};
 
-/// Replaces this process by `harkd user` with these arguments.
+/// Replaces this process with `harkd user` and these arguments.
 pub(crate) fn run(arguments: Vec<OsString>) -> Result<Exit, Failure> {
     let program = beside_this_one().unwrap_or_else(|| "harkd".into());
     let mut command = Command::new(&program);

@@ -1,4 +1,4 @@
-//! The commands that take time, as operations. An operation gets the identity of its
+//! The commands that take time, as futures. Each gets the identity of its
 //! connection at its start and results in a change, which the connection applies; it
 //! knows no connection.
 
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytestring::ByteString;
 use hark_protocol::limits::VERSION;
 use hark_protocol::{Code, Password, Refusal, Reply, Request, SessionToken, UserName};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::chat::accounts::Authenticated;
 use crate::chat::send_sessions::OpenSession;
@@ -18,9 +19,9 @@ use crate::chat::{Chat, Fault};
 use crate::store::{Append, Created, Pending, Subscription, Unavailable};
 
 /// A command in progress.
-pub(super) type Operation = Pin<Box<dyn Future<Output = Result<Done, Fault>> + Send>>;
+pub(super) type RunningCommand = Pin<Box<dyn Future<Output = Result<Done, Fault>> + Send>>;
 
-/// The result of an [`Operation`], to be applied to the connection.
+/// The result of a [`RunningCommand`], to be applied to the connection.
 pub(super) enum Done {
     Replies(Vec<Reply>),
     Reply(Reply),
@@ -30,10 +31,10 @@ pub(super) enum Done {
     LoggedOut,
     Receiving(Authenticated, Subscription),
     Creating(UserName, Pending<Created>),
-    RoomFor(Box<Append>),
+    Permitted(Box<(Append, OwnedSemaphorePermit)>),
 }
 
-/// The connection of a command, as it is at the start.
+/// The state of the connection at the start of a command.
 pub(super) struct CommandContext {
     pub(super) chat: Arc<Chat>,
     pub(super) address: IpAddr,
@@ -43,7 +44,7 @@ pub(super) struct CommandContext {
 
 impl CommandContext {
     /// Starts a request.
-    pub(super) fn start(self, request: Request) -> Operation {
+    pub(super) fn start(self, request: Request) -> RunningCommand {
         match request {
             Request::Hello { version, session } => Box::pin(self.hello(version, session)),
             Request::Create { user, password } => Box::pin(self.create(user, password)),
@@ -125,17 +126,14 @@ impl CommandContext {
     }
 }
 
-/// Waits for room in the budget for messages.
-pub(super) fn wait_for_room(chat: &Chat, append: Append) -> Operation {
-    let (room, units) = (Arc::clone(&chat.room), super::sends::units(&append.text));
+/// Waits for a share of the budget for messages.
+pub(super) fn wait_for_budget(chat: &Chat, append: Append) -> RunningCommand {
+    let (budget, units) = (Arc::clone(&chat.budget), super::sends::units(&append.text));
     Box::pin(async move {
-        let permit = room
+        let permit = budget
             .acquire_many_owned(units)
             .await
             .map_err(|_| Unavailable)?;
-        Ok(Done::RoomFor(Box::new(Append {
-            permit: Some(permit),
-            ..append
-        })))
+        Ok(Done::Permitted(Box::new((append, permit))))
     })
 }

@@ -23,7 +23,7 @@ use hark_protocol::{
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use self::commands::{CommandContext, Done, Operation};
+use self::commands::{CommandContext, Done, RunningCommand};
 use self::sends::{ConnectionSends, SendSession, units};
 use super::accounts::Authenticated;
 use super::inbox_reader::{InboxReader, Received};
@@ -48,7 +48,7 @@ pub enum Output {
 }
 
 /// A client connection. Dropping it releases its session and subscription; operations
-/// that the store has accepted go on.
+/// that the store has accepted continue.
 pub struct ClientConnection {
     chat: Arc<Chat>,
     address: IpAddr,
@@ -62,7 +62,7 @@ pub struct ClientConnection {
     answers: VecDeque<(Option<RequestId>, PendingReply)>,
     /// A request that waits until `answers` is empty.
     waiting: Option<Box<(Option<RequestId>, Request)>>,
-    operation: Option<(Option<RequestId>, Operation)>,
+    running: Option<(Option<RequestId>, RunningCommand)>,
     inbox_reader: Option<InboxReader>,
     /// The end of the delivery, until `bye` goes out.
     ended: Option<End>,
@@ -73,8 +73,8 @@ pub struct ClientConnection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ConnectionStage {
     Open,
-    /// Requests in flight are answered; then the connection closes, after a `bye`
-    /// shutdown if `bye` is set.
+    /// Requests in flight are answered; then the connection closes, after a
+    /// `bye shutdown` if `bye` is set.
     Ending {
         bye: bool,
     },
@@ -92,7 +92,7 @@ enum PendingReply {
     Created {
         user: UserName,
         created: Pending<Created>,
-        _room: Option<OwnedSemaphorePermit>,
+        _permit: Option<OwnedSemaphorePermit>,
     },
 }
 
@@ -110,14 +110,14 @@ impl ClientConnection {
             is_fresh: true,
             answers: VecDeque::new(),
             waiting: None,
-            operation: None,
+            running: None,
             inbox_reader: None,
             ended: None,
             stage: ConnectionStage::Open,
         }
     }
 
-    /// Charges its requests to `limiter`, besides that of its user.
+    /// Charges its requests to `limiter`, in addition to the limiter of its user.
     #[must_use]
     pub fn limited_by(self, limiter: Option<Arc<RateLimiter>>) -> Self {
         Self {
@@ -140,14 +140,14 @@ impl ClientConnection {
         self.stage == ConnectionStage::Open
             && self.throttle.paused_until().is_none()
             && self.waiting.is_none()
-            && self.operation.is_none()
+            && self.running.is_none()
             && self.answers.len() < SENDS_UNANSWERED_MAX
     }
 
     /// Returns whether every request is answered.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_none() && self.operation.is_none() && self.answers.is_empty()
+        self.waiting.is_none() && self.running.is_none() && self.answers.is_empty()
     }
 
     /// Returns whether a push is unacknowledged.
@@ -201,15 +201,12 @@ impl ClientConnection {
             }) => self.refuse_hello(id, refusal),
             Err(malformed) => self.answer(id, PendingReply::Reply(Reply::NotOk(malformed.refusal))),
             Ok(Request::Ack { sequence }) => self.handle_ack(sequence),
-            Ok(Request::Ping) => self.answer(id, PendingReply::Reply(Reply::Ok(OkFields::none()))),
+            Ok(Request::Ping) => self.answer(id, PendingReply::Reply(Reply::Ok(OkFields::None))),
             Ok(Request::Send { user, text }) => self.send(id, user, text),
-            // The store may delay sends of an account.
             Ok(Request::Create {
                 user,
                 password: None,
-            }) if self.chat.is_creation_open(&user)
-                && (self.user.is_none() || self.answers.is_empty()) =>
-            {
+            }) if self.chat.is_creation_open(&user) && self.may_pipeline() => {
                 self.create_open(id, user);
             }
             Ok(Request::Hello { .. }) if !is_fresh => {
@@ -222,7 +219,13 @@ impl ClientConnection {
         }
     }
 
-    /// Sends a message, pipelined. Waits for room in the budget if there is none.
+    /// Returns whether the store takes another command in order behind the sends in
+    /// flight: it may delay sends of an account.
+    fn may_pipeline(&self) -> bool {
+        self.user.is_none() || self.answers.is_empty()
+    }
+
+    /// Sends a message, pipelined. Waits for a share of the budget if none is free.
     fn send(&mut self, id: Option<RequestId>, to: UserName, text: ByteString) {
         let rules = &self.chat.rules;
         let refusal = if rules.require_password && self.user.is_none() {
@@ -239,26 +242,18 @@ impl ClientConnection {
             time_ms: self.sends.time_ms(),
             send_id: self.sends.send_id(id, self.chat.network(self.address)),
             refusal,
-            fence: self.sends.fence(self.shutdown.epoch()),
-            permit: None,
             text,
         };
-        match Arc::clone(&self.chat.room).try_acquire_many_owned(units(&append.text)) {
-            Ok(permit) => self.append(
-                id,
-                Append {
-                    permit: Some(permit),
-                    ..append
-                },
-            ),
-            Err(_) => self.operation = Some((id, commands::wait_for_room(&self.chat, append))),
+        match Arc::clone(&self.chat.budget).try_acquire_many_owned(units(&append.text)) {
+            Ok(permit) => self.append(id, append, permit),
+            Err(_) => self.running = Some((id, commands::wait_for_budget(&self.chat, append))),
         }
     }
 
     /// Adds a message that has its permit to the burst for the store.
-    fn append(&mut self, id: Option<RequestId>, append: Append) {
+    fn append(&mut self, id: Option<RequestId>, append: Append, permit: OwnedSemaphorePermit) {
         let to = append.to.clone();
-        let outcome = self.sends.push(append);
+        let outcome = self.sends.push(append, permit);
         self.answer(id, PendingReply::Sent { to, outcome });
     }
 
@@ -268,7 +263,7 @@ impl ClientConnection {
             return self.answer(id, PendingReply::Reply(fault.into()));
         }
         // If the budget is exhausted, the request waits instead.
-        let Ok(room) = Arc::clone(&self.chat.room).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&self.chat.budget).try_acquire_owned() else {
             self.waiting = Some(
                 (
                     id,
@@ -287,14 +282,14 @@ impl ClientConnection {
             PendingReply::Created {
                 user,
                 created,
-                _room: Some(room),
+                _permit: Some(permit),
             },
         );
     }
 
     /// Passes the burst of sends to the store.
     pub fn flush_sends(&mut self) {
-        self.sends.flush(&*self.chat.store);
+        self.sends.flush(&*self.chat.store, self.shutdown.epoch());
     }
 
     /// Acknowledges every push, for a framing without acknowledgements (classic).
@@ -312,8 +307,8 @@ impl ClientConnection {
     /// that replies to acknowledgements.
     ///
     /// # Errors
-    /// [`NeverPushed`] for a number above the last push since the latest `connect`; the
-    /// acknowledgement is ignored.
+    /// [`NeverPushed`] if the number is above the last push since the latest `connect`;
+    /// the acknowledgement is ignored.
     pub fn acknowledge(&mut self, sequence: Sequence) -> Result<(), NeverPushed> {
         match &mut self.inbox_reader {
             Some(reader) => reader.acknowledge(sequence, &*self.chat.store),
@@ -330,7 +325,7 @@ impl ClientConnection {
         }
     }
 
-    /// Ready when the front must drop the connection at once, with output pending. The
+    /// Ready when the front must drop the connection at once, even if output is pending. The
     /// front polls it first, every time its task runs, even while the socket is not
     /// writable: it registers the waker of the shutdown signal, and another connection
     /// may wait for this one.
@@ -436,7 +431,7 @@ impl ClientConnection {
         };
         let id = *id;
         let reply = match answer {
-            PendingReply::Reply(reply) => std::mem::replace(reply, Reply::Ok(OkFields::none())),
+            PendingReply::Reply(reply) => std::mem::replace(reply, Reply::Ok(OkFields::None)),
             PendingReply::Created { user, created, .. } => match ready!(Pin::new(created).poll(cx))
             {
                 Ok(created) => {
@@ -448,7 +443,9 @@ impl ClientConnection {
                 Err(unavailable) => Fault::from(unavailable).into(),
             },
             PendingReply::Sent { to, outcome } => match ready!(Pin::new(outcome).poll(cx)) {
-                Ok(_) if self.sends.is_undecided() => Fault::from(Unavailable).into(),
+                // The client repeats the send of unknown outcome and every later one, so
+                // the outcome of a later one must not reach it.
+                Ok(_) if self.sends.has_unknown_outcome() => Fault::from(Unavailable).into(),
                 Ok(outcome) => {
                     if outcome == Outcome::Refused(Code::QueueFull) {
                         audit::queue_full(to, self.user.as_ref(), self.address);
@@ -480,14 +477,14 @@ impl ClientConnection {
             }
             self.start_waiting();
             if self.answers.is_empty() {
-                ready!(self.poll_operation(cx));
+                ready!(self.poll_running(cx));
             }
         }
     }
 
     /// Starts the waiting request, if every earlier one is answered.
     fn start_waiting(&mut self) {
-        if self.operation.is_some() || !self.answers.is_empty() {
+        if self.running.is_some() || !self.answers.is_empty() {
             return;
         }
         let Some((id, request)) = self.waiting.take().map(|waiting| *waiting) else {
@@ -499,17 +496,17 @@ impl ClientConnection {
             user: self.user.clone(),
             shutdown: Arc::clone(&self.shutdown),
         };
-        self.operation = Some((id, context.start(request)));
+        self.running = Some((id, context.start(request)));
     }
 
-    /// Ready when the operation has finished and its answer is queued.
-    fn poll_operation(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some((id, operation)) = &mut self.operation else {
+    /// Ready when the command has finished and its answer is queued.
+    fn poll_running(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some((id, command)) = &mut self.running else {
             return Poll::Pending;
         };
         let id = *id;
-        let done = ready!(operation.as_mut().poll(cx));
-        self.operation = None;
+        let done = ready!(command.as_mut().poll(cx));
+        self.running = None;
         match done {
             Ok(done) => self.finish(id, done),
             Err(fault) => self.answer(id, PendingReply::Reply(fault.into())),
@@ -528,20 +525,23 @@ impl ClientConnection {
                 );
                 return;
             }
-            Done::RoomFor(append) => return self.append(id, *append),
+            Done::Permitted(send) => {
+                let (append, permit) = *send;
+                return self.append(id, append, permit);
+            }
             Done::Creating(user, created) => {
                 return self.answer(
                     id,
                     PendingReply::Created {
                         user,
                         created,
-                        _room: None,
+                        _permit: None,
                     },
                 );
             }
             Done::Hello(session) => {
                 self.sends.set_session(SendSession::Open(session));
-                Reply::Ok(OkFields::hello(VERSION, self.chat.rules.frame_bytes_max))
+                Reply::Ok(OkFields::Hello(VERSION, self.chat.rules.frame_bytes_max))
             }
             Done::NoSession(fault) => return self.refuse_hello(id, fault),
             Done::LoggedIn(authenticated) => {
@@ -549,19 +549,19 @@ impl ClientConnection {
                     self.stop_receiving();
                 }
                 self.become_user(authenticated);
-                Reply::Ok(OkFields::none())
+                Reply::Ok(OkFields::None)
             }
             Done::LoggedOut => {
                 self.user = None;
                 self.stop_receiving();
-                Reply::Ok(OkFields::none())
+                Reply::Ok(OkFields::None)
             }
             Done::Receiving(authenticated, subscription) => {
                 let queued = subscription.queued();
                 self.become_user(authenticated);
                 self.inbox_reader = Some(InboxReader::new(subscription));
                 self.ended = None;
-                Reply::Ok(OkFields::queued(queued))
+                Reply::Ok(OkFields::Queued(queued))
             }
         };
         self.answer(id, PendingReply::Reply(reply));

@@ -4,10 +4,11 @@
 use std::net::IpAddr;
 
 use hark_protocol::{RequestId, SessionToken};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::chat::send_sessions::OpenSession;
-use crate::chat::{ROOM_UNITS, UNIT_BYTES, now_ms};
-use crate::store::{Append, Completer, Fence, Outcome, Pending, SendId, Store};
+use crate::chat::{BUDGET_UNITS, UNIT_BYTES, now_ms};
+use crate::store::{Append, Burst, Fence, Outcome, Pending, QueuedSend, SendId, Store};
 
 /// The initial capacity of a burst.
 const BURST_SENDS: usize = 8;
@@ -18,11 +19,11 @@ pub(super) struct ConnectionSends {
     session: Option<Box<SendSession>>,
     /// The fence, from the first send on.
     fence: Option<Fence>,
-    /// Whether a send of the session is undecided. The client repeats it and all later
-    /// ones, whatever their outcome.
-    is_undecided: bool,
+    /// Whether a send of the session has an unknown outcome. The client repeats it and all
+    /// later ones, whatever their outcome.
+    has_unknown_outcome: bool,
     /// The current burst.
-    burst: Vec<(Append, Completer<Outcome>)>,
+    burst: Vec<QueuedSend>,
 }
 
 /// The session of a connection's sends.
@@ -39,9 +40,9 @@ impl ConnectionSends {
         self.session = Some(session.into());
     }
 
-    /// Returns whether a send of the session is undecided.
-    pub(super) const fn is_undecided(&self) -> bool {
-        self.is_undecided
+    /// Returns whether a send of the session has an unknown outcome.
+    pub(super) const fn has_unknown_outcome(&self) -> bool {
+        self.has_unknown_outcome
     }
 
     /// Returns the deduplication id of a request from `network`, if there is a session.
@@ -63,44 +64,44 @@ impl ConnectionSends {
     pub(super) fn time_ms(&self) -> u64 {
         self.burst
             .last()
-            .map_or_else(now_ms, |(send, _)| send.time_ms)
-    }
-
-    /// Returns the fence of a connection that was accepted in this epoch.
-    pub(super) fn fence(&mut self, epoch: u64) -> Fence {
-        self.fence.get_or_insert_with(|| Fence::new(epoch)).clone()
+            .map_or_else(now_ms, |send| send.append.time_ms)
     }
 
     /// Adds a message that has its permit to the burst.
-    pub(super) fn push(&mut self, append: Append) -> Pending<Outcome> {
-        let (completer, outcome) = Pending::new();
+    pub(super) fn push(
+        &mut self,
+        append: Append,
+        permit: OwnedSemaphorePermit,
+    ) -> Pending<Outcome> {
+        let (send, outcome) = QueuedSend::new(append, Some(permit));
         if self.burst.is_empty() {
             self.burst.reserve(BURST_SENDS);
         }
-        self.burst.push((append, completer));
+        self.burst.push(send);
         outcome
     }
 
-    /// Passes the burst to the store.
-    pub(super) fn flush(&mut self, store: &dyn Store) {
-        if !self.burst.is_empty() {
-            store.append_all(&mut self.burst);
-            self.burst = Vec::new();
+    /// Passes the burst of a connection that was accepted in this epoch to the store.
+    pub(super) fn flush(&mut self, store: &dyn Store, epoch: u64) {
+        let sends = std::mem::take(&mut self.burst);
+        if !sends.is_empty() {
+            let fence = self.fence.get_or_insert_with(|| Fence::new(epoch)).clone();
+            store.append_all(Burst { fence, sends });
         }
     }
 
-    /// Closes the fence after an undecided send of a session, so that no later send
+    /// Closes the fence after a send of a session whose outcome is unknown, so that no later send
     /// overtakes its repeat. Returns whether there is a session.
     pub(super) fn fence_off(&mut self) -> bool {
         if self.session.is_some() {
-            self.is_undecided = true;
+            self.has_unknown_outcome = true;
             self.fence.get_or_insert_default().close();
         }
-        self.is_undecided
+        self.has_unknown_outcome
     }
 }
 
 /// Returns the units of the budget that a text takes.
 pub(super) fn units(text: &str) -> u32 {
-    u32::try_from((1 + text.len() / UNIT_BYTES).min(ROOM_UNITS)).unwrap_or(u32::MAX)
+    u32::try_from((1 + text.len() / UNIT_BYTES).min(BUDGET_UNITS)).unwrap_or(u32::MAX)
 }

@@ -20,16 +20,18 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Shared;
 use super::network::Network;
-use super::operation::{Completion, Listing, Operation, Reading, Sent};
+use super::operation::{Completion, Input, Listing, Reading, Sent};
 use super::senders::{self, Next, Senders};
 use super::sessions::Sessions;
 use crate::cluster::member::Member;
-use crate::cluster::message::{Answer, Message, Reply, Request, Send};
+use crate::cluster::message::{Answer, Message, Reply, Request};
 use crate::cluster::{
     Action, Config, ConnectionId, LogReply, LogRequest, Now, ServerId, ShardId, Storage,
 };
 use crate::log::jetstream::JetStream;
-use crate::store::{Account, Append, Completer, Fence, Outcome, Position, Unavailable};
+use crate::store::{
+    Account, Append, Burst, Completer, Fence, Operation, Outcome, Position, QueuedSend, Unavailable,
+};
 
 /// The interval at which the state machine is told the time.
 const TICK: Duration = Duration::from_millis(50);
@@ -50,8 +52,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Channels {
     /// For subscriptions, which report their end.
-    pub(super) operations: mpsc::WeakUnboundedSender<Operation>,
-    pub(super) received: mpsc::UnboundedReceiver<Operation>,
+    pub(super) operations: mpsc::WeakUnboundedSender<Input>,
+    pub(super) received: mpsc::UnboundedReceiver<Input>,
     pub(super) shared: Arc<Shared>,
     pub(super) epochs: watch::Sender<u64>,
     /// There has been a flow to the owner of each shard. Until then there are no client
@@ -144,14 +146,14 @@ impl Driver {
 
     /// Runs until the store is closed or dropped.
     pub(super) async fn run(mut self) {
-        let mut operations = Vec::new();
+        let mut inputs = Vec::new();
         let mut tick_at = self.begun;
         loop {
             let wake_at = self
                 .acks_since
                 .map_or(tick_at, |since| tick_at.min(since + ACKS_LINGER));
             tokio::select! {
-                count = self.channels.received.recv_many(&mut operations, BATCH_MAX) => {
+                count = self.channels.received.recv_many(&mut inputs, BATCH_MAX) => {
                     if count == 0 {
                         // The store was dropped.
                         return;
@@ -167,9 +169,7 @@ impl Driver {
                 () = sleep_until(wake_at) => {}
             }
             let now = self.now();
-            operations
-                .drain(..)
-                .for_each(|operation| self.operate(operation, now));
+            inputs.drain(..).for_each(|input| self.handle(input, now));
             if Instant::now() >= tick_at {
                 tick_at = Instant::now() + TICK;
                 self.tick(now);
@@ -215,14 +215,20 @@ impl Driver {
             .send_if_modified(|is_ready| is_in_touch && !std::mem::replace(is_ready, true));
     }
 
-    /// Passes an operation to the state machine.
-    fn operate(&mut self, operation: Operation, now: Now) {
-        match operation {
-            Operation::Unsubscribe(account, subscription) => {
+    /// Passes an input to the state machine.
+    fn handle(&mut self, input: Input, now: Now) {
+        match input {
+            Input::Operation(operation) => self.operate(operation, now),
+            Input::Unsubscribe(account, subscription) => {
                 self.flush_acks_of(self.member.shard_of(&account.name), now);
                 self.member
                     .unsubscribe(&account, of_request(subscription), now);
             }
+        }
+    }
+
+    fn operate(&mut self, operation: Operation, now: Now) {
+        match operation {
             Operation::CloseSession(token) => {
                 self.sessions.close(&token, now.running);
                 self.member.close_session(&token);
@@ -275,10 +281,10 @@ impl Driver {
             Operation::Names(after, limit, completer) => {
                 self.list(Box::new(Listing::new(after, limit, completer)), now);
             }
-            Operation::Appends(appends) => {
-                appends
+            Operation::Appends(Burst { fence, sends }) => {
+                sends
                     .into_iter()
-                    .for_each(|(append, completer)| self.append(append, completer, now));
+                    .for_each(|send| self.append(send, &fence, now));
             }
             Operation::Subscribe {
                 account,
@@ -312,6 +318,8 @@ impl Driver {
             Operation::OpenSession(token, from, completer) => {
                 self.sessions.open(&token, from, completer, now.running);
             }
+            // Not served yet: see `Store::has_rooms`.
+            room @ Operation::Room(_) => room.refuse(),
             Operation::OnTakeover(token, on_takeover) => {
                 self.sessions.on_takeover(&token, on_takeover);
                 self.member.open_session(token, now, &mut self.actions);
@@ -319,11 +327,10 @@ impl Driver {
         }
     }
 
-    fn append(&mut self, mut append: Append, completer: Completer<Outcome>, now: Now) {
-        let mut sent = Sent::new(&append, completer);
-        sent.permit = append.permit.take();
-        let is_closed = append.send_id.is_some() && append.fence.is_closed();
-        if is_closed || append.fence.epoch() < *self.channels.epochs.borrow() {
+    fn append(&mut self, send: QueuedSend, fence: &Fence, now: Now) {
+        let (append, mut sent) = Sent::split(send, fence);
+        let is_closed = append.send_id.is_some() && fence.is_closed();
+        if is_closed || fence.epoch() < *self.channels.epochs.borrow() {
             return sent.fail();
         }
         if let Some(id) = &append.send_id {
@@ -346,32 +353,13 @@ impl Driver {
 
     /// Submits a send, whose sender is registered.
     fn send(&mut self, append: Append, sent: Sent, now: Now) {
-        let Append {
-            to,
-            sender,
-            allow_anonymous,
-            time_ms,
-            text,
-            send_id,
-            refusal,
-            fence,
-            ..
-        } = append;
-        if sent.session().is_some() && fence.is_closed() {
+        if sent.session().is_some() && sent.fence.is_closed() {
             return self.fail(Completion::Sent(sent), now);
         }
-        let shard = self.member.shard_of(&to);
-        let send = Send {
-            to,
-            sender,
-            allow_anonymous,
-            time_ms,
-            text,
-            send_id,
-            refusal,
-        };
-        let (request, completion) = (Request::Send(Box::new(send)), Completion::Sent(sent));
-        self.submit_as(of_fence(&fence), shard, request, completion, now);
+        let connection = of_fence(&sent.fence);
+        let shard = self.member.shard_of(&append.to);
+        let request = Request::Send(Box::new(append));
+        self.submit_as(connection, shard, request, Completion::Sent(sent), now);
     }
 
     /// Continues the sends that wait for the registration of their senders.
@@ -588,7 +576,7 @@ impl Driver {
                     subscription.on_drop(move || {
                         if let Some(operations) = operations.upgrade() {
                             // The driver may have ended.
-                            drop(operations.send(Operation::Unsubscribe(account.clone(), id)));
+                            drop(operations.send(Input::Unsubscribe(account.clone(), id)));
                         }
                     })
                 })));

@@ -24,22 +24,18 @@ mod setup;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hark_protocol::{SessionToken, UserName};
+use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::driver::Driver;
-use self::operation::{OnTakeover, Operation};
+use self::operation::Input;
 use super::Config;
 use crate::ledger::{Limits, RoomLimits};
-use crate::store::{
-    Account, AccountEntry, Append, Completer, Created, Outcome, Page, PasswordHash, Pending,
-    Position, ReadLimit, Store, Subscription,
-};
+use crate::store::{Operation, Store};
 
 pub use self::nodes::{BadNodes, Nodes};
 pub use self::setup::{CLIENT_LOG, ClusterConfig, Credentials, OpenError};
@@ -53,7 +49,7 @@ pub use self::setup::{CLIENT_LOG, ClusterConfig, Credentials, OpenError};
 pub struct ClusterStore {
     // Unbounded, but bounded by its callers: each append holds a permit, and each
     // connection has few other operations and a bounded window of acknowledgements.
-    operations: mpsc::UnboundedSender<Operation>,
+    operations: mpsc::UnboundedSender<Input>,
     shared: Arc<Shared>,
     /// The epoch of connections.
     epoch: watch::Receiver<u64>,
@@ -125,21 +121,6 @@ impl ClusterStore {
         setup::until_ready(ready).await?;
         Ok(store)
     }
-
-    fn ask<T>(&self, operation: impl FnOnce(Completer<T>) -> Operation) -> Pending<T> {
-        let (completer, pending) = Pending::new();
-        self.push(operation(completer));
-        pending
-    }
-
-    fn push(&self, operation: Operation) {
-        if self.shared.is_closed.load(Ordering::Acquire) {
-            return operation.refuse();
-        }
-        if let Err(late) = self.operations.send(operation) {
-            late.0.refuse();
-        }
-    }
 }
 
 impl ClusterConfig {
@@ -156,79 +137,20 @@ impl ClusterConfig {
 }
 
 impl Store for ClusterStore {
-    fn create(&self, name: &UserName, password: Option<PasswordHash>) -> Pending<Created> {
-        self.ask(|completer| Operation::Create(name.clone(), password, completer))
-    }
-
-    fn account(&self, name: &UserName) -> Pending<Option<AccountEntry>> {
-        self.ask(|completer| Operation::Account(name.clone(), completer))
-    }
-
-    fn set_password(
-        &self,
-        account: &Account,
-        old: Option<PasswordHash>,
-        new: PasswordHash,
-    ) -> Pending<bool> {
-        self.ask(|completer| Operation::SetPassword {
-            account: account.clone(),
-            old,
-            new,
-            completer,
-        })
-    }
-
-    fn delete(&self, account: &Account) -> Pending<bool> {
-        self.ask(|completer| Operation::Delete(account.clone(), completer))
-    }
-
-    fn names(&self, after: Option<&UserName>, limit: usize) -> Pending<Vec<UserName>> {
-        self.ask(|completer| Operation::Names(after.cloned(), limit, completer))
-    }
-
-    fn append_all(&self, appends: &mut Vec<(Append, Completer<Outcome>)>) {
-        self.push(Operation::Appends(std::mem::take(appends)));
-    }
-
-    fn receive(&self, account: &Account) -> Pending<Option<Subscription>> {
-        self.ask(|completer| Operation::Subscribe {
-            account: account.clone(),
-            takes_over: true,
-            completer,
-        })
-    }
-
-    fn receive_if_free(&self, account: &Account) -> Pending<Option<Subscription>> {
-        self.ask(|completer| Operation::Subscribe {
-            account: account.clone(),
-            takes_over: false,
-            completer,
-        })
-    }
-
-    fn read(&self, account: &Account, after: Position, limit: ReadLimit) -> Pending<Page> {
-        self.ask(|completer| Operation::Read {
-            account: account.clone(),
-            after,
-            limit,
-            completer,
-        })
-    }
-
-    fn acknowledge(&self, account: &Account, position: Position) {
-        self.push(Operation::Acknowledge(account.clone(), position));
-    }
-
-    fn open_session(&self, session: &SessionToken, from: Option<IpAddr>) -> Pending<bool> {
-        self.ask(|completer| Operation::OpenSession(session.clone(), from, completer))
-    }
-
-    fn close_session(&self, session: &SessionToken) {
-        self.push(Operation::CloseSession(session.clone()));
-    }
-
-    fn on_takeover(&self, session: &SessionToken, end: Box<dyn Fn() + Send>) {
-        self.push(Operation::OnTakeover(session.clone(), OnTakeover(end)));
+    fn submit(&self, operation: Operation) {
+        let is_closed = if matches!(operation, Operation::Close(_)) {
+            self.shared.is_closed.swap(true, Ordering::AcqRel)
+        } else {
+            self.shared.is_closed.load(Ordering::Acquire)
+        };
+        if is_closed {
+            return operation.refuse();
+        }
+        if let Err(SendError(Input::Operation(late))) =
+            self.operations.send(Input::Operation(operation))
+        {
+            late.refuse();
+        }
     }
 
     fn epoch(&self) -> Option<watch::Receiver<u64>> {
@@ -238,14 +160,5 @@ impl Store for ClusterStore {
     fn is_available(&self) -> bool {
         self.shared.is_in_touch.load(Ordering::Acquire)
             && !self.shared.is_closed.load(Ordering::Acquire)
-    }
-
-    fn close(&self) -> Pending<()> {
-        let (completer, pending) = Pending::new();
-        // Operations that are pushed from here on are refused.
-        if !self.shared.is_closed.swap(true, Ordering::AcqRel) {
-            drop(self.operations.send(Operation::Close(completer)));
-        }
-        pending
     }
 }

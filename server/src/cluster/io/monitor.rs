@@ -47,22 +47,23 @@ struct Config {
 pub(super) async fn check(monitors: &[String]) {
     if monitors.is_empty() {
         tracing::info!(
-            "whether NATS syncs before it acknowledges is only seen with --nats-monitor; each node needs \
-             `sync_interval: always` in its `jetstream` block, or `ok` does not mean on disk"
+            remedy = "set --nats-monitor, and `sync_interval: always` in the `jetstream` block of each node",
+            "durability of NATS not checked"
         );
     }
     let checks = monitors.iter().map(|monitor| async move {
         let synced = ask(monitor).await.map(|said| said.config.sync_always);
         match synced {
-            Ok(true) => tracing::info!(monitor, "the node syncs before it acknowledges"),
+            Ok(true) => tracing::info!(monitor, "NATS node syncs before it acknowledges"),
             Ok(false) => tracing::warn!(
                 monitor,
-                "the node does NOT sync before it acknowledges: messages answered ok are lost if most \
-                 nodes lose power together; set `sync_interval: always` in its `jetstream` block"
+                effect = "messages answered ok are lost if most nodes lose power together",
+                remedy = "set `sync_interval: always` in its `jetstream` block",
+                "NATS node acknowledges before it syncs"
             ),
             Err(error) => {
                 let error = format!("{error:#}");
-                tracing::warn!(monitor, error, "the node does not say whether it syncs");
+                tracing::warn!(monitor, error, "durability of NATS node unknown");
             }
         }
     });

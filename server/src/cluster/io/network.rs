@@ -20,8 +20,8 @@ use crate::cluster::codec;
 use crate::cluster::message::Message;
 use crate::ledger::Malformed;
 
-/// Maximum messages that wait for the connection. Further ones are dropped, and the flows
-/// that they belong to end.
+/// Maximum messages that wait for the connection. Further messages are dropped,
+/// and their flows end.
 const OUTBOX_MAX: usize = 16_384;
 
 /// The network of a server.
@@ -103,7 +103,7 @@ impl Network {
                 }
             }
         }
-        // The connection has ended for good; the store is closing.
+        // The connection has ended permanently; the store is closing.
         std::future::pending().await
     }
 

@@ -1,71 +1,20 @@
-//! [`Operation`]: an operation of the chat, on its way to the driver; and [`Completion`]:
-//! the destination of the answer to a request.
-
-use std::net::IpAddr;
+//! [`Input`]: operations of the chat, on their way to the driver; and [`Completion`]: the
+//! destination of the answer to a request.
 
 use hark_protocol::{SessionToken, UserName};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::store::{
-    Account, AccountEntry, Append, Completer, Created, Fence, Outcome, Page, PasswordHash,
-    Position, ReadLimit, Subscription, Unavailable,
+    Account, AccountEntry, Append, Completer, Created, Fence, Operation, Outcome, Page, Position,
+    QueuedSend, ReadLimit, Subscription, Unavailable,
 };
 
-/// An operation of the chat.
+/// An input of the driver.
 #[derive(Debug)]
-pub(super) enum Operation {
-    Create(UserName, Option<PasswordHash>, Completer<Created>),
-    Account(UserName, Completer<Option<AccountEntry>>),
-    SetPassword {
-        account: Account,
-        old: Option<PasswordHash>,
-        new: PasswordHash,
-        completer: Completer<bool>,
-    },
-    Delete(Account, Completer<bool>),
-    Names(Option<UserName>, usize, Completer<Vec<UserName>>),
-    /// Appends in this order.
-    Appends(Vec<(Append, Completer<Outcome>)>),
-    Subscribe {
-        account: Account,
-        takes_over: bool,
-        completer: Completer<Option<Subscription>>,
-    },
+pub(super) enum Input {
+    Operation(Operation),
     /// The subscription of this id was dropped.
     Unsubscribe(Account, u64),
-    Read {
-        account: Account,
-        after: Position,
-        limit: ReadLimit,
-        completer: Completer<Page>,
-    },
-    Acknowledge(Account, Position),
-    OpenSession(SessionToken, Option<IpAddr>, Completer<bool>),
-    CloseSession(SessionToken),
-    /// Call a function when the session is opened at another server.
-    OnTakeover(SessionToken, OnTakeover),
-    Close(Completer<()>),
-}
-
-/// A function that ends a connection.
-pub(super) struct OnTakeover(pub(super) Box<dyn Fn() + Send>);
-
-impl std::fmt::Debug for OnTakeover {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("OnTakeover(..)")
-    }
-}
-
-impl Operation {
-    /// Completes the operation as unavailable. If it is a send of a session, closes its
-    /// fence against later sends. Other completers do so when they are dropped.
-    pub(super) fn refuse(self) {
-        if let Self::Appends(appends) = self {
-            appends
-                .into_iter()
-                .for_each(|(append, completer)| Sent::new(&append, completer).fail());
-        }
-    }
 }
 
 /// The destination of the answer to a request.
@@ -88,32 +37,37 @@ pub(super) enum Completion {
 #[derive(Debug)]
 pub(super) struct Sent {
     completer: Completer<Outcome>,
-    /// The fence and the token, if it is a send of a session.
-    session: Option<(Fence, SessionToken)>,
+    /// The fence of its connection.
+    pub(super) fence: Fence,
+    /// The token, if it is a send of a session.
+    session: Option<SessionToken>,
     /// Its place among the sends of its session.
     pub(super) place: u64,
     /// Released when the send is decided.
-    pub(super) permit: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Sent {
-    /// Returns the undecided send of `append`.
-    pub(super) fn new(append: &Append, completer: Completer<Outcome>) -> Self {
-        let session = append
-            .send_id
-            .as_ref()
-            .map(|id| (append.fence.clone(), id.session.clone()));
-        Self {
+    /// Splits a send into its message and the rest.
+    pub(super) fn split(send: QueuedSend, fence: &Fence) -> (Append, Self) {
+        let QueuedSend {
+            append,
             completer,
-            session,
+            permit,
+        } = send;
+        let sent = Self {
+            completer,
+            fence: fence.clone(),
+            session: append.send_id.as_ref().map(|id| id.session.clone()),
             place: 0,
-            permit: None,
-        }
+            permit,
+        };
+        (append, sent)
     }
 
     /// Returns the token of its session.
     pub(super) fn session(&self) -> Option<&SessionToken> {
-        self.session.as_ref().map(|(_, token)| token)
+        self.session.as_ref()
     }
 
     /// Completes the send.
@@ -124,8 +78,8 @@ impl Sent {
 
     /// Completes the send as unavailable. Closes the fence of its session.
     pub(super) fn fail(self) {
-        if let Some((fence, _)) = &self.session {
-            fence.close();
+        if self.session.is_some() {
+            self.fence.close();
         }
         drop(self.permit);
         self.completer.complete(Err(Unavailable));

@@ -1,6 +1,6 @@
 //! [`Senders`]: the accounts that send at this server. The recipient's shard trusts a
 //! server that vouches for a sender, so each is registered at the owner of its account:
-//! that one deletes the account only after this server has stopped to vouch for it.
+//! the owner deletes the account only after this server has stopped vouching for it.
 //!
 //! A sender is registered at its first send; sends wait for that, in order. A sender that
 //! has been quiet for a while is unregistered.
@@ -58,7 +58,7 @@ pub(super) struct Held {
     since: Duration,
 }
 
-/// What to do next with the senders.
+/// The next step for the senders.
 #[derive(Debug)]
 pub(super) enum Next {
     /// Register an account.
@@ -129,7 +129,7 @@ impl Senders {
         }
     }
 
-    /// Returns what to do next, if anything.
+    /// Returns the next step, if there is one.
     pub(super) fn next(
         &mut self,
         now: Duration,

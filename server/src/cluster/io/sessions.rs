@@ -8,9 +8,8 @@ use std::time::Duration;
 use hark_protocol::SessionToken;
 use hark_protocol::limits::OUTCOME_SECONDS_MIN;
 
-use super::operation::OnTakeover;
-use crate::store::Completer;
 use crate::store::quota::PerNetworkQuota;
+use crate::store::{Completer, OnTakeover};
 
 /// How long a closed session with sends counts: the shards remember it.
 const REMEMBERED_FOR: Duration = Duration::from_secs(OUTCOME_SECONDS_MIN);

@@ -21,7 +21,7 @@ use super::nodes::Nodes;
 use crate::log::jetstream as log;
 use crate::log::jetstream::JetStream;
 
-/// The oldest tested version of the engine. Older ones lose acknowledged messages, or
+/// The oldest tested version of the engine. Older versions lose acknowledged messages, or
 /// cannot report a duplicate in a batch.
 const VERSION_MIN: [u64; 3] = [2, 15, 1];
 
@@ -136,7 +136,10 @@ pub enum OpenError {
         error: io::Error,
     },
     /// A node has a version that loses messages or is untested.
-    #[error("the NATS server {node} has version {found}; upgrade it to 2.15.1 or later")]
+    #[error(
+        "the NATS server {node} has version {found}; upgrade it to {} or later",
+        VERSION_MIN.map(|part| part.to_string()).join(".")
+    )]
     Version {
         /// Its name.
         node: String,
@@ -192,7 +195,7 @@ pub enum OpenError {
     NoOwner(Duration),
     /// A stream exists with a configuration that this version cannot use.
     #[error(
-        "the stream {stream} is not Hark's, or was changed: {field}; choose another chat with --store nats://…/NAME, or set it back"
+        "the stream {stream} is not Hark's, or was changed: {field}; choose another chat with --store nats://…/NAME, or restore the setting"
     )]
     Foreign {
         /// Its name.
@@ -263,12 +266,12 @@ fn remedy(error: &async_nats::ConnectError) -> &'static str {
         .is_some_and(|inner| inner.is::<rustls::Error>());
     match error.kind() {
         ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
-            "say who you are with --nats-user, --nats-token-file or --nats-creds, as the nodes expect it"
+            "pass the credentials that the nodes expect with --nats-user, --nats-token-file or --nats-creds"
         }
         kind if is_tls || kind == ConnectErrorKind::Tls => {
-            "is its certificate of an authority that the system trusts, or that --nats-ca names?"
+            "is its certificate issued by an authority that the system trusts, or that --nats-ca names?"
         }
-        _ => "is it running, and reached from here at these addresses?",
+        _ => "is it running, and reachable from here at these addresses?",
     }
 }
 

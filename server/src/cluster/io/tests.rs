@@ -15,6 +15,7 @@ use tokio::runtime::Runtime;
 
 use super::*;
 use crate::store::contract::{self, ALL, Home, Limits, WIDE, contract_suite, name, stored, text};
+use crate::store::{Append, Outcome, Position};
 use crate::store::{End, Event};
 
 const NODES: usize = 3;

@@ -11,9 +11,9 @@ use super::clients::{Answered, Call, Push};
 use super::world::SHARDS;
 use crate::chat::delivery_window::{DeliveryWindow, Step};
 use crate::cluster::member::Member;
-use crate::cluster::message::{Answer, Message, Reply, Request, Send};
+use crate::cluster::message::{Answer, Message, Reply, Request};
 use crate::cluster::{Action, ConnectionId, LogReply, LogRequest, Now, ServerId, ShardId, Storage};
-use crate::store::{Account, Event, Subscription, Unavailable};
+use crate::store::{Account, Append, Event, Subscription, Unavailable};
 
 /// The wall clock at the start of a run, in seconds.
 const WALL_SECONDS: u64 = 1_800_000_000;
@@ -352,7 +352,7 @@ impl Host {
                 } else {
                     let allow_anonymous = send_id.is_some();
                     let shard = member.shard_of(&to);
-                    let send = Send {
+                    let send = Append {
                         to,
                         sender,
                         allow_anonymous,

@@ -3,9 +3,9 @@
 //!
 //! Each run goes through a time of faults (pauses, also of machines with their clocks,
 //! partitions, lost and late requests and answers, changes of the streams' leaders,
-//! crashes and restarts) and then a calm one, in which everything has to come to an
-//! end. A [`Judge`](judge::Judge) that is too simple to be wrong compares the answers
-//! to clients with the messages of readers.
+//! crashes and restarts) and then a calm one, in which everything must come to an end.
+//! A [`Judge`](judge::Judge) that is too simple to be wrong compares the answers to
+//! clients with the messages of readers.
 //!
 //! | file | content |
 //! | --- | --- |

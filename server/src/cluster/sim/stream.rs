@@ -24,7 +24,7 @@ pub(in crate::cluster) struct Stream {
     pub(super) is_stalled: bool,
     /// There is no leader.
     pub(super) is_electing: bool,
-    /// The leader is new: it checks conditions against applied messages alone.
+    /// The leader is new: it checks conditions only against applied messages.
     pub(super) is_blind: bool,
     /// Reads are served by a node that is this many messages behind.
     pub(super) stale_by: u64,

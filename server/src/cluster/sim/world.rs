@@ -553,7 +553,7 @@ impl World {
         self.now + Duration::from_micros(self.random.random_range(from * 1000..to * 1000))
     }
 
-    /// Returns the time of an arrival, behind earlier ones of the same link.
+    /// Returns the time of an arrival, after earlier ones of the same link.
     fn arrival(&mut self, link: (usize, usize), from_ms: u64, to_ms: u64) -> Duration {
         let at = self.random_ms(from_ms, to_ms);
         let last = self.arrivals.entry(link).or_default();

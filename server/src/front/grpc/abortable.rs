@@ -15,8 +15,8 @@ use super::call::aborted;
 use crate::chat::ShutdownSignal;
 use crate::sync::Mutex;
 
-/// A stream that is dropped at the request to close its call, whether it is polled or
-/// not.
+/// A stream that is dropped when a close of its call is requested, even while it is
+/// not polled.
 #[derive(Debug)]
 pub(super) struct Abortable<S> {
     stream: Arc<StreamSlot<S>>,

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use futures::Stream;
-use hark_grpc::reply::Replies;
+use hark_grpc::reply;
 use hark_grpc::request;
 use hark_grpc::v1::{ChatReply, ChatRequest};
 use hark_protocol::{ByeReason, Frame, Reply, Request};
@@ -17,10 +17,11 @@ use crate::chat::Output;
 use crate::front::delivery;
 use crate::front::drain::DRAIN_TIMEOUT;
 
-/// The most requests of one poll. Acknowledgements have no reply that would end it.
+/// The maximum number of requests handled in one poll. Acknowledgements have no reply
+/// that would end it.
 const REQUESTS_PER_POLL_MAX: usize = 1024;
 
-/// The most iterations before other tasks run.
+/// The maximum number of iterations before other tasks run.
 const ITERATIONS_MAX: usize = 4;
 
 /// The end of a stream.
@@ -31,8 +32,7 @@ type End = Result<(), Status>;
 pub(super) struct Bidi {
     call: Call,
     requests: Streaming<ChatRequest>,
-    replies: Replies,
-    /// Whether the requests have ended, in order or by an error.
+    /// Whether the requests have ended, normally or with an error.
     requests_ended: bool,
     /// Whether `bye shutdown` was sent.
     said_bye: bool,
@@ -47,7 +47,6 @@ impl Bidi {
         Self {
             call,
             requests,
-            replies: Replies::default(),
             requests_ended: false,
             said_bye: false,
             end: Ok(()),
@@ -92,13 +91,11 @@ impl Bidi {
 
     fn outgoing(&mut self, output: Output) -> Option<ChatReply> {
         match output {
-            Output::Reply(id, reply) => self.replies.outgoing(id, reply),
-            Output::Push(message) => self
-                .replies
-                .outgoing(None, Reply::String(delivery(&message))),
+            Output::Reply(id, reply) => reply::outgoing(id, reply),
+            Output::Push(message) => reply::outgoing(None, Reply::String(delivery(&message))),
             Output::Bye(reason) => {
                 self.said_bye |= reason == ByeReason::Shutdown;
-                self.replies.outgoing(None, Reply::Bye(reason))
+                reply::outgoing(None, Reply::Bye(reason))
             }
             Output::Close => {
                 if !self.requests_ended && !self.said_bye {

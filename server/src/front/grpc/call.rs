@@ -24,7 +24,7 @@ pub(super) struct Call {
     /// `None` once the drain is requested.
     stopping: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     timer: Option<Pin<Box<Sleep>>>,
-    /// The end of the wait for acknowledgements, after the last output.
+    /// The end of the wait for acknowledgements that follows the last output.
     drains_until: Option<Instant>,
 }
 
@@ -104,8 +104,8 @@ impl Call {
     /// Waits until the connection is ready for a request, which a rate limit may delay.
     ///
     /// # Errors
-    /// [`hark_protocol::Code::RateLimited`] if it would wait over [`CALL_WAIT_MAX`]; the
-    /// status of an aborted call.
+    /// [`hark_protocol::Code::RateLimited`] if it would wait longer than
+    /// [`CALL_WAIT_MAX`]; the status of an aborted call.
     pub(super) async fn wait_until_ready(&mut self) -> Result<(), Status> {
         if self.connection.is_ready() {
             return Ok(());

@@ -1,4 +1,4 @@
-//! `hark.v1.Chat`: each call as requests on a client connection of its own.
+//! `hark.v1.Chat`: each call is made of requests on its own client connection.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -64,8 +64,8 @@ impl ChatService {
     }
 }
 
-/// Returns the credentials of a user that deletes itself by its password: the only way
-/// under `--require-password`, besides an admin.
+/// Returns the credentials of a user that deletes itself with its password. Under
+/// `--require-password`, only this and an admin can delete an account.
 fn own_credentials(delete: &mut DeleteRequest) -> Option<Credentials> {
     let password = std::mem::take(&mut delete.password);
     (!password.is_empty()).then(|| Credentials {

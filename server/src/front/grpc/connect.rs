@@ -31,7 +31,7 @@ pub(super) struct Receipts {
 /// The state shared by a `Connect` and its `Ack`s.
 #[derive(Debug)]
 struct ReceiptState {
-    // Locked because acknowledgements come by other calls. Held for one output or one
+    // Locked because acknowledgements come from other calls. Held for one output or one
     // acknowledgement.
     call: Mutex<Call>,
     /// Wakes the stream when an acknowledgement makes room.
@@ -63,7 +63,7 @@ impl Receipts {
             .map(Arc::clone)
             .ok_or_else(|| {
                 let explanation =
-                    "unknown receipt: its stream has ended, and unacknowledged messages come again";
+                    "unknown receipt: its stream has ended; unacknowledged messages will be delivered again";
                 Refusal::new(Code::BadRequest, explanation)
             })?;
         let acknowledged = shared

@@ -1,5 +1,6 @@
-//! Deadlines of calls (`grpc-timeout`). A client enforces its deadline by itself; the
-//! server enforces it, too, to release the call's resources if the client has vanished.
+//! Deadlines of calls (`grpc-timeout`). A client enforces its own deadline; the
+//! server enforces it, too, so that the call's resources are released even if the
+//! client has vanished.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,7 +14,7 @@ use tokio::time::{Instant, Sleep};
 use tonic::Status;
 use tonic::body::Body;
 
-/// The longest timeout that is enforced; a longer one counts as none.
+/// The longest timeout that is enforced; a longer one is ignored.
 const TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Returns the timeout of a call, if the client set one.

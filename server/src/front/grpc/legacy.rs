@@ -4,7 +4,7 @@
 //!
 //! These clients receive by polling `listen`. Their `connect` ends the delivery to another
 //! connection, as any `connect` does, without starting one; `listen` fetches messages only
-//! while no connection receives them, since that one can acknowledge.
+//! while no connection receives them, since such a connection can acknowledge.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ impl LegacyService {
         Self { chat }
     }
 
-    /// Refuses every call on a server with required passwords.
+    /// Refuses every call if the server requires passwords.
     fn check_enabled(&self) -> Result<(), Status> {
         if self.chat.rules().require_password {
             return Err(Status::failed_precondition(
@@ -149,13 +149,13 @@ fn done(request: &ChatRequest, fields: &OkFields, names: &[UserName]) -> Answer 
         ChatRequest::Delete { user, .. } => text(format!("User {user} deleted")),
         ChatRequest::Send { user, .. } => text(format!("Message sent to {user}")),
         ChatRequest::List { .. } => listed(fields, names),
-        _ => text("The server is there"),
+        _ => text("The server is up"),
     }
 }
 
 fn listed(fields: &OkFields, names: &[UserName]) -> Answer {
     if names.is_empty() {
-        return text("There are no such users");
+        return text("No matching users");
     }
     let (_, truncated) = fields.as_listed().unwrap_or_default();
     let more = truncated.then_some("...");

@@ -1,5 +1,5 @@
 //! The gRPC front: one HTTP/2 connection with many calls. It owns the connection and
-//! translates; each call is a client connection of its own to the chat. It has no rules.
+//! translates; each call is a separate client connection to the chat. It has no rules.
 //!
 //! | module | owns |
 //! | --- | --- |
@@ -70,7 +70,7 @@ use services::Services;
 
 pub use logs::{MayWatch, WatchLogs};
 
-/// The most open calls of one connection. Further ones wait at the client.
+/// The maximum number of open calls of one connection. Further calls wait in the client.
 const STREAMS_MAX: u32 = 128;
 
 /// The flow-control window of a call, in bytes.
@@ -78,20 +78,20 @@ const STREAM_WINDOW_BYTES: u32 = 128 * 1024;
 
 /// The flow-control window of a connection, in bytes. It exceeds the sum of its calls'
 /// windows (16 MiB), so that an unread call does not block the others. The factor of 4
-/// leaves room for small frames: `h2` charges the difference to 256 bytes for each unread
-/// frame, and closes a connection at half of this window. Messages of 100 bytes on all
-/// calls stay below that; a flood of tiny frames does not.
+/// leaves room for small frames: `h2` charges each unread frame for the bytes that it
+/// lacks to 256, and closes a connection when the charges reach half of this window.
+/// Messages of 100 bytes on all calls stay below that; a flood of tiny frames does not.
 const CONNECTION_WINDOW_BYTES: u32 = 4 * STREAMS_MAX * STREAM_WINDOW_BYTES;
 
 /// The send buffer of a call, in bytes. Messages beyond it stay in the store.
 const CALL_OUTPUT_BYTES_MAX: usize = 64 * 1024;
 
-/// The most calls that a client may cancel before the server accepts them. More close the
-/// connection ("rapid reset", CVE-2023-44487).
+/// The maximum number of calls that a client may cancel before the server accepts them. A
+/// client that cancels more is disconnected ("rapid reset", CVE-2023-44487).
 const PENDING_RESETS_MAX: usize = 20;
 
-/// The most calls of one connection that are reset for errors of the client. More close
-/// the connection.
+/// The maximum number of calls of one connection that are reset because of client errors.
+/// Beyond it, the connection is closed.
 const ERROR_RESETS_MAX: usize = 128;
 
 /// The keepalive interval and timeout, each as a fraction of [`Settings::ack_timeout`].
@@ -104,7 +104,8 @@ const CALL_WAIT_MAX: Duration = Duration::from_secs(1);
 /// The largest header list of a call, in bytes.
 const HEADERS_BYTES_MAX: u32 = 16 * 1024;
 
-/// The most bytes of a request besides its frame: names, passwords and sessions.
+/// The maximum number of bytes of a request besides its frame: names, passwords and
+/// sessions.
 const METADATA_BYTES_MAX: usize = 1024;
 
 /// The gRPC front of a server.
@@ -145,7 +146,8 @@ impl Caller {
     /// now.
     ///
     /// # Errors
-    /// [`hark_protocol::Code::RateLimited`] if it would wait over [`CALL_WAIT_MAX`].
+    /// [`hark_protocol::Code::RateLimited`] if it would wait longer than
+    /// [`CALL_WAIT_MAX`].
     fn admit_call(&self) -> Result<Option<Instant>, Refusal> {
         let Some(limiter) = &self.limiter else {
             return Ok(None);
@@ -290,7 +292,8 @@ fn is_grpc<B>(request: &http::Request<B>) -> bool {
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
-/// Returns the response to a request that is no call, as the gRPC specification asks.
+/// Returns the response to a request that is not a call, as the gRPC specification
+/// demands.
 fn not_grpc() -> http::Response<Body> {
     let mut response = http::Response::new(Body::default());
     *response.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;

@@ -1,5 +1,5 @@
-//! The HTTP/2 connection preface, read within a deadline: hyper would wait for it without
-//! one.
+//! The HTTP/2 connection preface, read within a deadline: hyper would wait for it
+//! indefinitely.
 
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
@@ -30,7 +30,7 @@ pub(super) async fn read<S: AsyncRead + AsyncWrite + Unpin>(
             stream,
         })),
         Ok(Ok(false)) => {
-            // Possibly a `POST`, or a health check: not worth more than debug.
+            // Possibly a `POST`, or a health check: debug level suffices.
             tracing::debug!(%address, "connection closed: not HTTP/2");
             Ok(None)
         }
@@ -45,8 +45,8 @@ pub(super) async fn read<S: AsyncRead + AsyncWrite + Unpin>(
 async fn is_preface(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<bool> {
     let mut bytes = [0; PREFACE.len()];
     let mut came = 0;
-    while let Some(room) = bytes.get_mut(came..).filter(|room| !room.is_empty()) {
-        let count = stream.read(room).await?;
+    while let Some(buffer) = bytes.get_mut(came..).filter(|buffer| !buffer.is_empty()) {
+        let count = stream.read(buffer).await?;
         came += count;
         let so_far = bytes.get(..came).unwrap_or_default();
         if count == 0 || !PREFACE.starts_with(so_far) {
@@ -56,7 +56,7 @@ async fn is_preface(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<bool> {
     Ok(true)
 }
 
-/// A connection whose preface is read again.
+/// A connection whose preface can be read again.
 pub(super) struct Unread<S> {
     /// The rest of the preface.
     preface: &'static [u8],
@@ -67,15 +67,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Unread<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        room: &mut ReadBuf<'_>,
+        buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.preface.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, room);
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
         }
         let (now, later) = self
             .preface
-            .split_at(self.preface.len().min(room.remaining()));
-        room.put_slice(now);
+            .split_at(self.preface.len().min(buffer.remaining()));
+        buffer.put_slice(now);
         self.preface = later;
         Poll::Ready(Ok(()))
     }

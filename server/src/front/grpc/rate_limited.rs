@@ -1,5 +1,5 @@
-//! A byte stream read at a limited rate. A client over its limit is read later, and feels
-//! it as backpressure of TCP.
+//! A byte stream read at a limited rate. A client that exceeds its limit is read later,
+//! which it experiences as TCP backpressure.
 
 use std::io;
 use std::pin::Pin;
@@ -34,17 +34,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for RateLimited<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        room: &mut ReadBuf<'_>,
+        buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if let Some(pause) = &mut self.pause {
             ready!(pause.as_mut().poll(cx));
             self.pause = None;
         }
-        let before = room.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, room))?;
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
         if let Some(limiter) = &self.limiter {
             let now = Instant::now();
-            let wait = limiter.charge_bytes(room.filled().len() - before, now);
+            let wait = limiter.charge_bytes(buffer.filled().len() - before, now);
             self.pause = (!wait.is_zero()).then(|| Box::pin(tokio::time::sleep_until(now + wait)));
         }
         Poll::Ready(Ok(()))

@@ -1,5 +1,5 @@
 //! Server reflection (`grpc.reflection`), in both versions that clients use. Its streams
-//! have no end of their own, so their request bodies end when the server drains.
+//! never end by themselves, so their request bodies end when the server drains.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,5 +1,5 @@
-//! The services of the gRPC front: gives each call to the service that its path
-//! names. It knows no service.
+//! The services of the gRPC front: dispatches each call to the service named by
+//! its path. It does not know the services themselves.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -18,11 +18,11 @@ type ResponseFuture = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
 type Handler = Box<dyn Fn(Request<Body>) -> ResponseFuture + Send + Sync>;
 
-/// Some services. A clone shares them.
+/// A set of services. Clones share it.
 #[derive(Clone)]
 pub(super) struct Services(Arc<[(&'static str, Handler)]>);
 
-/// Gathers [`Services`].
+/// A builder of [`Services`].
 #[derive(Default)]
 pub(super) struct Builder(Vec<(&'static str, Handler)>);
 

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-/// The deadlines of a connection. If several are due, the first one in this order
-/// counts.
+/// The deadlines of a connection. If several are due, the first in this order counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Deadline {
     /// The peer must have read or sent a byte.
@@ -19,7 +18,7 @@ pub(super) enum Deadline {
     Frame,
     /// The acknowledgements in flight must have arrived.
     Drain,
-    /// The missing fields of a command are given up (classic).
+    /// The server stops waiting for the missing fields of a command (classic).
     Fields,
     /// The chat must be polled.
     Chat,
@@ -68,9 +67,9 @@ impl DeadlineTable {
 pub(super) struct Timer(Option<Pin<Box<Sleep>>>);
 
 impl Timer {
-    /// Returns whether the deadline is due; otherwise the task is woken at it. A timer that
-    /// is too early stays: moving it for every message would cost more than one spurious
-    /// wake-up.
+    /// Returns whether the deadline is due; otherwise the task is woken at it. A timer
+    /// that is set too early is left in place: moving it for every message would cost
+    /// more than one spurious wake-up.
     pub(super) fn is_due(
         &mut self,
         cx: &mut Context<'_>,
@@ -102,7 +101,7 @@ pub(super) struct Moment(NonZeroU64);
 
 /// The time from which a [`Moment`] counts nanoseconds: an hour before its first
 /// use, so that a clock that a test stops is not behind it.
-static EPOCH: LazyLock<Instant> = LazyLock::new(|| {
+static ORIGIN: LazyLock<Instant> = LazyLock::new(|| {
     let now = std::time::Instant::now();
     now.checked_sub(Duration::from_secs(3600))
         .unwrap_or(now)
@@ -111,13 +110,13 @@ static EPOCH: LazyLock<Instant> = LazyLock::new(|| {
 
 impl Moment {
     pub(super) fn instant(self) -> Instant {
-        *EPOCH + Duration::from_nanos(self.0.get())
+        *ORIGIN + Duration::from_nanos(self.0.get())
     }
 }
 
 impl From<Instant> for Moment {
     fn from(instant: Instant) -> Self {
-        let since = instant.saturating_duration_since(*EPOCH).as_nanos();
+        let since = instant.saturating_duration_since(*ORIGIN).as_nanos();
         Self(
             u64::try_from(since)
                 .ok()

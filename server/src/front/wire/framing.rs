@@ -44,8 +44,9 @@ impl Framing {
         })
     }
 
-    /// Returns whether this is the native framing. In the classic one, a request waits for
-    /// the reply to the one before, and a message is acknowledged once it is written.
+    /// Returns whether this is the native framing. In the classic framing, a request
+    /// waits for the reply to the previous request, and a message is acknowledged once
+    /// it is written.
     #[must_use]
     pub const fn is_native(&self) -> bool {
         matches!(self.0, Kind::Native(_))
@@ -132,7 +133,7 @@ impl Framing {
         matches!(&self.0, Kind::Classic { codec, .. } if codec.awaits_fields(input))
     }
 
-    /// Decodes that command without its fields.
+    /// Makes the next [`Self::decode`] decode that command without its fields.
     pub(super) fn give_up_on_fields(&mut self) {
         if let Kind::Classic { codec, .. } = &mut self.0 {
             codec.give_up_on_fields();

@@ -1,4 +1,4 @@
-//! The wire front: one connection in the native or the classic framing, as one task. It
+//! The wire front: one connection in the native or the classic framing, in one task. It
 //! owns the byte stream and the buffers, and knows no rules.
 //!
 //! It handles all available input before it writes, so that a burst of requests costs
@@ -39,13 +39,13 @@ const OUTPUT_BYTES_FIRST: usize = 2048;
 /// The longest wait for the fields of a command (classic).
 const FIELDS_WAIT: Duration = Duration::from_millis(FIELDS_WAIT_MS);
 
-/// The most bytes of one read.
+/// The maximum number of bytes in one read.
 const READ_BYTES_MAX: usize = 64 * 1024;
 
 /// The lowest rate of a frame that takes longer than `ack_timeout`, in bytes per second.
 const FRAME_BYTES_PER_SECOND_MIN: u64 = 1024;
 
-/// The most iterations before other tasks run.
+/// The maximum number of iterations before other tasks run.
 const ITERATIONS_MAX: usize = 32;
 
 /// A connection of the wire front.
@@ -147,6 +147,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             if self.connection.poll_abort(cx).is_ready() {
                 return Poll::Ready(Ok(()));
             }
+            // `|` instead of `||`: both run each time.
             while self.poll_connection(cx) | self.decode() {}
             if self.poll_read(cx)? && !self.has_drained() {
                 continue;
@@ -198,8 +199,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         any
     }
 
-    /// Returns whether the output buffer takes more. In the classic framing each message is
-    /// written before the next, since the write acknowledges it.
+    /// Returns whether the output buffer takes more output. In the classic framing each
+    /// message is written before the next, because the write acknowledges it.
     fn takes_output(&self) -> bool {
         let has_room = if self.framing.is_native() {
             self.output.len() < OUTPUT_BYTES_MAX
@@ -316,12 +317,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             return Ok(false);
         }
         let read = SCRATCH.with_borrow_mut(|scratch| {
-            let mut room = ReadBuf::new(scratch);
-            let read = Pin::new(&mut self.stream).poll_read(cx, &mut room);
-            self.input.extend_from_slice(room.filled());
+            let mut buffer = ReadBuf::new(scratch);
+            let read = Pin::new(&mut self.stream).poll_read(cx, &mut buffer);
+            self.input.extend_from_slice(buffer.filled());
             // The input may hold a password.
-            room.filled_mut().fill(0);
-            read.map_ok(|()| room.filled().len())
+            buffer.filled_mut().fill(0);
+            read.map_ok(|()| buffer.filled().len())
         });
         match read {
             Poll::Pending => Ok(false),
@@ -399,7 +400,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         matches!(self.stage, WireStage::Draining { until } if self.now >= until)
     }
 
-    /// Returns the deadlines in the present state.
+    /// Returns the deadlines in the current state.
     fn deadlines(&mut self) -> DeadlineTable {
         let mut deadlines = DeadlineTable::default();
         if let WireStage::Draining { until } = self.stage {

@@ -10,7 +10,7 @@ mod world;
 use self::rights::Rights;
 use self::world::World;
 
-/// The most operations in one run.
+/// The maximum number of operations in one run.
 const OPS_MAX: usize = 200;
 
 /// An operation of five bytes: kind, connection, user, amount, and rights. Letters and

@@ -16,13 +16,13 @@ pub(super) const CONNECTIONS: usize = 3;
 /// The names of accounts.
 pub(super) const USERS: [&str; 4] = ["d", "a", "b", "c"];
 
-/// The most accounts at a time.
+/// The maximum number of accounts at a time.
 pub(super) const ACCOUNTS_MAX: usize = 3;
 
-/// The most messages of an inbox: more than a window holds.
+/// The maximum number of messages of an inbox: more than a window holds.
 pub(super) const QUEUED_MESSAGES_MAX: usize = 300;
 
-/// The most bytes of an inbox.
+/// The maximum number of bytes of an inbox.
 pub(super) const QUEUED_BYTES_MAX: usize = 3000;
 
 /// The longest text, in bytes.
@@ -120,7 +120,7 @@ impl Model {
         } else if self.names().len() == ACCOUNTS_MAX {
             Err(Code::TooMany)
         } else {
-            Ok(OkFields::none())
+            Ok(OkFields::None)
         }
     }
 

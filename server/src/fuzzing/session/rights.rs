@@ -16,7 +16,7 @@ const ADMIN: usize = 0;
 /// The wrong passwords for one account from one address before the rate limit.
 const WRONG_MAX: usize = 5;
 
-/// The most wrong passwords in one run; further ones would be delayed.
+/// The maximum number of wrong passwords in one run; further ones would be delayed.
 const WRONG_RUN_MAX: usize = 50;
 
 /// The operator's settings.
@@ -108,7 +108,7 @@ impl Model {
         if is_kept {
             Err(Code::Denied)
         } else {
-            Ok(OkFields::none())
+            Ok(OkFields::None)
         }
     }
 }

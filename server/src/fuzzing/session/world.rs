@@ -23,7 +23,8 @@ use crate::store::{Created, Store};
 /// The clients that keep a session over their connections.
 const SESSIONS: usize = 2;
 
-/// The most passwords hashed by the server in one run; each takes many milliseconds.
+/// The maximum number of passwords hashed by the server in one run; each takes many
+/// milliseconds.
 const HASHES_MAX: usize = 2;
 
 /// The share of runs with hashed passwords, chosen by the number of operations.
@@ -238,7 +239,7 @@ impl World {
             .create(&name(user), password.map(weak_hash))
             .await
         {
-            Ok(Created::Created) => assert_eq!(expected, Ok(OkFields::none())),
+            Ok(Created::Created) => assert_eq!(expected, Ok(OkFields::None)),
             Ok(Created::Exists) => assert_eq!(expected, Err(Code::Exists)),
             Ok(Created::TooMany) => assert_eq!(expected, Err(Code::TooMany)),
             Err(unavailable) => assert!(self.model.is_uncertain, "{unavailable}"),
@@ -256,9 +257,9 @@ impl World {
             (_, Err(code)) => Err(code),
             (None, Ok(())) => Err(Code::NoSuchUser),
             (Some(inbox), Ok(())) if receives => {
-                Ok(OkFields::queued(self.model.unread(inbox).len() as u64))
+                Ok(OkFields::Queued(self.model.unread(inbox).len() as u64))
             }
-            (Some(_), Ok(())) => Ok(OkFields::none()),
+            (Some(_), Ok(())) => Ok(OkFields::None),
         };
         let request = if receives {
             Request::Connect {
@@ -296,7 +297,7 @@ impl World {
 
     async fn disconnect(&mut self, c: usize) {
         if let Some(reply) = self.ask(c, Request::Disconnect).await {
-            check(&reply, &Ok(OkFields::none()));
+            check(&reply, &Ok(OkFields::None));
             self.connections[c].user = None;
             self.connections[c].receiving = None;
         }
@@ -316,7 +317,7 @@ impl World {
             };
             tried
         };
-        let expected = proven.map(|()| OkFields::deleted(inbox.is_some()));
+        let expected = proven.map(|()| OkFields::Deleted(inbox.is_some()));
         let former = self.readers_of(inbox.filter(|_| expected.is_ok()));
         let reply = self
             .ask(
@@ -341,10 +342,7 @@ impl World {
             .user
             .map(|me| self.model.inboxes[me].user);
         let (old, expected) = if me != Some(user) && self.model.is_admin(&self.connections[c]) {
-            (
-                None,
-                inbox.map(|_| OkFields::none()).ok_or(Code::NoSuchUser),
-            )
+            (None, inbox.map(|_| OkFields::None).ok_or(Code::NoSuchUser))
         } else {
             let Some((old, proven)) = self.prove(c, user, inbox, amount) else {
                 return;
@@ -396,7 +394,7 @@ impl World {
         if pattern == "[" {
             return check(&reply, &Err(Code::BadPattern));
         }
-        check(&reply, &Ok(OkFields::listed(names.len(), false)));
+        check(&reply, &Ok(OkFields::Listed(names.len(), false)));
         assert_eq!(
             listed.iter().map(UserName::as_str).collect::<Vec<_>>(),
             names
@@ -405,7 +403,7 @@ impl World {
 
     async fn ping(&mut self, c: usize) {
         if let Some(reply) = self.ask(c, Request::Ping).await {
-            check(&reply, &Ok(OkFields::none()));
+            check(&reply, &Ok(OkFields::None));
         }
     }
 
@@ -493,7 +491,7 @@ impl World {
             };
             return check(
                 &reply,
-                &Ok(OkFields::hello(1, TEXT_BYTES_MAX + FRAME_BYTES_MORE)),
+                &Ok(OkFields::Hello(1, TEXT_BYTES_MAX + FRAME_BYTES_MORE)),
             );
         }
     }
@@ -720,7 +718,7 @@ impl World {
             .await
             .expect("an available store");
         let has_changed = self.model.found(user, entry, new);
-        let must_change = expected.is_ok() && *expected != Ok(OkFields::deleted(false));
+        let must_change = expected.is_ok() && *expected != Ok(OkFields::Deleted(false));
         assert!(
             has_changed == must_change || (self.model.is_uncertain && !has_changed),
             "{expected:?}"

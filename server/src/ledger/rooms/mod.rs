@@ -21,10 +21,24 @@
 //! - **A conversation of two** ends with either account, also if that has left it.
 //! - **Identity.** Everything belongs to accounts by their incarnations, and ends with
 //!   them.
+//! - **Ages** are those of the retention clock: the running time, and at most a day for each
+//!   stop. A wrong wall clock removes nothing.
+//! - **Size.** A member with one device takes 64 bytes of memory, at most 48 bytes in a
+//!   checkpoint, and 24 more for the cursor of the device. Nothing is stored for each
+//!   message and member.
 //!
-//! A room and its members are one shard's; the list of a user's rooms
-//! ([`Profile`](super::profile::Profile)) belongs to the shard of the user. In a store of
-//! one shard, the list is derived from the members.
+//! In a cluster, a room and its members will belong to the shard of its name, and the list
+//! of a user's rooms ([`Profile`](super::profile::Profile)), its devices and its blocks to
+//! the shard of the user. What crosses this border, and is one call here:
+//!
+//! - Numbers of different shards are not comparable. An account of another shard needs a
+//!   number of the shard of the room, assigned with its first membership; members and blocks
+//!   then hold that number and the name.
+//! - `join` and the end of an account change both shards: the shard of the user records the
+//!   intent, and the shard of the room is the truth. Here, the list of rooms is derived from
+//!   the members, and has no records.
+//! - The devices of a member come with `join` and `attach`, because the shard of the room
+//!   does not know them.
 //!
 //! | file | content |
 //! | --- | --- |

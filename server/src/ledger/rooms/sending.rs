@@ -20,11 +20,11 @@ const EXPIRED_MAX: usize = 64;
 const GIVEN_WAY_MAX: usize = 64;
 
 impl Ledger {
-    /// Stores a message to the room of this name and takes its text, unless a rule forbids
-    /// it. `sender` is alive.
+    /// Stores a message to the room of this name, unless a rule forbids it. `sender` is
+    /// alive.
     pub(in crate::ledger) fn store_in_room(
         &mut self,
-        append: &mut Append,
+        append: Append,
         sender: Option<Account>,
         context: Context,
         changes: &mut Changes,
@@ -47,7 +47,7 @@ impl Ledger {
             position: room.log.next_position(number, text_bytes),
             sender: Some(sender.name),
             time_ms: self.time_ms,
-            text: std::mem::take(&mut append.text),
+            text: append.text,
         };
         let times = (self.age, keep.unwrap_or_default());
         room.say(account, &message, times, changes);

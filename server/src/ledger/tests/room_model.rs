@@ -24,6 +24,9 @@ use crate::store::{DeviceSubscription, Point};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const KEEP: Duration = Duration::from_secs(10 * 24 * 3600);
+/// The wall clock at the beginning.
+const STARTED_MS: u64 = 1_800_000_000_000;
+
 const USERS: usize = 5;
 
 /// This user has no password.
@@ -377,7 +380,12 @@ struct Pair {
 impl Pair {
     fn new() -> Self {
         let mut pair = Self {
-            world: World::with(TIGHT, &[]),
+            world: {
+                let mut world = World::with(TIGHT, &[]);
+                world.driver.context.wall_ms = STARTED_MS;
+                world.driver.next_frame();
+                world
+            },
             model: Model::default(),
             written: Model::default(),
             attached: BTreeMap::new(),
@@ -427,11 +435,10 @@ impl Pair {
         let driver = &mut self.world.driver;
         let frame = driver.ledger.finish_empty(&mut driver.changes);
         driver.frames.push(frame);
-        let stopped_at = driver.context.wall_ms;
         driver.context.wall_ms += time.as_millis() as u64;
         self.crash();
         let driver = &mut self.world.driver;
-        driver.ledger.count_stop(stopped_at, &mut driver.changes);
+        driver.ledger.count_stop(&mut driver.changes);
         if !self.model.rooms.is_empty() {
             self.model.stopped += time.min(24 * HOUR);
         }

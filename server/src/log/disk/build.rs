@@ -178,7 +178,7 @@ impl IndexBuilder {
 #[derive(Default)]
 struct BlockBatch {
     found: Vec<FoundBlock>,
-    /// Each block by its place in `found`, in order of the inboxes.
+    /// Each block by its index in `found`, in order of the inboxes.
     order: Vec<(InboxId, u32)>,
     /// The blocks of one inbox.
     group: Vec<FoundBlock>,
@@ -292,7 +292,7 @@ struct InboxBuilder<'a> {
     index: &'a Index,
     inbox: InboxId,
     list: RunList,
-    /// The segment of the block before.
+    /// The segment of the previous block.
     before: Option<SegmentId>,
 }
 

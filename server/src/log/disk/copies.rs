@@ -2,7 +2,7 @@
 //!
 //! The maintenance thread reads blocks ahead, sorted by inbox, into a bounded queue; the
 //! thread of the log takes a piece of it with each append. Copied blocks stay separate
-//! but adjacent, so that the blocks of an inbox can be read at once.
+//! but adjacent, so that the blocks of an inbox can be read together.
 
 use std::collections::VecDeque;
 use std::io;

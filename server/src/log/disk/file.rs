@@ -52,7 +52,7 @@ pub(super) trait StorageFile: Send + Sync + fmt::Debug {
     /// Reads up to the length of the buffer; less only at the end of the file.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 
-    /// Writes all of it. After an error any part of it may have been written.
+    /// Writes all bytes. After an error, any part of them may have been written.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
 
     /// Makes the file at least this long and reserves the space for it.

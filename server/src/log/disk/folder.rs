@@ -27,8 +27,8 @@ const FORMAT_VERSION: u32 = 3;
 const LOCK: &str = "LOCK";
 const LOG: &str = "log";
 
-/// A log that is written to replace a damaged one, and the prefix of the damaged ones,
-/// which is followed by a number.
+/// The name of a log that will replace a damaged one, and the name prefix of damaged
+/// ones, which a number follows.
 const NEW_LOG: &str = "log.new";
 const DAMAGED_LOG: &str = "log.damaged-";
 
@@ -160,7 +160,8 @@ impl Folder {
         Ok(path)
     }
 
-    /// Replaces the damaged log by the new one. Returns the new path of the damaged log.
+    /// Replaces the damaged log with the new one. Returns the new path of the damaged
+    /// log.
     pub(super) fn replace_log(&self) -> Result<PathBuf, LogError> {
         let log = self.log();
         let replace = || {
@@ -369,7 +370,7 @@ fn warn_if_open_to_others(path: &Path) -> io::Result<()> {
     let mode = fs::metadata(path)?.permissions().mode() & 0o777;
     if mode & MODE_OTHERS != 0 {
         let (store, mode) = (path.display(), format!("{mode:03o}"));
-        tracing::warn!(%store, mode, "store open to other users of this machine; chmod 700 closes it");
+        tracing::warn!(%store, mode, "store accessible to other users of this machine; run chmod 700 on it");
     }
     Ok(())
 }

@@ -9,8 +9,8 @@
 //!
 //! Every checksum but the header's depends on the salt of the segment's current
 //! use. The checksum of a frame covers its head, its meta section, its records
-//! and, by the checksum of each block, its blocks; so a damaged text leaves the
-//! frame readable, and everything else in it. Integers are little-endian.
+//! and, by the checksum of each block, its blocks; so if a text is damaged, the
+//! frame and everything else in it stay readable. Integers are little-endian.
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
@@ -24,7 +24,7 @@ pub(super) type SegmentId = u32;
 
 /// The distance between the copies of a header.
 pub(super) const HEADER_SPAN: usize = 4096;
-/// The first frame begins behind both copies of the header.
+/// The first frame begins after both copies of the header.
 pub(super) const FRAMES_START: u64 = 2 * HEADER_SPAN as u64;
 /// Frames begin at multiples of this.
 pub(super) const FRAME_ALIGNMENT: usize = 8;
@@ -42,7 +42,7 @@ const FLAG_FIRST: u32 = 1;
 const FLAG_LAST: u32 = 2;
 const FLAG_PART: u32 = 4;
 
-/// Random bytes that tell one use of a segment from every other.
+/// Random bytes that distinguish one use of a segment from every other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Salt {
     low: u64,
@@ -61,8 +61,8 @@ impl Salt {
         }
     }
 
-    /// Returns the checksum of bytes at a place of this use, `domain` telling one
-    /// kind of place from another.
+    /// Returns the checksum of bytes at a place of this use. `domain`
+    /// distinguishes the kinds of places.
     pub(super) fn check(self, domain: u64, bytes: &[u8]) -> u64 {
         xxh3_64_with_seed(bytes, self.seed(&[domain]))
     }
@@ -96,7 +96,7 @@ pub(super) struct FrameLink {
     pub(super) check: u64,
 }
 
-/// The end of the segment before.
+/// The end of the previous segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Previous {
     /// Its use; 0 for the first segment of a store.
@@ -127,7 +127,7 @@ pub(super) struct Header {
     pub(super) size: u64,
     /// Part of every checksum.
     pub(super) salt: Salt,
-    /// Ends the segment before.
+    /// Ends the previous segment.
     pub(super) previous: Previous,
     /// The use is void unless it holds every frame up to this commit, which an
     /// open has copied here; 0 if it copied none.
@@ -163,7 +163,7 @@ impl Header {
         bytes
     }
 
-    /// Returns the copy with the higher use, of those that are intact.
+    /// Returns the intact copy with the higher use.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let copies = bytes.chunks(HEADER_SPAN).take(2);
         copies
@@ -220,7 +220,7 @@ pub(super) struct FrameHead {
     /// The last commit that was known to be on stable storage when this one was
     /// written.
     pub(super) synced: u64,
-    /// Checksum of the frame before.
+    /// Checksum of the previous frame.
     pub(super) previous: u64,
     base: u64,
     /// Checksum of this frame.
@@ -273,7 +273,7 @@ impl FrameHead {
         })
     }
 
-    /// The part of a checkpoint that the frame holds.
+    /// Returns the part of a checkpoint that the frame holds.
     pub(super) fn part(&self) -> Option<CheckpointPart> {
         (self.flags & FLAG_PART != 0).then_some(CheckpointPart {
             is_first: self.flags & FLAG_FIRST != 0,
@@ -284,7 +284,8 @@ impl FrameHead {
 
 const DOMAIN_HEAD: u64 = 1;
 const DOMAIN_FRAME: u64 = 2;
-/// Of the pages of an index frame, by their number, and its footer.
+/// The domain of an index frame's pages, to which their numbers are added, and of
+/// its footer.
 pub(super) const DOMAIN_INDEX: u64 = 1 << 32;
 
 /// A block as it is written.
@@ -346,7 +347,7 @@ pub(super) struct Extent {
 }
 
 impl FrameContent<'_> {
-    /// The length of the frame, at most.
+    /// Returns the maximum length of the frame.
     pub(super) fn max_length(meta: usize, records: usize, blocks: &[BlockRecord<'_>]) -> usize {
         let blocks: usize = blocks
             .iter()
@@ -507,7 +508,7 @@ impl<'a> FrameView<'a> {
         blocks
     }
 
-    /// The place of the frame in the chain.
+    /// Returns the place of the frame in the chain.
     pub(super) fn link(&self) -> FrameLink {
         FrameLink {
             commit: self.head.commit,
@@ -515,7 +516,7 @@ impl<'a> FrameView<'a> {
         }
     }
 
-    /// Whether every block is as it was written.
+    /// Returns whether every block is as it was written.
     pub(super) fn is_intact(&self) -> bool {
         self.blocks.iter().all(|block| block.is_intact)
     }

@@ -1,5 +1,5 @@
-//! Maintenance beside the appends: index frames, spare files, freed files, copies, and
-//! the free space.
+//! Maintenance concurrent with appends: index frames, spare files, freed files, copies,
+//! and the free space.
 
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
@@ -58,7 +58,7 @@ impl Runner {
         let shared = Arc::clone(shared);
         let run = move || {
             if panic::catch_unwind(AssertUnwindSafe(run)).is_err() {
-                tracing::error!("log maintenance panicked: the log is to be opened again");
+                tracing::error!("log maintenance panicked: reopening the log");
                 shared.has_panicked.store(true, Ordering::Release);
             }
         };
@@ -77,7 +77,7 @@ impl Runner {
 
 impl Drop for Runner {
     fn drop(&mut self) {
-        // The log has told the thread to end.
+        // The log has asked the thread to end.
         if let Self::Thread(thread) = self
             && let Some(thread) = thread.take()
         {
@@ -231,7 +231,7 @@ impl Maintenance {
         let footer = segment.slot.size.saturating_sub(FOOTER_BYTES as u64);
         let file = &*segment.slot.file;
         if encoded.table.offset() + encoded.pages.len() as u64 > footer {
-            return Err(io::Error::other("no room behind the frames"));
+            return Err(io::Error::other("no room after the frames"));
         }
         file.write_at(&encoded.pages, encoded.table.offset())?;
         file.write_at(&encoded.footer, footer)?;

@@ -10,8 +10,8 @@
 //! | `index.rs`, `runs.rs`, `recent.rs`, `map.rs`, `build.rs` | the locations of the live blocks of each inbox |
 //! | `scan.rs`, `recovery.rs` | an open: a torn end or damage, the replay |
 //! | `writer.rs` | appends, and the change of segments |
-//! | `reader.rs` | reads beside the appends |
-//! | `snapshot.rs`, `check.rs` | read-only access, and replacing damaged blocks |
+//! | `reader.rs` | reads concurrent with appends |
+//! | `snapshot.rs`, `repair.rs` | read-only access, and replacing damaged blocks |
 //! | `salvage.rs` | reading a log that cannot be opened |
 //! | `maintenance.rs`, `copies.rs` | index frames, spare files, copies |
 //!
@@ -19,7 +19,6 @@
 
 mod bugs;
 mod build;
-pub mod check;
 mod copies;
 mod file;
 mod folder;
@@ -34,6 +33,7 @@ mod meta;
 mod reader;
 mod recent;
 mod recovery;
+pub mod repair;
 mod runs;
 pub mod salvage;
 mod scan;
@@ -78,8 +78,8 @@ const DUE_CHECKPOINTS: u64 = 3;
 /// with messages, and two for appends that may use the reserve.
 const RESERVE_SEGMENTS: u64 = 3;
 const RESERVE_CHECKPOINTS: u64 = 2;
-/// While the log is not full, there is room for a frame without messages of this many
-/// bytes, or of this fraction of a segment. The rest is kept for appends that reclaim
+/// While the log is not full, there is room for a frame without messages that has this
+/// many bytes, or this fraction of a segment. The rest is kept for appends that reclaim
 /// space.
 const RECORDS_ROOM: u64 = 2 * RECORD_BYTES_MAX as u64;
 const RECORDS_DIVISOR: u64 = 4;
@@ -89,8 +89,8 @@ const RECORDS_DIVISOR: u64 = 4;
 pub struct DiskOpener {
     path: PathBuf,
     config: DiskConfig,
-    /// Keeps the folder locked from the first open on, so that no other process takes it
-    /// between a failure and the next open. Held for a lookup.
+    /// Keeps the folder locked from the first open on, so that no other process can
+    /// take it between a failure and the next open. Held for a lookup.
     folder: Mutex<Option<Arc<Folder>>>,
 }
 
@@ -409,7 +409,7 @@ impl DiskLog {
         self.emptied.range(..tail_start).copied().collect()
     }
 
-    /// Notes that a segment takes no more frames.
+    /// Records that a segment takes no more frames.
     fn note_ended(&mut self, id: SegmentId) {
         if self
             .shared
@@ -514,7 +514,7 @@ impl Log for DiskLog {
         if self.is_failed || self.has_panicked() {
             return Err(self
                 .writer
-                .error(std::io::Error::other("the log has failed before"))
+                .error(std::io::Error::other("the log has already failed"))
                 .into());
         }
         let bytes = frame.records.len()

@@ -1,4 +1,4 @@
-//! Reads the blocks of an inbox beside the appends.
+//! Reads the blocks of an inbox, concurrent with appends.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -6,11 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::SharedLog;
-use super::check::{DamagedBlock, Visit};
 use super::file::read_exact;
 use super::format::{Extent, Salt, decode_block};
 use super::index::Plan;
 use super::recent::BlockRef;
+use super::repair::{DamagedBlock, Visit};
 use super::segment::Segment;
 use super::table::{BlockEntry, Table};
 use crate::log::{Block, InboxId, LogError, ReadError, Reader};

@@ -10,7 +10,7 @@ use super::varint;
 use crate::log::InboxId;
 use crate::log::hash::IdHasher;
 
-/// The maximum blocks of an inbox that are packed.
+/// The maximum number of an inbox's blocks that are packed.
 const FEW: usize = 4;
 
 /// The place of a block.

@@ -1,8 +1,8 @@
 //! Opens a log: finds the newest segment and the newest complete checkpoint, replays from
 //! there, and begins a new segment.
 //!
-//! All decisions precede the first write, so that an open that fails or is killed leaves
-//! the same log behind.
+//! All decisions precede the first write, so an open that fails or is killed leaves the
+//! log unchanged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -132,7 +132,7 @@ pub(super) fn recover(
         .map_or(0, |(&id, _)| id)
         .max(head_id);
     let Some(next_id) = next_id.checked_add(1) else {
-        return Err(recovery.damaged("the numbers of its segments are used up".into()));
+        return Err(recovery.damaged("its segment numbers are exhausted".into()));
     };
     let Some(newest) = recovery.newest()? else {
         if head_id > 0 {
@@ -140,76 +140,10 @@ pub(super) fn recover(
         }
         return Ok(recovery.finish(head, next_id, Previous::default(), Vec::new(), None));
     };
-    let header = newest.segment.header;
-    let mut frames = Frames::new(&newest.bytes, header.salt, header.previous.link);
-    let placed = scan_tail(&mut frames, newest.durable)
-        .map_err(|damage| recovery.damage(&newest.segment, damage))?;
-    if placed.last().map_or(0, |last| last.frame.head.commit) < header.carried {
-        // It was on stable storage before any later append.
-        return Err(recovery.damage(
-            &newest.segment,
-            Damage {
-                offset: frames.offset,
-            },
-        ));
-    }
-    if frames.has_torn_end() {
-        let (path, offset) = (newest.segment.slot.path.display(), frames.offset);
-        tracing::warn!(%path, offset, "the last commit is incomplete and was dropped; nothing in it was acknowledged, unless the disk has damaged it since");
-    }
-    recovery.checkpoint = header.checkpoint;
-    recovery.synced = synced_before(&newest, &placed);
-    for frame in &placed {
-        recovery.note_checkpoint(frame);
-    }
-    let chain = recovery.chain(&newest.segment)?;
-    let oldest = chain
-        .first()
-        .map_or(header.id, |needed| needed.segment.header.id);
-    for needed in chain {
-        recovery.replay_needed(needed, replay)?;
-    }
-    for frame in &placed {
-        recovery.replay_frame(frame, replay)?;
-    }
-    recovery.load_live(oldest)?;
-    let (end, link) = (frames.offset, frames.link);
-    let is_whole = end - FRAMES_START <= header.size / CARRIED_WHOLE_DIVISOR;
-    let (kept, doubtful) = placed.split_at(carried_from(&newest, is_whole, &placed));
-    let previous = recovery.end_newest(&newest.segment, kept);
-    let tail_start = (recovery.checkpoint.first.max(1) <= previous.link.commit).then_some(oldest);
-    let ended = (!kept.is_empty()).then_some(previous);
-    let carried = doubtful.iter().map(|frame| carry(frame, ended)).collect();
-    let index_bytes = index_bytes(&placed);
-    let places = places(header.id, doubtful);
-    drop(placed);
-    let Newest {
-        segment: Use { slot, .. },
-        bytes,
-        ..
-    } = newest;
-    let (id, salt) = (header.id, header.salt);
-    let is_named = id == head_id;
-    let resume = Resume {
-        id,
-        is_named,
-        slot,
-        salt,
-        bytes,
-        end,
-        link,
-        index_bytes,
-        places,
-        tail_start: oldest,
-    };
-    let recovered = recovery.finish(head, next_id, previous, carried, tail_start);
-    Ok(Recovered {
-        resume: Some(resume),
-        ..recovered
-    })
+    recovery.resume(newest, head, next_id, replay)
 }
 
-/// Returns the space that the index of the blocks of some frames takes at most.
+/// Returns the maximum space of the index of the blocks in some frames.
 fn index_bytes(placed: &[Placed<'_>]) -> usize {
     let blocks = placed.iter().flat_map(|one| &one.frame.blocks);
     blocks
@@ -314,6 +248,99 @@ impl<'a> LogRecovery<'a> {
         }
     }
 
+    /// Recovers a log with a newest segment.
+    fn resume(
+        mut self,
+        newest: Newest,
+        head: HeadFile,
+        next_id: SegmentId,
+        replay: &mut Replay<'_>,
+    ) -> Result<Recovered, OpenError> {
+        let header = newest.segment.header;
+        let mut frames = Frames::new(&newest.bytes, header.salt, header.previous.link);
+        let placed = self.scan_newest(&newest, &mut frames)?;
+        self.checkpoint = header.checkpoint;
+        self.synced = synced_before(&newest, &placed);
+        let oldest = self.replay_from_checkpoint(&newest, &placed, replay)?;
+        self.load_live(oldest)?;
+        let (end, link) = (frames.offset, frames.link);
+        let is_whole = end - FRAMES_START <= header.size / CARRIED_WHOLE_DIVISOR;
+        let (kept, doubtful) = placed.split_at(carried_from(&newest, is_whole, &placed));
+        let previous = self.end_newest(&newest.segment, kept);
+        let tail_start = (self.checkpoint.first.max(1) <= previous.link.commit).then_some(oldest);
+        let ended = (!kept.is_empty()).then_some(previous);
+        let carried = doubtful.iter().map(|frame| carry(frame, ended)).collect();
+        let index_bytes = index_bytes(&placed);
+        let places = places(header.id, doubtful);
+        let resume = Resume {
+            id: header.id,
+            is_named: header.id == self.head_id,
+            slot: newest.segment.slot,
+            salt: header.salt,
+            bytes: newest.bytes,
+            end,
+            link,
+            index_bytes,
+            places,
+            tail_start: oldest,
+        };
+        let recovered = self.finish(head, next_id, previous, carried, tail_start);
+        Ok(Recovered {
+            resume: Some(resume),
+            ..recovered
+        })
+    }
+
+    /// Reads the frames of the newest segment, up to a torn end.
+    fn scan_newest<'b>(
+        &self,
+        newest: &Newest,
+        frames: &mut Frames<'b>,
+    ) -> Result<Vec<Placed<'b>>, OpenError> {
+        let placed = scan_tail(frames, newest.durable)
+            .map_err(|damage| self.damage(&newest.segment, damage))?;
+        let last = placed.last().map_or(0, |last| last.frame.head.commit);
+        if last < newest.segment.header.carried {
+            // That was on stable storage before any later append.
+            let offset = frames.offset;
+            return Err(self.damage(&newest.segment, Damage { offset }));
+        }
+        if frames.has_torn_end() {
+            let (path, offset) = (newest.segment.slot.path.display(), frames.offset);
+            tracing::warn!(
+                %path,
+                offset,
+                effect = "none, unless the disk has damaged an acknowledged commit",
+                "incomplete last commit dropped"
+            );
+        }
+        Ok(placed)
+    }
+
+    /// Replays the segments from the newest checkpoint on, of which `placed` are the frames
+    /// of the newest. Returns the oldest segment.
+    fn replay_from_checkpoint(
+        &mut self,
+        newest: &Newest,
+        placed: &[Placed<'_>],
+        replay: &mut Replay<'_>,
+    ) -> Result<SegmentId, OpenError> {
+        for frame in placed {
+            self.note_checkpoint(frame);
+        }
+        let chain = self.chain(&newest.segment)?;
+        let oldest = chain
+            .first()
+            .map_or(newest.segment.header.id, |needed| needed.segment.header.id);
+        for needed in chain {
+            self.replay_needed(needed, replay)?;
+        }
+        for frame in placed {
+            self.replay_frame(frame, replay)?;
+        }
+        Ok(oldest)
+    }
+
     /// Finds the newest segment. An open that was killed early leaves an incomplete
     /// segment, whose file is free.
     fn newest(&mut self) -> Result<Option<Newest>, OpenError> {
@@ -352,7 +379,7 @@ impl<'a> LogRecovery<'a> {
         Ok(None)
     }
 
-    /// Notes the end of a checkpoint.
+    /// Records the end of a checkpoint.
     fn note_checkpoint(&mut self, placed: &Placed<'_>) {
         if let Some(end) = &placed.meta.checkpoint {
             let last = placed.frame.head.commit;
@@ -481,7 +508,7 @@ impl<'a> LogRecovery<'a> {
         self.checkpoint.last <= self.synced && !self.kept.contains(&id)
     }
 
-    /// Ends the newest segment behind the frames that are kept there.
+    /// Ends the newest segment after the frames that are kept there.
     fn end_newest(&mut self, newest: &Use, kept: &[Placed<'_>]) -> Previous {
         let Some(last) = kept.last() else {
             self.uses.insert(newest.header.id, newest.clone());
@@ -558,12 +585,12 @@ impl<'a> LogRecovery<'a> {
     }
 }
 
-/// Copies a frame, behind the newest segment's new end if it has one.
+/// Copies a frame, to follow the newest segment's new end if it has one.
 fn carry(placed: &Placed<'_>, ended: Option<Previous>) -> CarriedFrame {
     let Placed { frame, meta, .. } = placed;
     let mut meta = meta.clone();
-    // A checkpoint that is carried whole begins behind a segment that it did not
-    // have to list before.
+    // A checkpoint that is carried whole begins after a segment that it did not have to
+    // list before.
     if let (Some(end), Some(ended)) = (&mut meta.checkpoint, ended)
         && end.first > ended.link.commit
     {

@@ -4,7 +4,7 @@ use super::format::SegmentId;
 use super::varint;
 
 /// Consecutive blocks of an inbox in one segment: those with a last number above
-/// that of the run before, up to its own.
+/// the previous run's, up to its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BlockRun {
     pub(super) segment: SegmentId,
@@ -44,9 +44,9 @@ impl RunList {
         }
     }
 
-    /// Appends a block that follows all others. It extends the last run if that is
-    /// in the same segment and `is_adjacent`: no block of another segment lies
-    /// between them, be it a recent one.
+    /// Appends a block that follows all others. It extends the last run if that
+    /// is in the same segment and `is_adjacent`: no block of another segment,
+    /// not even a recent one, lies between them.
     pub(super) fn push_block(&mut self, block: BlockRun, is_adjacent: bool) {
         match self.runs.last_mut() {
             Some(run) if is_adjacent && run.segment == block.segment => {

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::DiskLog;
-use super::check::{DamagedBlock, Visit};
 use super::file::{OsStorage, read_exact};
 use super::folder::{Access, Folder, LOCK_TIMEOUT};
 use super::format::{
@@ -22,6 +21,7 @@ use super::format::{
 use super::head::HeadFile;
 use super::meta::Meta;
 use super::recovery::Replay;
+use super::repair::{DamagedBlock, Visit};
 use super::segment::Slot;
 use super::slots::{self, Survey};
 use crate::log::{
@@ -154,7 +154,7 @@ impl Salvage {
         self.blocks.keys().copied()
     }
 
-    /// Returns the number above those of all messages.
+    /// Returns a number above those of all messages.
     #[must_use]
     pub fn last_number(&self) -> u64 {
         self.blocks
@@ -270,8 +270,8 @@ impl Salvage {
         Ok(())
     }
 
-    /// Returns the commit with which the newest complete checkpoint begins, and notes
-    /// the commits behind it that are lost.
+    /// Returns the commit with which the newest complete checkpoint begins, and records
+    /// the lost commits after it.
     fn start(&mut self) -> u64 {
         let mut ranges: Vec<_> = self
             .segments
@@ -383,7 +383,7 @@ fn is_blank(slot: &Slot) -> io::Result<bool> {
     Ok(head.iter().take(length).all(|&byte| byte == 0))
 }
 
-/// Reads a segment up to its end, or that of its file.
+/// Reads a segment up to its end or the end of its file.
 fn read_frames(part: &Part) -> Result<Vec<u8>, OpenError> {
     let mut bytes = vec![0; part.end.min(part.slot.size) as usize];
     let length = part.slot.file.read_at(&mut bytes, 0);
@@ -447,7 +447,7 @@ impl Rebuild<'_> {
         self.log.append(frame, Durability::Process)
     }
 
-    /// Replaces the damaged log by this one. Returns the new path of the damaged log.
+    /// Replaces the damaged log with this one. Returns the new path of the damaged log.
     ///
     /// # Errors
     /// [`LogError`] if the disk fails.

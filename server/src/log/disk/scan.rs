@@ -112,9 +112,10 @@ pub(super) fn scan_known<'a>(
 
 /// Returns the frames of the last segment, up to the first that is not valid.
 ///
-/// That one was torn, or never written, unless a valid frame behind it was written
-/// when it was on stable storage. A frame of which only a text is damaged is kept if
-/// it is known to have been whole: up to commit `carried`, or by a frame behind it.
+/// The invalid frame was torn, or never written, unless a valid frame after it was
+/// written when it was already on stable storage. A frame in which only a text is
+/// damaged is kept if it is known to have been whole: up to commit `carried`, or
+/// because of a later frame.
 pub(super) fn scan_tail<'a>(
     frames: &mut Frames<'a>,
     carried: u64,

@@ -34,7 +34,7 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    /// Ensures that no segment is found in the file.
+    /// Ensures that an open finds no segment in the file.
     pub(super) fn blank(&self) -> io::Result<()> {
         self.file.write_at(&[0; 2 * HEADER_SPAN], 0)?;
         self.file.sync()
@@ -85,7 +85,7 @@ impl Segment {
         Some(self.end.load(Ordering::Acquire)).filter(|&end| end > 0)
     }
 
-    /// Notes that no frame is appended behind `end`.
+    /// Records that no frame is appended after `end`.
     pub(super) fn finish(&self, end: u64) {
         self.end.store(end, Ordering::Release);
     }
@@ -100,7 +100,7 @@ impl Segment {
         let _ = self.table.set(table);
     }
 
-    /// Notes that the segment will have no index frame.
+    /// Records that the segment will have no index frame.
     pub(super) fn set_unindexed(&self) {
         self.is_unindexed.store(true, Ordering::Relaxed);
     }
@@ -110,7 +110,7 @@ impl Segment {
         self.end().is_some() && self.table().is_none() && !self.is_unindexed.load(Ordering::Relaxed)
     }
 
-    /// Notes that the segment was copied forward or cannot be.
+    /// Records that the segment was copied forward or cannot be.
     pub(super) fn set_unmovable(&self) {
         self.is_unmovable.store(true, Ordering::Relaxed);
     }

@@ -14,7 +14,7 @@ use super::table::max_bytes;
 use super::writer::is_full;
 use crate::sync::Mutex;
 
-/// Maximum number of blank files; further ones are removed.
+/// Maximum number of blank files; any others are removed.
 pub(super) const SPARES_MAX: usize = 4;
 
 /// The largest segment: offsets in it have 32 bits.
@@ -27,7 +27,7 @@ const STOPGAP_BYTES: u64 = 4 << 20;
 const EXTENSION: &str = ".segment";
 const UNFINISHED: &str = ".new";
 
-/// The files of a log as an open finds them.
+/// The files of a log as found by an open.
 #[derive(Debug, Default)]
 pub(super) struct Survey {
     /// Files with a valid header.

@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::check::Visit;
 use super::file::OsStorage;
 use super::folder::{Folder, LOCK_TIMEOUT, check_existing};
 use super::reader::visit_all;
 use super::recovery::{Replay, recover};
+use super::repair::Visit;
 use super::slots::{Files, Spares};
 use super::writer::OpenSegment;
 use super::{SEGMENT_BYTES, SharedLog};

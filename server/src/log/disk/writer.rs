@@ -73,7 +73,7 @@ impl OpenSegment {
         match (files.take_blank(length, carried.index_bytes), resume) {
             (Ok(slot), _) => Self::begin_in(slot, files, recovered, carried),
             (Err(error), Some(resume)) if is_full(&error) => {
-                tracing::warn!("no space for a new segment: going on in the last one");
+                tracing::warn!("no space for a new segment: continuing in the last one");
                 Self::resume(files, recovered, resume)
             }
             (Err(source), _) => Err(OpenError::Io {

@@ -1,6 +1,6 @@
-//! [`JetStream`]: the stream of one shard, on NATS JetStream. It carries out requests of
-//! the cluster one by one, and knows neither claims nor frames: which answers count is
-//! decided in `cluster`.
+//! [`JetStream`]: the stream of one shard, on NATS JetStream. It carries out requests
+//! of the cluster one by one, and knows neither claims nor frames: `cluster` decides
+//! which answers count.
 //!
 //! Formats: the JetStream API and its headers, as in the NATS documentation and its
 //! decision records ADR-8 (conditions) and ADR-31 (direct get).
@@ -21,8 +21,8 @@ use tokio::time::timeout;
 
 use crate::cluster::{LogReply, LogRequest, ShardId};
 
-/// How long a request waits for its answer. The cluster repeats it, or resolves what
-/// became of it.
+/// How long a request waits for its answer. The cluster repeats it or resolves its
+/// outcome.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The limit of several requests in turn.
@@ -57,8 +57,8 @@ impl JetStream {
         }
     }
 
-    /// Carries out a request. `None` if it has no answer: what became of it is unknown.
-    /// Not cancel-safe in that sense alone.
+    /// Carries out a request. Returns `None` if it gets no answer: its outcome is
+    /// unknown. Dropping the future also leaves the outcome unknown.
     pub(crate) async fn carry_out(&self, request: LogRequest) -> Option<LogReply> {
         let reply = async {
             match request {
@@ -112,8 +112,8 @@ impl JetStream {
         }
     }
 
-    /// Reads consecutive messages, from any replica, and if that has not got there yet,
-    /// from the leader.
+    /// Reads consecutive messages, from any replica or, if that has not caught up, from
+    /// the leader.
     async fn read(&self, id: u64, from: u64) -> Option<LogReply> {
         let State {
             first_seq: first,

@@ -1,4 +1,4 @@
-//! Streams on three real nodes. What kills nodes and cuts links stands in `tests/`.
+//! Streams on three real nodes. The tests that kill nodes and cut links are in `tests/`.
 
 use std::time::{Duration, Instant};
 

@@ -12,10 +12,11 @@ use super::super::{ShardConfig, ShardStore, Sync};
 use super::{KeptOpener, config, faulty};
 use crate::log::Durability;
 use crate::store::contract::{
-    ALL, WIDE, create, name, next_event, number, queued, read, send, stored, text, texts, token,
+    ALL, WIDE, append_fenced, create, name, next_event, number, queued, read, send, stored, text,
+    texts, token,
 };
 use crate::store::{
-    Append, Created, End, Event, Fence, Outcome, Pending, Position, ReadLimit, Store, Unavailable,
+    Created, End, Event, Fence, Outcome, Pending, Position, ReadLimit, Store, Unavailable,
 };
 
 /// Waits until the store has recovered.
@@ -164,13 +165,10 @@ async fn check_a_failing_commit(failure: Failure) {
     let first = store.append(text("bob", "held"));
     faults.wait_until_held();
     let fence = Fence::default();
-    let fenced = |id, text| Append {
-        fence: fence.clone(),
-        ..send("s", id, "bob", text)
-    };
+    let fenced = |id, text| append_fenced(&store, send("s", id, "bob", text), &fence);
     let lost = vec![
-        store.append(fenced(2, "2")),
-        store.append(fenced(2, "2")),
+        fenced(2, "2"),
+        fenced(2, "2"),
         store.append(text("bob", "from no session")),
     ];
     // A repeat with a known outcome is still answered before it.
@@ -182,9 +180,9 @@ async fn check_a_failing_commit(failure: Failure) {
     assert_eq!(repeat.await, Err(Unavailable));
     assert!(fence.is_closed());
     // A later send of that connection must not overtake the failed one.
-    all_unavailable(vec![store.append(fenced(3, "3"))]).await;
+    all_unavailable(vec![fenced(3, "3")]).await;
     recovered(&store).await;
-    all_unavailable(vec![store.append(fenced(3, "3"))]).await;
+    all_unavailable(vec![fenced(3, "3")]).await;
     for id in 1..=3 {
         stored(&store, send("s", id, "bob", &id.to_string())).await;
     }
@@ -253,9 +251,9 @@ async fn store_is_unavailable_until_it_has_recovered() {
     store.acknowledge(&bob, message.position);
     faults.wait_for_failed_opens(2);
     assert!(!store.is_available());
-    let fenced = send("s", 1, "bob", "x");
-    let fence = fenced.fence.clone();
-    all_unavailable(vec![store.append(fenced), store.append(text("bob", "3"))]).await;
+    let fence = Fence::default();
+    let fenced = append_fenced(&store, send("s", 1, "bob", "x"), &fence);
+    all_unavailable(vec![fenced, store.append(text("bob", "3"))]).await;
     assert!(fence.is_closed());
     assert!(store.receive(&bob).await.is_err());
     assert_eq!(store.delete(&bob).await, Err(Unavailable));
@@ -493,10 +491,9 @@ async fn stalled_commit_is_answered_as_unknown() {
     faults.hold();
     let held = store.append(text("bob", "held"));
     faults.wait_until_held();
-    let in_flight = send("s", 1, "bob", "1");
-    let fence = in_flight.fence.clone();
+    let fence = Fence::default();
     let (sent, opened) = (
-        store.append(in_flight),
+        append_fenced(&store, send("s", 1, "bob", "1"), &fence),
         store.open_session(&token("t"), None),
     );
     // These are in the next commit.
@@ -507,9 +504,8 @@ async fn stalled_commit_is_answered_as_unknown() {
     assert!(!fence.is_closed());
 
     faults.hold();
-    let in_flight = send("s", 2, "bob", "2");
-    let fence = in_flight.fence.clone();
-    let sent = store.append(in_flight);
+    let fence = Fence::default();
+    let sent = append_fenced(&store, send("s", 2, "bob", "2"), &fence);
     faults.wait_until_held();
     assert_eq!(sent.await, Err(Unavailable));
     assert!(fence.is_closed());
@@ -528,9 +524,8 @@ async fn stalled_commit_refuses_waiting_commands() {
     faults.hold();
     let held = store.append(text("bob", "held"));
     faults.wait_until_held();
-    let fenced = send("s", 1, "bob", "x");
-    let fence = fenced.fence.clone();
-    let waiting = store.append(fenced);
+    let fence = Fence::default();
+    let waiting = append_fenced(&store, send("s", 1, "bob", "x"), &fence);
     store.close_session(&token("s"));
     assert_eq!(waiting.await, Err(Unavailable));
     assert!(fence.is_closed());

@@ -24,7 +24,7 @@ async fn five_messages() -> (ShardStore, Arc<Kept>, Account, Vec<Arc<Message>>) 
     (store, kept, bob, messages)
 }
 
-/// Replaces the nth message by a gap.
+/// Replaces the nth message with a gap.
 async fn drop_message(
     store: ShardStore,
     kept: &Arc<Kept>,

@@ -23,16 +23,11 @@ async fn command(
     caller: &Account,
     command: RoomCommand,
 ) -> Result<RoomAnswer, Code> {
-    store
-        .rooms()
-        .unwrap()
-        .command(caller, command)
-        .await
-        .unwrap()
+    store.room_command(caller, command).await.unwrap()
 }
 
 async fn attach(store: &dyn Store, account: &Account, name: &str) -> DeviceSubscription {
-    let attached = store.rooms().unwrap().attach(account, &device(name)).await;
+    let attached = store.attach(account, &device(name)).await;
     attached.unwrap().unwrap()
 }
 
@@ -64,7 +59,7 @@ async fn say(store: &dyn Store, member: &Account, to: &str, content: &str) -> u6
 
 /// Returns the texts behind the cursor of an attached room, and the point of the last one.
 async fn behind(store: &dyn Store, id: u64, cursor: Point) -> (Vec<String>, Point) {
-    let page = store.rooms().unwrap().read_room(id, cursor, ALL).await;
+    let page = store.read_room(id, cursor, ALL).await;
     let page = page.unwrap();
     assert!(page.complete);
     let last = page.messages.last().map_or(cursor, |m| m.position.into());
@@ -91,15 +86,14 @@ async fn device_continues_at_its_cursor(home: &impl Home) {
     assert_eq!(attached.cursor.number, joined);
     let (texts, last) = behind(&*store, attached.id, attached.cursor).await;
     assert_eq!(texts, ["1", "2"]);
-    let rooms = store.rooms().unwrap();
-    rooms.acknowledge_room(&bob, latter.device, attached.id, last);
+    store.acknowledge_room(&bob, latter.device, attached.id, last);
     // The next attachment waits for the acknowledgement of the former one.
     let attached = attach(&*store, &bob, "phone").await.rooms;
     assert_eq!(attached[0].cursor, last);
     say(&*store, &amy, "#team", "3").await;
     let (texts, last) = behind(&*store, attached[0].id, last).await;
     assert_eq!(texts, ["3"]);
-    rooms.acknowledge_room(&bob, latter.device, attached[0].id, last);
+    store.acknowledge_room(&bob, latter.device, attached[0].id, last);
     store.close().await.unwrap();
 
     let store = home.open(WIDE);
@@ -158,8 +152,7 @@ async fn named_device_keeps_its_inbox_messages() {
         panic!("{devices:?}")
     };
     assert_eq!(devices.last().unwrap().waiting, 1);
-    let rooms = store.rooms().unwrap();
-    rooms.acknowledge_inbox(&bob, phone.device, position);
+    store.acknowledge_inbox(&bob, phone.device, position);
     let again = attach(&*store, &bob, "phone").await;
     assert_eq!((again.inbox.queued(), again.inbox.cursor()), (0, position));
 }
@@ -173,8 +166,9 @@ async fn failed_commit_leaves_rooms_as_they_were() {
         open_room(&store, &amy, "#team").await;
         let phone = attach(&store, &amy, "phone").await;
         faults.fail_next(failure);
-        let rooms = store.rooms().unwrap();
-        let joined = rooms.command(&bob, RoomCommand::Join(room("#team"))).await;
+        let joined = store
+            .room_command(&bob, RoomCommand::Join(room("#team")))
+            .await;
         assert_eq!(joined, Err(Unavailable));
         while store.open_session(&token("probe"), None).await.is_err() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;

@@ -1,18 +1,13 @@
 //! The gRPC front over a store that cannot be written.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hark_grpc::v1::chat_reply::Reply;
 use hark_grpc::v1::chat_request::Command;
 use hark_grpc::v1::{Error, Hello, Idempotency, SendRequest};
-use hark_protocol::{SessionToken, UserName};
 use hark_server::shard::{ShardConfig, ShardStore};
-use hark_server::store::{
-    Account, AccountEntry, Append, Completer, Created, Outcome, Page, PasswordHash, Pending,
-    Position, ReadLimit, Store, Subscription, Unavailable,
-};
+use hark_server::store::{Operation, Store};
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -46,71 +41,15 @@ impl Failing {
 }
 
 impl Store for Failing {
-    fn create(&self, name: &UserName, password: Option<PasswordHash>) -> Pending<Created> {
-        self.store.create(name, password)
-    }
-
-    fn account(&self, name: &UserName) -> Pending<Option<AccountEntry>> {
-        self.store.account(name)
-    }
-
-    fn set_password(
-        &self,
-        account: &Account,
-        old: Option<PasswordHash>,
-        new: PasswordHash,
-    ) -> Pending<bool> {
-        self.store.set_password(account, old, new)
-    }
-
-    fn delete(&self, account: &Account) -> Pending<bool> {
-        self.store.delete(account)
-    }
-
-    fn names(&self, after: Option<&UserName>, limit: usize) -> Pending<Vec<UserName>> {
-        self.store.names(after, limit)
-    }
-
-    fn append_all(&self, appends: &mut Vec<(Append, Completer<Outcome>)>) {
-        if !self.fails.load(Ordering::SeqCst) {
-            return self.store.append_all(appends);
+    fn submit(&self, operation: Operation) {
+        if self.fails.load(Ordering::SeqCst) && matches!(operation, Operation::Appends(_)) {
+            return operation.refuse();
         }
-        for (append, completer) in appends.drain(..) {
-            append.fence.close();
-            completer.complete(Err(Unavailable));
-        }
-    }
-
-    fn receive(&self, account: &Account) -> Pending<Option<Subscription>> {
-        self.store.receive(account)
-    }
-
-    fn receive_if_free(&self, account: &Account) -> Pending<Option<Subscription>> {
-        self.store.receive_if_free(account)
-    }
-
-    fn read(&self, account: &Account, after: Position, limit: ReadLimit) -> Pending<Page> {
-        self.store.read(account, after, limit)
-    }
-
-    fn acknowledge(&self, account: &Account, position: Position) {
-        self.store.acknowledge(account, position);
-    }
-
-    fn open_session(&self, session: &SessionToken, from: Option<IpAddr>) -> Pending<bool> {
-        self.store.open_session(session, from)
-    }
-
-    fn close_session(&self, session: &SessionToken) {
-        self.store.close_session(session);
+        self.store.submit(operation);
     }
 
     fn is_available(&self) -> bool {
         !self.fails.load(Ordering::SeqCst) && self.store.is_available()
-    }
-
-    fn close(&self) -> Pending<()> {
-        self.store.close()
     }
 }
 

@@ -64,7 +64,7 @@ fn messages(texts: impl IntoIterator<Item = String>) -> String {
 async fn typed_commands_are_answered_by_text() {
     let server = Server::start().await;
     let mut old = Old::new(&server).await;
-    old.check("list", "There are no such users").await;
+    old.check("list", "No matching users").await;
     old.check("create bob", "User bob created").await;
     old.check("create amy\n", "User amy created").await;
     old.check("create bob", "Refused: bob already exists").await;
@@ -87,7 +87,7 @@ async fn typed_commands_are_answered_by_text() {
     old.check("delete bob", "There is no user bob").await;
     old.check("frobnicate", "Refused: unknown command; try help")
         .await;
-    old.check("ping", "The server is there").await;
+    old.check("ping", "The server is up").await;
     assert!(
         old.answer("help")
             .await

@@ -471,8 +471,9 @@ impl Chat {
         // turned out to be permanent.
         let mut shown = None;
         let mut identity_changes = self.identity_changes.subscribe();
-        // Events behind a command that changes the user and has not printed its
-        // outcome. Bounded by one window, since none is acknowledged.
+        // Events that follow a command that changes the user and has not
+        // printed its outcome. Bounded by one window, since none is
+        // acknowledged.
         let mut held = VecDeque::new();
         loop {
             tokio::select! {

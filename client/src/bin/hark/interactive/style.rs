@@ -27,7 +27,7 @@ impl Style {
         }
     }
 
-    /// Colors a text by an SGR code.
+    /// Colors a text with an SGR code.
     pub(crate) fn paint(self, code: &str, text: &str) -> String {
         if self.is_colored {
             format!("\x1b[{code}m{text}\x1b[0m")

@@ -209,7 +209,7 @@ fn new_editor(completion: Completion, is_colored: bool) -> rustyline::Result<Lin
     Ok(editor)
 }
 
-/// Reads input on a thread of its own, since that blocks.
+/// Reads input on its own thread, since reading blocks.
 struct InputThread {
     editor: LineEditor,
     /// File of the history; `None` once it has failed.

@@ -67,8 +67,8 @@ impl Batch {
         }
     }
 
-    /// Adds an outcome. The first failure is the answer, or the results when the
-    /// last one has come.
+    /// Adds an outcome. The answer is the first failure or, once the last
+    /// result has arrived, the results.
     fn take(&mut self, index: usize, outcome: Result<Json, Error>) {
         match outcome.and_then(|reply| echo_of(&reply)) {
             Ok(echo) => self.keep(index, echo),
@@ -89,6 +89,11 @@ impl Batch {
 }
 
 fn echo_of(reply: &Json) -> Result<Json, Error> {
-    let unknown = |error| Error::new(ErrorCode::Crash, format!("the reply is no echo: {error}"));
+    let unknown = |error| {
+        Error::new(
+            ErrorCode::Crash,
+            format!("the reply is not an echo: {error}"),
+        )
+    };
     reply.parse().map(|Echo { echo }| echo).map_err(unknown)
 }

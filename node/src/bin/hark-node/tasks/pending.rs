@@ -1,5 +1,5 @@
 //! `pending_count` and `send_fire_forget`: the number of open calls, and a call
-//! whose reply is ignored. The library reaps it after 2 s.
+//! whose reply is ignored. The library expires it after 2 s.
 
 use hark_node::{Error, Json, Node, Request};
 use serde::{Deserialize, Serialize};

@@ -86,4 +86,4 @@ fn opener_keeps_the_folder_locked_between_two_logs() {
     drop(other.open(&mut |_| Ok(())).unwrap());
 }
 
-mod check;
+mod repair;

@@ -113,7 +113,7 @@ impl Ledger {
 /// A run of a ledger over a log: the appended frames, and the state after each.
 #[derive(Debug, Default)]
 pub(super) struct Run {
-    /// The state behind each frame, from none on.
+    /// The state after each frame, from none on.
     pub(super) states: Vec<Ledger>,
     /// Every block, with the number of its frame.
     pub(super) blocks: Vec<(u64, Block)>,
@@ -283,7 +283,7 @@ impl Run {
         self.blocks.retain(|(of, _)| *of <= frame);
     }
 
-    /// The live blocks of an inbox behind a frame.
+    /// The live blocks of an inbox after a frame.
     pub(super) fn expected(&self, frame: u64, inbox: InboxId) -> Vec<Block> {
         let Some(&cursor) = self.states[frame as usize].cursors.get(&inbox) else {
             return Vec::new();
@@ -314,7 +314,7 @@ impl Run {
         );
         assert_eq!(
             ledger, self.states[ledger.frame as usize],
-            "the state behind the last frame"
+            "the state after the last frame"
         );
         log.retain(&mut |inbox| ledger.cursors.get(&inbox).copied());
         self.compare(&*log, ledger.frame).unwrap();
@@ -330,7 +330,7 @@ impl Run {
             assert_eq!(
                 read(&*reader, inbox, 0)?,
                 expected,
-                "inbox {inbox} behind frame {frame}"
+                "inbox {inbox} after frame {frame}"
             );
             live += expected
                 .iter()

@@ -186,7 +186,7 @@ fn segment_recycled_early_is_found_by_kills() {
         .expect("no run finds it");
     assert!(
         !fails_with(None, kill(seed)),
-        "run {seed} fails without the mistake"
+        "run {seed} fails without the planted bug"
     );
 }
 

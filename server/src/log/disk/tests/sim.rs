@@ -97,7 +97,7 @@ impl SimStorage {
         self.state().capacity = bytes;
     }
 
-    /// Returns what a crash before the operation with a number leaves.
+    /// Returns the remains of a crash before the operation with a number.
     pub(super) fn crash(&self, at: usize, unsynced: Unsynced, random: &mut StdRng) -> Self {
         let state = self.state();
         let (mut names, mut inodes) = state.initial.clone();
@@ -402,7 +402,7 @@ impl StorageFile for SimFile {
     }
 }
 
-/// A generator that a test prints the seed of.
+/// A generator whose seed the test prints.
 pub(super) fn random(seed: u64) -> StdRng {
     rand::SeedableRng::seed_from_u64(seed)
 }

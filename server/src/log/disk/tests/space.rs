@@ -177,7 +177,7 @@ fn small_frame_is_not_refused_for_copies() {
     assert!(!log.shared.copies.is_empty());
     let left = SEGMENT_BYTES - log.writer.offset();
     // The index frame takes up to two pages of them.
-    assert!(left < 9000, "{left} bytes are left behind frame {number}");
+    assert!(left < 9000, "{left} bytes are left after frame {number}");
 }
 
 #[test]

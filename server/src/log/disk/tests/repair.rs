@@ -5,7 +5,7 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use super::super::check::{DamagedBlock, Repair};
+use super::super::repair::{DamagedBlock, Repair};
 use super::super::snapshot::LogSnapshot;
 use super::{Home, open};
 use crate::log::contract::{append, block, blocks, read};

@@ -49,7 +49,7 @@ pub struct Repair {
     log: Box<DiskLog>,
 }
 
-/// Visits a block, or one that is damaged.
+/// Visits a block, which may be damaged.
 pub type Visit<'a> = dyn FnMut(Result<Block, DamagedBlock>) -> ControlFlow<()> + 'a;
 
 impl Repair {
@@ -85,9 +85,9 @@ impl Repair {
         visit_all(&self.log.shared, inbox, after, visit)
     }
 
-    /// Replaces damaged blocks by the given ones with the same first numbers, and adds
-    /// those whose numbers have no block. `blocks` must be in order. All live blocks of
-    /// the inbox are rewritten.
+    /// Replaces damaged blocks with the given ones that have the same first numbers,
+    /// and adds those whose numbers have no block. `blocks` must be in order. All live
+    /// blocks of the inbox are rewritten.
     ///
     /// # Errors
     /// See [`RepairError`]. Blocks replaced before the error stay replaced.
@@ -130,7 +130,7 @@ impl Repair {
         }
     }
 
-    /// Closes the log in order.
+    /// Closes the log cleanly.
     ///
     /// # Errors
     /// [`RepairError::Close`] if the disk fails.
