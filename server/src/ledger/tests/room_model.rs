@@ -779,7 +779,7 @@ impl Pair {
             return;
         };
         assert!(least + bytes <= sender_max, "{least} bytes of its own");
-        self.make_room(of, bytes);
+        let before = self.let_give_way(of, bytes);
         let at = self.model.now();
         let room = self.model.rooms.get_mut(of).unwrap();
         assert!(number > room.last());
@@ -795,12 +795,13 @@ impl Pair {
             by: sender,
             bytes,
         });
+        self.judge_removal(of, bytes, &before);
     }
 
-    /// Finds out which messages gave way to one of this room, and judges that.
-    fn make_room(&mut self, of: &str, bytes: u64) {
+    /// Lets messages give way to one of this room. Returns the sizes of the rooms before.
+    fn let_give_way(&mut self, of: &str, bytes: u64) -> BTreeMap<String, (u64, u64)> {
         let limits = TIGHT.rooms;
-        let before: BTreeMap<_, _> = self.sizes();
+        let before = self.sizes();
         let is_room_full = before[of].1 + bytes > limits.room_bytes_max;
         let all: u64 = before.values().map(|(_, most)| most).sum();
         let are_all_full = all + bytes > limits.all_bytes_max;
@@ -809,8 +810,17 @@ impl Pair {
                 room.gone.1 = room.said.len();
             }
         }
+        before
+    }
+
+    /// Finds out which messages gave way to the last one of this room, and judges that.
+    fn judge_removal(&mut self, of: &str, bytes: u64, before: &BTreeMap<String, (u64, u64)>) {
+        let limits = TIGHT.rooms;
         self.observe();
-        let after = self.sizes();
+        let mut after = self.sizes();
+        if let Some((least, most)) = after.get_mut(of) {
+            (*least, *most) = (*least - bytes, *most - bytes);
+        }
         let sum = |of: fn(&(u64, u64)) -> u64| after.values().map(of).sum::<u64>();
         assert!(after[of].0 + bytes <= limits.room_bytes_max);
         assert!(sum(|(least, _)| *least) + bytes <= limits.all_bytes_max);

@@ -1125,7 +1125,7 @@ fn rooms_and_members_are_listed_in_pages() {
 }
 
 #[test]
-fn lowered_bound_of_all_rooms_is_reached_in_steps() {
+fn lowered_bound_of_all_rooms_is_reached() {
     let mut world = World::new(&["amy", "bob"]);
     world.set("amy", "#large", Open, None).unwrap();
     world.set("bob", "#small", Open, None).unwrap();
@@ -1145,14 +1145,11 @@ fn lowered_bound_of_all_rooms_is_reached_in_steps() {
         ..SMALL
     });
     let mut held = world.history("amy", "#large").unwrap().len();
-    let mut steps = 0;
     while held > 15 {
         let before = held;
         held = world.history("amy", "#large").unwrap().len();
         assert!(held < before, "{held} messages");
-        steps += 1;
     }
-    assert!(steps > 0, "in several frames");
     assert!((10..=15).contains(&held), "{held} messages");
     assert_eq!(world.history("bob", "#small").unwrap().len(), 10);
 }
