@@ -779,7 +779,7 @@ impl Pair {
             return;
         };
         assert!(least + bytes <= sender_max, "{least} bytes of its own");
-        let before = self.let_give_way(of, bytes);
+        let sizes = self.let_give_way(of, bytes);
         let at = self.model.now();
         let room = self.model.rooms.get_mut(of).unwrap();
         assert!(number > room.last());
@@ -795,7 +795,7 @@ impl Pair {
             by: sender,
             bytes,
         });
-        self.judge_removal(of, bytes, &before);
+        self.judge_removal(of, bytes, &sizes);
     }
 
     /// Lets messages give way to one of this room. Returns the sizes of the rooms before.
