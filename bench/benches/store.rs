@@ -1,19 +1,20 @@
-//! Measures the store on disk beside a plain file: `cargo bench -p
-//! hark-bench --bench store [-- FOLDER]`. The folder says which disk
-//! is measured; without one it is the folder for temporary files.
+//! Measures the store on disk: `cargo bench -p hark-bench --bench store [-- PART…]`, on
+//! the disk of `--folder`. The parts `page`, `index` and `scattered` write gigabytes.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use bytestring::ByteString;
+use clap::{Parser, ValueEnum};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use hark_protocol::{RequestId, SessionToken, UserName};
-use hark_server::shard::{ShardConfig, ShardStore};
+use hark_protocol::{RequestId, Sequence, SessionToken, UserName};
+use hark_server::shard::{ShardConfig, ShardStore, Sync};
 use hark_server::store::{Account, Append, Created, Outcome, Position, ReadLimit, SendId, Store};
 
 const TEXT_BYTES: usize = 100;
@@ -23,19 +24,88 @@ const ROUNDS: usize = 3;
 const ROUND_TIME: Duration = Duration::from_secs(2);
 const QUEUED: u64 = 1_000_000;
 
+/// Commands that are in flight when a store is filled; they fit into one commit.
+const FILL_GROUP: usize = 4096;
+/// Pages that are read of a store.
+const PAGES: u64 = 1000;
+/// Users and messages of each, for a store of scattered inboxes.
+const SCATTERED_USERS: usize = 1000;
+const SCATTERED_MESSAGES: usize = 3000;
+/// More than the time of a merge.
+const MERGE_TIME: Duration = Duration::from_secs(1);
+
+/// A part of the measurement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Durable appends, beside a plain file
+    Appends,
+    /// The start with a million messages of one user, and their reading
+    Backlog,
+    /// A page of 100 messages out of those of one user
+    Page,
+    /// The memory and the start of a store with one block for each message
+    Index,
+    /// Pages of inboxes in blocks of one message, before and after they are merged
+    Scattered,
+}
+
+/// Measures the store on disk.
+#[derive(Debug, Parser)]
+struct Args {
+    #[arg(value_enum, default_values_t = [Part::Appends, Part::Backlog])]
+    parts: Vec<Part>,
+    /// Where the store is written [default: the folder for temporary files]
+    #[arg(long)]
+    folder: Option<PathBuf>,
+    /// Messages of the parts `page` and `index`
+    #[arg(long, default_value_t = 10_000_000)]
+    messages: u64,
+    /// Users of the part `index`
+    #[arg(long, default_value_t = 1_000_000)]
+    users: usize,
+    /// Opens a store and prints the time and the memory that it takes
+    #[arg(long, hide = true)]
+    open: Option<PathBuf>,
+    /// Cargo adds it.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
 fn main() -> Result<()> {
-    // Cargo adds `--bench`.
-    let folder = std::env::args_os()
-        .skip(1)
-        .find(|argument| argument != "--bench");
-    let parent = folder.map_or_else(std::env::temp_dir, Into::into);
-    let folder = tempfile::tempdir_in(parent)?;
+    let args = Args::parse();
+    let parent = args.folder.clone().unwrap_or_else(std::env::temp_dir);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()?;
-    runtime.block_on(appends(folder.path()))?;
-    runtime.block_on(backlog(&folder.path().join("backlog")))
+    if let Some(path) = &args.open {
+        return runtime.block_on(open(path));
+    }
+    for part in &args.parts {
+        let folder = tempfile::tempdir_in(&parent)?;
+        let path = folder.path().join("store");
+        runtime.block_on(async {
+            match part {
+                Part::Appends => appends(folder.path()).await,
+                Part::Backlog => backlog(&path).await,
+                Part::Page => page(&path, args.messages).await,
+                Part::Index => index(&path, args.users, args.messages).await,
+                Part::Scattered => scattered(&path).await,
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// Returns a configuration without limits, which syncs only if `sync` says so.
+fn unbounded(sync: Sync) -> ShardConfig {
+    ShardConfig {
+        accounts_max: usize::MAX,
+        queued_messages_max: u64::MAX,
+        queued_bytes_max: u64::MAX,
+        sync,
+        ..ShardConfig::default()
+    }
 }
 
 /// Durable appends a second, store and plain file in turn.
@@ -86,11 +156,7 @@ struct Load {
 
 impl Load {
     async fn open(path: &Path) -> Result<Self> {
-        let config = ShardConfig {
-            queued_messages_max: u64::MAX,
-            queued_bytes_max: u64::MAX,
-            ..Default::default()
-        };
+        let config = unbounded(Sync::Always);
         let store = Arc::new(ShardStore::on_disk(path, config)?);
         let users = (0..USERS)
             .map(|n| Ok(format!("user{n}").parse()?))
@@ -165,11 +231,7 @@ fn append(to: UserName, send_id: Option<SendId>) -> Append {
 /// Many messages for one user: how long a start takes, and how fast they can
 /// be read.
 async fn backlog(path: &Path) -> Result<()> {
-    let config = ShardConfig {
-        queued_messages_max: u64::MAX,
-        queued_bytes_max: u64::MAX,
-        ..Default::default()
-    };
+    let config = unbounded(Sync::Always);
     let store = ShardStore::on_disk(path, config.clone())?;
     let bob: UserName = "bob".parse()?;
     ensure!(
@@ -223,6 +285,163 @@ async fn drain(store: &ShardStore, account: &Account) -> Result<()> {
         "read and acknowledged {:.0} messages a second",
         count as f64 / started.elapsed().as_secs_f64()
     );
+    Ok(())
+}
+
+/// Creates users, and returns their names.
+async fn create(store: &ShardStore, count: usize) -> Result<Vec<UserName>> {
+    let names = (0..count).map(|n| Ok(format!("user{n}").parse()?));
+    let names = names.collect::<Result<Vec<UserName>>>()?;
+    for group in names.chunks(FILL_GROUP) {
+        let created = group.iter().map(|name| store.create(name, None));
+        futures::future::try_join_all(created).await?;
+    }
+    Ok(names)
+}
+
+/// Stores messages for these users in turn. Returns the number of the last one.
+async fn fill(store: &ShardStore, users: &[UserName], count: u64) -> Result<Sequence> {
+    let (mut users, mut left, mut last) = (users.iter().cycle(), count, Sequence(0));
+    while left > 0 {
+        let size = left.min(FILL_GROUP as u64);
+        let group = users.by_ref().take(size as usize);
+        let sent = group.map(|user| store.append(append(user.clone(), None)));
+        let outcomes = futures::future::try_join_all(sent).await?;
+        if let Some(Outcome::Stored(number)) = outcomes.last() {
+            last = *number;
+        }
+        left -= size;
+    }
+    Ok(last)
+}
+
+/// Many messages of one user: how long a page takes, anywhere among them.
+async fn page(path: &Path, messages: u64) -> Result<()> {
+    let store = ShardStore::on_disk(path, unbounded(Sync::Os))?;
+    let users = create(&store, 1).await?;
+    let first = fill(&store, &users, 1).await?;
+    let last = fill(&store, &users, messages - 1).await?;
+    let account = store.account(users.first().context("a user")?).await?;
+    let account = account.context("the account")?.account;
+    store.close().await?;
+    let store = ShardStore::on_disk(path, unbounded(Sync::Os))?;
+    let times = pages(&store, &account, (first, last), 100).await?;
+    println!("a page of 100 messages out of {messages}: {times}");
+    Ok(())
+}
+
+/// Reads pages, each after another number of a range. Returns the median and the longest
+/// time.
+async fn pages(
+    store: &ShardStore,
+    account: &Account,
+    (first, last): (Sequence, Sequence),
+    messages: usize,
+) -> Result<String> {
+    let limit = ReadLimit {
+        messages,
+        bytes: 1024 * 1024,
+    };
+    let mut times = Vec::new();
+    for number in 0..PAGES {
+        // A step that visits all parts of the range in an irregular order.
+        let place = (number * 617) % PAGES;
+        let after = Position {
+            sequence: Sequence(first.0 + (last.0 - first.0) / (PAGES + 1) * place),
+            ..Position::default()
+        };
+        let started = Instant::now();
+        let page = store.read(account, after, limit).await?;
+        times.push(started.elapsed().as_secs_f64());
+        ensure!(page.messages.len() == messages, "{}", page.messages.len());
+    }
+    let longest = times.iter().copied().fold(0.0, f64::max);
+    let (median, longest) = (1e3 * median(times), 1e3 * longest);
+    Ok(format!("{median:.3} ms, at most {longest:.3} ms"))
+}
+
+/// Many inboxes with a few blocks each: the memory of their index, and the start.
+async fn index(path: &Path, users: usize, messages: u64) -> Result<()> {
+    let store = ShardStore::on_disk(path, unbounded(Sync::Os))?;
+    let users = create(&store, users).await?;
+    store.close().await?;
+    drop(store);
+    println!("{} accounts: {}", users.len(), opened(path)?);
+    let store = ShardStore::on_disk(path, unbounded(Sync::Os))?;
+    fill(&store, &users, messages).await?;
+    println!("filled: {} MiB", resident_mib()?);
+    drop(store);
+    println!("{messages} messages, unclean: {}", opened(path)?);
+    println!("{messages} messages: {}", opened(path)?);
+    Ok(())
+}
+
+/// Opens a store in another process. Returns what it prints.
+fn opened(path: &Path) -> Result<String> {
+    let output = Command::new(std::env::current_exe()?)
+        .arg("--open")
+        .arg(path)
+        .output()?;
+    ensure!(output.status.success(), "{output:?}");
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+async fn open(path: &Path) -> Result<()> {
+    let before = resident_mib()?;
+    let started = Instant::now();
+    let store = ShardStore::on_disk(path, unbounded(Sync::Os))?;
+    let elapsed = started.elapsed();
+    println!("opened in {elapsed:.2?}, {} MiB", resident_mib()? - before);
+    store.close().await?;
+    Ok(())
+}
+
+/// Returns the resident memory of this process.
+fn resident_mib() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1));
+    Ok(kib.context("VmRSS")?.parse::<u64>()? / 1024)
+}
+
+/// Inboxes whose messages were committed one by one: pages before and after the blocks
+/// are merged.
+async fn scattered(path: &Path) -> Result<()> {
+    let store = ShardStore::on_disk(path, unbounded(Sync::Os))?;
+    let users = create(&store, SCATTERED_USERS).await?;
+    for _ in 0..SCATTERED_MESSAGES {
+        fill(&store, &users, SCATTERED_USERS as u64).await?;
+    }
+    println!(
+        "{SCATTERED_USERS} users with {SCATTERED_MESSAGES} messages, each in a block of its own"
+    );
+    let account = store.account(users.last().context("a user")?).await?;
+    let account = account.context("the account")?.account;
+    let limit = ReadLimit {
+        messages: 256,
+        bytes: 1024 * 1024,
+    };
+    for pass in 1..=3 {
+        let (mut after, mut count, mut times) = (Position::default(), 0, Vec::new());
+        loop {
+            let started = Instant::now();
+            let page = store.read(&account, after, limit).await?;
+            times.push(1e3 * started.elapsed().as_secs_f64());
+            count += page.messages.len();
+            after = page.messages.last().map_or(after, |last| last.position);
+            if page.complete {
+                break;
+            }
+        }
+        ensure!(count == SCATTERED_MESSAGES, "read {count}");
+        let first = times.first().copied().unwrap_or_default();
+        println!(
+            "pass {pass}: first page of 256 in {first:.3} ms, median {:.3} ms",
+            median(times)
+        );
+        // The blocks are merged meanwhile.
+        tokio::time::sleep(MERGE_TIME).await;
+    }
     Ok(())
 }
 

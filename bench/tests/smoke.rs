@@ -77,8 +77,12 @@ fn check_all(figures: &[Value], round: &str, check: impl Fn(&Value) -> bool) {
 
 #[test]
 fn online_compares_messages_and_writes_a_report() {
+    // In memory: other tests may hold up the syncs of a disk for longer than a round.
+    let data = tempfile::tempdir_in("/dev/shm").unwrap();
+    let data_flag = format!("--data={}", data.path().display());
     let arguments = [
         "online",
+        &data_flag,
         "--seconds=1",
         "--warm-up=0.05",
         "--rounds=1",

@@ -89,7 +89,7 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
     let rules = arguments.rules();
     let store = arguments
         .store
-        .open(arguments.shard(), rules.text_bytes_max())
+        .open(arguments.shard(), Some(rules.text_bytes_max()))
         .await?;
     check_log_watcher(arguments, &*store).await?;
     check_admins(arguments, &*store).await?;

@@ -366,14 +366,7 @@ impl Harkd {
     /// If the system's table cannot be read.
     #[must_use]
     pub fn processor_time(&self) -> u64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-        let (_, fields) = stat.rsplit_once(") ").expect("the name of the program");
-        fields
-            .split(' ')
-            .skip(11)
-            .take(2)
-            .map(|field| field.parse::<u64>().unwrap())
-            .sum()
+        processor_time(self.pid())
     }
 
     /// Returns the resident memory in bytes, without the pages of its program: their
@@ -396,6 +389,18 @@ impl Harkd {
             .unwrap();
         kib * 1024
     }
+}
+
+/// Returns the CPU time of a process, in hundredths of a second.
+pub(crate) fn processor_time(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(") ").expect("the name of the program");
+    fields
+        .split(' ')
+        .skip(11)
+        .take(2)
+        .map(|field| field.parse::<u64>().unwrap())
+        .sum()
 }
 
 impl Drop for Harkd {

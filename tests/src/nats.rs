@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::harkd::processor_time;
 use crate::network::free_addresses;
 use crate::{FarMachine, own_addresses};
 
@@ -329,6 +330,16 @@ impl Nats {
     /// If it is running.
     pub fn restart(&mut self, node: usize) {
         self.nodes[node].start();
+    }
+
+    /// Returns the CPU time of the running nodes, in hundredths of a second.
+    ///
+    /// # Panics
+    /// If the system's table cannot be read.
+    #[must_use]
+    pub fn processor_time(&self) -> u64 {
+        let running = self.nodes.iter().filter_map(|node| node.process.as_ref());
+        running.map(|process| processor_time(process.id())).sum()
     }
 
     /// Freezes a node, with all its connections open.

@@ -19,10 +19,12 @@ mod registers;
 /// Runs within which a bug must show.
 const SEEDS: u64 = 100;
 
-/// Runs seeds until one fails with the bug, and then runs that seed without it.
+/// Runs seeds until one fails with the bug, and then runs that seed without it. The
+/// search begins at a seed that has found the bug, so that most often no other runs.
 #[track_caller]
-fn check(bug: Bug, run: fn(u64)) {
-    let found = (0..SEEDS).find(|seed| fails_with(Some(bug), || run(*seed)));
+fn check(bug: Bug, first: u64, run: fn(u64)) {
+    let mut seeds = first..first + SEEDS;
+    let found = seeds.find(|seed| fails_with(Some(bug), || run(*seed)));
     println!("{bug:?} is found by seed {found:?}");
     assert!(found.is_some(), "no seed of {SEEDS} finds {bug:?}");
     assert!(
@@ -57,27 +59,27 @@ fn assert_one_leader(cluster: &Cluster) {
 
 #[test]
 fn two_votes_in_a_term_are_found() {
-    check(Bug::VotesTwice, storm);
+    check(Bug::VotesTwice, 14, storm);
 }
 
 #[test]
 fn a_read_without_a_quorum_is_found() {
-    check(Bug::ReadsWithoutQuorum, deposed_leader);
+    check(Bug::ReadsWithoutQuorum, 2, deposed_leader);
 }
 
 #[test]
 fn a_log_lost_in_a_crash_is_found() {
-    check(Bug::ForgetsEntries, storm);
+    check(Bug::ForgetsEntries, 26, storm);
 }
 
 #[test]
 fn a_request_applied_twice_is_found() {
-    check(Bug::AppliesTwice, storm);
+    check(Bug::AppliesTwice, 10, storm);
 }
 
 #[test]
 fn commit_by_counting_former_terms_is_found() {
-    check(Bug::CommitsFormerTerms, former_term);
+    check(Bug::CommitsFormerTerms, 0, former_term);
 }
 
 /// A leader that is cut off is asked for a value after another leader has

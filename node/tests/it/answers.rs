@@ -266,29 +266,6 @@ fn only_the_first_answer_is_sent() {
 }
 
 #[test]
-fn requests_are_refused_with_11_while_too_many_tasks_wait() {
-    const TASKS_MAX: usize = 1 << 20;
-    let mut driven = Driven::<()>::new(|node| {
-        echo(node);
-        node.receive("fill", async |node: Node<()>, _: Ask| {
-            for _ in 0..TASKS_MAX {
-                let sleep = node.sleep(ms(10));
-                node.spawn(sleep);
-            }
-        });
-    });
-    assert_eq!(driven.ask("c1", &json!({"type": "fill"})), []);
-    let out = driven.ask("c1", &json!({"type": "echo", "msg_id": 1, "echo": 1}));
-    assert_eq!(
-        out,
-        named("c1", error(11, "too many requests are under way", 1))
-    );
-    driven.pass(ms(10));
-    driven.is_at_rest();
-    driven.is_well();
-}
-
-#[test]
 fn a_second_handler_of_a_type_takes_the_place_of_the_first() {
     let mut driven = Driven::<()>::new(|node| {
         node.handle("echo", async |_, _: Ask| {
@@ -297,4 +274,31 @@ fn a_second_handler_of_a_type_takes_the_place_of_the_first() {
         echo(node);
     });
     driven.is_well();
+}
+
+mod long {
+    use super::*;
+
+    #[test]
+    fn requests_are_refused_with_11_while_too_many_tasks_wait() {
+        const TASKS_MAX: usize = 1 << 20;
+        let mut driven = Driven::<()>::new(|node| {
+            echo(node);
+            node.receive("fill", async |node: Node<()>, _: Ask| {
+                for _ in 0..TASKS_MAX {
+                    let sleep = node.sleep(ms(10));
+                    node.spawn(sleep);
+                }
+            });
+        });
+        assert_eq!(driven.ask("c1", &json!({"type": "fill"})), []);
+        let out = driven.ask("c1", &json!({"type": "echo", "msg_id": 1, "echo": 1}));
+        assert_eq!(
+            out,
+            named("c1", error(11, "too many requests are under way", 1))
+        );
+        driven.pass(ms(10));
+        driven.is_at_rest();
+        driven.is_well();
+    }
 }

@@ -411,45 +411,6 @@ fn many_calls_that_time_out_leave_nothing_behind() {
     driven.is_at_rest();
 }
 
-#[test]
-fn calls_beyond_the_bound_are_refused_with_11() {
-    const CALLS_MAX: usize = 1 << 20;
-    let mut driven = Driven::<()>::new(|node| {
-        echo(node);
-        node.handle(
-            "fill",
-            async |node: Node<()>, _: Ask| -> Result<(), Error> {
-                loop {
-                    node.rpc("n2", "ask", &(), |_, _| ())?;
-                }
-            },
-        );
-        node.handle("call", async |node: Node<()>, _: Ask| {
-            node.call("n2", "ask", &()).await.map(attempts)
-        });
-    });
-    let out = driven.take(line("c1", &json!({"type": "fill", "msg_id": 1})));
-    assert_eq!(
-        (out.lines().count(), driven.machine.pending()),
-        (CALLS_MAX + 1, CALLS_MAX)
-    );
-    let refusal = out.lines().next_back().unwrap();
-    assert_eq!(only_code(&parsed(&format!("{refusal}\n"))), 11);
-    assert_eq!(
-        only_code(&driven.ask("c1", &json!({"type": "call", "msg_id": 1}))),
-        11
-    );
-    driven.is_well();
-    assert_eq!(driven.pass(RPC_TIMEOUT), []);
-    driven.is_at_rest();
-    assert_eq!(
-        driven
-            .ask("c1", &json!({"type": "call", "msg_id": 1}))
-            .len(),
-        1
-    );
-}
-
 #[derive(Deserialize)]
 struct Forward {
     body: Json,
@@ -505,4 +466,47 @@ fn a_reply_that_is_not_as_expected_is_error_13() {
     });
     driven.ask("c1", &json!({"type": "call", "msg_id": 1}));
     assert_eq!(only_code(&driven.ask("n2", &reply(1))), 13);
+}
+
+mod long {
+    use super::*;
+
+    #[test]
+    fn calls_beyond_the_bound_are_refused_with_11() {
+        const CALLS_MAX: usize = 1 << 20;
+        let mut driven = Driven::<()>::new(|node| {
+            echo(node);
+            node.handle(
+                "fill",
+                async |node: Node<()>, _: Ask| -> Result<(), Error> {
+                    loop {
+                        node.rpc("n2", "ask", &(), |_, _| ())?;
+                    }
+                },
+            );
+            node.handle("call", async |node: Node<()>, _: Ask| {
+                node.call("n2", "ask", &()).await.map(attempts)
+            });
+        });
+        let out = driven.take(line("c1", &json!({"type": "fill", "msg_id": 1})));
+        assert_eq!(
+            (out.lines().count(), driven.machine.pending()),
+            (CALLS_MAX + 1, CALLS_MAX)
+        );
+        let refusal = out.lines().next_back().unwrap();
+        assert_eq!(only_code(&parsed(&format!("{refusal}\n"))), 11);
+        assert_eq!(
+            only_code(&driven.ask("c1", &json!({"type": "call", "msg_id": 1}))),
+            11
+        );
+        driven.is_well();
+        assert_eq!(driven.pass(RPC_TIMEOUT), []);
+        driven.is_at_rest();
+        assert_eq!(
+            driven
+                .ask("c1", &json!({"type": "call", "msg_id": 1}))
+                .len(),
+            1
+        );
+    }
 }

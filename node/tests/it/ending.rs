@@ -174,21 +174,6 @@ fn a_last_line_counts_without_its_end() {
     assert_eq!(out.lines().count(), 2);
 }
 
-#[test]
-fn a_line_of_32_mib_is_answered() {
-    let long = "x".repeat(32 * 1024 * 1024);
-    let out = run(&[
-        INIT.to_owned(),
-        line("c1", &json!({"type": "echo", "msg_id": 1, "echo": long})),
-        line("c1", &json!({"type": "echo", "msg_id": 2, "echo": "short"})),
-    ]);
-    let [_, (_, first), (_, second)] = &*parsed(&out) else {
-        panic!("not three lines")
-    };
-    assert!(first["echo"] == json!(long));
-    assert_eq!(second["echo"], "short");
-}
-
 /// An input that goes on for as long as the test wants.
 struct Typed(Receiver<Vec<u8>>);
 
@@ -378,4 +363,23 @@ fn a_panic_at_the_end_is_answered() {
     driven.end();
     assert_eq!(crate::harness::only_code(&driven.pass(ms(1))), 13);
     assert_eq!(*log.borrow(), ["awake"]);
+}
+
+mod long {
+    use super::*;
+
+    #[test]
+    fn a_line_of_32_mib_is_answered() {
+        let long = "x".repeat(32 * 1024 * 1024);
+        let out = run(&[
+            INIT.to_owned(),
+            line("c1", &json!({"type": "echo", "msg_id": 1, "echo": long})),
+            line("c1", &json!({"type": "echo", "msg_id": 2, "echo": "short"})),
+        ]);
+        let [_, (_, first), (_, second)] = &*parsed(&out) else {
+            panic!("not three lines")
+        };
+        assert!(first["echo"] == json!(long));
+        assert_eq!(second["echo"], "short");
+    }
 }

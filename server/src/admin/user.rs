@@ -45,7 +45,7 @@ async fn execute(place: &StoreArgs, arguments: UserArgs) -> anyhow::Result<()> {
     }
     // Prompts for the password before it locks the store.
     let action = Prepared::new(arguments.action)?;
-    let store = place.open(ShardConfig::default(), 0).await?;
+    let store = place.open(ShardConfig::default(), None).await?;
     let done = action.execute(&*store).await;
     let closed = store.close().await;
     done?;

@@ -80,7 +80,9 @@ impl Appender {
 
     /// Returns the request again if it was not answered for a while.
     pub(super) fn repeat(&mut self, now: Duration) -> Option<LogRequest> {
-        if now.saturating_sub(self.asked_at) < timing::LOG_RETRY {
+        let wait = self.asked_at.saturating_sub(self.begun);
+        let wait = wait.clamp(timing::LOG_RETRY, timing::APPEND_RETRY_MAX);
+        if now.saturating_sub(self.asked_at) < wait {
             return None;
         }
         self.asked_at = now;
@@ -201,5 +203,9 @@ mod tests {
             matches!(again, Some(LogRequest::Append { id: 3, after: Some(7), bytes }) if bytes == "mine")
         );
         assert!(appender.repeat(Duration::from_millis(1500)).is_none());
+        let repeats =
+            (6..120).filter(|tick| appender.repeat(Duration::from_millis(250 * tick)).is_some());
+        let repeats: Vec<_> = repeats.map(|tick| tick / 4).collect();
+        assert_eq!(repeats[..4], [2, 4, 8, 12]);
     }
 }

@@ -1,8 +1,6 @@
 //! Assignment: the shard of a name, and the preference order of servers as owners of a
 //! shard. Both depend only on hashes, so all servers agree.
 
-use std::cmp::Reverse;
-
 use hark_protocol::UserName;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -20,15 +18,21 @@ pub(super) fn rank(
     server: ServerId,
     servers: impl Iterator<Item = ServerId>,
 ) -> u32 {
-    let weight = |server: ServerId| {
-        (
-            xxh3_64_with_seed(&server.0.to_le_bytes(), shard.into()),
-            server,
-        )
-    };
-    servers
-        .filter(|other| Reverse(weight(*other)) < Reverse(weight(server)))
-        .count() as u32
+    let own = weight(shard, server);
+    servers.filter(|other| weight(shard, *other) > own).count() as u32
+}
+
+/// Returns the most preferred of these servers as the owner of a shard.
+pub(super) fn preferred(
+    shard: ShardId,
+    servers: impl Iterator<Item = ServerId>,
+) -> Option<ServerId> {
+    servers.max_by_key(|server| weight(shard, *server))
+}
+
+fn weight(shard: ShardId, server: ServerId) -> (u64, ServerId) {
+    let hash = xxh3_64_with_seed(&server.0.to_le_bytes(), shard.into());
+    (hash, server)
 }
 
 #[cfg(test)]
@@ -42,6 +46,7 @@ mod tests {
             let all = || servers.iter().copied().map(ServerId);
             all()
                 .find(|server| rank(shard, *server, all()) == 0)
+                .inspect(|server| assert_eq!(preferred(shard, all()), Some(*server)))
                 .unwrap()
                 .0
         };

@@ -29,10 +29,18 @@ pub(super) enum Bug {
     NoGenerations,
     /// An account is deleted before other servers have ended its connections.
     DeleteBeforeConfirmed,
+    /// An owner does not wait for the servers that may be registered with the former one.
+    FormerServersForgotten,
+    /// A server acts as an account for as long as its flow is open.
+    NoProof,
+    /// A lost server lapses before its last proof has expired.
+    ShortLinger,
+    /// After a release, commands are sent to the next owner although answers are missing.
+    MissingAnswersIgnored,
     /// A merged page of names extends beyond the incomplete page of a shard.
     ListPastIncomplete,
-    /// The sends of a session to several shards are in flight at the same time.
-    SendsOvertake,
+    /// The client learns of an undecided send while later ones are in flight.
+    UnavailableAtOnce,
     /// The opening of a session is announced once.
     AnnouncedOnce,
 }

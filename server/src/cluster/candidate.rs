@@ -280,6 +280,7 @@ impl Candidate {
             sequence: if is_conditional { next } else { 0 },
             previous: 0,
             snapshot: self.replay.snapshot(),
+            servers: Vec::new(),
             content: Content::Claim {
                 format: self.config.newest_format,
             },

@@ -8,6 +8,7 @@
 
 use bytes::Bytes;
 
+use super::ServerId;
 use super::bugs::{Bug, is_planted};
 use super::entry::{Claim, Content, Entry, Index, NoEntry, OLDEST_FORMAT, checksum};
 use crate::log::Frame;
@@ -27,6 +28,8 @@ pub(super) struct Chain {
     format: u8,
     /// The newest format that this server reads.
     newest: u8,
+    /// The servers that the last counting entry names.
+    servers: Vec<ServerId>,
 }
 
 /// The meaning of a message.
@@ -59,12 +62,18 @@ impl Chain {
             checksum: 0,
             format,
             newest,
+            servers: Vec::new(),
         }
     }
 
     /// Returns the newest format of an entry so far.
     pub(super) const fn format(&self) -> u8 {
         self.format
+    }
+
+    /// Returns the servers that may act as accounts of the shard.
+    pub(super) fn servers(&self) -> &[ServerId] {
+        &self.servers
     }
 
     /// Returns the sequence of the last message that was read.
@@ -97,6 +106,7 @@ impl Chain {
             commit,
             sequence,
             previous,
+            servers,
             content,
             ..
         } = entry;
@@ -108,27 +118,18 @@ impl Chain {
                 if self.claim.is_some_and(|current| current.id == claim.id) {
                     return Taken::Skipped;
                 }
-                let claim = Claim {
+                self.claim = Some(Claim {
                     sequence: self.last,
                     id: claim.id,
-                };
-                *self = Self {
-                    claim: Some(claim),
-                    commit: 0,
-                    checksum,
-                    ..*self
-                };
+                });
+                (self.commit, self.checksum) = (0, checksum);
                 Taken::Claimed
             }
             Content::Frame(frame)
                 if self.is_beginning() && frame.checkpoint.is_some_and(|part| part.is_first) =>
             {
-                *self = Self {
-                    claim: Some(claim),
-                    commit,
-                    checksum,
-                    ..*self
-                };
+                self.claim = Some(claim);
+                self.count(commit, checksum, servers);
                 Taken::Committed(frame)
             }
             Content::Frame(frame)
@@ -143,15 +144,16 @@ impl Chain {
                 Taken::Skipped
             }
             Content::Frame(frame) => {
-                (self.commit, self.checksum) = (commit, checksum);
+                self.count(commit, checksum, servers);
                 Taken::Committed(frame)
             }
             Content::Release => {
-                (self.claim, self.checksum) = (None, checksum);
+                self.count(commit, checksum, servers);
+                self.claim = None;
                 Taken::Released
             }
             Content::Index(index) => {
-                (self.commit, self.checksum) = (commit, checksum);
+                self.count(commit, checksum, servers);
                 Taken::Indexed(index)
             }
             Content::Claim { .. } => Taken::Skipped,
@@ -159,8 +161,13 @@ impl Chain {
     }
 
     /// Returns the next entry of the current claim; `None` without a claim. `snapshot` is the
-    /// first sequence of the newest complete snapshot.
-    pub(super) fn next(&self, content: Content, snapshot: u64) -> Option<Entry> {
+    /// first sequence of the newest complete snapshot, and `servers` may act as accounts.
+    pub(super) fn next(
+        &self,
+        content: Content,
+        snapshot: u64,
+        servers: Vec<ServerId>,
+    ) -> Option<Entry> {
         let (claim, sequence, format) = (self.claim?, self.last + 1, self.format);
         let (commit, previous) = (self.commit + 1, self.checksum);
         Some(Entry {
@@ -170,17 +177,22 @@ impl Chain {
             sequence,
             previous,
             snapshot,
+            servers,
             content,
         })
     }
 
     /// Advances past the entry returned by [`Self::next`], which is now stored.
-    pub(super) fn advance(&mut self, encoded: &Bytes) {
-        (self.last, self.commit, self.checksum) =
-            (self.last + 1, self.commit + 1, checksum(encoded));
+    pub(super) fn advance(&mut self, encoded: &Bytes, servers: Vec<ServerId>) {
+        self.last += 1;
+        self.count(self.commit + 1, checksum(encoded), servers);
         self.format = encoded
             .first()
             .map_or(self.format, |format| self.format.max(*format));
+    }
+
+    fn count(&mut self, commit: u64, checksum: u64, servers: Vec<ServerId>) {
+        (self.commit, self.checksum, self.servers) = (commit, checksum, servers);
     }
 
     /// Returns whether the message is the first one of a purged stream.
@@ -197,9 +209,10 @@ impl Chain {
 mod tests {
     use xxhash_rust::xxh3::xxh3_64;
 
-    use super::super::ServerId;
     use super::super::entry::ClaimId;
     use super::*;
+
+    const SERVERS: [ServerId; 2] = [ServerId(3), ServerId(4)];
 
     fn claim(server: u64, sequence: u64) -> Bytes {
         let claim = Claim {
@@ -217,6 +230,7 @@ mod tests {
             sequence,
             previous: 0,
             snapshot: 0,
+            servers: Vec::new(),
             content,
         }
         .encode()
@@ -224,7 +238,7 @@ mod tests {
 
     fn frame(chain: &Chain) -> Bytes {
         chain
-            .next(Content::Frame(Frame::default()), 0)
+            .next(Content::Frame(Frame::default()), 0, SERVERS.into())
             .unwrap()
             .encode()
     }
@@ -284,13 +298,16 @@ mod tests {
         let mut owner = reader.clone();
         for _ in 0..3 {
             let bytes = frame(&owner);
-            owner.advance(&bytes);
+            owner.advance(&bytes, SERVERS.into());
             check(&mut reader, &bytes, true);
             assert_eq!(reader, owner);
         }
-        let release = owner.next(Content::Release, 0).unwrap().encode();
+        let release = owner
+            .next(Content::Release, 0, Vec::new())
+            .unwrap()
+            .encode();
         check(&mut reader, &release, true);
-        assert_eq!(reader.claim(), None);
+        assert_eq!((reader.claim(), reader.servers()), (None, &[][..]));
         check(&mut reader, &frame(&owner), false);
     }
 }

@@ -105,14 +105,15 @@ macro_rules! variants {
 variants! {
     Message {
         1 => Heartbeat(shard, claim),
-        2 => Released(shard, claim),
+        2 => Released(shard, claim, to),
         3 => Up(shard, flow, up),
         4 => Down(shard, flow, down),
         5 => Sessions(server, sessions),
-        6 => Present(server, format)
+        6 => Present(server, format),
+        7 => Leaving(server)
     }
-    Up { 1 => Open, 2 => Packet(packet), 3 => End }
-    Down { 1 => Opened(clock), 2 => Packet(packet, clock), 3 => End }
+    Up { 1 => Open, 2 => Packet(packet, sent_at), 3 => End }
+    Down { 1 => Opened(clock), 2 => Packet(packet, clock, proven), 3 => End, 4 => Released(sent) }
     Request {
         1 => Create(name, password),
         2 => SetPassword { account, old, new },
@@ -622,13 +623,14 @@ mod tests {
         };
         vec![
             Message::Heartbeat(1, claim),
-            Message::Released(2, claim),
+            Message::Released(2, claim, None),
+            Message::Released(2, claim, Some(ServerId(7))),
             Message::Up(3, flow, Up::Open),
             Message::Up(3, flow, Up::End),
-            Message::Up(3, flow, Up::Packet(up)),
+            Message::Up(3, flow, Up::Packet(up, Duration::from_secs(7))),
             Message::Down(3, flow, Down::Opened(clock)),
             Message::Down(3, flow, Down::End),
-            Message::Down(3, flow, Down::Packet(down, clock)),
+            Message::Down(3, flow, Down::Packet(down, clock, Duration::from_secs(8))),
             Message::Sessions(ServerId(4), vec!["s".parse().unwrap()]),
             Message::Present(ServerId(4), 1),
         ]

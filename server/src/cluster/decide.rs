@@ -69,7 +69,7 @@ impl Owner {
             Request::SetPassword { account, old, new } => {
                 Answer::Flag(ledger.set_password(&account, old.as_ref(), new, changes))
             }
-            Request::Delete(account) => return self.delete(flow, id, account, now, released),
+            Request::Delete(account) => return self.delete(flow, id, account, released),
             Request::LookUp(name) => Answer::Account(ledger.account(&name)),
             Request::Names { after, limit } => {
                 return released.lists.push(List {
@@ -127,23 +127,17 @@ impl Owner {
                 return self.identities.unregister(&account, flow.server);
             }
             Request::Acknowledge(account, position) => {
-                return ledger.acknowledge(&account, NAMELESS, position, changes);
+                ledger.acknowledge(&account, NAMELESS, position, changes);
+                Answer::Flag(true)
             }
         };
         released.events.push((flow, Event::Answer(id, answer)));
     }
 
     /// Deletes an account, or parks the deletion until no connection acts as the account.
-    fn delete(
-        &mut self,
-        flow: FlowId,
-        id: u64,
-        account: Account,
-        now: Now,
-        released: &mut Released,
-    ) {
+    fn delete(&mut self, flow: FlowId, id: u64, account: Account, released: &mut Released) {
         let is_alive = self.ledger.positions(&account).is_some();
-        if is_alive && !self.identities.is_free(&account, now.running) {
+        if is_alive && !self.identities.is_free(&account) {
             for server in self.identities.servers(&account) {
                 if let Some(flow) = self.flows.get(&server) {
                     released

@@ -8,6 +8,7 @@
 //! | 1 | format, from [`OLDEST_FORMAT`] to [`NEWEST_FORMAT`] |
 //! | 1 | kind: 0 claim, 1 frame, 2 release, 3 index |
 //! | 8 × 7 | claim: server, number, sequence (of a claim itself: 0); commit number; sequence that the entry counts at (0: at any); checksum of the entry before; first sequence of the newest complete snapshot (0: none) |
+//! | 2 + 8 × n | the number of the servers that may act as accounts of the shard, and their ids |
 //! | claim | 1: the newest format that its server reads |
 //! | frame | 1: checkpoint part (0 none, else 1 + 2 if first + 4 if last); 4: length of the records; records; 4: number of blocks; for each: inbox, first, last (8 each), 4: length, payload |
 //! | index | 4: number of stretches; for each: first, bytes (8 each); 4: number of blocks; for each: inbox, first, last, sequence (8 each), 4: length |
@@ -27,6 +28,9 @@ pub(super) const NEWEST_FORMAT: u8 = 1;
 /// Bytes of an entry before its content.
 const HEAD_BYTES: usize = 2 + 7 * 8;
 const CHECKSUM_BYTES: usize = 8;
+
+/// Maximum servers that an entry names.
+pub(super) const SERVERS_MAX: usize = 256;
 
 mod kind {
     pub(super) const CLAIM: u8 = 0;
@@ -84,6 +88,9 @@ pub(super) struct Entry {
     /// The first sequence of the newest complete snapshot: a replay may begin there, unless
     /// a later snapshot has replaced it. 0 if there is none.
     pub(super) snapshot: u64,
+    /// The servers that may act as accounts of the shard: the next owner waits for them
+    /// before it deletes one. Empty in a claim, which leaves them as they are.
+    pub(super) servers: Vec<ServerId>,
     /// The content.
     pub(super) content: Content,
 }
@@ -167,6 +174,10 @@ impl Entry {
         ] {
             to.put_u64_le(number);
         }
+        to.put_u16_le(self.servers.len() as u16);
+        self.servers
+            .iter()
+            .for_each(|server| to.put_u64_le(server.0));
         match &self.content {
             Content::Claim { format } => to.push(*format),
             Content::Frame(frame) => put_frame(&mut to, frame),
@@ -209,6 +220,7 @@ impl Entry {
             server: ServerId(server),
             number,
         };
+        let servers = take_servers(&mut rest)?;
         let content = match kind {
             kind::CLAIM => Content::Claim {
                 format: rest.try_get_u8().map_err(|_| Malformed)?,
@@ -233,6 +245,7 @@ impl Entry {
                 sequence,
                 previous,
                 snapshot,
+                servers,
                 content,
             },
             checksum,
@@ -246,6 +259,12 @@ pub(super) fn checksum(encoded: &Bytes) -> u64 {
         .len()
         .checked_sub(CHECKSUM_BYTES)
         .map_or(0, |length| encoded.slice(length..).get_u64_le())
+}
+
+fn take_servers(rest: &mut Bytes) -> Result<Vec<ServerId>, Malformed> {
+    let count = rest.try_get_u16_le().map_err(|_| Malformed)?;
+    let server = |_| Ok(ServerId(rest.try_get_u64_le().map_err(|_| Malformed)?));
+    (0..count).map(server).collect()
 }
 
 fn put_frame(to: &mut Vec<u8>, frame: &Frame) {
@@ -285,6 +304,7 @@ fn take_frame(rest: &mut Bytes) -> Result<Frame, Malformed> {
     Ok(Frame {
         records,
         blocks: blocks?,
+        merged: Vec::new(),
         checkpoint,
     })
 }
@@ -395,12 +415,12 @@ mod tests {
             Content::Frame(Frame {
                 records: b"records".to_vec(),
                 blocks: vec![block(1), block(9)],
-                checkpoint: None,
+                ..Frame::default()
             }),
             Content::Frame(Frame {
-                records: Vec::new(),
                 blocks: vec![block(5)],
                 checkpoint: Some(part),
+                ..Frame::default()
             }),
             Content::Index(Index {
                 stretches: vec![Stretch {
@@ -426,6 +446,7 @@ mod tests {
             sequence: 20,
             previous: 77,
             snapshot: 3,
+            servers: vec![ServerId(5), ServerId(7)],
             content,
         };
         contents.map(entry).into()
@@ -457,7 +478,7 @@ mod tests {
         #[test]
         fn any_content_under_a_right_checksum_never_panics(content in proptest::collection::vec(any::<u8>(), 0..200)) {
             let mut bytes = vec![NEWEST_FORMAT, kind::FRAME];
-            bytes.extend_from_slice(&[0; 56]);
+            bytes.extend_from_slice(&[0; 58]);
             bytes.extend_from_slice(&content);
             bytes.put_u64_le(xxh3_64(&bytes));
             if let Ok((entry, _)) = Entry::decode(&bytes.clone().into(), 1) {

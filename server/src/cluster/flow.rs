@@ -54,6 +54,20 @@ pub(super) struct Flow {
     heard_at: Duration,
     sent_at: Duration,
     window_bytes: u64,
+    proof: Proof,
+}
+
+/// The time of a server, at an owner, at which that one was certainly the owner: an append
+/// that was stored later on was built after a packet that the server sent at that time.
+/// It depends on neither the owner's clock nor the duration of a delivery.
+#[derive(Debug, Clone, Copy)]
+struct Proof {
+    /// The time of the server's last packet.
+    heard: Duration,
+    /// The same, when the append in flight was built.
+    building: Duration,
+    /// The same, of the last append that is stored.
+    proven: Duration,
 }
 
 /// A packet of the flow is missing.
@@ -73,6 +87,11 @@ impl Flow {
             heard_at: now,
             sent_at: now,
             window_bytes,
+            proof: Proof {
+                heard: Duration::ZERO,
+                building: Duration::ZERO,
+                proven: Duration::ZERO,
+            },
         }
     }
 
@@ -84,6 +103,16 @@ impl Flow {
     /// Returns whether any credit is left. The last packet may exceed it.
     pub(super) const fn has_credit(&self) -> bool {
         self.sent_bytes < self.credit
+    }
+
+    /// Returns the number of the last packet sent.
+    pub(super) const fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Returns the number of the last packet received.
+    pub(super) const fn taken(&self) -> u64 {
+        self.taken
     }
 
     /// Returns a packet with these items.
@@ -147,14 +176,44 @@ impl Flow {
         Ok(items)
     }
 
+    /// Records a packet of the other end that is not taken.
+    pub(super) const fn heard(&mut self, now: Duration) {
+        self.heard_at = now;
+    }
+
+    /// Records the time of the other end at which it sent a packet that was taken.
+    pub(super) fn sent_at(&mut self, time: Duration) {
+        self.proof.heard = self.proof.heard.max(time);
+    }
+
+    /// Records that an append is built.
+    pub(super) const fn append_built(&mut self) {
+        self.proof.building = self.proof.heard;
+    }
+
+    /// Records that the append is stored.
+    pub(super) const fn append_stored(&mut self) {
+        self.proof.proven = self.proof.building;
+    }
+
+    /// Returns the time of the other end at which this end was certainly the owner.
+    pub(super) const fn proven(&self) -> Duration {
+        self.proof.proven
+    }
+
     /// Grants credit for items that have been processed.
     pub(super) const fn processed(&mut self, bytes: u64) {
         self.processed_bytes += bytes;
     }
 
+    /// Returns the time since the last packet of the other end.
+    pub(super) fn silence(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.heard_at)
+    }
+
     /// Returns whether the other end has exceeded the longest silence of a flow.
     pub(super) fn is_silent(&self, now: Duration) -> bool {
-        now.saturating_sub(self.heard_at) >= timing::FLOW_SILENCE
+        self.silence(now) >= timing::FLOW_SILENCE
     }
 }
 
@@ -230,6 +289,6 @@ mod tests {
             .take(receiver.heartbeat::<u8>(9 * SECOND).unwrap(), 9 * SECOND)
             .unwrap();
         assert!(sender.has_credit());
-        assert!(!sender.is_silent(38 * SECOND) && sender.is_silent(39 * SECOND));
+        assert!(!sender.is_silent(16 * SECOND) && sender.is_silent(17 * SECOND));
     }
 }

@@ -2,15 +2,17 @@
 //! account's owner. An account is deleted once no server has any, so that no
 //! connection acts as an account whose end another client knows.
 //!
-//! A server may act as an account while it receives the flow in which it registered. If
-//! the owner ends that flow, the server may learn of it late, or never if its clocks
-//! stand still. So it counts as registered until its flows to all other shards have ended
-//! as well. For the same reason, a new owner waits this long after a takeover.
+//! A server acts as an account only by a registration in a flow to the owner. Every entry
+//! of the stream names the servers that have a flow, so the next owner knows them as well;
+//! an answer to a registration is released by an entry that names its server. A server
+//! whose flow has ended without its knowledge may act for a while longer: see
+//! [`timing::IDENTITY_LINGER`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::bugs::{Bug, is_planted};
+use super::entry::SERVERS_MAX;
 use super::flow::FlowId;
 use super::message::Command;
 use super::{ServerId, timing};
@@ -19,12 +21,22 @@ use crate::store::Account;
 /// The registered servers of each account, and the deletions that wait for them.
 #[derive(Debug)]
 pub(super) struct Identities {
-    /// Registered servers by incarnation, with the time when the server's flow was lost,
-    /// if it was.
-    servers: HashMap<u64, BTreeMap<ServerId, Option<Duration>>>,
-    /// Until this time, servers may be registered with a former owner.
-    former_until: Duration,
+    /// Registered servers, by incarnation.
+    registered: HashMap<u64, BTreeSet<ServerId>>,
+    /// The servers that may act as accounts.
+    servers: BTreeMap<ServerId, Standing>,
     parked: Vec<Parked>,
+}
+
+/// The flow of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// It is open.
+    Open,
+    /// It has ended, and the server may not know.
+    Lost { flow: FlowId, at: Duration },
+    /// It led to a former owner, which knew the registrations.
+    Former { since: Duration },
 }
 
 /// A parked deletion.
@@ -36,15 +48,73 @@ pub(super) struct Parked {
 }
 
 impl Identities {
-    /// Returns identities without registrations. `took_over_at` is the time of the
-    /// takeover, if there was another owner before.
-    pub(super) fn new(took_over_at: Option<Duration>) -> Self {
-        let former_until = took_over_at.map_or(Duration::ZERO, |at| at + timing::IDENTITY_LINGER);
+    /// Returns identities without registrations, for an owner that claimed the shard at
+    /// `now`. `former` are the servers that may have registrations with the former owner.
+    pub(super) fn new(former: &[ServerId], now: Duration) -> Self {
+        let former = former
+            .iter()
+            .filter(|_| !is_planted(Bug::FormerServersForgotten));
+        let servers = former.map(|server| (*server, Standing::Former { since: now }));
         Self {
-            servers: HashMap::new(),
-            former_until,
+            registered: HashMap::new(),
+            servers: servers.collect(),
             parked: Vec::new(),
         }
+    }
+
+    /// Returns whether there is room for a server.
+    pub(super) fn has_room_for(&self, server: ServerId) -> bool {
+        self.servers.len() < SERVERS_MAX || self.servers.contains_key(&server)
+    }
+
+    /// Returns the servers that may act as accounts.
+    pub(super) fn names(&self) -> Vec<ServerId> {
+        self.servers.keys().copied().collect()
+    }
+
+    /// Records a newly opened flow of a server: earlier registrations of the server have
+    /// ended.
+    pub(super) fn opened(&mut self, server: ServerId) {
+        self.left(server);
+        self.servers.insert(server, Standing::Open);
+    }
+
+    /// Records that a server has ended a flow, if it was the latest one.
+    pub(super) fn ended(&mut self, flow: FlowId) {
+        if matches!(self.servers.get(&flow.server), Some(Standing::Lost { flow: lost, .. }) if *lost == flow)
+        {
+            self.left(flow.server);
+        }
+    }
+
+    /// Removes a server that knows that its flow has ended.
+    pub(super) fn left(&mut self, server: ServerId) {
+        self.servers.remove(&server);
+        self.registered.retain(|_, servers| {
+            servers.remove(&server);
+            !servers.is_empty()
+        });
+    }
+
+    /// Records the end of a flow of which its server may not know.
+    pub(super) fn lost(&mut self, flow: FlowId, now: Duration) {
+        let lost = Standing::Lost { flow, at: now };
+        self.servers.insert(flow.server, lost);
+    }
+
+    /// Removes the servers that cannot act as an account any more.
+    pub(super) fn sweep(&mut self, now: Duration) {
+        let linger = match is_planted(Bug::ShortLinger) {
+            true => timing::IDENTITY_PROOF.saturating_sub(timing::FLOW_SILENCE),
+            false => timing::IDENTITY_LINGER,
+        };
+        let has_lapsed = |standing: &Standing| match standing {
+            Standing::Open => false,
+            Standing::Lost { at, .. } | Standing::Former { since: at } => now >= *at + linger,
+        };
+        let lapsed = self.servers.iter().filter(|(_, of)| has_lapsed(of));
+        let lapsed: Vec<_> = lapsed.map(|(server, _)| *server).collect();
+        lapsed.into_iter().for_each(|server| self.left(server));
     }
 
     /// Registers a server. Returns false if a deletion of the account is pending.
@@ -52,59 +122,36 @@ impl Identities {
         if self.parked.iter().any(|parked| parked.account == *account) {
             return false;
         }
-        self.servers
+        self.registered
             .entry(account.incarnation)
             .or_default()
-            .insert(server, None);
+            .insert(server);
         true
     }
 
     /// Removes a server from an account.
     pub(super) fn unregister(&mut self, account: &Account, server: ServerId) {
-        if let Some(servers) = self.servers.get_mut(&account.incarnation) {
+        if let Some(servers) = self.registered.get_mut(&account.incarnation) {
             servers.remove(&server);
             if servers.is_empty() {
-                self.servers.remove(&account.incarnation);
+                self.registered.remove(&account.incarnation);
             }
         }
     }
 
-    /// Removes a server that knows that its flow has ended.
-    pub(super) fn server_left(&mut self, server: ServerId) {
-        self.servers.retain(|_, servers| {
-            servers.remove(&server);
-            !servers.is_empty()
-        });
-    }
-
-    /// Records the end of a server's flow of which the server may not know.
-    pub(super) fn server_lost(&mut self, server: ServerId, now: Duration) {
-        for lost_at in self
-            .servers
-            .values_mut()
-            .filter_map(|servers| servers.get_mut(&server))
-        {
-            lost_at.get_or_insert(now);
-        }
-    }
-
     /// Returns whether no connection acts as an account.
-    pub(super) fn is_free(&self, account: &Account, now: Duration) -> bool {
-        let has_lapsed = |lost_at: &Option<Duration>| {
-            lost_at.is_some_and(|at| now >= at + timing::IDENTITY_LINGER)
-        };
-        let servers = self.servers.get(&account.incarnation);
-        let is_free = now >= self.former_until
-            && servers.is_none_or(|servers| servers.values().all(has_lapsed));
+    pub(super) fn is_free(&self, account: &Account) -> bool {
+        let is_former = |standing: &Standing| matches!(standing, Standing::Former { .. });
+        let is_free = !self.registered.contains_key(&account.incarnation)
+            && !self.servers.values().any(is_former);
         is_free || is_planted(Bug::DeleteBeforeConfirmed)
     }
 
     /// Returns the reachable servers with connections that act as an account.
     pub(super) fn servers(&self, account: &Account) -> impl Iterator<Item = ServerId> {
-        let servers = self.servers.get(&account.incarnation).into_iter().flatten();
-        servers
-            .filter(|(_, lost_at)| lost_at.is_none())
-            .map(|(server, _)| *server)
+        let registered = self.registered.get(&account.incarnation);
+        let is_open = |server: &ServerId| matches!(self.servers.get(server), Some(Standing::Open));
+        registered.into_iter().flatten().copied().filter(is_open)
     }
 
     /// Parks a deletion.
@@ -112,12 +159,17 @@ impl Identities {
         self.parked.push(parked);
     }
 
+    /// Returns whether a deletion is parked.
+    pub(super) const fn has_parked(&self) -> bool {
+        !self.parked.is_empty()
+    }
+
     /// Takes the parked deletions that can proceed.
-    pub(super) fn take_ready(&mut self, now: Duration) -> Vec<Parked> {
+    pub(super) fn take_ready(&mut self) -> Vec<Parked> {
         let parked = std::mem::take(&mut self.parked);
         let (ready, parked) = parked
             .into_iter()
-            .partition(|parked| self.is_free(&parked.account, now));
+            .partition(|parked| self.is_free(&parked.account));
         self.parked = parked;
         ready
     }

@@ -3,9 +3,9 @@
 //!
 //! If a flow ends, changes that the owner may have taken become unavailable, and their
 //! connections close, before anything else is sent to the shard. Other commands are sent
-//! again. If the shard has continued for long without this server, every connection is
-//! closed before a new flow opens: it may hold commands that were repeated elsewhere and
-//! whose outcomes are already forgotten.
+//! again, and all of them after an orderly release. If the shard has continued for long
+//! without this server, every connection is closed before a new flow opens: it may hold
+//! commands that were repeated elsewhere and whose outcomes are already forgotten.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -28,10 +28,16 @@ pub(super) struct Link {
     config: Config,
     /// The newest claim known to this server.
     claim: Option<Claim>,
+    /// The time at which this server heard of it.
+    claim_heard_at: Duration,
+    /// The last claim whose owner has announced that it has released the shard.
+    released: Option<Claim>,
     flow: State,
     flows: u64,
     /// The claim and the clock of the shard at the last packet of a flow.
     heard: Option<(Claim, ShardClock)>,
+    /// The time at which the owner of the flow was certainly the owner.
+    proven: Duration,
     /// Commands that are not sent yet.
     queue: VecDeque<Waiting>,
     /// Unanswered commands, by id.
@@ -47,7 +53,14 @@ pub(super) struct Link {
 #[derive(Debug)]
 enum State {
     Closed,
-    Opening { id: FlowId, asked_at: Duration },
+    /// The owner has released the shard: the next flow leads to another claim.
+    Released,
+    /// The server stops.
+    Left,
+    Opening {
+        id: FlowId,
+        asked_at: Duration,
+    },
     Open(Box<Flow>),
 }
 
@@ -99,9 +112,12 @@ impl Link {
             server,
             config,
             claim: None,
+            claim_heard_at: Duration::ZERO,
+            released: None,
             flow: State::Closed,
             flows: 0,
             heard: None,
+            proven: Duration::ZERO,
             queue: VecDeque::new(),
             sent: BTreeMap::new(),
             receptions: BTreeMap::new(),
@@ -125,16 +141,19 @@ impl Link {
         {
             reception.acknowledged = reception.acknowledged.max_by_sequence(*position);
         }
-        let origin = match content.has_answer() {
-            true => Origin::Connection(connection, request),
-            false => Origin::Nowhere,
+        let origin = match content {
+            Request::Acknowledge(..) => Origin::Nowhere,
+            _ => Origin::Connection(connection, request),
         };
         self.push(origin, content, now);
     }
 
-    /// Returns whether the flow to the owner is open.
-    pub(super) fn is_open(&self, now: Now) -> bool {
-        matches!(&self.flow, State::Open(flow) if !flow.is_silent(now.running))
+    /// Returns the owner to which a flow is open.
+    pub(super) fn owner(&self, now: Now) -> Option<ServerId> {
+        match &self.flow {
+            State::Open(flow) if !flow.is_silent(now.running) => Some(flow.id().claim.id.server),
+            _ => None,
+        }
     }
 
     /// Ends the reception of an inbox if it belongs to this connection.
@@ -169,7 +188,7 @@ impl Link {
 
     /// Ends the receptions and identities of a connection that has gone. Its changes
     /// continue.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "maelstrom"))]
     pub(super) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
         self.queue
             .retain(|waiting| !waiting.is_of(connection) || waiting.command.request.is_change());
@@ -211,16 +230,26 @@ impl Link {
 
     /// Returns whether connections may currently act as an account.
     pub(super) fn is_registered(&self, account: &Account, now: Now) -> bool {
-        let State::Open(flow) = &self.flow else {
-            return false;
-        };
         let identity = self.identities.get(&account.incarnation);
-        identity.is_some_and(|identity| identity.flow == self.flows) && !flow.is_silent(now.running)
+        let is_proven = now.running.saturating_sub(self.proven) < timing::IDENTITY_PROOF
+            || is_planted(Bug::NoProof);
+        matches!(self.flow, State::Open(_))
+            && identity.is_some_and(|identity| identity.flow == self.flows)
+            && is_proven
     }
 
     /// Drops the unsent commands of a connection, because an earlier one is unavailable.
-    pub(super) fn drop_commands(&mut self, connection: ConnectionId) {
-        self.queue.retain(|waiting| !waiting.is_of(connection));
+    /// Returns their requests.
+    pub(super) fn drop_commands(&mut self, connection: ConnectionId) -> Vec<u64> {
+        let mut dropped = Vec::new();
+        self.queue.retain(|waiting| match waiting.origin {
+            Origin::Connection(of, request) if of == connection => {
+                dropped.push(request);
+                false
+            }
+            _ => true,
+        });
+        dropped
     }
 
     /// Drops the unsent commands of all connections.
@@ -231,15 +260,28 @@ impl Link {
 
     /// Handles a heartbeat of an owner.
     pub(super) fn handle_heartbeat(&mut self, claim: Claim, now: Now, out: &mut Vec<Action>) {
-        if self
-            .claim
-            .is_some_and(|known| claim.sequence <= known.sequence)
-        {
+        let is_newer = |known: Claim| claim.sequence > known.sequence;
+        if matches!(self.flow, State::Left) || !self.claim.is_none_or(is_newer) {
             return;
         }
-        self.end_flow(out);
-        self.claim = Some(claim);
-        self.open(now, out);
+        let was_superseded = self.is_superseded();
+        (self.claim, self.claim_heard_at) = (Some(claim), now.running);
+        // The last packets of an owner that has released the shard may be on their way.
+        let is_released =
+            matches!(&self.flow, State::Open(flow) if self.released == Some(flow.id().claim));
+        if was_superseded || !is_released {
+            self.reopen(now, out);
+        }
+    }
+
+    /// Handles the announcement of an owner that it has released the shard.
+    pub(super) const fn handle_released(&mut self, claim: Claim) {
+        self.released = Some(claim);
+    }
+
+    /// Returns whether the open flow leads to a former owner.
+    fn is_superseded(&self) -> bool {
+        matches!(&self.flow, State::Open(flow) if Some(flow.id().claim) != self.claim)
     }
 
     /// Handles a message of a flow.
@@ -248,12 +290,13 @@ impl Link {
             (State::Opening { id: opening, .. }, Down::Opened(clock)) if *opening == id => {
                 self.opened(id, clock, now, out);
             }
-            (State::Open(flow), Down::Packet(packet, clock)) if flow.id() == id => {
+            (State::Open(flow), Down::Packet(packet, clock, proven)) if flow.id() == id => {
                 let bytes = packet.bytes;
                 match flow.take(packet, now.running) {
                     Ok(events) => {
                         flow.processed(bytes);
                         self.heard = Some((id.claim, clock));
+                        self.proven = proven;
                         events
                             .into_iter()
                             .for_each(|event| self.handle_event(event, now, out));
@@ -266,6 +309,12 @@ impl Link {
                 self.flow = State::Closed
             }
             (State::Open(flow), Down::End) if flow.id() == id => self.reopen(now, out),
+            (State::Open(flow), Down::Released(sent)) if flow.id() == id => {
+                match flow.taken() == sent || is_planted(Bug::MissingAnswersIgnored) {
+                    true => self.release(now, out),
+                    false => self.reopen(now, out),
+                }
+            }
             _ => {}
         }
     }
@@ -274,10 +323,14 @@ impl Link {
     pub(super) fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
         let is_late =
             |waiting: &Waiting| now.running.saturating_sub(waiting.since) >= waiting.deadline();
+        let is_superseded = self.is_superseded()
+            && now.running.saturating_sub(self.claim_heard_at) >= timing::OPEN_RETRY;
         let is_ended = match &mut self.flow {
+            State::Open(_) if is_superseded => true,
             State::Open(flow) => {
                 if let Some(packet) = flow.heartbeat(now.running) {
-                    let message = Message::Up(self.shard, flow.id(), Up::Packet(packet));
+                    let up = Up::Packet(packet, now.running);
+                    let message = Message::Up(self.shard, flow.id(), up);
                     out.push(Action::Send(flow.id().claim.id.server, message));
                 }
                 flow.is_silent(now.running) || self.sent.values().any(is_late)
@@ -286,6 +339,7 @@ impl Link {
                 now.running.saturating_sub(*asked_at) >= timing::OPEN_RETRY
             }
             State::Closed => self.claim.is_some(),
+            State::Released | State::Left => false,
         };
         if is_ended {
             self.reopen(now, out);
@@ -578,10 +632,33 @@ impl Link {
                 Message::Up(self.shard, flow.id(), Up::End),
             ));
         }
-        let sent = std::mem::take(&mut self.sent).into_values();
-        let (changes, others): (Vec<_>, Vec<_>) =
-            sent.partition(|waiting| waiting.command.request.is_change());
+        let changes = self
+            .sent
+            .extract_if(.., |_, waiting| waiting.command.request.is_change());
+        let changes: Vec<_> = changes.map(|(_, waiting)| waiting).collect();
         self.fail(changes, out);
+        self.prepare_next_flow();
+    }
+
+    /// Handles the release of the shard by its owner: it has decided none of the unanswered
+    /// commands.
+    fn release(&mut self, now: Now, out: &mut Vec<Action>) {
+        let is_superseded = self.is_superseded();
+        self.flow = State::Released;
+        self.prepare_next_flow();
+        if is_superseded {
+            self.open(now, out);
+        }
+    }
+
+    /// Ends the flow for good, because the server stops.
+    pub(super) fn leave(&mut self, out: &mut Vec<Action>) {
+        self.end_flow(out);
+        self.flow = State::Left;
+    }
+
+    /// Queues the sent commands again, for the next flow.
+    fn prepare_next_flow(&mut self) {
         // Receptions and identities continue in the next flow.
         self.queue.retain(|waiting| {
             !matches!(waiting.origin, Origin::Reception(_) | Origin::Identity(_))
@@ -590,17 +667,22 @@ impl Link {
         self.queue
             .retain(|waiting| !matches!(waiting.command.request, Request::Unregister(_)));
         self.unregistered.clear();
-        // What changes nothing is asked again.
-        let again = others
-            .into_iter()
-            .filter(|waiting| matches!(waiting.origin, Origin::Connection(..)));
+        let again = std::mem::take(&mut self.sent).into_values();
+        let again = again.filter(
+            |Waiting {
+                 origin, command, ..
+             }| {
+                matches!(origin, Origin::Connection(..))
+                    || matches!(command.request, Request::Acknowledge(..))
+            },
+        );
         again
             .rev()
             .for_each(|waiting| self.queue.push_front(waiting));
     }
 
     /// Answers these commands with `unavailable`. Connections with changes among them
-    /// close, and their unsent commands are dropped.
+    /// close, and their unsent commands are unavailable as well.
     fn fail(&mut self, commands: impl IntoIterator<Item = Waiting>, out: &mut Vec<Action>) {
         let mut closing = BTreeSet::new();
         for waiting in commands {
@@ -616,9 +698,13 @@ impl Link {
                 out.push(Action::Close(connection));
             }
         }
-        if !closing.is_empty() {
-            self.queue
-                .retain(|waiting| !closing.iter().any(|connection| waiting.is_of(*connection)));
+        for connection in closing {
+            let unsent = self.drop_commands(connection).into_iter();
+            out.extend(unsent.map(|request| Action::Answer {
+                connection,
+                request,
+                reply: Reply::Unavailable,
+            }));
         }
     }
 
@@ -653,6 +739,9 @@ impl Link {
 
     /// Sends waiting commands, as far as there is credit.
     pub(super) fn flush(&mut self, now: Now, out: &mut Vec<Action>) {
+        if self.is_superseded() {
+            return;
+        }
         let State::Open(flow) = &mut self.flow else {
             return;
         };
@@ -671,7 +760,8 @@ impl Link {
                 }
             }
             let packet = flow.send(items, bytes, now.running);
-            let message = Message::Up(self.shard, flow.id(), Up::Packet(packet));
+            let up = Up::Packet(packet, now.running);
+            let message = Message::Up(self.shard, flow.id(), up);
             out.push(Action::Send(flow.id().claim.id.server, message));
         }
     }
@@ -685,6 +775,7 @@ impl Waiting {
         }
     }
 
+    #[cfg(any(test, feature = "maelstrom"))]
     fn is_of(&self, connection: ConnectionId) -> bool {
         matches!(self.origin, Origin::Connection(of, _) if of == connection)
     }

@@ -81,7 +81,7 @@ impl Listings {
     }
 
     /// Forgets the listings of a connection.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "maelstrom"))]
     pub(super) fn disconnect(&mut self, connection: ConnectionId) {
         self.0.retain(|(of, _), _| *of != connection);
     }

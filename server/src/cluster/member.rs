@@ -3,6 +3,7 @@
 use hark_protocol::{SessionToken, UserName};
 
 use super::assignment;
+use super::handover::Handovers;
 use super::link::Link;
 use super::listing::Listings;
 use super::message::{Answer, Message, Reply, Request};
@@ -22,7 +23,10 @@ pub(crate) struct Member {
     listings: Listings,
     sessions: Sessions,
     presence: Presence,
+    handovers: Handovers,
     newest_format: u8,
+    /// It serves no clients, and owns nothing while there is another server.
+    is_tool: bool,
 }
 
 #[derive(Debug)]
@@ -48,7 +52,19 @@ impl Member {
             listings: Listings::default(),
             sessions: Sessions::default(),
             presence: Presence::new(config.newest_format),
+            handovers: Handovers::default(),
             newest_format: config.newest_format,
+            is_tool: false,
+        }
+    }
+
+    /// Makes it a tool, which serves no clients: it does not announce itself, so that no
+    /// shard is handed over to it, and claims none while it hears a server.
+    pub(crate) fn into_tool(mut self) -> Self {
+        self.presence.leave();
+        Self {
+            is_tool: true,
+            ..self
         }
     }
 
@@ -60,7 +76,7 @@ impl Member {
     /// Handles a message from any server, including this one.
     pub(crate) fn handle_message(&mut self, message: Message, now: Now, out: &mut Vec<Action>) {
         let (Message::Heartbeat(shard, _)
-        | Message::Released(shard, _)
+        | Message::Released(shard, ..)
         | Message::Up(shard, ..)
         | Message::Down(shard, ..)) = message
         else {
@@ -75,10 +91,13 @@ impl Member {
                 seat.handle_heartbeat(claim, now);
                 link.handle_heartbeat(claim, now, out);
             }
-            Message::Released(_, claim) => seat.handle_released(claim),
+            Message::Released(_, claim, to) => {
+                seat.handle_released(claim, to, now);
+                link.handle_released(claim);
+            }
             Message::Up(_, id, up) => seat.handle_up(id, up, now, out),
             Message::Down(_, id, down) => link.handle_down(id, down, now, out),
-            Message::Present(..) | Message::Sessions(..) => {}
+            Message::Present(..) | Message::Leaving(_) | Message::Sessions(..) => {}
         }
         self.obey(before, now, out);
     }
@@ -86,6 +105,7 @@ impl Member {
     fn handle_announcement(&mut self, message: Message, now: Now, out: &mut Vec<Action>) {
         match message {
             Message::Present(server, format) => self.presence.handle(server, format, now.running),
+            Message::Leaving(server) => self.presence.forget(server),
             Message::Sessions(server, sessions) if server != self.server => {
                 out.extend(sessions.into_iter().map(Action::CloseSession));
             }
@@ -172,7 +192,9 @@ impl Member {
 
     /// Returns whether there is a flow to the owner of each shard.
     pub(crate) fn is_in_touch(&self, now: Now) -> bool {
-        self.shards.iter().all(|shard| shard.link.is_open(now))
+        self.shards
+            .iter()
+            .all(|shard| shard.link.owner(now).is_some())
     }
 
     /// Returns whether this server owns no shard.
@@ -219,7 +241,7 @@ impl Member {
 
     /// Handles the end of a connection. Its changes that are on their way to an owner
     /// continue.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "maelstrom"))]
     pub(crate) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
         self.listings.disconnect(connection);
         self.send_order.drop_sends(connection);
@@ -238,6 +260,7 @@ impl Member {
     /// Performs the actions that are due at this time.
     pub(crate) fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
         let before = out.len();
+        self.hand_over(now, out);
         for (connection, request) in self.send_order.late(now.running) {
             out.push(Action::Answer {
                 connection,
@@ -254,13 +277,11 @@ impl Member {
         }
         let format = self.presence.format(now.running);
         let servers: Vec<_> = self.presence.servers().collect();
+        let may_claim = !self.is_tool || servers.is_empty();
         for (shard, Shard { seat, link }) in (0..).zip(&mut self.shards) {
             seat.set_format(format);
-            seat.set_rank(assignment::rank(
-                shard,
-                self.server,
-                servers.iter().copied(),
-            ));
+            let rank = assignment::rank(shard, self.server, servers.iter().copied());
+            seat.set_rank(rank, may_claim);
             seat.tick(now, out);
             link.tick(now, out);
         }
@@ -273,11 +294,46 @@ impl Member {
         self.obey(before, now, out);
     }
 
-    /// Releases all shards that it owns.
+    /// Releases all shards that it owns, and ends its flows. From here on, it acts as no
+    /// account.
     pub(crate) fn leave(&mut self, now: Now, out: &mut Vec<Action>) {
-        self.shards
-            .iter_mut()
-            .for_each(|shard| shard.seat.leave(now, out));
+        let before = out.len();
+        self.presence.leave();
+        out.push(Action::Broadcast(Message::Leaving(self.server)));
+        for Shard { seat, link } in &mut self.shards {
+            link.leave(out);
+            seat.leave(now, out);
+        }
+        self.obey(before, now, out);
+    }
+
+    /// Hands over the next shard for which another live server is preferred, if all is
+    /// quiet.
+    fn hand_over(&mut self, now: Now, out: &mut Vec<Action>) {
+        if let Some((shard, claim)) = self.handovers.under_way()
+            && let Some(Shard { seat, link }) = self.shards.get(shard as usize)
+        {
+            let owner = match seat.owner() {
+                Some(owner) => (owner.claim != claim).then_some(self.server),
+                None => link.owner(now),
+            };
+            self.handovers.handle(owner, now.running);
+        }
+        if !self.handovers.is_due(now.running) {
+            return;
+        }
+        for (shard, Shard { seat, .. }) in (0..).zip(&mut self.shards) {
+            let Some((claim, format)) = seat.may_hand_over(now) else {
+                continue;
+            };
+            let steady = self.presence.steady(format, now.running);
+            let servers = steady.chain([self.server]);
+            let preferred = assignment::preferred(shard, servers);
+            if let Some(to) = preferred.filter(|to| *to != self.server) {
+                self.handovers.begin((shard, claim), to, now.running);
+                return seat.hand_over(to, now, out);
+            }
+        }
     }
 
     /// Returns the seats in the order of the shards.
@@ -286,24 +342,21 @@ impl Member {
         self.shards.iter().map(|shard| &shard.seat)
     }
 
-    /// Handles the consequences of the actions from `before` on: drops the commands of
-    /// closing connections at every link, before the caller closes them, submits the sends
-    /// that waited for answers, and merges the pages of a list.
+    /// Handles the consequences of the actions from `before` on: holds back what a
+    /// connection must not learn yet, drops the commands of closing connections at every
+    /// link, before the caller closes them, submits the sends that waited for answers, and
+    /// merges the pages of a list.
     fn obey(&mut self, before: usize, now: Now, out: &mut Vec<Action>) {
         let mut answered = Vec::new();
-        for action in out.get(before..).unwrap_or_default() {
-            match action {
-                Action::Close(connection) => {
-                    self.send_order.drop_sends(*connection);
-                    self.shards
-                        .iter_mut()
-                        .for_each(|shard| shard.link.drop_commands(*connection));
-                }
+        for action in out.split_off(before) {
+            let is_held = match &action {
+                Action::Close(connection) => self.close(*connection),
                 Action::CloseAll => {
                     self.send_order.drop_all_sends();
                     self.shards
                         .iter_mut()
                         .for_each(|shard| shard.link.drop_all_commands());
+                    false
                 }
                 Action::Answer {
                     connection,
@@ -311,16 +364,45 @@ impl Member {
                     reply: Reply::Answer(Answer::Sent(_)),
                 } => {
                     answered.push((*connection, *request));
+                    false
                 }
-                _ => {}
+                Action::Answer {
+                    connection,
+                    request,
+                    reply: Reply::Unavailable,
+                } => self.send_order.is_undecided(*connection, *request),
+                _ => false,
+            };
+            if !is_held {
+                out.push(action);
             }
         }
         for (connection, request) in answered {
             self.send_order.answered(connection, request);
-            while let Some(send) = self.send_order.next(connection) {
+            while let Some(send) = self.send_order.next(connection, now.running) {
                 self.pass_on(connection, send, now);
             }
         }
+        for (connection, undecided) in self.send_order.take_closed() {
+            out.extend(undecided.into_iter().map(|request| Action::Answer {
+                connection,
+                request,
+                reply: Reply::Unavailable,
+            }));
+            out.push(Action::Close(connection));
+        }
         self.listings.merge(before, out);
+    }
+
+    /// Begins to close a connection. Returns whether it has sends in flight, and so closes
+    /// later.
+    fn close(&mut self, connection: ConnectionId) -> bool {
+        let is_held = self.send_order.begin_close(connection);
+        for shard in &mut self.shards {
+            for request in shard.link.drop_commands(connection) {
+                self.send_order.answered(connection, request);
+            }
+        }
+        is_held
     }
 }

@@ -26,10 +26,12 @@ const NAME_BYTES: u64 = 16;
 pub(crate) enum Message {
     /// The owner's claim is in force.
     Heartbeat(ShardId, Claim),
-    /// The owner has released the shard.
-    Released(ShardId, Claim),
+    /// The owner has released the shard, possibly for this server.
+    Released(ShardId, Claim, Option<ServerId>),
     /// The server is alive, and reads entries up to this format.
     Present(ServerId, u8),
+    /// The server stops, and releases its shards.
+    Leaving(ServerId),
     /// Sessions were opened at this server: connections that hold them elsewhere close.
     Sessions(ServerId, Vec<SessionToken>),
     /// From a server to the owner of a shard.
@@ -43,8 +45,8 @@ pub(crate) enum Message {
 pub(crate) enum Up {
     /// Opens the flow.
     Open,
-    /// Commands, or a heartbeat.
-    Packet(Packet<Command>),
+    /// Commands, or a heartbeat, sent at this time of the server's clock.
+    Packet(Packet<Command>, Duration),
     /// Ends the flow at the server.
     End,
 }
@@ -54,10 +56,15 @@ pub(crate) enum Up {
 pub(crate) enum Down {
     /// The flow is open.
     Opened(ShardClock),
-    /// Events, or a heartbeat.
-    Packet(Packet<Event>, ShardClock),
+    /// Events, or a heartbeat; the clock of the shard; and the time of a packet of the
+    /// server that the owner had taken when it built an append that was stored later on: at
+    /// that time of the server's clock, there was no later owner.
+    Packet(Packet<Event>, ShardClock, Duration),
     /// The flow has ended or is unknown.
     End,
+    /// The owner has released the shard, and decides nothing more. It has answered every
+    /// command that it has decided, by packets up to this number.
+    Released(u64),
 }
 
 /// The running time of a shard.
@@ -128,7 +135,7 @@ pub(crate) enum Request {
         after: Position,
         limit: ReadLimit,
     },
-    /// Forget every message up to a position. Has no answer.
+    /// Forget every message up to a position.
     Acknowledge(Account, Position),
 }
 
@@ -227,10 +234,7 @@ fn texts(messages: &[Arc<Text>]) -> u64 {
 impl Request {
     /// Returns whether the request has an answer.
     pub(super) const fn has_answer(&self) -> bool {
-        !matches!(
-            self,
-            Self::Acknowledge(..) | Self::Unsubscribe(..) | Self::Unregister(_)
-        )
+        !matches!(self, Self::Unsubscribe(..) | Self::Unregister(_))
     }
 
     /// Returns whether the request may change state and has an answer: if the answer is

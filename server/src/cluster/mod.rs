@@ -1,8 +1,8 @@
 //! The cluster: shards whose logs are replicated streams, each owned by one server.
 //!
-//! Everything outside of `io/` is a state machine without I/O, clock and randomness: messages,
-//! answers of the log and times come in as arguments, and actions go out. The
-//! conditional append is the fence and the safety argument; leases, heartbeats and
+//! Everything outside of `io/` and `maelstrom/` is a state machine without I/O, clock and
+//! randomness: messages, answers of the log and times come in as arguments, and actions go
+//! out. The conditional append is the fence and the safety argument; leases, heartbeats and
 //! flows are liveness, or keep servers from repeating commands that others have decided.
 //!
 //! | file | content |
@@ -18,11 +18,13 @@
 //! | `link` | a server's end of its flows to one shard |
 //! | `member` | a server: its seats and links |
 //! | `io` | the store: a server's I/O around its state machine |
+//! | `host` | a server with connections, for `sim` and `maelstrom` |
+//! | `maelstrom` | a server as a Maelstrom node, its streams in `lin-kv` |
 //! | `listing` | names: the sorted ones of a shard, and the merged pages of all shards |
-//! | `send_order` | sends of a session, in order over all shards |
+//! | `send_order` | sends of a session, over all shards |
 //! | `presence` | live servers, and the format that all of them read |
 //! | `sessions` | announcements of opened sessions |
-//! | `assignment` | shards of names, and servers of shards |
+//! | `assignment`, `handover` | shards of names, servers of shards, and shards that change their server |
 
 mod append;
 mod assignment;
@@ -35,10 +37,15 @@ mod cold;
 mod decide;
 mod entry;
 mod flow;
+mod handover;
+#[cfg(any(test, feature = "maelstrom"))]
+mod host;
 mod identity;
 pub(crate) mod io;
 mod link;
 mod listing;
+#[cfg(any(test, feature = "maelstrom"))]
+pub mod maelstrom;
 mod member;
 mod message;
 mod owner;

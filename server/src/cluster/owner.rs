@@ -47,7 +47,6 @@ pub(super) struct Owner {
     pub(super) names: Names,
     snapshots: Snapshots,
     clock: Clock,
-    committed_at: Duration,
     heartbeat_at: Duration,
     next_request: u64,
     is_releasing: bool,
@@ -79,6 +78,8 @@ struct InFlight {
     content: Appended,
     running: Duration,
     released: Released,
+    /// The servers that it names.
+    servers: Vec<ServerId>,
     /// The arrival of its oldest command.
     taken_at: Option<Duration>,
 }
@@ -117,11 +118,11 @@ impl Owner {
             ledger,
             blocks,
             history,
-            has_former,
         } = replayed;
         let before = ledger.running();
         // Request ids are unique within a process: see `Candidate`.
         let next_request = (claim.id.number << 32) + (1 << 31);
+        let identities = Identities::new(chain.servers(), now.running);
         let names = Names::new(ledger.accounts().map(|entry| entry.account.name));
         Self {
             shard,
@@ -136,7 +137,7 @@ impl Owner {
             pending: VecDeque::new(),
             flows: BTreeMap::new(),
             receptions: Receptions::default(),
-            identities: Identities::new(has_former.then_some(now.running)),
+            identities,
             names,
             snapshots: Snapshots::new(config, history),
             clock: Clock {
@@ -144,7 +145,6 @@ impl Owner {
                 before,
                 durable: before,
             },
-            committed_at: now.running,
             heartbeat_at: Duration::ZERO,
             next_request,
             is_releasing: false,
@@ -156,9 +156,9 @@ impl Owner {
     /// Handles a message of a flow.
     pub(super) fn handle_up(&mut self, id: FlowId, up: Up, now: Now, out: &mut Vec<Action>) {
         match up {
-            Up::Open if id.claim == self.claim && self.is_newest(id) && !self.is_releasing => {
+            Up::Open if self.may_open(id) => {
                 self.end_flow(id.server, now);
-                self.identities.server_left(id.server);
+                self.identities.opened(id.server);
                 self.flows.insert(
                     id.server,
                     Flow::new(id, self.config.window_bytes, now.running),
@@ -166,16 +166,19 @@ impl Owner {
                 out.push(self.down(id, Down::Opened(self.clock(now))));
             }
             Up::Open => {}
-            Up::Packet(packet) => {
-                let Some(flow) = self
-                    .flows
-                    .get_mut(&id.server)
-                    .filter(|flow| flow.id() == id)
-                else {
+            // The server sends it again to the next owner.
+            Up::Packet(..) if self.is_releasing => {
+                if let Some(flow) = self.flow(id) {
+                    flow.heard(now.running);
+                }
+            }
+            Up::Packet(packet, sent_at) => {
+                let Some(flow) = self.flow(id) else {
                     return out.push(self.down(id, Down::End));
                 };
                 match flow.take(packet, now.running) {
                     Ok(commands) => {
+                        flow.sent_at(sent_at);
                         let taken = commands.into_iter().map(|command| Pending {
                             flow: id,
                             command,
@@ -190,16 +193,12 @@ impl Owner {
                     }
                 }
             }
-            Up::End
-                if self
-                    .flows
-                    .get(&id.server)
-                    .is_none_or(|flow| flow.id() == id) =>
-            {
-                self.end_flow(id.server, now);
-                self.identities.server_left(id.server);
+            Up::End => {
+                if self.flow(id).is_some() {
+                    self.end_flow(id.server, now);
+                }
+                self.identities.ended(id);
             }
-            Up::End => {}
         }
         self.pump(now, out);
     }
@@ -251,6 +250,7 @@ impl Owner {
             self.end_flow(id.server, now);
             out.push(self.down(id, Down::End));
         }
+        self.identities.sweep(now.running);
         let is_overdue = self.is_overdue(now);
         if is_overdue {
             self.end_all_flows(now, out);
@@ -272,11 +272,31 @@ impl Owner {
         self.pump(now, out);
     }
 
-    /// Releases the shard when all decisions are stored.
+    /// Releases the shard when all commands that it has taken are decided and stored. Its
+    /// servers send what it has not taken, or not answered, to the next owner.
     pub(super) fn release(&mut self, now: Now, out: &mut Vec<Action>) {
         self.is_releasing = true;
-        self.end_all_flows(now, out);
         self.pump(now, out);
+    }
+
+    /// Releases the shard, because its own server stops: that one acts as no account any
+    /// more.
+    pub(super) fn leave(&mut self, now: Now, out: &mut Vec<Action>) {
+        let server = self.claim.id.server;
+        self.end_flow(server, now);
+        self.identities.left(server);
+        self.release(now, out);
+    }
+
+    /// Returns whether a release at this time is probably fast, would delay no deletion, and
+    /// is not under way.
+    pub(super) fn may_hand_over(&self, now: Now) -> bool {
+        let is_fast = |in_flight: &InFlight| {
+            now.running.saturating_sub(in_flight.appender.begun()) < timing::LOG_RETRY
+        };
+        !self.is_releasing
+            && !self.identities.has_parked()
+            && self.in_flight.as_ref().is_none_or(is_fast)
     }
 
     /// Ends every flow, after the shard was lost.
@@ -310,17 +330,20 @@ impl Owner {
         if self.in_flight.is_some() {
             return;
         }
-        for Parked { flow, command, .. } in self.identities.take_ready(now.running) {
+        for Parked { flow, command, .. } in self.identities.take_ready() {
             self.pending.push_back(Pending {
                 flow,
                 command,
                 taken_at: now.running,
             });
         }
-        if self.is_releasing {
-            return self.append(Content::Release, Released::default(), None, now, out);
-        }
         let (next, do_commands_wait) = (self.chain.last() + 1, !self.pending.is_empty());
+        if self.is_releasing {
+            return match do_commands_wait {
+                true => self.append_commands(now, out),
+                false => self.append(Content::Release, Released::default(), None, now, out),
+            };
+        }
         if self
             .snapshots
             .is_part_due(next, &self.blocks, do_commands_wait)
@@ -338,9 +361,8 @@ impl Owner {
                 }
             }
         }
-        if do_commands_wait
-            || now.running.saturating_sub(self.committed_at) >= timing::IDLE_FRAME_AFTER
-        {
+        let since = self.running(now).saturating_sub(self.clock.durable);
+        if do_commands_wait || since >= timing::IDLE_FRAME_AFTER {
             self.append_commands(now, out);
         }
     }
@@ -360,11 +382,7 @@ impl Owner {
             };
             let size = command.bytes();
             bytes += size;
-            if let Some(flow) = self
-                .flows
-                .get_mut(&flow.server)
-                .filter(|current| current.id() == flow)
-            {
+            if let Some(flow) = self.flow(flow) {
                 flow.processed(size);
             }
             self.decide(flow, command, (context, now), &mut released);
@@ -382,7 +400,8 @@ impl Owner {
         now: Now,
         out: &mut Vec<Action>,
     ) {
-        let Some(entry) = self.chain.next(content, self.snapshots.snapshot()) else {
+        let (snapshot, servers) = (self.snapshots.snapshot(), self.identities.names());
+        let Some(entry) = self.chain.next(content, snapshot, servers) else {
             return;
         };
         let entry = Entry {
@@ -404,12 +423,14 @@ impl Owner {
         let is_unfenced = is_planted(Bug::SnapshotOutsideFence) && content.is_part();
         let appender = appender.unfenced(is_unfenced);
         out.push(Action::Log(self.shard, appender.request()));
+        self.flows.values_mut().for_each(Flow::append_built);
         let running = self.ledger.running();
         self.in_flight = Some(InFlight {
             appender,
             content,
             running,
             released,
+            servers: entry.servers,
             taken_at,
         });
     }
@@ -421,18 +442,19 @@ impl Owner {
             content,
             running,
             released,
+            servers,
             ..
         }) = self.in_flight.take()
         else {
             return Tenure::Continues;
         };
-        self.chain.advance(appender.bytes());
+        self.chain.advance(appender.bytes(), servers);
         if let Appended::Release = content {
-            out.push(Action::Broadcast(Message::Released(self.shard, self.claim)));
+            self.end_released_flows(out);
             return Tenure::Released;
         }
         self.clock.durable = running;
-        self.committed_at = now.running;
+        self.flows.values_mut().for_each(Flow::append_stored);
         let (sequence, is_part) = (self.chain.last(), content.is_part());
         if let Appended::Frame(frame) = content {
             frame
@@ -462,10 +484,20 @@ impl Owner {
         let Some(flow) = self.flows.remove(&server) else {
             return;
         };
-        self.pending.retain(|pending| pending.flow != flow.id());
-        self.receptions.end_flow(flow.id());
-        self.identities.drop_parked(flow.id());
-        self.identities.server_lost(server, now.running);
+        let flow = flow.id();
+        self.pending.retain(|pending| pending.flow != flow);
+        self.receptions.end_flow(flow);
+        self.identities.drop_parked(flow);
+        self.identities.lost(flow, now.running);
+    }
+
+    /// Ends every flow after the release: all answers have been sent, and what was not
+    /// answered was not decided.
+    fn end_released_flows(&mut self, out: &mut Vec<Action>) {
+        for flow in std::mem::take(&mut self.flows).into_values() {
+            let released = Down::Released(flow.sent());
+            out.push(self.down(flow.id(), released));
+        }
     }
 
     /// Returns whether a command has exceeded its deadline.
@@ -497,7 +529,7 @@ impl Owner {
         let clock = self.clock(now);
         for flow in self.flows.values_mut() {
             if let Some(packet) = flow.heartbeat(now.running) {
-                let down = Down::Packet(packet, clock);
+                let down = Down::Packet(packet, clock, flow.proven());
                 out.push(Action::Send(
                     flow.id().server,
                     Message::Down(self.shard, flow.id(), down),
@@ -522,12 +554,8 @@ impl Owner {
 
     /// Sends events to the server of a flow, if the flow is open.
     pub(super) fn send(&mut self, id: FlowId, events: Vec<Event>, now: Now, out: &mut Vec<Action>) {
-        let clock = self.clock(now);
-        let Some(flow) = self
-            .flows
-            .get_mut(&id.server)
-            .filter(|flow| flow.id() == id)
-        else {
+        let (clock, shard) = (self.clock(now), self.shard);
+        let Some(flow) = self.flow(id) else {
             return;
         };
         let mut events = events.into_iter().peekable();
@@ -540,8 +568,9 @@ impl Owner {
                 bytes += event.bytes();
                 items.push(event);
             }
-            let down = Down::Packet(flow.send(items, bytes, now.running), clock);
-            out.push(Action::Send(id.server, Message::Down(self.shard, id, down)));
+            let packet = flow.send(items, bytes, now.running);
+            let down = Down::Packet(packet, clock, flow.proven());
+            out.push(Action::Send(id.server, Message::Down(shard, id, down)));
         }
     }
 
@@ -549,10 +578,19 @@ impl Owner {
         Action::Send(id.server, Message::Down(self.shard, id, down))
     }
 
-    fn is_newest(&self, id: FlowId) -> bool {
+    /// Returns a flow if it is open.
+    fn flow(&mut self, id: FlowId) -> Option<&mut Flow> {
         self.flows
-            .get(&id.server)
-            .is_none_or(|flow| flow.id().number < id.number)
+            .get_mut(&id.server)
+            .filter(|flow| flow.id() == id)
+    }
+
+    /// Returns whether a server may open this flow now.
+    fn may_open(&self, id: FlowId) -> bool {
+        let open = self.flows.get(&id.server);
+        let is_newest = open.is_none_or(|flow| flow.id().number < id.number);
+        let is_welcome = !self.is_releasing && self.identities.has_room_for(id.server);
+        id.claim == self.claim && is_newest && is_welcome
     }
 
     /// Returns the running time of the shard.

@@ -19,7 +19,6 @@ pub(super) struct StreamReplay {
     replay: Replay,
     blocks: Blocks,
     first: u64,
-    claims: u64,
     history: History,
     /// The incomplete snapshot.
     begun: Option<Begun>,
@@ -44,8 +43,6 @@ pub(super) struct Replayed {
     pub(super) blocks: Blocks,
     /// The stretches of the stream.
     pub(super) history: History,
-    /// There was an owner before.
-    pub(super) has_former: bool,
 }
 
 /// The reason why a stream cannot be replayed.
@@ -68,7 +65,6 @@ impl StreamReplay {
             replay: Replay::new(config.limits),
             blocks: Blocks::new(config.cache_bytes_max),
             first,
-            claims: 0,
             history: History {
                 tail,
                 ..History::default()
@@ -118,7 +114,7 @@ impl StreamReplay {
         self.history.tail.bytes += bytes;
         self.begun.iter_mut().for_each(|begun| begun.bytes += bytes);
         match taken {
-            Taken::Claimed => (self.begun, self.claims) = (None, self.claims + 1),
+            Taken::Claimed => self.begun = None,
             Taken::Committed(frame) => self.frame(frame)?,
             Taken::Indexed(index) => self.index(index),
             Taken::Released | Taken::Skipped => {}
@@ -177,13 +173,11 @@ impl StreamReplay {
         self.blocks.retain(|inbox| self.replay.head(inbox));
         let mut ledger = self.replay.finish(counter);
         ledger.vouch_for_senders();
-        let has_former = self.first > 1 || self.claims > 1;
         Ok(Replayed {
             chain: self.chain,
             ledger,
             blocks: self.blocks,
             history: self.history,
-            has_former,
         })
     }
 

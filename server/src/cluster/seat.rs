@@ -18,6 +18,8 @@ pub(super) struct Seat {
     config: Config,
     /// The number of servers preferred over this one.
     rank: u32,
+    /// The server makes claims at the moment.
+    may_claim: bool,
     state: State,
     /// The newest known claim.
     known: Option<Claim>,
@@ -33,19 +35,19 @@ pub(super) struct Seat {
     backoff: Duration,
     owned_since: Duration,
     is_low_on_space: bool,
+    /// The server for which the shard is released, if it is one in particular.
+    successor: Option<ServerId>,
+    /// The server makes no more claims.
+    is_leaving: bool,
     /// The newest format that all live servers read.
     format: u8,
 }
 
 #[derive(Debug)]
 enum State {
-    Standby {
-        probe_at: Duration,
-    },
+    Standby { probe_at: Duration },
     Candidate(Box<Candidate>),
     Owner(Box<Owner>),
-    /// The shard is released, and the server makes no more claims.
-    Leaving,
 }
 
 impl Seat {
@@ -56,6 +58,7 @@ impl Seat {
             server,
             config,
             rank,
+            may_claim: true,
             state: State::Standby {
                 probe_at: Duration::ZERO,
             },
@@ -69,6 +72,8 @@ impl Seat {
             backoff: timing::BACKOFF_MIN,
             owned_since: Duration::ZERO,
             is_low_on_space: false,
+            successor: None,
+            is_leaving: false,
             format: OLDEST_FORMAT,
         }
     }
@@ -88,10 +93,19 @@ impl Seat {
         }
     }
 
-    /// Handles the release of the shard by its owner.
-    pub(super) fn handle_released(&mut self, claim: Claim) {
-        if self.known == Some(claim) {
-            (self.heard_at, self.seen_at) = (Duration::ZERO, Duration::ZERO);
+    /// Handles the release of the shard by its owner: the server for which it is released
+    /// claims it at once, and the others leave it time to do so. Otherwise, the preferred
+    /// server claims it at once.
+    pub(super) fn handle_released(&mut self, claim: Claim, to: Option<ServerId>, now: Now) {
+        if self.known != Some(claim) {
+            return;
+        }
+        let due = now.running.saturating_sub(timing::CLAIM_AFTER);
+        (self.heard_at, self.seen_at) = (due, due);
+        if to.is_some_and(|to| to != self.server) {
+            let wait = timing::HANDED_OVER_FOR + timing::CLAIM_STAGGER * self.rank;
+            let not_before = now.running + wait;
+            self.claim_not_before = self.claim_not_before.max(not_before);
         }
     }
 
@@ -138,13 +152,13 @@ impl Seat {
                 let tenure = owner.handle_log(&reply, now, out);
                 self.check(tenure, now, out);
             }
-            State::Leaving => {}
         }
     }
 
-    /// Sets the number of live servers preferred over this one.
-    pub(super) const fn set_rank(&mut self, rank: u32) {
-        self.rank = rank;
+    /// Sets the number of live servers preferred over this one, and whether this one makes
+    /// claims.
+    pub(super) const fn set_rank(&mut self, rank: u32, may_claim: bool) {
+        (self.rank, self.may_claim) = (rank, may_claim);
     }
 
     /// Sets the newest format that all live servers read.
@@ -165,7 +179,10 @@ impl Seat {
                 let is_due = stillness >= timing::CLAIM_AFTER + stagger
                     || silence >= timing::CLAIM_UNHEARD_AFTER + stagger
                     || (self.is_vacant && now.running >= timing::CLAIM_VACANT_AFTER + stagger);
-                if is_due && now.running >= self.claim_not_before {
+                if self.is_leaving {
+                    return;
+                }
+                if is_due && self.may_claim && now.running >= self.claim_not_before {
                     self.claim(now, out);
                 } else if (silence >= timing::PROBE_INTERVAL * 2 || self.known.is_none())
                     && now.running >= *probe_at
@@ -191,15 +208,33 @@ impl Seat {
                 );
             }
             State::Owner(owner) => owner.tick(now, out),
-            State::Leaving => {}
         }
     }
 
     /// Releases the shard if this server owns it, and makes no more claims.
     pub(super) fn leave(&mut self, now: Now, out: &mut Vec<Action>) {
+        (self.is_leaving, self.successor) = (true, None);
         match &mut self.state {
-            State::Owner(owner) => owner.release(now, out),
-            state => *state = State::Leaving,
+            State::Owner(owner) => owner.leave(now, out),
+            _ => self.stand_by(now),
+        }
+    }
+
+    /// Returns the claim of this server if it may hand the shard over, and the newest format
+    /// of its entries.
+    pub(super) fn may_hand_over(&self, now: Now) -> Option<(Claim, u8)> {
+        let owner = self.owner().filter(|owner| owner.may_hand_over(now))?;
+        let tenure = now.running.saturating_sub(self.owned_since);
+        let claim = (owner.claim, owner.chain.format());
+        (tenure >= timing::TENURE_MIN).then_some(claim)
+    }
+
+    /// Releases the shard for a preferred server.
+    pub(super) fn hand_over(&mut self, to: ServerId, now: Now, out: &mut Vec<Action>) {
+        if let State::Owner(owner) = &mut self.state {
+            tracing::info!(shard = self.shard, %to, "handing the shard over");
+            self.successor = Some(to);
+            owner.release(now, out);
         }
     }
 
@@ -296,7 +331,12 @@ impl Seat {
                 self.heard_at = now.running;
                 self.stand_by(now);
             }
-            Tenure::Released => self.state = State::Leaving,
+            Tenure::Released => {
+                let (claim, to) = (owner.claim, self.successor.take());
+                out.push(Action::Broadcast(Message::Released(self.shard, claim, to)));
+                self.handle_released(claim, to, now);
+                self.stand_by(now);
+            }
         }
     }
 

@@ -1,8 +1,8 @@
 //! [`Sessions`]: the announcements of sessions that were opened at this server, so that
 //! other servers close the connections that hold them. Only liveness depends on them.
 //!
-//! An announcement may be lost. It is repeated for longer than the longest silence of a
-//! flow: a server that was unreachable for all of that time closes every connection.
+//! An announcement may be lost. It is repeated for longer than [`timing::FRESH_MAX`]: a
+//! server that was unreachable for all of that time closes every connection.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -54,7 +54,7 @@ impl Sessions {
             })
             .collect();
         self.0
-            .retain(|_, announced| announced.wait <= 2 * timing::FLOW_SILENCE);
+            .retain(|_, announced| announced.wait <= 2 * timing::FRESH_MAX);
         if is_planted(Bug::AnnouncedOnce) {
             Vec::new()
         } else {

@@ -6,8 +6,9 @@ use std::time::Duration;
 pub(super) const CLAIM_HEARTBEAT: Duration = Duration::from_millis(500);
 
 /// The age of an unanswered append at which the owner stops its heartbeats, because
-/// another server may reach the stream.
-pub(super) const APPEND_HEALTHY: Duration = Duration::from_secs(2);
+/// another server may reach the stream. As long as commands may wait: a slow disk is as
+/// slow for the next owner, and a change of the owner makes commands unavailable.
+pub(super) const APPEND_HEALTHY: Duration = COMMAND_DEADLINE;
 
 /// The time without heartbeats and new frames after which a server claims.
 pub(super) const CLAIM_AFTER: Duration = Duration::from_secs(2);
@@ -35,18 +36,27 @@ pub(super) const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(60);
 /// The timeout after which a request to the stream is repeated.
 pub(super) const LOG_RETRY: Duration = Duration::from_secs(1);
 
+/// The longest wait before an append is repeated again; the wait doubles up to it, so that
+/// a slow disk is not burdened with the same frame every second.
+pub(super) const APPEND_RETRY_MAX: Duration = Duration::from_secs(4);
+
 /// The time after which an undecided command is answered `unavailable`.
 pub(super) const COMMAND_DEADLINE: Duration = Duration::from_secs(20);
 
-/// The interval of frames without traffic: running time that is not in the stream is lost
-/// with the owner.
-pub(super) const IDLE_FRAME_AFTER: Duration = Duration::from_secs(10);
+/// The age of an unanswered send of a session at which later ones wait for it. If its
+/// outcome remains unknown, the client learns of that when the later ones are decided.
+pub(super) const SENDS_AHEAD_FOR: Duration = Duration::from_secs(5);
+
+/// The age of the last frame at which another one is appended without traffic: running time
+/// that is not in the stream is lost with the owner, and each frame proves to the servers
+/// that the owner is not deposed: see [`IDENTITY_PROOF`].
+pub(super) const IDLE_FRAME_AFTER: Duration = Duration::from_secs(4);
 
 /// The interval between packets of a flow.
 pub(super) const FLOW_HEARTBEAT: Duration = Duration::from_secs(2);
 
 /// The longest silence of a flow.
-pub(super) const FLOW_SILENCE: Duration = Duration::from_secs(30);
+pub(super) const FLOW_SILENCE: Duration = Duration::from_secs(8);
 
 /// The timeout after which an open is repeated.
 pub(super) const OPEN_RETRY: Duration = Duration::from_secs(1);
@@ -57,12 +67,32 @@ pub(super) const OPEN_RETRY: Duration = Duration::from_secs(1);
 pub(super) const FRESH_MAX: Duration = Duration::from_secs(30);
 
 /// The wait before the opening of a session is announced again; it doubles each time, until
-/// it exceeds twice the longest silence of a flow.
+/// it exceeds twice [`FRESH_MAX`]: a server that was unreachable for all of that time closes
+/// every connection.
 pub(super) const ANNOUNCE_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// The interval at which a server announces that it is alive. It counts as dead after the
 /// longest silence of a flow.
 pub(super) const PRESENCE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The age of its last announcement up to which a server may be handed a shard, and the
+/// time for which it must have announced itself.
+pub(super) const STEADY_HEARD: Duration = Duration::from_secs(5);
+pub(super) const STEADY_AFTER: Duration = Duration::from_secs(5);
+
+/// The tenure before which an owner does not hand its shard over.
+pub(super) const TENURE_MIN: Duration = Duration::from_secs(5);
+
+/// How long a shard that was handed over is left to the server that it was released for.
+/// Enough for a replay.
+pub(super) const HANDED_OVER_FOR: Duration = Duration::from_secs(5);
+
+/// The pause between two hand-overs of a server. It doubles if a shard was not taken.
+pub(super) const HANDOVER_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const HANDOVER_PAUSE_MAX: Duration = Duration::from_secs(600);
+
+/// The time after which a hand-over counts as failed.
+pub(super) const HANDOVER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Maximum sessions in one announcement.
 pub(super) const ANNOUNCED_MAX: usize = 2048;
@@ -102,9 +132,18 @@ pub(super) const COPY_BYTES_MAX: usize = 256 << 10;
 /// Frames with commands between two parts of a snapshot.
 pub(super) const FRAMES_PER_PART: u32 = 4;
 
-/// How long a server may act as an account after the loss of its flow to the owner: until
-/// the silence of its flows to all other shards is too long as well.
-pub(super) const IDENTITY_LINGER: Duration = Duration::from_secs(35);
+/// How long an append of the owner proves to a server that its registrations are in force:
+/// the time since the server sent the last packet that the owner had taken before. As long
+/// as commands may wait: while appends take long, connections still act as their accounts.
+pub(super) const IDENTITY_PROOF: Duration = COMMAND_DEADLINE;
 
-/// The time after which a pending deletion is answered `unavailable`.
+/// How long a server may act as an account after the loss of its flow to the owner, or
+/// after the claim of a later owner: until its last proof has expired, and if its clocks
+/// stand still meanwhile, until the silence of its flows to all other shards is too long.
+pub(super) const IDENTITY_LINGER: Duration = IDENTITY_PROOF
+    .saturating_add(FLOW_SILENCE)
+    .saturating_add(Duration::from_secs(2));
+
+/// The time after which a pending deletion is answered `unavailable`. Longer than the time
+/// until a lost server is noticed and has lapsed.
 pub(super) const DELETE_DEADLINE: Duration = Duration::from_secs(60);

@@ -22,6 +22,11 @@ use crate::store::Store;
 const SHARDS: u32 = 12;
 const SHARDS_MAX: i64 = 1024;
 
+/// The cache of a shard: default and maximum.
+#[cfg(feature = "cluster")]
+const SHARD_CACHE_MIB: u64 = 64;
+const SHARD_CACHE_MIB_MAX: u64 = 65_536;
+
 /// The scheme of a store in memory.
 const MEMORY: &str = "memory:";
 
@@ -55,6 +60,11 @@ pub struct ClusterArgs {
     #[arg(long, global = true, env = "HARKD_SHARDS", value_name = "COUNT",
           value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX))]
     pub shards: Option<u32>,
+    /// Recent messages in memory for each shard that this server owns, in MiB. Older ones are
+    /// read from the stream [default: 64]
+    #[arg(long, global = true, env = "HARKD_SHARD_CACHE", value_name = "MIB",
+          value_parser = clap::value_parser!(u64).range(1..=SHARD_CACHE_MIB_MAX))]
+    pub shard_cache: Option<u64>,
     /// Credentials file, as created by `nsc`
     #[arg(long, global = true, env = "HARKD_NATS_CREDS", value_name = "FILE",
           conflicts_with_all = ["nats_user", "nats_token_file"])]
@@ -161,8 +171,8 @@ impl StoreArgs {
         }
     }
 
-    /// Opens the store with the settings of `config`, for texts of at most `text_bytes_max`
-    /// bytes.
+    /// Opens the store with the settings of `config`, for a server with texts of at most
+    /// `text_bytes_max` bytes, or for a tool.
     ///
     /// # Errors
     /// One line with the cause and the remedy.
@@ -173,7 +183,7 @@ impl StoreArgs {
     pub async fn open(
         &self,
         config: ShardConfig,
-        text_bytes_max: usize,
+        text_bytes_max: Option<usize>,
     ) -> anyhow::Result<Arc<dyn Store>> {
         match self.place()? {
             StorePlace::Memory => {
@@ -220,6 +230,7 @@ impl ClusterArgs {
         [
             ("--replicas", self.replicas.is_some()),
             ("--shards", self.shards.is_some()),
+            ("--shard-cache", self.shard_cache.is_some()),
             ("--nats-creds", self.nats_creds.is_some()),
             ("--nats-user", self.nats_user.is_some()),
             ("--nats-token-file", self.nats_token_file.is_some()),
@@ -242,7 +253,7 @@ impl ClusterArgs {
         &self,
         nodes: Nodes,
         bounds: &ShardConfig,
-        text_bytes_max: usize,
+        text_bytes_max: Option<usize>,
     ) -> anyhow::Result<ClusterConfig> {
         Ok(ClusterConfig {
             nodes,
@@ -256,7 +267,9 @@ impl ClusterArgs {
                 .collect(),
             replicas: self.replicas.map(usize::from),
             shards: self.shards.unwrap_or(SHARDS),
-            text_bytes_max,
+            shard_cache_bytes: self.shard_cache.unwrap_or(SHARD_CACHE_MIB) << 20,
+            text_bytes_max: text_bytes_max.unwrap_or(0),
+            is_tool: text_bytes_max.is_none(),
             accounts_max: bounds.accounts_max,
             sessions_max: bounds.sessions_max,
             queued_messages_max: bounds.queued_messages_max,
@@ -341,6 +354,7 @@ mod tests {
         for flag in [
             "--replicas=3",
             "--shards=12",
+            "--shard-cache=8",
             "--nats-ca=x",
             "--nats-monitor=a:1",
         ] {

@@ -20,9 +20,9 @@ use crate::store::{Message, Position};
 
 /// Size at which a payload takes no more messages, unless it has a single one. A read
 /// holds a whole payload in memory, and damage loses all of it.
-pub(super) const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
+pub(crate) const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
 
-/// Initial capacity of a payload.
+/// Initial capacity of a payload, at least.
 const PAYLOAD_BYTES_FIRST: usize = 256;
 
 const MESSAGES: u8 = 0;
@@ -82,6 +82,12 @@ impl BlockBuilder {
         self.payload.len() >= PAYLOAD_BYTES_MAX && self.tail.sequence.0 != self.first
     }
 
+    /// Returns whether a block that begins after `before` fits and continues this one.
+    fn takes(&self, block: &Block, before: Position) -> bool {
+        let is_next = (before.messages, before.bytes) == (self.tail.messages, self.tail.bytes);
+        is_next && self.payload.len() + block.payload.len() <= PAYLOAD_BYTES_MAX
+    }
+
     /// Adds the next message of the inbox.
     pub(super) fn push(&mut self, message: &Message) {
         let payload = &mut self.payload;
@@ -122,9 +128,8 @@ impl BlockBuilder {
     }
 }
 
-/// Merges consecutive blocks of one inbox, as far as the blocks take more messages. Gaps
-/// stay as they are.
-#[cfg(feature = "cluster")]
+/// Merges consecutive blocks of one inbox, each of them whole. Gaps stay as they are, and
+/// no block extends over messages that are missing between two of the given ones.
 pub(crate) fn merge(blocks: &[Block]) -> Result<Vec<Block>, Malformed> {
     let mut merged = Vec::new();
     let mut builder: Option<BlockBuilder> = None;
@@ -135,14 +140,13 @@ pub(crate) fn merge(blocks: &[Block]) -> Result<Vec<Block>, Malformed> {
             continue;
         };
         let mut before = messages.position;
+        let former = builder.take_if(|builder| !builder.takes(block, before));
+        merged.extend(former.map(BlockBuilder::finish));
         for stored in messages {
             let message = stored?.message(None)?;
             match &mut builder {
-                Some(builder) if !builder.is_full() => builder.push(&message),
-                full => {
-                    let full = full.replace(BlockBuilder::new(block.inbox, before, &message));
-                    merged.extend(full.map(BlockBuilder::finish));
-                }
+                Some(builder) => builder.push(&message),
+                none => *none = Some(BlockBuilder::new(block.inbox, before, &message)),
             }
             before = message.position;
         }
@@ -511,8 +515,25 @@ mod tests {
     }
 
     #[test]
+    fn merged_block_ends_before_missing_messages() {
+        let all = messages(&[9, 10, 11, 12].map(|number| (number, None, "x")));
+        let single = |at: usize| {
+            let before = at.checked_sub(1).map_or(BEFORE, |at| all[at].position);
+            BlockBuilder::new(7, before, &all[at]).finish()
+        };
+        let merged = merge(&[single(0), single(1), single(3)]).unwrap();
+        let ranges: Vec<_> = merged
+            .iter()
+            .map(|block| (block.first, block.last))
+            .collect();
+        assert_eq!(ranges, [(9, 10), (12, 12)]);
+        let last = decode_all(&merged[1]).unwrap();
+        assert_eq!(last[0].position, all[3].position);
+    }
+
+    #[test]
     fn merged_blocks_hold_the_same_messages() {
-        let long = "x".repeat(PAYLOAD_BYTES_MAX / 2);
+        let long = "x".repeat(PAYLOAD_BYTES_MAX / 2 - 100);
         let of: Vec<_> = (9..20)
             .map(|number| (number, Some("bob"), &*long))
             .collect();

@@ -10,7 +10,7 @@ use hark_protocol::{DeviceName, RoomName, UserName};
 use super::block::BlockBuilder;
 use super::dedup::OutcomeRun;
 use super::record::{CLOCK_BYTES, Clock, Record};
-use crate::log::Frame;
+use crate::log::{Block, Frame};
 use crate::store::{
     Account, AccountEntry, DeviceId, End, Message, Outcome, Point, Position, Publisher,
 };
@@ -25,6 +25,8 @@ pub(crate) struct Changes {
     clock: Clock,
     /// One for each inbox with new messages.
     blocks: Vec<BlockBuilder>,
+    /// Blocks that replace older ones.
+    merged: Vec<Block>,
     /// The session's slot, and its outcomes that later ones may continue.
     outcomes: Option<(u32, OutcomeRun)>,
     /// A block is full.
@@ -193,6 +195,11 @@ impl Changes {
         (self.blocks.len() - 1) as u32
     }
 
+    /// Adds a block that replaces older ones.
+    pub(super) fn add_merged(&mut self, block: Block) {
+        self.merged.push(block);
+    }
+
     /// Records that a block is full.
     pub(super) const fn note_full(&mut self) {
         self.is_full = true;
@@ -215,7 +222,8 @@ impl Changes {
         for block in &self.blocks {
             Record::Tail(block.inbox(), block.tail()).put(&mut self.records, self.clock.counter);
         }
-        (self.records.len() > CLOCK_BYTES).then(|| self.take_whole_frame(time_ms))
+        let has_changes = self.records.len() > CLOCK_BYTES || !self.merged.is_empty();
+        has_changes.then(|| self.take_whole_frame(time_ms))
     }
 
     /// Takes the frame as it is.
@@ -229,6 +237,7 @@ impl Changes {
         Frame {
             records,
             blocks,
+            merged: std::mem::take(&mut self.merged),
             checkpoint: None,
         }
     }

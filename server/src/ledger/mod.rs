@@ -54,15 +54,13 @@ use self::numbers::Numbers;
 use self::record::{AccountRecord, Clock, Record};
 use self::rooms::Rooms;
 use self::sessions::Sessions;
-use crate::log::Frame;
+use crate::log::{Block, Frame};
 use crate::store::{
     Account, AccountEntry, Append, Created, DeviceEntry, DeviceId, DeviceSubscription, End,
     Message, NAMELESS, Outcome, PasswordHash, Position, Subscription,
 };
 
-#[cfg(feature = "cluster")]
-pub(crate) use self::block::merge;
-pub(crate) use self::block::{BlockContent, Gap, decode, measure};
+pub(crate) use self::block::{BlockContent, Gap, decode, measure, merge};
 pub(crate) use self::bytes::Malformed;
 pub(crate) use self::changes::{AccountChange, Changes, SubscriptionEnd};
 pub(crate) use self::checkpoint::Checkpoint;
@@ -585,6 +583,27 @@ impl Ledger {
         let now = seconds(self.running);
         if let Some(inbox) = self.inboxes.get_mut(account) {
             inbox.acknowledge(device, position, now, changes);
+        }
+    }
+
+    /// Replaces blocks of an inbox or a room by merged ones, except those that are released
+    /// by now. Changes no quota and notifies no subscription.
+    pub(crate) fn replace_blocks(
+        &mut self,
+        log: u64,
+        merged: impl IntoIterator<Item = Block>,
+        changes: &mut Changes,
+    ) {
+        let inbox = self.inboxes.by_id_mut(log);
+        let head = match inbox {
+            Some(inbox) => Some(inbox.log.head),
+            None => self.rooms.head(log),
+        };
+        let Some(head) = head else { return };
+        for block in merged {
+            if block.last > head.sequence.0 {
+                changes.add_merged(block);
+            }
         }
     }
 

@@ -26,6 +26,7 @@ macro_rules! contract {
             release_leaves_other_inboxes_alone,
             long_inbox_is_read_whole,
             usage_follows_live_blocks,
+            merged_block_replaces_those_in_its_range,
             reader_of_dropped_log_is_closed,
             readers_beside_appends_miss_nothing,
         );
@@ -38,6 +39,7 @@ macro_rules! durable_contract {
         $crate::log::contract::cases!($opener =>
             records_are_replayed_in_order,
             blocks_outlive_a_reopen,
+            merged_blocks_outlive_a_reopen,
             dropped_log_keeps_machine_durable_frames,
             retain_releases_by_cursor,
             replay_begins_at_the_newest_checkpoint,
@@ -259,6 +261,58 @@ pub(crate) fn long_inbox_is_read_whole(opener: &dyn Opener) {
     check(&*log, 7, 1000, &all[1000..]);
 }
 
+fn merged(blocks: Vec<Block>) -> Frame {
+    Frame {
+        merged: blocks,
+        ..Frame::default()
+    }
+}
+
+/// Blocks of inbox 7 with every third number, from one to another.
+fn thirds(first: u64, last: u64) -> Vec<Block> {
+    let numbers = (first..=last).step_by(3);
+    numbers.map(|number| block(7, number, number)).collect()
+}
+
+pub(crate) fn merged_block_replaces_those_in_its_range(opener: &dyn Opener) {
+    let mut log = open(opener);
+    for block in thirds(1, 2998) {
+        append(&mut *log, blocks(vec![block]));
+    }
+    append(
+        &mut *log,
+        merged(vec![block(7, 1, 301), block(7, 304, 1201)]),
+    );
+    let expected = |from: usize, rest: u64| {
+        let merged = [block(7, 1, 301), block(7, 304, 1201)];
+        [&merged[from..], &thirds(rest, 2998)[..]].concat()
+    };
+    check(&*log, 7, 0, &expected(0, 1204));
+    check(&*log, 7, 150, &expected(0, 1204));
+    check(&*log, 7, 301, &expected(1, 1204));
+    check(&*log, 7, 1201, &thirds(1204, 2998));
+    log.release(7, 310);
+    check(&*log, 7, 0, &expected(1, 1204));
+    // In the middle, over the end of a merged one, and alone.
+    append(
+        &mut *log,
+        merged(vec![block(7, 2404, 2500), block(7, 2998, 2998)]),
+    );
+    append(&mut *log, merged(vec![block(7, 304, 1501)]));
+    let middle = [
+        vec![block(7, 304, 1501)],
+        thirds(1504, 2401),
+        vec![block(7, 2404, 2500)],
+        thirds(2503, 2998),
+    ];
+    check(&*log, 7, 0, &middle.concat());
+    log.release(7, 2500);
+    check(&*log, 7, 0, &thirds(2503, 2998));
+    log.release(7, 2998);
+    check(&*log, 7, 0, &[]);
+    assert_eq!(log.usage().live_bytes, 0);
+}
+
 pub(crate) fn usage_follows_live_blocks(opener: &dyn Opener) {
     let mut log = open(opener);
     assert_eq!(log.usage().live_bytes, 0);
@@ -374,6 +428,31 @@ pub(crate) fn blocks_outlive_a_reopen(opener: &dyn Opener) {
     }
 }
 
+pub(crate) fn merged_blocks_outlive_a_reopen(opener: &dyn Opener) {
+    let mut log = open(opener);
+    for block in thirds(1, 2998) {
+        append(&mut *log, blocks(vec![block]));
+    }
+    let mut cursor = 0;
+    for (first, last) in [(1, 301), (304, 601), (1000, 1201), (604, 1501)] {
+        append(&mut *log, merged(vec![block(7, first, last)]));
+        drop(log);
+        log = open_with(opener, &mut |_| Some(cursor)).0;
+        cursor = first.min(304);
+    }
+    let expected = [
+        vec![block(7, 304, 601), block(7, 604, 1501)],
+        thirds(1504, 2998),
+    ];
+    log.release(7, 303);
+    check(&*log, 7, 0, &expected.concat());
+    drop(log);
+    let mut log = open_with(opener, &mut |_| Some(2500)).0;
+    check(&*log, 7, 0, &thirds(2503, 2998));
+    log.release(7, 2998);
+    assert_eq!(log.usage().live_bytes, 0);
+}
+
 pub(crate) fn dropped_log_keeps_machine_durable_frames(opener: &dyn Opener) {
     let mut log = open(opener);
     append(
@@ -381,7 +460,7 @@ pub(crate) fn dropped_log_keeps_machine_durable_frames(opener: &dyn Opener) {
         Frame {
             records: b"one".to_vec(),
             blocks: vec![block(1, 1, 1)],
-            checkpoint: None,
+            ..Frame::default()
         },
     );
     drop(log);

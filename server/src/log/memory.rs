@@ -58,16 +58,20 @@ struct InboxBlocks {
 
 impl Log for MemoryLog {
     fn append(&mut self, frame: Frame, _: Durability) -> Result<(), AppendError> {
-        if !frame.blocks.is_empty() {
-            let mut blocks = self.shared.blocks.write();
-            for block in frame.blocks {
-                blocks.live_bytes += block.payload.len() as u64;
-                blocks
-                    .by_inbox
-                    .entry(block.inbox)
-                    .or_default()
-                    .push_back(block);
-            }
+        if frame.blocks.is_empty() && frame.merged.is_empty() {
+            return Ok(());
+        }
+        let mut blocks = self.shared.blocks.write();
+        for block in frame.blocks {
+            blocks.live_bytes += block.payload.len() as u64;
+            blocks
+                .by_inbox
+                .entry(block.inbox)
+                .or_default()
+                .push_back(block);
+        }
+        for block in frame.merged {
+            blocks.replace(block);
         }
         Ok(())
     }
@@ -131,6 +135,18 @@ impl Drop for MemoryLog {
 }
 
 impl InboxBlocks {
+    /// Replaces all blocks in the range of a merged one.
+    fn replace(&mut self, merged: Block) {
+        let blocks = self.by_inbox.entry(merged.inbox).or_default();
+        let start = blocks.partition_point(|block| block.first < merged.first);
+        let end = blocks.partition_point(|block| block.last <= merged.last);
+        for replaced in blocks.drain(start..end.max(start)) {
+            self.live_bytes -= replaced.payload.len() as u64;
+        }
+        self.live_bytes += merged.payload.len() as u64;
+        blocks.insert(start, merged);
+    }
+
     fn release(&mut self, inbox: InboxId, through: u64) {
         let Some(blocks) = self.by_inbox.get_mut(&inbox) else {
             return;

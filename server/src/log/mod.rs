@@ -40,6 +40,10 @@ pub struct Frame {
     pub records: Vec<u8>,
     /// Messages, at most one block for each inbox.
     pub blocks: Vec<Block>,
+    /// Blocks that replace older ones: all live blocks of the inbox between their first
+    /// and their last number, which are the numbers of whole blocks. In order, after
+    /// `blocks`.
+    pub merged: Vec<Block>,
     /// The part of a checkpoint in `records`, if any.
     pub checkpoint: Option<CheckpointPart>,
 }
@@ -133,7 +137,8 @@ pub trait Log: Send + fmt::Debug {
 pub trait Reader: Send + Sync + fmt::Debug {
     /// Visits the live blocks of `inbox` with a number above `after`, in order of their
     /// numbers, until `visit` breaks. Includes every append that returned before this
-    /// call. Blocks on the disk.
+    /// call. If blocks are merged meanwhile, a block may begin with messages of the one
+    /// before it. Blocks on the disk.
     ///
     /// # Errors
     /// See [`ReadError`]. The blocks before the failing one have been visited.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::completion::{Completion, Sent};
+use super::merge::MergedBlocks;
 use super::open::OpenShard;
 use super::queue::{Acks, DeviceAcks, ShardCommand, Wait};
 use super::recovery::{Failed, Recovery};
@@ -72,6 +73,8 @@ pub(super) struct Committer {
     completions: Vec<Completion>,
     /// The permits of the commit's messages. Empty between commits.
     permits: Vec<OwnedSemaphorePermit>,
+    /// The merge in this commit. Empty between commits.
+    merged: Option<MergedBlocks>,
     /// Commands that were taken and are not decided.
     backlog: VecDeque<ShardCommand>,
     /// Devices that were detached while no append was possible.
@@ -143,6 +146,7 @@ impl Committer {
             sent: Vec::new(),
             completions: Vec::new(),
             permits: Vec::new(),
+            merged: None,
             backlog: VecDeque::new(),
             detached: Vec::new(),
             unsynced: HashMap::new(),
@@ -222,6 +226,7 @@ impl Committer {
         // If this commit stalls, the watchdog refuses these as well.
         self.shared.queue.put_back(self.backlog.drain(..));
         self.finish();
+        self.merged = None;
         self.continue_checkpoint();
         closing
     }
@@ -293,6 +298,15 @@ impl Committer {
                         return None;
                     }
                 }
+                ShardCommand::Replace(merged) => {
+                    let bytes = merged.blocks.iter().map(|block| block.payload.len()).sum();
+                    if !self.has_room_for_text(text_bytes, bytes) {
+                        self.backlog.push_front(ShardCommand::Replace(merged));
+                        return None;
+                    }
+                    text_bytes += bytes;
+                    self.replace(*merged);
+                }
                 ShardCommand::Operation(operation) => {
                     let completion = self.decide(operation, context.running);
                     self.completions.extend(completion);
@@ -339,6 +353,24 @@ impl Committer {
             outcome,
             fence: fence_of_session,
         });
+    }
+
+    /// Replaces blocks by merged ones, as far as they fit into a frame. Merging is not
+    /// worth the reserve of free space.
+    fn replace(&mut self, mut merged: MergedBlocks) {
+        if self.space != Space::Ample || !self.shared.readers.is_current(&merged.log) {
+            return;
+        }
+        let mut room = (self.segment_bytes / TEXT_DIVISOR) as usize;
+        let blocks = std::mem::take(&mut merged.blocks).into_iter();
+        let fitting = blocks.take_while(|block| {
+            let fits = block.payload.len() <= room;
+            room = room.saturating_sub(block.payload.len());
+            fits
+        });
+        self.ledger
+            .replace_blocks(merged.inbox, fitting, &mut self.changes);
+        self.merged = Some(merged);
     }
 
     fn decide(&mut self, operation: Operation, now: Duration) -> Option<Completion> {
@@ -637,8 +669,8 @@ impl Committer {
                     tracing::info!("store available again");
                     return None;
                 }
-                ShardCommand::Operation(operation) => operation.refuse(),
                 ShardCommand::Detach(account, device) => self.detached.push((account, device)),
+                other => other.refuse(),
             }
         }
         None

@@ -153,11 +153,22 @@ impl KeptState {
             + frame
                 .blocks
                 .iter()
+                .chain(&frame.merged)
                 .map(|block| block.payload.len())
                 .sum::<usize>();
         self.longest_frame = self.longest_frame.max(bytes);
         self.records.push((frame.records.clone(), frame.checkpoint));
         self.blocks.extend(frame.blocks.iter().cloned());
+        for merged in &frame.merged {
+            let is_replaced = |block: &Block| {
+                block.inbox == merged.inbox
+                    && merged.first <= block.first
+                    && block.last <= merged.last
+            };
+            self.blocks.retain(|block| !is_replaced(block));
+            self.blocks.push(merged.clone());
+            self.blocks.sort_by_key(|block| block.first);
+        }
         if frame.checkpoint.is_some_and(|part| part.is_last) {
             let first = self
                 .records

@@ -10,6 +10,7 @@
 //! | `offline`, `snapshot` | stores that are open without being served |
 //! | `check`, `salvage` | damage of a store, and recovery from it |
 //! | `directory`, `readers`, `cursors` | committed state, for other threads |
+//! | `merge` | inboxes in many small blocks |
 
 pub(crate) mod check;
 mod commit;
@@ -21,6 +22,7 @@ pub(crate) mod fuzzing;
 mod in_flight;
 #[cfg(any(test, feature = "fuzzing"))]
 mod kept;
+mod merge;
 pub(crate) mod offline;
 mod open;
 mod queue;
@@ -229,15 +231,19 @@ impl ShardStore {
         limit: ReadLimit,
         completer: Completer<Page>,
     ) {
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return completer.complete(self.shared.readers.read(log, after, limit));
-        };
         let shared = Arc::clone(&self.shared);
-        // The caller awaits the outcome instead of the thread.
-        drop(
-            runtime
-                .spawn_blocking(move || completer.complete(shared.readers.read(log, after, limit))),
-        );
+        let read = move || {
+            let (page, is_scattered) = shared.readers.read(log, after, limit);
+            completer.complete(page);
+            if is_scattered && let Some(merged) = shared.readers.merge(log, after) {
+                shared.queue.push(ShardCommand::Replace(Box::new(merged)));
+            }
+        };
+        match tokio::runtime::Handle::try_current() {
+            // The caller awaits the outcome instead of the thread.
+            Ok(runtime) => drop(runtime.spawn_blocking(read)),
+            Err(_) => read(),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};
 
+use super::merge::MergedBlocks;
 use super::open::OpenShard;
 use crate::store::{Account, DeviceId, Operation, Point, Position};
 use crate::sync::{Condvar, Mutex, MutexGuard};
@@ -18,6 +19,8 @@ pub(super) enum ShardCommand {
     Operation(Operation),
     /// The attachment of a device has ended.
     Detach(Account, DeviceId),
+    /// Blocks that replace older ones.
+    Replace(Box<MergedBlocks>),
     /// The log is open again after a failure.
     Recovered(Box<OpenShard>),
 }
@@ -27,7 +30,7 @@ impl ShardCommand {
     pub(super) fn refuse(self) {
         match self {
             Self::Operation(operation) => operation.refuse(),
-            Self::Detach(..) | Self::Recovered(_) => {}
+            Self::Detach(..) | Self::Replace(_) | Self::Recovered(_) => {}
         }
     }
 

@@ -2,10 +2,12 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use hark_protocol::Sequence;
 
 use super::cursors::Cursors;
+use super::merge::{MergePermit, MergedBlocks, is_scattered, is_small_single, merge};
 use crate::ledger::{self, BlockContent, Malformed};
 use crate::log::{Block, ReadError, Reader};
 use crate::store::{Page, Position, ReadLimit, Unavailable};
@@ -17,6 +19,7 @@ pub(super) struct Readers {
     // A lock, because the log may be replaced during reads. It is held for one clone.
     reader: RwLock<Option<Arc<dyn Reader>>>,
     pub(super) cursors: Cursors,
+    is_merging: Arc<AtomicBool>,
 }
 
 impl Readers {
@@ -25,21 +28,55 @@ impl Readers {
         *self.reader.write() = reader;
     }
 
-    /// Reads a page. Blocks on the disk.
+    /// Returns whether this is the reader of the open log.
+    pub(super) fn is_current(&self, reader: &Arc<dyn Reader>) -> bool {
+        let current = self.reader.read();
+        current
+            .as_ref()
+            .is_some_and(|current| Arc::ptr_eq(current, reader))
+    }
+
+    /// Reads a page. Returns whether the inbox is scattered over small blocks, too.
+    /// Blocks on the disk.
     pub(super) fn read(
         &self,
         log: u64,
         after: Position,
         limit: ReadLimit,
-    ) -> Result<Page, Unavailable> {
-        let reader = self.reader.read().clone();
-        let reader = reader.ok_or(Unavailable)?;
-        let from = after.sequence.max(self.cursors.get(log).sequence);
-        let read = read_page(&*reader, log, from, limit);
-        let mut page = read.map_err(|error| {
-            tracing::error!(%error, log, "messages cannot be read");
-            Unavailable
-        })?;
+    ) -> (Result<Page, Unavailable>, bool) {
+        let Some(reader) = self.reader.read().clone() else {
+            return (Err(Unavailable), false);
+        };
+        let from = self.start(log, after);
+        match scan(&*reader, log, from, limit) {
+            Ok(scan) => {
+                let is_scattered = scan.is_scattered();
+                (
+                    Ok(self.hide_acknowledged(scan.page, log, after)),
+                    is_scattered,
+                )
+            }
+            Err(error) => {
+                tracing::error!(%error, log, "messages cannot be read");
+                (Err(Unavailable), false)
+            }
+        }
+    }
+
+    /// Merges blocks of an inbox or room after a position, unless that is under way.
+    /// Blocks on the disk.
+    pub(super) fn merge(&self, log: u64, after: Position) -> Option<MergedBlocks> {
+        let permit = MergePermit::take(&self.is_merging)?;
+        let reader = self.reader.read().clone()?;
+        merge(reader, log, self.start(log, after).0, permit)
+    }
+
+    fn start(&self, log: u64, after: Position) -> Sequence {
+        after.sequence.max(self.cursors.get(log).sequence)
+    }
+
+    /// Removes the messages that were acknowledged during the read.
+    fn hide_acknowledged(&self, mut page: Page, log: u64, after: Position) -> Page {
         // Must follow the read: see [`Cursors`].
         let cursor = self.cursors.get(log);
         if cursor.sequence > after.sequence {
@@ -50,7 +87,7 @@ impl Readers {
                 .filter(|gap| gap.sequence > cursor.sequence)
                 .or(Some(cursor));
         }
-        Ok(page)
+        page
     }
 }
 
@@ -76,6 +113,15 @@ pub(crate) fn read_page(
     after: Sequence,
     limit: ReadLimit,
 ) -> Result<Page, PageError> {
+    scan(reader, inbox, after, limit).map(|scan| scan.page)
+}
+
+fn scan(
+    reader: &dyn Reader,
+    inbox: u64,
+    after: Sequence,
+    limit: ReadLimit,
+) -> Result<Scan, PageError> {
     let mut scan = Scan {
         after,
         limit,
@@ -84,6 +130,7 @@ pub(crate) fn read_page(
             ..Page::default()
         },
         bytes: 0,
+        singles: 0,
     };
     let mut malformed = None;
     let read = reader.read(inbox, after.0, &mut |block| {
@@ -96,26 +143,33 @@ pub(crate) fn read_page(
         .map_err(PageError::from)
         .and_then(|()| malformed.map_or(Ok(()), Err));
     match read {
-        Ok(()) => Ok(scan.page),
+        Ok(()) => Ok(scan),
         // The messages before the damage are returned; the next read starts with it.
-        Err(_) if !scan.page.messages.is_empty() => Ok(Page {
-            complete: false,
-            ..scan.page
-        }),
+        Err(_) if !scan.page.messages.is_empty() => {
+            scan.page.complete = false;
+            Ok(scan)
+        }
         Err(error) => Err(error),
     }
 }
 
 /// A page that is being read.
 struct Scan {
+    /// The number of the last message that was read.
     after: Sequence,
     limit: ReadLimit,
     page: Page,
     /// Bytes of its texts.
     bytes: usize,
+    /// Its messages in small blocks of their own.
+    singles: usize,
 }
 
 impl Scan {
+    fn is_scattered(&self) -> bool {
+        is_scattered(self.singles, self.page.messages.len(), self.page.complete)
+    }
+
     fn take(&mut self, block: &Block) -> Result<ControlFlow<()>, Malformed> {
         let messages = match ledger::decode(block)? {
             BlockContent::Messages(messages) => messages,
@@ -134,7 +188,9 @@ impl Scan {
                 return Ok(ControlFlow::Break(()));
             }
             let message = stored.message(self.page.messages.last())?;
+            self.after = message.position.sequence;
             self.page.messages.push(Arc::new(message));
+            self.singles += usize::from(is_small_single(block));
         }
         Ok(ControlFlow::Continue(()))
     }

@@ -153,13 +153,13 @@ impl Subscription {
     }
 
     /// See [`Events::follow`].
-    #[cfg(test)]
+    #[cfg(any(test, feature = "maelstrom"))]
     pub(crate) fn follow(&mut self) {
         self.events.follow();
     }
 
     /// See [`Events::end`].
-    #[cfg(test)]
+    #[cfg(any(test, feature = "maelstrom"))]
     pub(crate) fn end(&self) -> Option<End> {
         self.events.end()
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use hark_protocol::{ByeReason, Code, Delivery, Frame, Reply, Request};
 use hark_tests::{
-    Client, Front, Harkd, Link, Nats, StoreLocation, TIMEOUT, Trial, Wire, name, send,
+    Client, Front, Harkd, HarkdBuilder, Link, Nats, StoreLocation, TIMEOUT, Trial, Wire, name, send,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -549,6 +549,60 @@ async fn repeat_is_stored_once_after_nats_restart() {
     assert_eq!(&*texts[0].text, "twice");
 }
 
+/// Returns a server of a chat with several shards.
+fn sharded(nats: &str, chat: &str) -> HarkdBuilder {
+    let store = format!("{nats}/{chat}");
+    Harkd::builder().store(store).arg("--shards=6")
+}
+
+/// Returns how often a server has claimed a shard.
+fn claims(server: &Harkd) -> usize {
+    server.log().matches("shard claimed").count()
+}
+
+/// Creates users, which are spread over the shards.
+async fn create_users(server: &Harkd, count: usize) -> Vec<String> {
+    let mut client = Wire::connect(server.address()).await;
+    let users: Vec<_> = (0..count).map(|n| format!("user{n}")).collect();
+    for user in &users {
+        client.create(user).await;
+    }
+    users
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_that_joins_takes_over_its_shards() {
+    let nats = Nats::shared().url();
+    let one = sharded(&nats, "joined").start();
+    let users = create_users(&one, 24).await;
+    // That neither of them is preferred for any shard is as likely as one in 700.
+    let joined = [(); 2].map(|()| sharded(&nats, "joined").start());
+    let mut sender = Wire::hello(one.address(), "session").await;
+    let (mut id, until) = (0, Instant::now() + 3 * TIMEOUT);
+    while joined.iter().map(claims).sum::<usize>() == 0 {
+        assert!(Instant::now() < until, "no shard has moved: {}", one.log());
+        let burst = id + 1..=id + 24;
+        id += 24;
+        let sends = burst.clone().zip(&users);
+        sender
+            .write_all(sends.map(|(id, user)| (id, send(user, &id.to_string()))))
+            .await;
+        for id in burst {
+            let reply = sender.reply_to(id).await;
+            assert!(matches!(reply, Reply::Ok(_)), "{id}: {reply:?}");
+        }
+    }
+    assert!(one.log().contains("handing the shard over"));
+    for (at, user) in (1..).zip(&users) {
+        let mut reader = Wire::connect(joined[0].address()).await;
+        assert_eq!(reader.receive(user).await, u64::from(id / 24));
+        let texts = (at..=id).step_by(24).map(|id| id.to_string());
+        for text in texts.take(256) {
+            assert_eq!(*reader.message().await.text, text);
+        }
+    }
+}
+
 mod long {
     use super::*;
 
@@ -556,7 +610,7 @@ mod long {
     const OUT_OF_TOUCH: Duration = Duration::from_secs(40);
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn server_that_stood_still_reads_nothing_from_its_connections() {
+    async fn server_that_stood_still_stores_no_stale_send() {
         let [one, two] = servers();
         let mut reader = Wire::connect(one.address()).await;
         reader.create("bob").await;
@@ -570,11 +624,14 @@ mod long {
         let mut unaccepted = TcpStream::connect(two.address()).await.unwrap();
         tokio::time::sleep(OUT_OF_TOUCH).await;
         two.signal("CONT");
-        assert_eq!(
-            next_within(&mut sender, TIMEOUT).await,
-            None,
-            "the connection is closed"
-        );
+        // The server may read before it learns how long it stood still, but passes nothing
+        // on.
+        let mut last = next_within(&mut sender, TIMEOUT).await;
+        if let Some(frame) = &last {
+            assert!(matches!(frame.message, Reply::Error { .. }), "{frame:?}");
+            last = next_within(&mut sender, TIMEOUT).await;
+        }
+        assert_eq!(last, None, "the connection is closed");
         let read = timeout(TIMEOUT, unaccepted.read(&mut [0; 1]))
             .await
             .unwrap();
@@ -587,5 +644,41 @@ mod long {
         sender.write(2, send("bob", "repeated")).await;
         assert!(matches!(sender.reply_to(2).await, Reply::Ok(_)));
         assert_eq!(&*reader.message().await.text, "repeated");
+    }
+
+    /// Longer than the election of a leader usually takes.
+    const LEADER_FROZEN: Duration = Duration::from_secs(8);
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn appends_without_a_leader_change_no_owner() {
+        let mut nats = Nats::start();
+        // No server is connected to the third node.
+        let [one, two] = [0, 1].map(|node| sharded(&nats.url_of(node), "slow").start());
+        let users = create_users(&one, 24).await;
+        let owners = || (claims(&one), claims(&two));
+        let mut settled = (owners(), Instant::now());
+        while settled.1.elapsed() < Duration::from_secs(12) {
+            if owners() != settled.0 {
+                settled = (owners(), Instant::now());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let leaders: Vec<_> = (0..6)
+            .map(|shard| nats.leader_of(&format!("slow-shard-{shard}")))
+            .collect();
+        // A frozen node without a stream to lead changes nothing, either.
+        println!("leaders: {leaders:?}");
+        let mut sender = Wire::hello(two.address(), "session").await;
+        nats.freeze(2);
+        for (id, user) in (1..).zip(&users) {
+            sender.write(id, send(user, "late")).await;
+        }
+        tokio::time::sleep(LEADER_FROZEN).await;
+        nats.thaw(2);
+        for id in 1..=24 {
+            let reply = sender.reply_to(id).await;
+            assert!(matches!(reply, Reply::Ok(_)), "{id}: {reply:?}");
+        }
+        assert_eq!(owners(), settled.0, "{}{}", one.log(), two.log());
     }
 }

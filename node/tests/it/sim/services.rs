@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hark_node::sim::{self, Client, Cluster, Latency, Operation, Reach};
+use hark_node::sim::{self, Client, Cluster, Event, Latency, Operation, Reach};
 use hark_node::{Error, ErrorCode, Json, Kv, Node, Request, Retry};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -503,6 +503,21 @@ fn user(node: &Node<()>) {
             Ok(Answers { answers })
         },
     );
+    node.handle("create", async |node, _: Request<()>| {
+        let kv = node.lin_kv();
+        let mut answers = vec![text(kv.create("k", 1).await), text(kv.create("k", 2).await)];
+        let double = |value: Option<u64>| Ok(value.unwrap_or(7) * 2);
+        answers.push(text(kv.update("k", double).await));
+        answers.push(text(kv.update("other", double).await));
+        Ok(Answers { answers })
+    });
+    node.handle("wait", async |node, _: Request<()>| {
+        let begun = node.now();
+        let read = node.lin_kv().timeout(ms(50)).read::<u64>("k").await;
+        let waited = node.now() - begun;
+        let answers = vec![text(read), format!("{waited:?}")];
+        Ok(Answers { answers })
+    });
     node.handle("timestamps", async |node, _: Request<Json>| {
         let mut answers = Vec::new();
         for _ in 0..3 {
@@ -557,6 +572,23 @@ fn a_client_of_a_service_retries_if_configured() {
         assert_eq!(answers, ["1"]);
         assert_eq!(cluster.pending("n1"), 0);
     });
+}
+
+#[test]
+fn a_key_is_created_once_and_updated_from_its_value() {
+    let mut cluster = Cluster::builder(user).build();
+    let client = cluster.client();
+    let Answers { answers } = cluster.call(client, "n1", "create", &()).unwrap();
+    assert_eq!(answers, ["()", "error 21", "2", "14"]);
+}
+
+#[test]
+fn a_client_of_a_service_waits_for_its_timeout() {
+    let mut cluster = Cluster::builder(user).build();
+    let client = cluster.client();
+    cluster.apply(Event::block(&["lin-kv"], &["n1"]));
+    let Answers { answers } = cluster.call(client, "n1", "wait", &()).unwrap();
+    assert_eq!(answers, ["error 0", "50ms"]);
 }
 
 #[test]

@@ -8,7 +8,7 @@
 //! | `setup` | the connection and the streams |
 //! | `monitor` | a check that the nodes sync before they acknowledge |
 //! | `operation` | operations of the chat, and their answers |
-//! | `driver` | the task that owns the state machine and performs its actions |
+//! | `driver`, `requests` | the task that owns the state machine and performs its actions, and its requests |
 //! | `network` | messages between servers, on core NATS |
 //! | `senders` | accounts that send at this server, registered at their owners |
 //! | `sessions` | open send sessions at this server |
@@ -18,6 +18,7 @@ mod monitor;
 mod network;
 mod nodes;
 mod operation;
+mod requests;
 mod senders;
 mod sessions;
 mod setup;
@@ -80,7 +81,10 @@ impl ClusterStore {
         let (operations, received) = mpsc::unbounded_channel();
         let (epochs, epoch) = watch::channel(0);
         let (storages, storage) = watch::channel(Vec::new());
-        let shard_config = Config::new(config.limits(streams.len()));
+        let shard_config = Config {
+            cache_bytes_max: config.shard_cache_bytes,
+            ..Config::new(config.limits(streams.len()))
+        };
         let (is_ready, ready) = watch::channel(false);
         let channels = driver::Channels {
             operations: operations.downgrade(),
@@ -96,7 +100,7 @@ impl ClusterStore {
         // Ends with the store.
         tokio::spawn(stop.clone().run_until_cancelled_owned(polling));
         let driver = Driver::new(
-            shard_config,
+            (shard_config, config.is_tool),
             config.sessions_max,
             streams,
             network,

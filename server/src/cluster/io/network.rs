@@ -95,7 +95,7 @@ impl Network {
     pub(super) async fn next(&mut self) -> Message {
         while let Some(received) = self.received.next().await {
             match codec::decode(received.payload) {
-                Ok(Message::Heartbeat(_, claim) | Message::Released(_, claim))
+                Ok(Message::Heartbeat(_, claim) | Message::Released(_, claim, _))
                     if claim.id.server == self.server => {}
                 Ok(message) => return message,
                 Err(Malformed) => {

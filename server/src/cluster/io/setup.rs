@@ -58,7 +58,7 @@ const STREAMS_AT_ONCE: usize = 8;
 
 const SHARDS: &str = "hark-shards";
 const LAYOUT: &str = "hark-layout";
-const LAYOUT_VERSION: &str = "2";
+const LAYOUT_VERSION: &str = "3";
 
 /// Maximum number of shards.
 const SHARDS_MAX: u32 = 1024;
@@ -84,8 +84,12 @@ pub struct ClusterConfig {
     pub replicas: Option<usize>,
     /// The number of shards of a new chat.
     pub shards: u32,
+    /// Maximum bytes of recent messages in memory for each owned shard.
+    pub shard_cache_bytes: u64,
     /// Maximum bytes of a text.
     pub text_bytes_max: usize,
+    /// The store serves no clients: it owns no shard while there is a server.
+    pub is_tool: bool,
     /// Maximum number of accounts.
     pub accounts_max: usize,
     /// Maximum number of sessions that are open or remembered at this server.

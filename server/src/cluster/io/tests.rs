@@ -121,9 +121,11 @@ impl Chat {
             ca: None,
             monitors: Vec::new(),
             text_bytes_max: 65_000,
+            is_tool: false,
             replicas: Some(self.replicas),
             // A small limit of accounts is not divided.
             shards: if limits.accounts < 10 { 1 } else { 3 },
+            shard_cache_bytes: 1 << 20,
             accounts_max: limits.accounts,
             sessions_max: limits.sessions,
             queued_messages_max: limits.messages,

@@ -3,22 +3,25 @@
 //! They follow the protocol page, and each changes servers whenever it likes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
-use bytestring::ByteString;
 use hark_protocol::{Code, RequestId, SessionToken, UserName};
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 
 use super::judge::Judge;
 use super::lister::Lister;
-use crate::cluster::ConnectionId;
+use super::world::SHARDS;
+use crate::cluster::host::{Answered, Call, Push};
 use crate::cluster::message::Answer;
-use crate::store::{Account, Created, End, Message, Outcome, PasswordHash, SendId};
+use crate::cluster::{ConnectionId, assignment};
+use crate::store::{Account, Created, End, Outcome, PasswordHash, SendId};
 
 /// How long a client waits for an answer before it reconnects.
 pub(super) const PATIENCE: Duration = Duration::from_secs(6);
+
+/// How long a client waits for a deletion that waits for the lapse of a server.
+const DELETE_PATIENCE: Duration = Duration::from_secs(70);
 
 /// Maximum unanswered sends of one sender.
 const IN_FLIGHT: usize = 4;
@@ -26,50 +29,6 @@ const IN_FLIGHT: usize = 4;
 /// The readers, and the account that is deleted and created again.
 pub(super) const READERS: [&str; 3] = ["ann", "bob", "cleo"];
 pub(super) const CHANGING: &str = "xena";
-
-/// A request of a client.
-#[derive(Debug, Clone)]
-pub(super) enum Call {
-    Hello(SessionToken),
-    List {
-        after: Option<UserName>,
-        limit: u32,
-    },
-    LookUp(UserName),
-    Create(UserName),
-    SetPassword {
-        account: Account,
-        old: Option<PasswordHash>,
-        new: PasswordHash,
-    },
-    Delete(Account),
-    Login(Account),
-    Receive(Account),
-    /// Without an id, the sender is the account of the connection.
-    Send {
-        to: UserName,
-        text: ByteString,
-        send_id: Option<SendId>,
-    },
-    Ack(u64),
-}
-
-/// A push of a server to a client.
-#[derive(Debug)]
-pub(super) enum Push {
-    Answer(u64, Answered),
-    Message(Arc<Message>),
-    Ended(End),
-    Closed,
-}
-
-/// The answer to a request.
-#[derive(Debug)]
-pub(super) enum Answered {
-    Unavailable,
-    Subscribed(bool),
-    Answer(Answer),
-}
 
 /// The world as a client sees it, and the calls that it makes.
 pub(super) struct Context<'w> {
@@ -96,11 +55,13 @@ pub(super) enum ToHost {
 
 impl Context<'_> {
     pub(super) fn open(&mut self) -> Link {
+        let host = self.random.random_range(0..self.hosts);
+        self.open_at(host)
+    }
+
+    fn open_at(&mut self, host: usize) -> Link {
         *self.last_connection += 1;
-        let link = (
-            *self.last_connection,
-            self.random.random_range(0..self.hosts),
-        );
+        let link = (*self.last_connection, host);
         self.calls.push((link, ToHost::Open));
         link
     }
@@ -256,7 +217,8 @@ impl Sender {
             return;
         };
         *since = context.now;
-        let text = format!("{}:{id}:{to}", self.session).into();
+        let (connection, _) = link;
+        let text = format!("{}:{id}:{to}:{connection}", self.session).into();
         let send_id = Some(SendId {
             session,
             id: RequestId::new(id).unwrap(),
@@ -421,10 +383,34 @@ impl Reader {
     }
 }
 
+/// How a changer uses the account.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Habit {
+    /// In any way, at any host.
+    Any,
+    /// It only sends as the account, at this host or at any one, until this time.
+    Act(Option<usize>, Duration),
+    /// It deletes the account once, at this host from this time on.
+    Delete(usize, Duration),
+}
+
+impl Habit {
+    /// Returns the habit in a run that begins at this time.
+    pub(super) fn from(self, begun: Duration) -> Self {
+        match self {
+            Self::Any => self,
+            Self::Act(host, until) => Self::Act(host, begun + until),
+            Self::Delete(host, at) => Self::Delete(host, begun + at),
+        }
+    }
+}
+
 /// A client that creates, looks up, changes and deletes one account, and acts as it.
 #[derive(Debug)]
 pub(super) struct Changer {
     number: usize,
+    habit: Habit,
+    has_deleted: bool,
     link: Option<Link>,
     asked: Option<(Duration, Asked)>,
     found: Option<(Account, Option<PasswordHash>)>,
@@ -444,10 +430,12 @@ enum Asked {
 }
 
 impl Changer {
-    pub(super) const fn new(number: usize) -> Self {
+    pub(super) const fn new(number: usize, habit: Habit) -> Self {
         let (asked, found, logged_in) = (None, None, None);
         Self {
             number,
+            habit,
+            has_deleted: false,
             link: None,
             asked,
             found,
@@ -459,28 +447,45 @@ impl Changer {
 
     fn wake(&mut self, context: &mut Context<'_>) {
         let Some(link) = self.link else {
-            self.link = Some(context.open());
+            self.link = Some(match self.habit {
+                Habit::Act(Some(host), _) | Habit::Delete(host, _) => context.open_at(host),
+                Habit::Any | Habit::Act(None, _) => context.open(),
+            });
             return;
         };
+        let patience = match self.habit {
+            Habit::Delete(..) => DELETE_PATIENCE,
+            _ => PATIENCE,
+        };
         match &self.asked {
-            Some((since, _)) if context.now >= *since + PATIENCE => {
+            Some((since, _)) if context.now >= *since + patience => {
                 context.hang_up(link);
                 self.disconnected();
             }
-            None if context.now >= self.next_at && !context.is_calm => self.ask(link, context),
+            None if context.now >= self.next_at => self.ask(link, context),
             _ => {}
         }
     }
 
+    /// Returns a number below ten, which selects the next request, if there is to be one.
+    fn choice(&self, context: &mut Context<'_>) -> Option<u32> {
+        match self.habit {
+            Habit::Any if context.is_calm => None,
+            Habit::Any => Some(context.random.random_range(0..10)),
+            Habit::Act(_, until) => (context.now < until).then_some(4),
+            Habit::Delete(_, at) => (context.now >= at && !self.has_deleted).then_some(3),
+        }
+    }
+
     fn ask(&mut self, link: Link, context: &mut Context<'_>) {
-        self.next_at = context.within_ms(20..700);
+        let Some(choice) = self.choice(context) else {
+            return;
+        };
+        let is_any = matches!(self.habit, Habit::Any);
+        self.next_at = context.within_ms(20..if is_any { 700 } else { 200 });
         self.requests += 1;
         let name = || CHANGING.parse().unwrap();
-        let (asked, call) = match (
-            context.random.random_range(0..10),
-            self.found.clone(),
-            self.logged_in.clone(),
-        ) {
+        let (asked, call) = match (choice, self.found.clone(), self.logged_in.clone()) {
             (0..3, Some((account, old)), _) => {
                 let version = old.as_ref().map_or(0, version) + 1;
                 let new = PasswordHash::new(&version.to_string());
@@ -495,7 +500,7 @@ impl Changer {
             (4, Some((account, _)), None) => (Asked::Login(account.clone()), Call::Login(account)),
             (4..7, _, Some(account)) => {
                 let (to, text) = (
-                    READERS[0].parse().unwrap(),
+                    recipient(self.habit),
                     format!("as {} {}", self.number, self.requests),
                 );
                 (
@@ -507,7 +512,7 @@ impl Changer {
                     },
                 )
             }
-            (_, None, _) if context.random.random_bool(0.5) => {
+            (_, None, _) if is_any && context.random.random_bool(0.5) => {
                 (Asked::Create, Call::Create(name()))
             }
             _ => (Asked::LookUp, Call::LookUp(name())),
@@ -562,24 +567,26 @@ impl Changer {
                 self.found = None;
             }
             (Asked::Delete(incarnation), Answer::Flag(_)) => {
-                judge.deleted(now, incarnation);
-                self.found = None;
+                judge.deleted(asked_at, now, incarnation);
+                (self.found, self.has_deleted) = (None, true);
             }
             (Asked::Login(account), Answer::Flag(true)) => self.logged_in = Some(account),
             (Asked::Send(incarnation), Answer::Sent(Outcome::Stored(_))) => {
                 judge.sent_as(asked_at, incarnation)
             }
+            (Asked::Send(_), Answer::Sent(Outcome::Refused(Code::QueueFull))) => {}
             (Asked::Send(_), _) => self.logged_in = None,
             _ => self.found = None,
         }
     }
 
     fn disconnected(&mut self) {
-        let (number, requests, next_at) = (self.number, self.requests, self.next_at);
+        let (requests, next_at, has_deleted) = (self.requests, self.next_at, self.has_deleted);
         *self = Self {
             requests,
             next_at,
-            ..Self::new(number)
+            has_deleted,
+            ..Self::new(self.number, self.habit)
         };
     }
 }
@@ -613,6 +620,19 @@ impl Creator {
             _ => {}
         }
     }
+}
+
+/// Returns the reader to which a changer sends: preferably one in another shard than that of
+/// the account.
+fn recipient(habit: Habit) -> UserName {
+    let shard = |name: &str| assignment::shard_of(&name.parse().unwrap(), SHARDS as u32);
+    let is_other = |reader: &&str| shard(reader) != shard(CHANGING);
+    let other = READERS.into_iter().find(is_other);
+    let reader = match habit {
+        Habit::Any => READERS[0],
+        _ => other.unwrap_or(READERS[0]),
+    };
+    reader.parse().unwrap()
 }
 
 /// The passwords of an account are increasing versions.

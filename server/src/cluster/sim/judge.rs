@@ -6,9 +6,14 @@ use std::time::Duration;
 
 use hark_protocol::Code;
 
+use super::world::SHARDS;
+use crate::cluster::ConnectionId;
 use crate::ledger::{BlockContent, decode};
 use crate::log::Block;
 use crate::store::{Message, Outcome};
+
+/// The duration of a deletion that has waited for the lapse of a server.
+const LAPSE_MIN: Duration = Duration::from_secs(15);
 
 /// All answers and messages.
 #[derive(Debug, Default)]
@@ -18,8 +23,10 @@ pub(super) struct Judge {
     /// The messages that each reader processed, by number.
     read: BTreeMap<String, BTreeMap<u64, String>>,
     texts: HashMap<String, u64>,
-    /// The id of the last stored message of each session, by true time.
-    stored: BTreeMap<usize, u32>,
+    /// The id of the last stored message of each session and shard, by true time.
+    stored: BTreeMap<(usize, u32), u32>,
+    /// The sends that were answered `unavailable`, by connection.
+    undecided: HashMap<ConnectionId, BTreeSet<u32>>,
     /// Sends that were refused for lack of space. Only a later send to the same shard makes
     /// that final, so a repeat may still be stored.
     without_space: BTreeSet<(usize, u32)>,
@@ -47,6 +54,8 @@ pub(super) struct Counts {
     pub(super) takeovers: u64,
     pub(super) passwords: u64,
     pub(super) deletions: u64,
+    /// Deletions that waited for the lapse of a server.
+    pub(super) lapses: u64,
     pub(super) lists: u64,
     pub(super) without_space: u64,
     pub(super) claims: u64,
@@ -78,6 +87,7 @@ impl Counts {
             takeovers,
             passwords,
             deletions,
+            lapses,
             lists,
             without_space,
             ..
@@ -85,6 +95,7 @@ impl Counts {
         self.takeovers += takeovers;
         self.passwords += passwords;
         self.deletions += deletions;
+        self.lapses += lapses;
         self.lists += lists;
         self.without_space += without_space;
         let Self {
@@ -153,9 +164,16 @@ impl Judge {
         }
     }
 
-    /// Records that the messages of a frame are stored at this time, and checks that the
-    /// sends of a session are stored in order of their ids, over all recipients.
-    pub(super) fn stored(&mut self, blocks: &[Block]) {
+    /// Records that a send of a connection was answered `unavailable`.
+    pub(super) fn undecided(&mut self, connection: ConnectionId, id: u32) {
+        self.undecided.entry(connection).or_default().insert(id);
+    }
+
+    /// Records that the messages of a frame are stored at this time. Checks that the sends of
+    /// a session to this shard are stored in order of their ids, and none after an earlier
+    /// send of its connection was answered `unavailable`, except for those that were answered
+    /// so as well.
+    pub(super) fn stored(&mut self, shard: u32, blocks: &[Block]) {
         let mut messages = BTreeMap::new();
         for block in blocks {
             let Ok(BlockContent::Messages(of_block)) = decode(block) else {
@@ -168,12 +186,23 @@ impl Judge {
                 );
             }
         }
-        for (session, id) in messages.into_values().filter_map(send_of) {
+        for text in messages.into_values() {
+            let Some((session, id)) = send_of(text) else {
+                continue;
+            };
             if !self.without_space.contains(&(session, id)) {
-                let former = self.stored.insert(session, id);
+                let former = self.stored.insert((session, shard), id);
                 assert!(
                     former < Some(id),
                     "{session}:{id} is stored after {former:?}"
+                );
+            }
+            let connection = text.rsplit(':').next().unwrap().parse().unwrap();
+            if let Some(undecided) = self.undecided.get(&connection) {
+                let is_late = *undecided.first().unwrap() < id && !undecided.contains(&id);
+                assert!(
+                    !is_late,
+                    "{text} is stored after {undecided:?} were unavailable"
                 );
             }
         }
@@ -190,7 +219,7 @@ impl Judge {
         let (number, text) = (message.position.sequence.0, message.text.to_string());
         self.counts.read += 1;
         assert_eq!(
-            self.texts.insert(text.clone(), number),
+            self.texts.insert(content_of(&text).to_owned(), number),
             None,
             "{text} is in the store twice"
         );
@@ -248,8 +277,9 @@ impl Judge {
     }
 
     /// Records that the deletion of an incarnation was answered.
-    pub(super) fn deleted(&mut self, now: Duration, incarnation: u64) {
+    pub(super) fn deleted(&mut self, asked_at: Duration, now: Duration, incarnation: u64) {
         self.counts.deletions += 1;
+        self.counts.lapses += u64::from(now - asked_at >= LAPSE_MIN);
         self.deleted.entry(incarnation).or_insert(now);
         self.account.known(now, incarnation + 1);
     }
@@ -268,6 +298,14 @@ impl Judge {
         self.counts.claims += u64::from(self.claims.insert((shard, sequence)));
     }
 
+    /// Checks that no shard was claimed more often than this.
+    pub(super) fn check_claims(&self, max: usize) {
+        for shard in 0..SHARDS as u32 {
+            let claims = self.claims.iter().filter(|(of, _)| *of == shard).count();
+            assert!(claims <= max, "shard {shard} was claimed {claims} times");
+        }
+    }
+
     /// Returns whether readers have processed all stored messages.
     pub(super) fn is_complete(&self) -> bool {
         self.missing().next().is_none()
@@ -281,7 +319,7 @@ impl Judge {
                     return false;
                 };
                 let text = self.read.get(to).and_then(|read| read.get(&number.0));
-                text.is_none_or(|text| *text != format!("{session}:{id}:{to}"))
+                text.is_none_or(|text| content_of(text) != format!("{session}:{id}:{to}"))
             })
     }
 
@@ -302,6 +340,12 @@ impl Judge {
         }
         assert!(self.counts.stored > 0, "a run that compares nothing");
     }
+}
+
+/// Returns the text of a send without the connection that it came over.
+fn content_of(text: &str) -> &str {
+    let (content, _) = text.rsplit_once(':').unwrap_or((text, ""));
+    content
 }
 
 /// Returns the session and the id of a send by its text.

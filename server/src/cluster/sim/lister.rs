@@ -7,8 +7,9 @@ use std::time::Duration;
 use hark_protocol::UserName;
 use rand::RngExt as _;
 
-use super::clients::{Answered, Call, Context, Link, PATIENCE, Push, READERS};
+use super::clients::{Context, Link, PATIENCE, READERS};
 use crate::cluster::ConnectionId;
+use crate::cluster::host::{Answered, Call, Push};
 use crate::cluster::message::Answer;
 use crate::store::{Account, Created};
 

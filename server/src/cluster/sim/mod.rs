@@ -10,7 +10,6 @@
 //! | file | content |
 //! | --- | --- |
 //! | `world` | virtual time, network, order of events |
-//! | `host` | one machine: a server, its clocks and its connections |
 //! | `stream` | the stream of a shard, with its leader |
 //! | `clients` | senders, readers, and clients that create and delete an account |
 //! | `lister` | a client that creates and deletes accounts, and lists names |
@@ -19,7 +18,6 @@
 
 mod clients;
 mod faults;
-mod host;
 mod judge;
 mod lister;
 pub(super) mod stream;
@@ -55,8 +53,8 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 /// Runs the scenario of each seed on several threads. Each thread ends at its first
-/// failure.
-fn run_seeds(seeds: Range<u64>, scenario: impl Fn(u64) -> Scenario + Sync) {
+/// failure. Returns their counts.
+fn run_seeds(seeds: Range<u64>, scenario: impl Fn(u64) -> Scenario + Sync) -> Counts {
     let count = number(SEEDS_VARIABLE).map_or(seeds.end, |count| seeds.start + count);
     let seeds = number(SEED_VARIABLE).map_or(seeds.start..count, |seed| seed..seed + 1);
     let threads =
@@ -89,6 +87,7 @@ fn run_seeds(seeds: Range<u64>, scenario: impl Fn(u64) -> Scenario + Sync) {
         }
     });
     println!("{sums:?}");
+    sums
 }
 
 /// Checks that the simulation finds a planted bug, by a seed that passes without it.
@@ -109,8 +108,33 @@ fn promise_is_kept_over_a_pause_of_twelve_minutes() {
     run_seeds(0..12, Scenario::long_pause);
 }
 
+#[test]
+fn deleted_account_acts_at_no_lost_server() {
+    let counts = run_seeds(0..75, Scenario::lapse);
+    let is_one = number(SEED_VARIABLE).is_some();
+    assert!(
+        counts.lapses > 0 || is_one,
+        "no deletion waited for a lapse"
+    );
+}
+
+#[test]
+fn promise_is_kept_while_shards_are_handed_over() {
+    run_seeds(0..50, Scenario::join);
+}
+
 mod long {
     use super::*;
+
+    #[test]
+    fn deleted_account_acts_at_no_lost_server_over_many_seeds() {
+        run_seeds(75..5000, Scenario::lapse);
+    }
+
+    #[test]
+    fn promise_is_kept_over_many_hand_overs() {
+        run_seeds(50..5000, Scenario::join);
+    }
 
     #[test]
     fn promise_is_kept_over_many_seeds() {
@@ -186,8 +210,8 @@ fn reception_of_a_former_generation_is_found() {
 }
 
 #[test]
-fn sends_to_several_shards_at_once_are_found() {
-    check_finds(Bug::SendsOvertake, Scenario::of);
+fn unavailable_before_later_sends_end_is_found() {
+    check_finds(Bug::UnavailableAtOnce, Scenario::of);
 }
 
 #[test]
@@ -198,6 +222,26 @@ fn merged_page_beyond_an_incomplete_one_is_found() {
 #[test]
 fn lost_announcement_of_a_session_is_found() {
     check_finds(Bug::AnnouncedOnce, Scenario::of);
+}
+
+#[test]
+fn forgotten_servers_of_a_former_owner_are_found() {
+    check_finds(Bug::FormerServersForgotten, Scenario::lapse);
+}
+
+#[test]
+fn server_that_acts_without_a_proof_is_found() {
+    check_finds(Bug::NoProof, Scenario::lapse);
+}
+
+#[test]
+fn server_that_lapses_too_early_is_found() {
+    check_finds(Bug::ShortLinger, Scenario::lapse);
+}
+
+#[test]
+fn release_with_missing_answers_is_found() {
+    check_finds(Bug::MissingAnswersIgnored, Scenario::join);
 }
 
 #[test]

@@ -9,16 +9,17 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::clients::{
-    Answered, Changer, Client, Context, Creator, Push, READERS, Reader, Sender, ToHost,
+    CHANGING, Changer, Client, Context, Creator, READERS, Reader, Sender, ToHost,
 };
 use super::faults::{Fault, Scenario};
-use super::host::{Host, Input, Output};
 use super::judge::{Counts, Judge};
 use super::lister::Lister;
 use super::stream::{Outcome, Stream};
+use crate::cluster::assignment;
 use crate::cluster::blocks::WithRead;
 use crate::cluster::chain::{Chain, Taken};
 use crate::cluster::entry::{Content, Entry, NEWEST_FORMAT};
+use crate::cluster::host::{Answered, Host, Input, Output, Push};
 use crate::cluster::member::Member;
 use crate::cluster::message::{Answer, Message};
 use crate::cluster::replay::StreamReplay;
@@ -92,6 +93,8 @@ pub(super) struct World {
     /// The arrival of the last message, for each pair of endpoints.
     arrivals: BTreeMap<(usize, usize), Duration>,
     cuts: BTreeSet<(usize, usize)>,
+    /// Directed: messages of the first host do not reach the second one.
+    mute: BTreeSet<(usize, usize)>,
     log_cuts: BTreeSet<usize>,
     deaf: BTreeSet<usize>,
     hear_streams: bool,
@@ -129,6 +132,7 @@ impl World {
             lives: random.random_range(0..100),
             arrivals: BTreeMap::new(),
             cuts: BTreeSet::new(),
+            mute: BTreeSet::new(),
             log_cuts: BTreeSet::new(),
             deaf: BTreeSet::new(),
             hear_streams: false,
@@ -143,18 +147,24 @@ impl World {
     }
 
     /// Runs a scenario, and checks the promise.
-    pub(super) fn run(mut self, scenario: Scenario) -> Counts {
+    pub(super) fn run(mut self, mut scenario: Scenario) -> Counts {
         self.config.tail_entries_max = scenario.tail_entries_max;
         (0..HOSTS).for_each(|host| self.start(host));
         self.create_accounts();
         let begun = self.now;
+        if scenario.has_roles {
+            scenario.cast(self.roles());
+        }
         (self.rest_at, self.calm_at) = (begun + scenario.rest_at, begun + scenario.calm_at);
         self.clients
             .extend((0..2).map(|n| Client::Sender(Sender::new(n, scenario.sends))));
         self.clients
             .extend(READERS.map(|user| Client::Reader(Reader::new(user))));
-        self.clients
-            .extend((0..3).map(|n| Client::Changer(Changer::new(n))));
+        self.clients.extend(
+            (0..)
+                .zip(scenario.changers)
+                .map(|(n, habit)| Client::Changer(Changer::new(n, habit.from(begun)))),
+        );
         self.clients.push(Client::Lister(Lister::default()));
         for client in 1..self.clients.len() {
             let at = self.random_ms(0, 150);
@@ -195,8 +205,28 @@ impl World {
             }
         }
         self.judge.check();
+        self.judge.check_claims(scenario.claims_max);
         self.judge.counts.ended_at = self.now;
         self.judge.counts
+    }
+
+    /// Returns the owner of the shard of the account that is deleted, that of the other shard
+    /// or another host, and the third one.
+    fn roles(&self) -> [usize; 3] {
+        let owner = |shard: usize| {
+            let is_owner = |host: &Host| {
+                let seat = host.member().and_then(|member| member.seats().nth(shard));
+                seat.is_some_and(|seat| seat.owner().is_some())
+            };
+            self.hosts.iter().position(is_owner).unwrap_or(0)
+        };
+        let shard = assignment::shard_of(&CHANGING.parse().unwrap(), SHARDS as u32) as usize;
+        let (first, second) = (owner(shard), owner(1 - shard));
+        let second = match first == second {
+            true => (first + 1) % HOSTS,
+            false => second,
+        };
+        [first, second, HOSTS - first - second]
     }
 
     /// Returns whether two connections hold the same session.
@@ -235,7 +265,7 @@ impl World {
                 }
                 let is_tick = matches!(*input, Input::Tick);
                 if is_tick {
-                    self.hosts[host].poll_storage(self.low_space);
+                    self.hosts[host].poll_storage(&self.low_space);
                 }
                 self.handle(host, *input);
                 if is_tick {
@@ -298,6 +328,11 @@ impl World {
                     {
                         self.judge.refused_for_space(sender.session(), *id as u32);
                     }
+                    if let Push::Answer(id, Answered::Unavailable) = &push
+                        && matches!(self.clients[client], Client::Sender(_))
+                    {
+                        self.judge.undecided(connection, *id as u32);
+                    }
                     let at = self.arrival((host, 100 + client), 1, 5);
                     self.plan(at, Due::Client(client, connection, push));
                 }
@@ -355,7 +390,7 @@ impl World {
                 ..
             }) = self.chains[shard].take(message)
         {
-            self.judge.stored(&blocks);
+            self.judge.stored(shard as ShardId, &blocks);
         }
         if let Some(((host, life), reply)) = reply {
             self.reply(shard, host, ServerId(life), reply);
@@ -375,7 +410,9 @@ impl World {
     }
 
     fn send(&mut self, from: usize, to: usize, input: Input) {
-        let is_cut = self.cuts.contains(&(from.min(to), from.max(to))) || self.deaf.contains(&to);
+        let is_cut = self.cuts.contains(&(from.min(to), from.max(to)))
+            || self.mute.contains(&(from, to))
+            || self.deaf.contains(&to);
         if from != to && (is_cut || self.is_lost()) {
             return;
         }
@@ -449,11 +486,15 @@ impl World {
             Fault::Cut(a, b) => {
                 self.cuts.insert((a.min(b), a.max(b)));
             }
+            Fault::Mute(from, to) => {
+                self.mute.insert((from, to));
+            }
             Fault::CutLog(host) => {
                 self.log_cuts.insert(host);
             }
             Fault::Heal => {
                 self.cuts.clear();
+                self.mute.clear();
                 self.log_cuts.clear();
                 self.deaf.clear();
                 self.hear_streams = false;

@@ -177,6 +177,11 @@ impl Rooms {
         self.rooms.get_mut(*self.by_id.get(&id)?)
     }
 
+    /// Returns the head of the log of a room.
+    pub(super) fn head(&mut self, id: u64) -> Option<Position> {
+        self.by_id(id).map(|room| room.log.head)
+    }
+
     /// Moves the tail of the log of a room to a later position, if there is such a room.
     pub(super) fn raise_tail(&mut self, id: u64, tail: Position) {
         if let Some(room) = self.by_id(id) {

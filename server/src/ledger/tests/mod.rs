@@ -316,6 +316,50 @@ impl Driver {
 }
 
 #[test]
+fn merged_blocks_replace_only_unacknowledged_messages() {
+    let mut driver = Driver::new();
+    driver.create("bob");
+    for content in ["1", "2", "3", "4"] {
+        driver.check_send(text("bob", content), Ok(()));
+        driver.next_frame();
+    }
+    let bob = driver.account("bob").unwrap();
+    let blocks: Vec<_> = driver
+        .frames
+        .iter()
+        .flat_map(|frame| frame.blocks.clone())
+        .collect();
+    let merged = [merge(&blocks[..2]).unwrap(), merge(&blocks[2..]).unwrap()].concat();
+    assert_eq!(merged.len(), 2);
+    let messages = driver.messages(&bob);
+    let acknowledge = |driver: &mut Driver, number: usize| {
+        let position = messages[number].position;
+        driver
+            .ledger
+            .acknowledge(&bob, NAMELESS, position, &mut driver.changes);
+    };
+    let check = |driver: &mut Driver, expected: &[Block]| {
+        let before = state(&mut driver.ledger);
+        let was_awaited = driver.changes.effects.is_awaited;
+        let (ledger, changes) = (&mut driver.ledger, &mut driver.changes);
+        ledger.replace_blocks(bob.incarnation, merged.clone(), changes);
+        assert!(changes.effects.deliveries.is_empty());
+        assert_eq!(changes.effects.is_awaited, was_awaited);
+        assert_eq!(state(&mut driver.ledger), before);
+        driver.next_frame();
+        assert_eq!(driver.frames.last().unwrap().merged, expected);
+    };
+    check(&mut driver, &merged);
+    acknowledge(&mut driver, 0);
+    check(&mut driver, &merged);
+    acknowledge(&mut driver, 1);
+    check(&mut driver, &merged[1..]);
+    driver.ledger.delete(&bob, &mut driver.changes);
+    check(&mut driver, &[]);
+    driver.check_replay();
+}
+
+#[test]
 fn each_rule_refuses_a_send() {
     let mut driver = Driver::new();
     driver.create("bob");
@@ -467,6 +511,30 @@ fn session_is_recorded_with_its_first_send_alone() {
     driver.next_frame();
     assert!(driver.next_frame(), "it is forgotten");
     driver.check_send(send("s", 1, "bob", "x"), Ok(()));
+    driver.check_replay();
+}
+
+#[test]
+fn alternating_outcomes_write_few_bytes() {
+    let mut driver = Driver::with(Limits {
+        queued_messages_max: u64::MAX,
+        queued_bytes_max: u64::MAX,
+        ..LIMITS
+    });
+    driver.create("bob");
+    driver.check_send(send("s", 1, "bob", "x"), Ok(()));
+    driver.next_frame();
+    for id in 2..=2100 {
+        let (to, expected) = if id % 2 == 0 {
+            ("eve", Err(Code::NoSuchUser))
+        } else {
+            ("bob", Ok(()))
+        };
+        driver.check_send(send("s", id, to, "x"), expected);
+        driver.next_frame();
+        let bytes = driver.frames.last().unwrap().records.len();
+        assert!(bytes < 100, "{bytes} bytes");
+    }
     driver.check_replay();
 }
 

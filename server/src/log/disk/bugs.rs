@@ -12,6 +12,8 @@ pub(super) enum Bug {
     RecycledUnderReader,
     /// An open trusts frames that may exist only in the page cache.
     TrustedCache,
+    /// An open keeps the blocks that were merged into another one.
+    RevivedParts,
     /// A segment is recycled before the frame that frees it is on stable storage.
     RecycledEarly,
 }

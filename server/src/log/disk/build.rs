@@ -7,6 +7,7 @@ use std::cmp::Reverse;
 use std::io;
 use std::sync::Arc;
 
+use super::bugs::{Bug, is_planted};
 use super::format::SegmentId;
 use super::index::Index;
 use super::recent::BlockRef;
@@ -88,7 +89,7 @@ impl IndexBuilder {
     }
 
     /// Builds the index. If a number has several blocks, because all but one were copied
-    /// forward, the newest wins.
+    /// forward or merged, the newest wins, which has the widest range.
     pub(super) fn build(mut self) -> io::Result<(Arc<Segments>, Index)> {
         let segments = Arc::new(std::mem::take(&mut self.segments));
         let index = Index::new(Arc::clone(&segments));
@@ -182,12 +183,13 @@ struct BlockBatch {
     order: Vec<(InboxId, u32)>,
     /// The blocks of one inbox.
     group: Vec<FoundBlock>,
+    /// The last block that was visited: a later batch may have blocks in its range.
+    last: Option<FoundBlock>,
 }
 
 impl BlockBatch {
-    /// Visits the blocks in order of inboxes and numbers: of several with the same
-    /// number, only the newest. Calls `drop_copied` with those of the others that an
-    /// index frame names.
+    /// Visits the blocks in order of inboxes and numbers, without those in the range of a
+    /// newer one. Calls `drop_copied` with those of the others that an index frame names.
     fn visit(
         &mut self,
         visit: &mut dyn FnMut(&FoundBlock),
@@ -197,6 +199,7 @@ impl BlockBatch {
             found,
             order,
             group,
+            last,
         } = self;
         order.clear();
         order.extend(
@@ -214,18 +217,24 @@ impl BlockBatch {
                     .iter()
                     .filter_map(|&(_, number)| found.get(number as usize)),
             );
-            if !group.is_sorted_by(|one, other| one.block.first < other.block.first) {
+            if !group.is_sorted_by(|one, other| one.block.last < other.block.first) {
                 let newest = |block: &BlockRef| Reverse((block.segment, block.extent.offset));
-                group.sort_by_key(|found| (found.block.first, newest(&found.block)));
-                group.dedup_by(|copied, newer| {
-                    let is_copied = copied.block.first == newer.block.first;
-                    if is_copied && copied.is_sealed {
-                        drop_copied(copied);
-                    }
-                    is_copied
-                });
+                let order = |block: &BlockRef| (block.first, Reverse(block.last), newest(block));
+                group.sort_by_key(|found| order(&found.block));
             }
-            group.iter().for_each(&mut *visit);
+            for found in &*group {
+                let is_replaced = last.is_some_and(|last| {
+                    last.inbox == found.inbox
+                        && found.block.last <= last.block.last
+                        && (found.block.first == last.block.first || !is_planted(Bug::RevivedParts))
+                });
+                if !is_replaced {
+                    visit(found);
+                    *last = Some(*found);
+                } else if found.is_sealed {
+                    drop_copied(found);
+                }
+            }
         }
     }
 }

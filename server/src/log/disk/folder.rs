@@ -399,15 +399,35 @@ fn temporary(name: &str) -> String {
 }
 
 fn sync_folder(path: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    tests::SYNCED.with_borrow_mut(|synced| synced.push(path.to_owned()));
     File::open(path)?.sync_all()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
+
+    thread_local! {
+        /// The folders that a test on this thread has synced.
+        pub(super) static SYNCED: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) };
+    }
 
     fn open(path: &Path) -> Result<Folder, OpenError> {
         Folder::open(path, Duration::ZERO)
+    }
+
+    #[test]
+    fn parents_of_new_folder_are_synced() {
+        let home = tempfile::tempdir().unwrap();
+        drop(open(&home.path().join("a/b")).unwrap());
+        let synced = SYNCED.take();
+        for folder in ["", "a", "a/b"] {
+            let folder = home.path().join(folder);
+            assert!(synced.contains(&folder), "{} {synced:?}", folder.display());
+        }
     }
 
     #[test]

@@ -3,8 +3,9 @@
 //! Blocks of segments without an index frame are indexed one by one ("recent"). In a
 //! sealed segment, one run represents all blocks of an inbox, and the index frame has
 //! their locations. A block that was copied forward is recent while its old location may
-//! still be in a run: the recent one wins. The copies of a run are always a prefix of its
-//! live blocks, so that a run needs no holes.
+//! still be in a run: the recent one wins. So does a merged block over those in its range.
+//! The copied and merged blocks of a run are always a prefix of its live blocks, so that a
+//! run needs no holes; a run is split before a merged block that would leave one.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use super::format::SegmentId;
 use super::map::ByteMap;
 use super::recent::{BlockRef, RecentBlocks};
-use super::runs::{BlockRun, RunList, packed_runs, packed_start};
+use super::runs::{BlockRun, CutRuns, RunList, packed_runs, packed_start};
 use super::segment::{Segment, Segments, units};
 use super::table::BlockEntry;
 use crate::log::InboxId;
@@ -30,7 +31,7 @@ pub(super) struct Plan {
     /// Segments in order, each with the range of last numbers to read there: above
     /// the first, up to the second.
     pub(super) runs: Vec<(Arc<Segment>, u64, u64)>,
-    /// Blocks in order, which win over those with the same first number in a run.
+    /// Blocks in order, which win over those of a run in their range.
     pub(super) recent: Vec<(Arc<Segment>, BlockRef)>,
     /// Blocks up to this number are in the plan.
     pub(super) through: u64,
@@ -86,6 +87,41 @@ impl Index {
             self.segments
                 .remove_live(replaced.segment, units(replaced.extent));
         }
+    }
+
+    /// Adds a merged block. It replaces all live blocks in its range. Adds the segments
+    /// that lost their last live block to `emptied`.
+    pub(super) fn replace(&self, inbox: InboxId, block: BlockRef, emptied: &mut Vec<SegmentId>) {
+        let mut guard = self.write(inbox);
+        let IndexShard {
+            recent,
+            sealed,
+            buffer,
+        } = &mut *guard;
+        self.segments.add_live(block.segment, units(block.extent));
+        recent.update(inbox, |recent| {
+            let start = recent.partition_point(|other| other.first < block.first);
+            let end = recent.partition_point(|other| other.last <= block.last);
+            for replaced in recent.drain(start..end.max(start)) {
+                self.remove_live(replaced.segment, units(replaced.extent), emptied);
+            }
+            recent.insert(start, block);
+        });
+        let Some(before) = sealed.get(inbox).map(RunList::unpack) else {
+            return;
+        };
+        let CutRuns {
+            list,
+            dropped,
+            split,
+        } = before.cut(block.first, block.last);
+        for run in dropped {
+            self.remove_live(run.segment, run.units, emptied);
+        }
+        if let Some(run) = split {
+            self.segments.add_live(run.segment, run.units);
+        }
+        set_runs(sealed, inbox, &list, buffer);
     }
 
     /// Adds the runs of an inbox, which has none. The caller adds their live units to
@@ -291,7 +327,7 @@ impl Index {
         let is_in_run = packed_runs(packed).any(|(start, run)| {
             run.segment == segment && start < entry.last && entry.last <= run.last
         });
-        is_in_run && !has(&shard.recent.get(entry.inbox), entry.first)
+        is_in_run && !covers(&shard.recent.get(entry.inbox), entry)
     }
 
     /// Removes the run of an inbox in a segment from which every live block was copied.
@@ -345,10 +381,11 @@ fn set_runs(sealed: &mut ByteMap, inbox: InboxId, list: &RunList, buffer: &mut V
     }
 }
 
-fn has(recent: &VecDeque<BlockRef>, first: u64) -> bool {
-    recent
-        .binary_search_by_key(&first, |block| block.first)
-        .is_ok()
+/// Returns whether a block is, or lies in the range of, a recent one.
+fn covers(recent: &VecDeque<BlockRef>, entry: &BlockEntry) -> bool {
+    let next = recent.partition_point(|block| block.first <= entry.first);
+    let before = next.checked_sub(1).and_then(|before| recent.get(before));
+    before.is_some_and(|block| entry.last <= block.last)
 }
 
 /// Returns the blocks of one segment, and whether each directly follows the previous one,

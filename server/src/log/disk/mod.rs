@@ -175,7 +175,8 @@ struct SharedLog {
     segments: Arc<Segments>,
     index: Index,
     copies: CopyQueue,
-    /// Segments that lost their last live block when another segment was sealed.
+    /// Segments that lost their last live block when another segment was sealed, or to a
+    /// merged block.
     emptied: Mutex<Vec<SegmentId>>,
     /// The oldest segment that a replay needs.
     tail_start: AtomicU32,
@@ -324,6 +325,7 @@ impl DiskLog {
             .iter()
             .map(BlockRecord::from)
             .chain(copies.iter().filter_map(CopyItem::record))
+            .chain(frame.merged.iter().map(BlockRecord::from))
             .collect();
         let freed = self.take_freed();
         // Each of these numbers takes at most ten bytes.
@@ -349,7 +351,8 @@ impl DiskLog {
             records: &frame.records,
             blocks: &blocks,
         };
-        self.writer.append(&content, durability)?;
+        self.writer
+            .append(&content, frame.merged.len(), durability)?;
         self.note_appended(commit, meta, begun);
         Ok(())
     }

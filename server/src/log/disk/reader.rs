@@ -82,6 +82,8 @@ struct Visitor<'a> {
 impl Visitor<'_> {
     fn visit_plan(&mut self, plan: &Plan) -> Result<ControlFlow<()>, ReadError> {
         let mut recent = plan.recent.iter().peekable();
+        // The last number of the recent block before.
+        let mut covered = 0;
         for (segment, start, end) in &plan.runs {
             let end = (*end).min(plan.through);
             let Some(table) = segment.table() else {
@@ -95,16 +97,16 @@ impl Visitor<'_> {
                 for entry in self.page(segment, table, number, (after, end))? {
                     after = entry.last;
                     while let Some((segment, block)) =
-                        recent.next_if(|(_, block)| block.first < entry.first)
+                        recent.next_if(|(_, block)| block.first <= entry.first)
                     {
+                        covered = block.last;
                         if self.push(segment, *block)?.is_break() {
                             return Ok(ControlFlow::Break(()));
                         }
                     }
-                    let is_copied = recent
-                        .peek()
-                        .is_some_and(|(_, block)| block.first == entry.first);
-                    if !is_copied && self.push(segment, entry.place(segment.id))?.is_break() {
+                    // It was copied forward or merged otherwise.
+                    let is_live = covered < entry.last;
+                    if is_live && self.push(segment, entry.place(segment.id))?.is_break() {
                         return Ok(ControlFlow::Break(()));
                     }
                 }

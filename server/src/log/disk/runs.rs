@@ -22,7 +22,52 @@ pub(super) struct RunList {
     pub(super) runs: Vec<BlockRun>,
 }
 
+/// A list without the range of a merged block.
+#[derive(Debug, Default)]
+pub(super) struct CutRuns {
+    pub(super) list: RunList,
+    /// The runs all of whose live blocks were merged.
+    pub(super) dropped: Vec<BlockRun>,
+    /// The run that was split in two. Since the units of the parts are unknown, both have
+    /// all of them.
+    pub(super) split: Option<BlockRun>,
+}
+
 impl RunList {
+    /// Removes the blocks of a merged one from the runs, except from the beginning of a
+    /// run: there, they are hidden by the merged block.
+    pub(super) fn cut(self, first: u64, last: u64) -> CutRuns {
+        let mut cut = CutRuns {
+            list: Self {
+                start: self.start,
+                runs: Vec::with_capacity(self.runs.len() + 1),
+            },
+            ..CutRuns::default()
+        };
+        let mut before = self.start;
+        for run in self.runs {
+            let start = std::mem::replace(&mut before, run.last);
+            let is_apart = run.last < first || last <= start;
+            let begins_earlier = !is_apart && start + 1 < first;
+            let ends_later = is_apart || last < run.last;
+            if begins_earlier {
+                cut.list.runs.push(BlockRun {
+                    last: first - 1,
+                    ..run
+                });
+            }
+            match (begins_earlier, ends_later) {
+                (true, true) => cut.split = Some(run),
+                (false, false) => cut.dropped.push(run),
+                _ => {}
+            }
+            if ends_later {
+                cut.list.runs.push(run);
+            }
+        }
+        cut
+    }
+
     /// Packs the list into a buffer, in place of its content.
     pub(super) fn pack(&self, buffer: &mut Vec<u8>) {
         buffer.clear();
@@ -88,6 +133,45 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn run(segment: SegmentId, last: u64) -> BlockRun {
+        BlockRun {
+            segment,
+            last,
+            units: last,
+        }
+    }
+
+    #[track_caller]
+    fn check_cut(
+        range: (u64, u64),
+        left: &[BlockRun],
+        dropped: &[BlockRun],
+        split: Option<BlockRun>,
+    ) {
+        let list = RunList {
+            start: 10,
+            runs: vec![run(3, 20), run(4, 30), run(5, 40)],
+        };
+        let cut = list.cut(range.0, range.1);
+        let found = (cut.list.start, cut.list.runs, cut.dropped, cut.split);
+        assert_eq!(found, (10, left.to_vec(), dropped.to_vec(), split));
+    }
+
+    #[test]
+    fn merged_block_cuts_the_runs_in_its_range() {
+        let part = |run: BlockRun, last| BlockRun { last, ..run };
+        let (one, two, three) = (run(3, 20), run(4, 30), run(5, 40));
+        check_cut((11, 20), &[two, three], &[one], None);
+        check_cut((11, 15), &[one, two, three], &[], None);
+        check_cut((11, 35), &[three], &[one, two], None);
+        check_cut((15, 20), &[part(one, 14), two, three], &[], None);
+        check_cut((15, 18), &[part(one, 14), one, two, three], &[], Some(one));
+        check_cut((15, 30), &[part(one, 14), three], &[two], None);
+        check_cut((21, 40), &[one], &[two, three], None);
+        check_cut((41, 50), &[one, two, three], &[], None);
+        check_cut((5, 9), &[one, two, three], &[], None);
+    }
 
     proptest! {
         #[test]

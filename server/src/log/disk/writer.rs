@@ -405,10 +405,12 @@ impl Writer {
         Ok(())
     }
 
-    /// Appends a frame for which there is room, and indexes its blocks.
+    /// Appends a frame for which there is room, and indexes its blocks, of which the last
+    /// `merged` ones replace others.
     pub(super) fn append(
         &mut self,
         content: &FrameContent<'_>,
+        merged: usize,
         durability: Durability,
     ) -> Result<(), AppendError> {
         self.buffer.clear();
@@ -438,9 +440,19 @@ impl Writer {
             commit: content.commit,
             check,
         };
-        for (inbox, place) in content.places(self.active.id, self.offset as u32, &self.extents) {
+        let merged_from = content.blocks.len() - merged;
+        let mut emptied = Vec::new();
+        let places = content.places(self.active.id, self.offset as u32, &self.extents);
+        for (number, (inbox, place)) in places.enumerate() {
             self.index_bytes += max_entry_bytes(inbox);
-            self.shared.index.insert(inbox, place);
+            if number < merged_from {
+                self.shared.index.insert(inbox, place);
+            } else {
+                self.shared.index.replace(inbox, place, &mut emptied);
+            }
+        }
+        if !emptied.is_empty() {
+            self.shared.emptied.lock().extend(emptied);
         }
         #[cfg(test)]
         {

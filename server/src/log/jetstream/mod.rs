@@ -25,8 +25,12 @@ use crate::cluster::{LogReply, LogRequest, ShardId};
 /// outcome.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long an append waits for its answer: as long as commands wait for it, so that a slow
+/// disk answers in the end.
+const APPEND_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// The limit of several requests in turn.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = APPEND_TIMEOUT;
 
 /// Messages and bytes of one page.
 const PAGE_MESSAGES_MAX: usize = 256;
@@ -83,7 +87,8 @@ impl JetStream {
         if let Some(after) = after {
             headers.insert(EXPECTED_LAST, after.to_string());
         }
-        let message = self.request(&self.subject, headers, bytes).await?;
+        let appended = self.request_within(APPEND_TIMEOUT, &self.subject, headers, bytes);
+        let message = appended.await?;
         let Published { seq, error } = parse(&message)?;
         match error {
             None => Some(LogReply::Stored { id, sequence: seq? }),
@@ -220,10 +225,21 @@ impl JetStream {
     }
 
     async fn request(&self, subject: &str, headers: HeaderMap, payload: Bytes) -> Option<Message> {
+        self.request_within(REQUEST_TIMEOUT, subject, headers, payload)
+            .await
+    }
+
+    async fn request_within(
+        &self,
+        timeout: Duration,
+        subject: &str,
+        headers: HeaderMap,
+        payload: Bytes,
+    ) -> Option<Message> {
         let request = Request::new()
             .headers(headers)
             .payload(payload)
-            .timeout(Some(REQUEST_TIMEOUT));
+            .timeout(Some(timeout));
         match self.client.send_request(subject.to_owned(), request).await {
             Ok(reply) => Some(reply),
             Err(error) => {

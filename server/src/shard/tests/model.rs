@@ -12,8 +12,8 @@ use crate::store::{Account, Created, Outcome, Store};
 
 const LIMITS: Limits = Limits {
     accounts: 3,
-    messages: 6,
-    bytes: 60,
+    messages: 9,
+    bytes: 90,
     ..WIDE
 };
 

@@ -1,13 +1,14 @@
 //! Pages, and messages missing from them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::super::kept::Kept;
+use super::super::kept::{Failure, Kept};
 use super::super::{ShardConfig, ShardStore};
 use super::{KeptOpener, config, faulty};
 use crate::ledger::Gap;
 use crate::log::Block;
-use crate::store::contract::{ALL, WIDE, create, read, stored, text, texts};
+use crate::store::contract::{ALL, WIDE, create, queued, read, stored, text, texts};
 use crate::store::{Account, Message, Position, ReadLimit, Store, Unavailable};
 
 /// Returns a store with five messages for bob, each in its own block.
@@ -44,6 +45,69 @@ async fn drop_message(
         kept: Arc::clone(kept),
     };
     Arc::new(ShardStore::open(Arc::new(opener), config(WIDE)).unwrap())
+}
+
+/// Waits until the blocks of the log were merged into one.
+async fn wait_for_merge(kept: &Kept) {
+    let merged = async {
+        while kept.blocks().len() > 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(20), merged).await;
+    waited.expect("the blocks are merged");
+}
+
+#[tokio::test]
+async fn scattered_inbox_is_merged_when_read() {
+    let (store, kept, bob, _) = five_messages().await;
+    stored(&store, text("bob", "6")).await;
+    assert_eq!(kept.blocks().len(), 6);
+    let messages = read(&store, &bob).await;
+    wait_for_merge(&kept).await;
+    assert_eq!(read(&store, &bob).await, messages);
+    assert_eq!(queued(&store, &bob).await, 6);
+    store.acknowledge(&bob, messages[2].position);
+    stored(&store, text("bob", "7")).await;
+    assert_eq!(texts(&store, &bob).await, ["4", "5", "6", "7"]);
+    drop(store);
+    let opener = KeptOpener { kept };
+    let store = ShardStore::open(Arc::new(opener), config(WIDE)).unwrap();
+    assert_eq!(texts(&store, &bob).await, ["4", "5", "6", "7"]);
+}
+
+#[tokio::test]
+async fn page_over_a_merge_has_no_message_twice() {
+    let (store, kept, bob, messages) = five_messages().await;
+    stored(&store, text("bob", "6")).await;
+    let first = ReadLimit { messages: 2, ..ALL };
+    let page = store.read(&bob, Position::default(), first).await.unwrap();
+    assert_eq!(page.messages, messages[..2]);
+    wait_for_merge(&kept).await;
+    let page = store.read(&bob, messages[1].position, ALL).await.unwrap();
+    assert_eq!(page.messages[..3], messages[2..]);
+    assert_eq!((page.messages.len(), page.complete), (4, true));
+}
+
+#[tokio::test]
+async fn failed_append_of_a_merge_loses_nothing() {
+    for failure in [Failure::Before, Failure::After] {
+        let (store, kept, bob, _) = five_messages().await;
+        stored(&store, text("bob", "6")).await;
+        kept.fail_next(failure);
+        // A read is unavailable while the store is opened again.
+        let is_merged = async {
+            while kept.blocks().len() > 1 {
+                drop(store.read(&bob, Position::default(), ALL).await);
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(20), is_merged).await;
+        waited.expect("the blocks are merged");
+        drop(store);
+        let opener = KeptOpener { kept };
+        let store = ShardStore::open(Arc::new(opener), config(WIDE)).unwrap();
+        assert_eq!(texts(&store, &bob).await, ["1", "2", "3", "4", "5", "6"]);
+    }
 }
 
 #[tokio::test]

@@ -128,6 +128,9 @@ pub(super) struct Run {
     pub(super) is_mixed: bool,
 }
 
+/// Maximum bytes of a merged block: it fits into a segment.
+const MERGED_BYTES_MAX: usize = 4000;
+
 /// The reason why a step failed.
 type Failure = AppendError;
 
@@ -169,11 +172,12 @@ impl Run {
             return self.append(log, records, Vec::new(), Some(0), durability);
         }
         let inboxes: Vec<_> = self.state().cursors.keys().copied().collect();
-        match below(random, 10) {
+        match below(random, 11) {
             0..5 => {
                 let blocks = self.some_blocks(&inboxes, random);
                 self.append(log, String::new(), blocks, None, durability)
             }
+            9 if !inboxes.is_empty() => self.merge(log, &inboxes, random, durability),
             5..9 if !inboxes.is_empty() => {
                 let inbox = inboxes[below(random, inboxes.len() as u64) as usize];
                 let pending = self.expected(self.state().frame, inbox);
@@ -237,6 +241,42 @@ impl Run {
         blocks
     }
 
+    /// Merges consecutive blocks of an inbox.
+    fn merge(
+        &mut self,
+        log: &mut dyn Log,
+        inboxes: &[InboxId],
+        random: &mut StdRng,
+        durability: Durability,
+    ) -> Result<(), Failure> {
+        let inbox = inboxes[below(random, inboxes.len() as u64) as usize];
+        let pending = self.expected(self.state().frame, inbox);
+        let start = below(random, pending.len() as u64 + 1) as usize;
+        let count = 1 + below(random, 6) as usize;
+        let merged: Vec<_> = pending.into_iter().skip(start).take(count).collect();
+        let (Some(first), Some(last)) = (merged.first(), merged.last()) else {
+            return Ok(());
+        };
+        let payload: Vec<u8> = merged
+            .iter()
+            .flat_map(|block| block.payload.to_vec())
+            .collect();
+        let block = Block {
+            inbox,
+            first: first.first,
+            last: last.last,
+            payload: payload.into(),
+        };
+        if block.payload.len() > MERGED_BYTES_MAX {
+            return Ok(());
+        }
+        let frame = Frame {
+            merged: vec![block.clone()],
+            ..Frame::default()
+        };
+        self.append_frame(log, frame, String::new(), durability)
+    }
+
     fn append(
         &mut self,
         log: &mut dyn Log,
@@ -245,21 +285,39 @@ impl Run {
         part: Option<u64>,
         durability: Durability,
     ) -> Result<(), Failure> {
+        let frame = Frame {
+            blocks,
+            checkpoint: part.map(|part| CheckpointPart {
+                is_first: part == 0,
+                is_last: part == 1,
+            }),
+            ..Frame::default()
+        };
+        self.append_frame(log, frame, records, durability)?;
+        if part == Some(0) {
+            self.part = Some(1);
+        }
+        Ok(())
+    }
+
+    fn append_frame(
+        &mut self,
+        log: &mut dyn Log,
+        appended: Frame,
+        records: String,
+        durability: Durability,
+    ) -> Result<(), Failure> {
         let frame = self.state().frame + 1;
         let records = format!("frame {frame};{records}");
         let mut state = self.state().clone();
         state.apply(records.as_bytes());
         self.states.push(state);
+        let blocks = appended.blocks.iter().chain(&appended.merged);
         self.blocks
-            .extend(blocks.iter().map(|block| (frame, block.clone())));
-        let checkpoint = part.map(|part| CheckpointPart {
-            is_first: part == 0,
-            is_last: part == 1,
-        });
+            .extend(blocks.map(|block| (frame, block.clone())));
         let appended = Frame {
             records: records.into_bytes(),
-            blocks,
-            checkpoint,
+            ..appended
         };
         if let Err(error) = log.append(appended, durability) {
             if matches!(error, AppendError::NoSpace) {
@@ -270,9 +328,6 @@ impl Run {
         self.returned = frame;
         if durability == Durability::Machine {
             self.durable = frame;
-        }
-        if part == Some(0) {
-            self.part = Some(1);
         }
         Ok(())
     }
@@ -292,7 +347,14 @@ impl Run {
             .blocks
             .iter()
             .filter(|(of, block)| *of <= frame && block.inbox == inbox && block.last > cursor);
-        blocks.map(|(_, block)| block.clone()).collect()
+        // A merged block replaces older ones in its range.
+        let mut live: Vec<&Block> = Vec::new();
+        for (_, block) in blocks {
+            live.retain(|other| other.first < block.first || block.last < other.last);
+            live.push(block);
+        }
+        live.sort_unstable_by_key(|block| block.first);
+        live.into_iter().cloned().collect()
     }
 
     /// Opens the log and compares it with the model. Returns it with the number of its

@@ -12,7 +12,7 @@ use super::{crash, faults};
 use crate::log::contract::{
     append, block, blocks, check, frame, open, open_with, part, read, records,
 };
-use crate::log::{Block, Durability, Log};
+use crate::log::{Block, Durability, Frame, Log};
 
 const SEGMENT_BYTES: u64 = 20 << 10;
 
@@ -95,6 +95,24 @@ fn copies_beside_releases() {
     }
 }
 
+/// Opens a log with merged blocks, and their parts in the same segment.
+fn merge_before_an_open() {
+    let opener = SimOpener::new(SEGMENT_BYTES);
+    let mut log = open(&opener);
+    for number in 1..=10 {
+        append(&mut *log, frame(1, number));
+    }
+    let merged = Frame {
+        merged: vec![block(1, 1, 5)],
+        ..Frame::default()
+    };
+    append(&mut *log, merged);
+    drop(log);
+    let rest = (6..=10).map(|number| block(1, number, number));
+    let expected: Vec<_> = [block(1, 1, 5)].into_iter().chain(rest).collect();
+    check(&*open(&opener), 1, 0, &expected);
+}
+
 /// Reads a segment that is freed and used again under the reader.
 fn slow_reader() {
     let opener = SimOpener::new(SEGMENT_BYTES);
@@ -163,6 +181,11 @@ fn segment_without_salt_is_found() {
 #[test]
 fn copy_of_released_block_is_found() {
     check_finds(Bug::RevivedCopy, copies_beside_releases);
+}
+
+#[test]
+fn parts_of_merged_block_are_found() {
+    check_finds(Bug::RevivedParts, merge_before_an_open);
 }
 
 #[test]

@@ -1,19 +1,25 @@
 //! [`Host`]: one machine with its clocks, a server of the cluster, and client
-//! connections, each with the delivery window of the real chat.
+//! connections, each with the delivery window of the real chat. It has no I/O: the
+//! simulation and the Maelstrom node (`maelstrom`) drive it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use hark_protocol::{Sequence, SessionToken};
+use bytestring::ByteString;
+use hark_protocol::{Sequence, SessionToken, UserName};
 use tokio::time::Instant;
 
-use super::clients::{Answered, Call, Push};
-use super::world::SHARDS;
+#[cfg(test)]
+use super::Storage;
+use super::member::Member;
+use super::message::{Answer, Message, Reply, Request};
+use super::{Action, ConnectionId, LogReply, LogRequest, Now, ServerId, ShardId};
 use crate::chat::delivery_window::{DeliveryWindow, Step};
-use crate::cluster::member::Member;
-use crate::cluster::message::{Answer, Message, Reply, Request};
-use crate::cluster::{Action, ConnectionId, LogReply, LogRequest, Now, ServerId, ShardId, Storage};
-use crate::store::{Account, Append, Event, Subscription, Unavailable};
+use crate::store::{
+    Account, Append, End, Event, Message as Text, PasswordHash, Position, ReadLimit, SendId,
+    Subscription, Unavailable,
+};
 
 /// The wall clock at the start of a run, in seconds.
 const WALL_SECONDS: u64 = 1_800_000_000;
@@ -38,7 +44,66 @@ pub(super) enum Output {
     Log(ShardId, LogRequest),
     Send(ServerId, Message),
     Broadcast(Message),
-    Push(usize, ConnectionId, Push),
+    /// To a client, over this connection.
+    Push(
+        #[cfg_attr(not(test), expect(dead_code, reason = "a node has no list of clients"))] usize,
+        ConnectionId,
+        Push,
+    ),
+}
+
+/// A request of a client.
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "only clients of the simulation make some of them")
+)]
+#[derive(Debug, Clone)]
+pub(super) enum Call {
+    Hello(SessionToken),
+    List {
+        after: Option<UserName>,
+        limit: u32,
+    },
+    LookUp(UserName),
+    Create(UserName),
+    SetPassword {
+        account: Account,
+        old: Option<PasswordHash>,
+        new: PasswordHash,
+    },
+    Delete(Account),
+    Login(Account),
+    Receive(Account),
+    /// Without an id, the sender is the account of the connection.
+    Send {
+        to: UserName,
+        text: ByteString,
+        send_id: Option<SendId>,
+    },
+    Ack(u64),
+    /// Read without a reception.
+    Read {
+        account: Account,
+        after: Position,
+        limit: ReadLimit,
+    },
+}
+
+/// A push of a server to a client.
+#[derive(Debug)]
+pub(super) enum Push {
+    Answer(u64, Answered),
+    Message(Arc<Text>),
+    Ended(End),
+    Closed,
+}
+
+/// The answer to a request.
+#[derive(Debug)]
+pub(super) enum Answered {
+    Unavailable,
+    Subscribed(bool),
+    Answer(Answer),
 }
 
 /// A machine with a server.
@@ -90,45 +155,6 @@ impl Host {
         (self.running, self.clock_at) = (Duration::ZERO, time);
     }
 
-    /// Ends the process. Returns its connections.
-    pub(super) fn crash(&mut self) -> Vec<(usize, ConnectionId)> {
-        self.member = None;
-        std::mem::take(&mut self.connections)
-            .into_iter()
-            .map(|(id, connection)| (connection.client, id))
-            .collect()
-    }
-
-    /// Returns the server, if it is running.
-    pub(super) const fn member(&self) -> Option<&Member> {
-        self.member.as_ref()
-    }
-
-    /// Releases its shards.
-    pub(super) fn leave(&mut self, time: Duration) -> Vec<Output> {
-        self.act(time, |member, now, actions| member.leave(now, actions))
-    }
-
-    /// Takes the storage of each stream, as polled.
-    pub(super) fn poll_storage(&mut self, low: [bool; SHARDS]) {
-        let Some(member) = &mut self.member else {
-            return;
-        };
-        for (shard, is_low) in (0..).zip(low) {
-            let free = if is_low { 5 << 30 } else { 50 << 30 };
-            let replica = |free| Storage {
-                free,
-                total: 100 << 30,
-            };
-            member.handle_storage(shard, &[50 << 30, free].map(replica));
-        }
-    }
-
-    /// Stops the clocks until this time.
-    pub(super) const fn skip_clock(&mut self, time: Duration) {
-        self.clock_at = time;
-    }
-
     /// Takes an input. `last_connection` is the last one that any client has opened.
     pub(super) fn handle(
         &mut self,
@@ -177,13 +203,6 @@ impl Host {
                 None => Vec::new(),
             },
         }
-    }
-
-    /// Returns the connections that hold a session.
-    pub(super) fn holders(&self) -> impl Iterator<Item = &SessionToken> {
-        self.connections
-            .values()
-            .filter_map(|connection| connection.session.as_ref())
     }
 
     /// Opens a session, and closes the connection that held it at this server.
@@ -364,6 +383,20 @@ impl Host {
                     submitted = Some((shard, Request::Send(Box::new(send))));
                 }
             }
+            Call::Read {
+                account,
+                after,
+                limit,
+            } => {
+                submitted = Some((
+                    member.shard_of(&account.name),
+                    Request::Read {
+                        account,
+                        after,
+                        limit,
+                    },
+                ));
+            }
             Call::Ack(number) => {
                 let reception = connection.reception.as_mut();
                 // A reader that has processed a later message at another server may
@@ -392,6 +425,10 @@ impl Host {
         out
     }
 
+    #[expect(
+        clippy::expect_used,
+        reason = "a page with a hole is a bug of the owner, which must fail a test"
+    )]
     fn answer(&mut self, id: ConnectionId, request: u64, reply: Reply, out: &mut Vec<Output>) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
@@ -485,5 +522,55 @@ impl Host {
         }
         member.flush(now, &mut actions);
         self.perform(actions, now, 0, out);
+    }
+}
+
+/// Faults and observations of the simulation.
+#[cfg(test)]
+impl Host {
+    /// Ends the process. Returns its connections.
+    pub(super) fn crash(&mut self) -> Vec<(usize, ConnectionId)> {
+        self.member = None;
+        std::mem::take(&mut self.connections)
+            .into_iter()
+            .map(|(id, connection)| (connection.client, id))
+            .collect()
+    }
+
+    /// Returns the server, if it is running.
+    pub(super) const fn member(&self) -> Option<&Member> {
+        self.member.as_ref()
+    }
+
+    /// Releases its shards.
+    pub(super) fn leave(&mut self, time: Duration) -> Vec<Output> {
+        self.act(time, |member, now, actions| member.leave(now, actions))
+    }
+
+    /// Takes the storage of each stream, as polled.
+    pub(super) fn poll_storage(&mut self, low: &[bool]) {
+        let Some(member) = &mut self.member else {
+            return;
+        };
+        for (shard, is_low) in (0..).zip(low.iter().copied()) {
+            let free = if is_low { 5 << 30 } else { 50 << 30 };
+            let replica = |free| Storage {
+                free,
+                total: 100 << 30,
+            };
+            member.handle_storage(shard, &[50 << 30, free].map(replica));
+        }
+    }
+
+    /// Stops the clocks until this time.
+    pub(super) const fn skip_clock(&mut self, time: Duration) {
+        self.clock_at = time;
+    }
+
+    /// Returns the connections that hold a session.
+    pub(super) fn holders(&self) -> impl Iterator<Item = &SessionToken> {
+        self.connections
+            .values()
+            .filter_map(|connection| connection.session.as_ref())
     }
 }
