@@ -16,7 +16,9 @@ use crate::chat::accounts::Authenticated;
 use crate::chat::send_sessions::OpenSession;
 use crate::chat::shutdown::ShutdownSignal;
 use crate::chat::{Chat, Fault};
-use crate::store::{Append, Created, Pending, Subscription, Unavailable};
+use crate::store::{
+    Append, Created, DeviceId, DeviceSubscription, Pending, Subscription, Unavailable,
+};
 
 /// A command in progress.
 pub(super) type RunningCommand = Pin<Box<dyn Future<Output = Result<Done, Fault>> + Send>>;
@@ -30,6 +32,9 @@ pub(super) enum Done {
     LoggedIn(Authenticated),
     LoggedOut,
     Receiving(Authenticated, Subscription),
+    /// Begins the delivery of a device.
+    #[expect(dead_code, reason = "no command attaches a device yet")]
+    Attached(Authenticated, Box<DeviceSubscription>),
     Creating(UserName, Pending<Created>),
     Permitted(Box<(Append, OwnedSemaphorePermit)>),
 }
@@ -39,6 +44,9 @@ pub(super) struct CommandContext {
     pub(super) chat: Arc<Chat>,
     pub(super) address: IpAddr,
     pub(super) user: Option<Authenticated>,
+    /// The device of the user that is attached to the connection.
+    #[expect(dead_code, reason = "no command concerns rooms yet")]
+    pub(super) device: Option<DeviceId>,
     pub(super) shutdown: Arc<ShutdownSignal>,
 }
 

@@ -16,8 +16,9 @@ use std::task::{Context, Poll, ready};
 
 use bytestring::ByteString;
 use hark_protocol::limits::{SENDS_UNANSWERED_MAX, VERSION};
+use hark_protocol::message::RoomReply;
 use hark_protocol::{
-    ByeReason, Code, Malformed, OkFields, Refusal, Reply, Request, RequestId, Sequence,
+    ByeReason, Code, Malformed, OkFields, Refusal, Reply, Request, RequestId, RoomName, Sequence,
     SessionToken, UserName,
 };
 use tokio::sync::OwnedSemaphorePermit;
@@ -31,7 +32,9 @@ use super::rate_limiter::{RateLimiter, Throttle};
 use super::replies::{created_reply, sent_reply};
 use super::shutdown::{Shutdown, ShutdownSignal};
 use super::{Chat, Fault, NeverPushed, audit};
-use crate::store::{Account, Append, Created, End, Message, Outcome, Pending, Unavailable};
+use crate::store::{
+    Account, Append, Created, DeviceId, End, Message, Outcome, Pending, Said, Unavailable,
+};
 
 /// The output of a connection.
 #[derive(Debug)]
@@ -40,6 +43,11 @@ pub enum Output {
     Reply(Option<RequestId>, Reply),
     /// A message for the connected user.
     Push(Arc<Message>),
+    /// A message of a room of the user.
+    Said(Arc<Said>),
+    /// Another push that concerns rooms and devices: `gap`, `joined`, `left`, `seen` or
+    /// `device`.
+    Notice(RoomReply),
     /// The end of the delivery.
     Bye(ByeReason),
     /// The end of the output: the front closes the connection. Acknowledgements that
@@ -200,7 +208,7 @@ impl ClientConnection {
                 is_hello: true,
             }) => self.refuse_hello(id, refusal),
             Err(malformed) => self.answer(id, PendingReply::Reply(Reply::NotOk(malformed.refusal))),
-            Ok(Request::Ack { sequence }) => self.handle_ack(sequence),
+            Ok(Request::Ack { sequence }) => self.handle_ack(None, sequence),
             Ok(Request::Ping) => self.answer(id, PendingReply::Reply(Reply::Ok(OkFields::None))),
             Ok(Request::Send { user, text }) => self.send(id, user, text),
             Ok(Request::Create {
@@ -299,19 +307,25 @@ impl ClientConnection {
             .as_ref()
             .map(|reader| reader.window().pushed())
         {
-            self.handle_ack(pushed);
+            self.handle_ack(None, pushed);
         }
     }
 
-    /// Acknowledges every push up to `sequence`, as [`Request::Ack`] does, for a front
-    /// that replies to acknowledgements.
+    /// Acknowledges every push of a log up to `sequence`, as [`Request::Ack`] does, for a
+    /// front that replies to acknowledgements. The log is a room, or the inbox.
     ///
     /// # Errors
-    /// [`NeverPushed`] if the number is above the last push since the latest `connect`;
-    /// the acknowledgement is ignored.
-    pub fn acknowledge(&mut self, sequence: Sequence) -> Result<(), NeverPushed> {
+    /// [`NeverPushed`] if the number is above the last push since the latest `connect` or
+    /// `attach`; the acknowledgement is ignored. That of a room which the connection does not
+    /// receive is ignored without an error.
+    pub fn acknowledge(
+        &mut self,
+        log: Option<&RoomName>,
+        sequence: Sequence,
+    ) -> Result<(), NeverPushed> {
         match &mut self.inbox_reader {
-            Some(reader) => reader.acknowledge(sequence, &*self.chat.store),
+            Some(reader) => reader.acknowledge(log, sequence, &*self.chat.store),
+            None if log.is_some() => Ok(()),
             None => Err(NeverPushed {
                 highest: Sequence(0),
             }),
@@ -360,6 +374,8 @@ impl ClientConnection {
             };
             match ready!(reader.poll(cx, now, &*self.chat.store)) {
                 Received::Message(message) => return Poll::Ready(Output::Push(message)),
+                Received::Said(said) => return Poll::Ready(Output::Said(said)),
+                Received::Notice(notice) => return Poll::Ready(Output::Notice(notice)),
                 // The store completes a request before it notifies of its effects: a user
                 // that deletes itself gets the reply first, and a `connect` that takes over
                 // from its own connection has replaced this reader.
@@ -400,6 +416,13 @@ impl ClientConnection {
         self.user
             .as_ref()
             .map(|authenticated| &authenticated.account)
+    }
+
+    /// Returns the device that is attached to the connection, if it has the user's name.
+    fn device(&self) -> Option<DeviceId> {
+        let reader = self.inbox_reader.as_ref()?;
+        let is_user = self.account() == Some(reader.account());
+        reader.device().filter(|_| is_user)
     }
 
     fn bye(&mut self, end: End) -> ByeReason {
@@ -494,6 +517,7 @@ impl ClientConnection {
             chat: Arc::clone(&self.chat),
             address: self.address,
             user: self.user.clone(),
+            device: self.device(),
             shutdown: Arc::clone(&self.shutdown),
         };
         self.running = Some((id, context.start(request)));
@@ -563,6 +587,13 @@ impl ClientConnection {
                 self.ended = None;
                 Reply::Ok(OkFields::Queued(queued))
             }
+            Done::Attached(authenticated, attached) => {
+                let queued = attached.inbox.queued();
+                self.become_user(authenticated);
+                self.inbox_reader = Some(InboxReader::attached(*attached));
+                self.ended = None;
+                Reply::Ok(OkFields::Queued(queued))
+            }
         };
         self.answer(id, PendingReply::Reply(reply));
     }
@@ -592,8 +623,8 @@ impl ClientConnection {
         }
     }
 
-    fn handle_ack(&mut self, sequence: Sequence) {
-        let Err(never_pushed) = self.acknowledge(sequence) else {
+    fn handle_ack(&mut self, log: Option<&RoomName>, sequence: Sequence) {
+        let Err(never_pushed) = self.acknowledge(log, sequence) else {
             return;
         };
         let (user, address) = (

@@ -93,6 +93,8 @@ impl Bidi {
         match output {
             Output::Reply(id, reply) => reply::outgoing(id, reply),
             Output::Push(message) => reply::outgoing(None, Reply::String(delivery(&message))),
+            // No command attaches a device yet.
+            Output::Said(_) | Output::Notice(_) => None,
             Output::Bye(reason) => {
                 self.said_bye |= reason == ByeReason::Shutdown;
                 reply::outgoing(None, Reply::Bye(reason))

@@ -70,7 +70,7 @@ impl Receipts {
             .call
             .lock()
             .connection
-            .acknowledge(Sequence(sequence));
+            .acknowledge(None, Sequence(sequence));
         acknowledged
             .map_err(|never_pushed| Refusal::new(Code::BadRequest, never_pushed.to_string()))?;
         shared.stream.wake();
@@ -125,7 +125,10 @@ impl DeliveryStream {
                 });
                 Some(Ok(Event::Bye(reason.into())))
             }
-            Ok(Output::Close | Output::Reply(..)) => Some(Err(ended())),
+            // `Connect` delivers the inbox alone.
+            Ok(Output::Said(_) | Output::Notice(_) | Output::Close | Output::Reply(..)) => {
+                Some(Err(ended()))
+            }
             Err(status) => Some(Err(status)),
         })
     }

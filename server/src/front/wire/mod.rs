@@ -180,6 +180,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             match output {
                 Output::Reply(id, reply) => self.encode(id, &reply),
                 Output::Push(message) => self.push(&message),
+                // No command attaches a device yet.
+                Output::Said(_) | Output::Notice(_) => {}
                 Output::Bye(reason) => self.encode(None, &Reply::Bye(reason)),
                 Output::Close => {
                     self.stage = WireStage::Closing;
