@@ -10,6 +10,7 @@
 //! | `offline`, `snapshot` | stores that are open without being served |
 //! | `check`, `salvage` | damage of a store, and recovery from it |
 //! | `directory`, `readers`, `cursors` | committed state, for other threads |
+//! | `rings` | messages for the attached members of rooms |
 //! | `merge` | inboxes in many small blocks |
 
 pub(crate) mod check;
@@ -28,6 +29,7 @@ mod open;
 mod queue;
 pub(crate) mod readers;
 mod recovery;
+mod rings;
 pub(crate) mod salvage;
 pub(crate) mod snapshot;
 #[cfg(test)]
@@ -52,7 +54,7 @@ use crate::log::Opener;
 use crate::log::disk::{DiskConfig, DiskOpener};
 use crate::log::memory::MemoryOpener;
 use crate::store::{
-    Completer, NAMELESS, Operation, Page, Position, ReadLimit, RoomOperation, Store,
+    Completer, FanOut, NAMELESS, Operation, Page, Position, ReadLimit, RoomOperation, Store,
 };
 use crate::sync::Mutex;
 
@@ -152,6 +154,8 @@ struct SharedShard {
     in_flight: Arc<AnswersInFlight>,
     directory: Directory,
     readers: Readers,
+    /// Wakes the attached members of rooms.
+    fan_out: FanOut,
     /// The log is open.
     is_open: AtomicBool,
 }
@@ -281,6 +285,10 @@ impl Store for ShardStore {
             }) => self.read_blocking(room, after.into(), limit, completer),
             // The chat takes over sessions of one server.
             Operation::OnTakeover(..) => {}
+            attach @ Operation::Room(RoomOperation::Attach(..)) => {
+                self.shared.fan_out.start();
+                self.shared.queue.push(ShardCommand::Operation(attach));
+            }
             change => self.shared.queue.push(ShardCommand::Operation(change)),
         }
     }

@@ -6,9 +6,11 @@
 
 #[cfg(test)]
 pub(crate) mod contract;
+mod fan_out;
 mod operation;
 mod pending;
 pub(crate) mod quota;
+mod ring;
 mod rooms;
 mod said;
 mod subscription;
@@ -23,15 +25,18 @@ use bytestring::ByteString;
 use hark_protocol::{Code, DeviceName, RequestId, Sequence, SessionToken, UserName};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
+pub(crate) use fan_out::FanOut;
 pub use operation::{OnTakeover, Operation};
 pub use pending::{Completer, Pending};
+pub use ring::{Next, Registration, Ring, name_hash};
 pub use rooms::{
     AttachedRoom, DeviceEntry, DeviceId, DeviceSubscription, History, Joined, MemberPage, NAMELESS,
-    Point, RoomAnswer, RoomCommand, RoomEntry, RoomOperation, RoomPage,
+    Notice, Point, RoomAnswer, RoomCommand, RoomEntry, RoomOperation, RoomPage,
 };
 pub use said::{Encoding, Said};
 pub use subscription::{
-    BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, Publisher, Subscription,
+    BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, NOTICES_MAX, Publisher, Ready,
+    Subscription, Waker,
 };
 
 /// The default log levels of libraries.
