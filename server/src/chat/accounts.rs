@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use hark_protocol::{Code, OkFields, Password, Refusal, Reply, UserName};
+use hark_protocol::{Code, OkFields, Password, Refusal, Reply, RoomName, UserName};
 use tokio::time::Instant;
 
 use super::passwords::HashPermit;
@@ -194,6 +194,20 @@ impl Chat {
         }
     }
 
+    /// Returns the room that a `delete` of this name concerns, if it concerns one. An
+    /// account of an earlier version may have the name of a room.
+    ///
+    /// # Errors
+    /// If the store is unavailable.
+    pub(super) async fn room_to_delete(&self, name: &UserName) -> Result<Option<RoomName>, Fault> {
+        match name.as_str().parse() {
+            Ok(room) if self.store.has_rooms() => {
+                Ok(self.store.account(name).await?.is_none().then_some(room))
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// Deletes an account for a connection authenticated as `by`.
     ///
     /// # Errors
@@ -245,7 +259,7 @@ impl Chat {
 
     /// Returns whether `by` has the rights of an admin, which require a login with a
     /// password. A password that was set after the login does not count.
-    async fn is_admin(&self, by: Option<&Authenticated>) -> Result<bool, Fault> {
+    pub(super) async fn is_admin(&self, by: Option<&Authenticated>) -> Result<bool, Fault> {
         match by {
             Some(by) if by.by_password && self.rules.admins.contains(&by.account.name) => {
                 self.is_alive(&by.account).await

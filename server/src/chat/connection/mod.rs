@@ -17,18 +17,19 @@ use std::task::{Context, Poll, ready};
 use bytestring::ByteString;
 use hark_protocol::limits::{SENDS_UNANSWERED_MAX, VERSION};
 use hark_protocol::{
-    ByeReason, Code, Malformed, OkFields, Refusal, Reply, Request, RequestId, Sequence,
+    ByeReason, Code, Malformed, OkFields, Refusal, Reply, Request, RequestId, RoomName, Sequence,
     SessionToken, UserName,
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use self::commands::{CommandContext, Done, RunningCommand};
+use self::commands::{CommandContext, Done, RunningCommand, continue_answer};
 use self::sends::{ConnectionSends, SendSession, units};
 use super::accounts::Authenticated;
 use super::inbox_reader::{InboxReader, Received};
 use super::rate_limiter::{RateLimiter, Throttle};
 use super::replies::{created_reply, sent_reply};
+use super::rooms::Part;
 use super::shutdown::{Shutdown, ShutdownSignal};
 use super::{Chat, Fault, NeverPushed, audit};
 use crate::store::{Account, Append, Created, End, Message, Outcome, Pending, Unavailable};
@@ -200,7 +201,7 @@ impl ClientConnection {
                 is_hello: true,
             }) => self.refuse_hello(id, refusal),
             Err(malformed) => self.answer(id, PendingReply::Reply(Reply::NotOk(malformed.refusal))),
-            Ok(Request::Ack { sequence }) => self.handle_ack(sequence),
+            Ok(Request::Ack { log, sequence }) => self.handle_ack(log.as_ref(), sequence),
             Ok(Request::Ping) => self.answer(id, PendingReply::Reply(Reply::Ok(OkFields::None))),
             Ok(Request::Send { user, text }) => self.send(id, user, text),
             Ok(Request::Create {
@@ -299,7 +300,7 @@ impl ClientConnection {
             .as_ref()
             .map(|reader| reader.window().pushed())
         {
-            self.handle_ack(pushed);
+            self.handle_ack(None, pushed);
         }
     }
 
@@ -309,8 +310,13 @@ impl ClientConnection {
     /// # Errors
     /// [`NeverPushed`] if the number is above the last push since the latest `connect`;
     /// the acknowledgement is ignored.
-    pub fn acknowledge(&mut self, sequence: Sequence) -> Result<(), NeverPushed> {
+    pub fn acknowledge(
+        &mut self,
+        log: Option<&RoomName>,
+        sequence: Sequence,
+    ) -> Result<(), NeverPushed> {
         match &mut self.inbox_reader {
+            _ if log.is_some() => Ok(()),
             Some(reader) => reader.acknowledge(sequence, &*self.chat.store),
             None => Err(NeverPushed {
                 highest: Sequence(0),
@@ -450,7 +456,12 @@ impl ClientConnection {
                     if outcome == Outcome::Refused(Code::QueueFull) {
                         audit::queue_full(to, self.user.as_ref(), self.address);
                     }
-                    sent_reply(outcome, to, self.chat.rules.text_bytes_max())
+                    sent_reply(
+                        outcome,
+                        to,
+                        self.user.is_none(),
+                        self.chat.rules.text_bytes_max(),
+                    )
                 }
                 Err(unavailable) => {
                     if self.sends.fence_off() {
@@ -517,6 +528,13 @@ impl ClientConnection {
     fn finish(&mut self, id: Option<RequestId>, done: Done) {
         let reply = match done {
             Done::Reply(reply) => reply,
+            Done::Part(Part { replies, rest }) => {
+                let replies = replies.into_iter();
+                self.answers
+                    .extend(replies.map(|reply| (id, PendingReply::Reply(reply))));
+                self.running = rest.map(|rest| (id, continue_answer(rest)));
+                return;
+            }
             Done::Replies(replies) => {
                 self.answers.extend(
                     replies
@@ -592,8 +610,8 @@ impl ClientConnection {
         }
     }
 
-    fn handle_ack(&mut self, sequence: Sequence) {
-        let Err(never_pushed) = self.acknowledge(sequence) else {
+    fn handle_ack(&mut self, log: Option<&RoomName>, sequence: Sequence) {
+        let Err(never_pushed) = self.acknowledge(log, sequence) else {
             return;
         };
         let (user, address) = (

@@ -40,6 +40,7 @@ pub(crate) const RULES: Rules = Rules {
     admins: Vec::new(),
     log_watcher: None,
     may_list: MayList::All,
+    rooms: MayCreateRooms::Users,
     rates: Rates::NONE,
 };
 
