@@ -6,17 +6,23 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use hark_protocol::Sequence;
+use hark_protocol::message::RoomReply;
+use hark_protocol::{RoomName, Sequence};
 use tokio::time::Instant;
 
 use super::delivery_window::{DeliveryWindow, NeverPushed, Step};
-use crate::store::{Account, End, Event, Events, Message, Page, Pending, Store, Subscription};
+use crate::store::{
+    Account, DeviceId, DeviceSubscription, End, Event, Events, Message, Page, Pending, Said, Store,
+    Subscription,
+};
 
 /// The reader of one inbox.
 #[derive(Debug)]
 pub(super) struct InboxReader {
     window: DeliveryWindow,
     account: Account,
+    /// The device that is attached; `None` for `connect`.
+    device: Option<DeviceId>,
     /// `None` once the delivery has ended. Acknowledgements still count.
     events: Option<Events>,
     read: Option<Box<Pending<Page>>>,
@@ -26,6 +32,12 @@ pub(super) struct InboxReader {
 pub(super) enum Received {
     /// A message to push.
     Message(Arc<Message>),
+    /// A message of a room to push.
+    #[expect(dead_code, reason = "rooms are not delivered yet")]
+    Said(Arc<Said>),
+    /// Another push.
+    #[expect(dead_code, reason = "rooms are not delivered yet")]
+    Notice(RoomReply),
     /// The end of the delivery.
     End(End),
 }
@@ -38,8 +50,17 @@ impl InboxReader {
         Self {
             window,
             account,
+            device: None,
             events: Some(events),
             read: None,
+        }
+    }
+
+    /// Returns a reader for a device that is attached.
+    pub(super) fn attached(attached: DeviceSubscription) -> Self {
+        Self {
+            device: Some(attached.device),
+            ..Self::new(attached.inbox)
         }
     }
 
@@ -104,13 +125,25 @@ impl InboxReader {
     /// [`NeverPushed`] for a number above the last push.
     pub(super) fn acknowledge(
         &mut self,
+        log: Option<&RoomName>,
         sequence: Sequence,
         store: &dyn Store,
     ) -> Result<(), NeverPushed> {
+        if log.is_some() {
+            return Ok(());
+        }
         if let Some(position) = self.window.handle_ack(sequence)? {
-            store.acknowledge(&self.account, position);
+            match self.device {
+                None => store.acknowledge(&self.account, position),
+                Some(device) => store.acknowledge_inbox(&self.account, device, position),
+            }
         }
         Ok(())
+    }
+
+    /// Returns the device that is attached, unless this is a `connect`.
+    pub(super) const fn device(&self) -> Option<DeviceId> {
+        self.device
     }
 
     /// Returns the account of the inbox.

@@ -18,9 +18,9 @@ use regex::Regex;
 
 use super::accounts::Authenticated;
 use super::listing::{REPLY_BYTES_MAX, compile};
-use super::replies::{LOGIN_REQUIRED, room_refusal};
+use super::replies::room_refusal;
 use super::{Chat, Fault, audit};
-use crate::store::{self, DeviceEntry, MemberPage, RoomAnswer, RoomCommand, RoomPage};
+use crate::store::{self, DeviceEntry, DeviceId, MemberPage, RoomAnswer, RoomCommand, RoomPage};
 
 /// The permission to create rooms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +59,8 @@ pub(super) struct Caller {
     pub(super) chat: Arc<Chat>,
     pub(super) address: IpAddr,
     pub(super) user: Authenticated,
+    /// The attached device of the connection, which is not notified of its own commands.
+    pub(super) device: Option<DeviceId>,
 }
 
 impl Chat {
@@ -171,7 +173,11 @@ impl Caller {
 
     async fn store_command(&self, command: RoomCommand) -> Result<Result<RoomAnswer, Code>, Fault> {
         let account = &self.user.account;
-        Ok(self.chat.store.room_command(account, command).await?)
+        Ok(self
+            .chat
+            .store
+            .room_command(account, self.device, command)
+            .await?)
     }
 
     async fn list_devices(self) -> Result<Part, Fault> {

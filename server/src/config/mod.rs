@@ -15,7 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use hark_protocol::UserName;
 use hark_protocol::limits::{CLASSIC_BLOCK_BYTES, FRAME_BYTES_DEFAULT, FRAME_BYTES_MAX};
 
-use crate::chat::{MayCreateRooms, MayList, Rules};
+use crate::chat::{MayList, Rules};
 use crate::front::{MayWatch, Settings, Tls, WatchLogs};
 use crate::logging::Watchers;
 use crate::server::ConnectionLimits;

@@ -31,6 +31,8 @@ pub(crate) struct Changes {
     outcomes: Option<(u32, OutcomeRun)>,
     /// A block is full.
     is_full: bool,
+    /// The device of the command that is decided: it is not notified.
+    pub(super) origin: Option<DeviceId>,
     /// The effects to publish when the frame is durable.
     pub(crate) effects: Effects,
 }

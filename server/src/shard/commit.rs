@@ -407,8 +407,14 @@ impl Committer {
                     .flatten();
                 Completion::Subscribed(completer, subscription)
             }
-            Operation::Room(RoomOperation::Command(caller, command, completer)) => {
-                Completion::Room(completer, ledger.command(&caller, command, changes))
+            Operation::Room(RoomOperation::Command {
+                caller,
+                origin,
+                command,
+                completer,
+            }) => {
+                let answer = ledger.command(&caller, origin, command, changes);
+                Completion::Room(completer, answer)
             }
             Operation::Room(RoomOperation::Attach(account, name, completer)) => {
                 // The former attachment may have acknowledged after this command was taken.

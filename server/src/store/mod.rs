@@ -10,6 +10,7 @@ mod operation;
 mod pending;
 pub(crate) mod quota;
 mod rooms;
+mod said;
 mod subscription;
 
 use std::fmt;
@@ -28,6 +29,7 @@ pub use rooms::{
     AttachedRoom, DeviceEntry, DeviceId, DeviceSubscription, History, Joined, MemberPage, NAMELESS,
     Point, RoomAnswer, RoomCommand, RoomEntry, RoomOperation, RoomPage,
 };
+pub use said::{Encoding, Said};
 pub use subscription::{
     BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, Publisher, Subscription,
 };
@@ -79,15 +81,22 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     }
 
     /// Carries out a command of a user that concerns rooms or devices. A refusal changes
-    /// nothing. A command may be repeated: if the state is as asked, it succeeds.
+    /// nothing. A command may be repeated: if the state is as asked, it succeeds. `origin`
+    /// is the device of the connection, if it is attached: it is not notified of its own
+    /// command.
     fn room_command(
         &self,
         caller: &Account,
+        origin: Option<DeviceId>,
         command: RoomCommand,
     ) -> Pending<Result<RoomAnswer, Code>> {
         ask(self, |completer| {
-            let operation = RoomOperation::Command(caller.clone(), command, completer);
-            Operation::Room(operation)
+            Operation::Room(RoomOperation::Command {
+                caller: caller.clone(),
+                origin,
+                command,
+                completer,
+            })
         })
     }
 

@@ -18,7 +18,16 @@ pub const NAMELESS: DeviceId = 0;
 #[derive(Debug)]
 pub enum RoomOperation {
     /// Carries out a command of a user.
-    Command(Account, RoomCommand, Completer<Result<RoomAnswer, Code>>),
+    Command {
+        /// The user.
+        caller: Account,
+        /// The device of the connection, if it is attached.
+        origin: Option<DeviceId>,
+        /// The command.
+        command: RoomCommand,
+        /// The answer.
+        completer: Completer<Result<RoomAnswer, Code>>,
+    },
     /// Attaches a device of a user.
     Attach(
         Account,

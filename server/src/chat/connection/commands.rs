@@ -10,7 +10,8 @@ use std::sync::Arc;
 use bytestring::ByteString;
 use hark_protocol::limits::VERSION;
 use hark_protocol::{
-    Code, OkFields, Password, Refusal, Reply, Request, RoomRequest, SessionToken, UserName,
+    Code, DeviceName, OkFields, Password, Refusal, Reply, Request, RoomRequest, SessionToken,
+    UserName,
 };
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -20,7 +21,9 @@ use crate::chat::rooms::{Caller, Part, Rest};
 use crate::chat::send_sessions::OpenSession;
 use crate::chat::shutdown::ShutdownSignal;
 use crate::chat::{Chat, Fault};
-use crate::store::{Append, Created, Pending, Subscription, Unavailable};
+use crate::store::{
+    Append, Created, DeviceId, DeviceSubscription, Pending, Subscription, Unavailable,
+};
 
 /// A command in progress.
 pub(super) type RunningCommand = Pin<Box<dyn Future<Output = Result<Done, Fault>> + Send>>;
@@ -36,6 +39,8 @@ pub(super) enum Done {
     LoggedIn(Authenticated),
     LoggedOut,
     Receiving(Authenticated, Subscription),
+    /// Begins the delivery of a device.
+    Attached(Authenticated, Box<DeviceSubscription>),
     Creating(UserName, Pending<Created>),
     Permitted(Box<(Append, OwnedSemaphorePermit)>),
 }
@@ -45,6 +50,8 @@ pub(super) struct CommandContext {
     pub(super) chat: Arc<Chat>,
     pub(super) address: IpAddr,
     pub(super) user: Option<Authenticated>,
+    /// The device of the user that is attached to the connection.
+    pub(super) device: Option<DeviceId>,
     pub(super) shutdown: Arc<ShutdownSignal>,
 }
 
@@ -59,6 +66,11 @@ impl CommandContext {
             Request::Password { user, old, new } => Box::pin(self.set_password(user, old, new)),
             Request::Delete { user, password } => Box::pin(self.delete(user, password)),
             Request::List { pattern } => Box::pin(self.list(pattern)),
+            Request::Room(RoomRequest::Attach {
+                user,
+                device,
+                password,
+            }) => Box::pin(self.attach(user, device, password)),
             Request::Room(request) => Box::pin(self.room(request)),
             Request::Disconnect => Box::pin(ready(Ok(Done::LoggedOut))),
             // The connection answers these at once.
@@ -105,6 +117,19 @@ impl CommandContext {
         Ok(Done::Receiving(authenticated, subscription))
     }
 
+    async fn attach(
+        self,
+        user: UserName,
+        device: DeviceName,
+        password: Option<Password>,
+    ) -> Result<Done, Fault> {
+        let (authenticated, attached) = self
+            .chat
+            .attach(self.address, user, device, password)
+            .await?;
+        Ok(Done::Attached(authenticated, Box::new(attached)))
+    }
+
     async fn set_password(
         self,
         user: UserName,
@@ -143,6 +168,7 @@ impl CommandContext {
                 chat: self.chat,
                 address: self.address,
                 user,
+                device: self.device,
             }),
             None => Fault::refused(Code::Denied, LOGIN_REQUIRED),
         }

@@ -16,6 +16,7 @@ use std::task::{Context, Poll, ready};
 
 use bytestring::ByteString;
 use hark_protocol::limits::{SENDS_UNANSWERED_MAX, VERSION};
+use hark_protocol::message::RoomReply;
 use hark_protocol::{
     ByeReason, Code, Malformed, OkFields, Refusal, Reply, Request, RequestId, RoomName, Sequence,
     SessionToken, UserName,
@@ -32,7 +33,9 @@ use super::replies::{created_reply, sent_reply};
 use super::rooms::Part;
 use super::shutdown::{Shutdown, ShutdownSignal};
 use super::{Chat, Fault, NeverPushed, audit};
-use crate::store::{Account, Append, Created, End, Message, Outcome, Pending, Unavailable};
+use crate::store::{
+    Account, Append, Created, DeviceId, End, Message, Outcome, Pending, Said, Unavailable,
+};
 
 /// The output of a connection.
 #[derive(Debug)]
@@ -41,6 +44,11 @@ pub enum Output {
     Reply(Option<RequestId>, Reply),
     /// A message for the connected user.
     Push(Arc<Message>),
+    /// A message of a room of the user.
+    Said(Arc<Said>),
+    /// Another push that concerns rooms and devices: `gap`, `joined`, `left`, `seen` or
+    /// `device`.
+    Notice(RoomReply),
     /// The end of the delivery.
     Bye(ByeReason),
     /// The end of the output: the front closes the connection. Acknowledgements that
@@ -304,20 +312,21 @@ impl ClientConnection {
         }
     }
 
-    /// Acknowledges every push up to `sequence`, as [`Request::Ack`] does, for a front
-    /// that replies to acknowledgements.
+    /// Acknowledges every push of a log up to `sequence`, as [`Request::Ack`] does, for a
+    /// front that replies to acknowledgements. The log is a room, or the inbox.
     ///
     /// # Errors
-    /// [`NeverPushed`] if the number is above the last push since the latest `connect`;
-    /// the acknowledgement is ignored.
+    /// [`NeverPushed`] if the number is above the last push since the latest `connect` or
+    /// `attach`; the acknowledgement is ignored. That of a room which the connection does not
+    /// receive is ignored without an error.
     pub fn acknowledge(
         &mut self,
         log: Option<&RoomName>,
         sequence: Sequence,
     ) -> Result<(), NeverPushed> {
         match &mut self.inbox_reader {
-            _ if log.is_some() => Ok(()),
-            Some(reader) => reader.acknowledge(sequence, &*self.chat.store),
+            Some(reader) => reader.acknowledge(log, sequence, &*self.chat.store),
+            None if log.is_some() => Ok(()),
             None => Err(NeverPushed {
                 highest: Sequence(0),
             }),
@@ -366,6 +375,8 @@ impl ClientConnection {
             };
             match ready!(reader.poll(cx, now, &*self.chat.store)) {
                 Received::Message(message) => return Poll::Ready(Output::Push(message)),
+                Received::Said(said) => return Poll::Ready(Output::Said(said)),
+                Received::Notice(notice) => return Poll::Ready(Output::Notice(notice)),
                 // The store completes a request before it notifies of its effects: a user
                 // that deletes itself gets the reply first, and a `connect` that takes over
                 // from its own connection has replaced this reader.
@@ -406,6 +417,13 @@ impl ClientConnection {
         self.user
             .as_ref()
             .map(|authenticated| &authenticated.account)
+    }
+
+    /// Returns the device that is attached to the connection, if it has the user's name.
+    fn device(&self) -> Option<DeviceId> {
+        let reader = self.inbox_reader.as_ref()?;
+        let is_user = self.account() == Some(reader.account());
+        reader.device().filter(|_| is_user)
     }
 
     fn bye(&mut self, end: End) -> ByeReason {
@@ -505,6 +523,7 @@ impl ClientConnection {
             chat: Arc::clone(&self.chat),
             address: self.address,
             user: self.user.clone(),
+            device: self.device(),
             shutdown: Arc::clone(&self.shutdown),
         };
         self.running = Some((id, context.start(request)));
@@ -580,6 +599,13 @@ impl ClientConnection {
                 self.inbox_reader = Some(InboxReader::new(subscription));
                 self.ended = None;
                 Reply::Ok(OkFields::Queued(queued))
+            }
+            Done::Attached(authenticated, attached) => {
+                let fields = OkFields::Attached(attached.inbox.queued(), attached.rooms.len());
+                self.become_user(authenticated);
+                self.inbox_reader = Some(InboxReader::attached(*attached));
+                self.ended = None;
+                Reply::Ok(fields)
             }
         };
         self.answer(id, PendingReply::Reply(reply));

@@ -114,9 +114,7 @@ fn own_credentials(delete: &mut DeleteRequest) -> Option<Credentials> {
 }
 
 /// Converts the request of a command.
-fn of<T>(
-    command: fn(T) -> Command,
-) -> impl FnOnce(T) -> Result<hark_protocol::Request, Refusal> {
+fn of<T>(command: fn(T) -> Command) -> impl FnOnce(T) -> Result<hark_protocol::Request, Refusal> {
     move |request| command(request).try_into()
 }
 
@@ -211,7 +209,8 @@ impl chat_server::Chat for ChatService {
         request: Request<AttachRequest>,
     ) -> Result<Response<Self::AttachStream>, Status> {
         let (call, request) = self.call(request)?;
-        self.deliver(call, Command::Attach(request).try_into()).await
+        self.deliver(call, Command::Attach(request).try_into())
+            .await
     }
 
     async fn ack(&self, request: Request<AckRequest>) -> Result<Response<AckReply>, Status> {

@@ -15,7 +15,7 @@ use super::model::{
 };
 use super::rights::{PASSWORDS, Rights, tried};
 use super::{Kind, Op};
-use crate::chat::{Chat, Rates, Rules};
+use crate::chat::{Chat, MayCreateRooms, Rates, Rules};
 use crate::shard::fuzzing::{Home, weak_hash};
 use crate::shard::{ShardConfig, ShardStore};
 use crate::store::{Created, Store};

@@ -16,11 +16,24 @@ use super::super::record::Record;
 use super::super::{Ledger, next_number};
 use super::record::RoomState;
 use super::room::Room;
-use crate::store::{Account, Joined, Position, RoomAnswer, RoomCommand};
+use crate::store::{Account, DeviceId, Joined, Position, RoomAnswer, RoomCommand};
 
 impl Ledger {
-    /// Carries out a command of a user.
+    /// Carries out a command of a user, and notifies its devices except `origin`.
     pub(crate) fn command(
+        &mut self,
+        caller: &Account,
+        origin: Option<DeviceId>,
+        command: RoomCommand,
+        changes: &mut Changes,
+    ) -> Result<RoomAnswer, Code> {
+        changes.origin = origin;
+        let answer = self.carry_out(caller, command, changes);
+        changes.origin = None;
+        answer
+    }
+
+    fn carry_out(
         &mut self,
         caller: &Account,
         command: RoomCommand,

@@ -23,7 +23,7 @@ async fn command(
     caller: &Account,
     command: RoomCommand,
 ) -> Result<RoomAnswer, Code> {
-    store.room_command(caller, command).await.unwrap()
+    store.room_command(caller, None, command).await.unwrap()
 }
 
 async fn attach(store: &dyn Store, account: &Account, name: &str) -> DeviceSubscription {
@@ -167,7 +167,7 @@ async fn failed_commit_leaves_rooms_as_they_were() {
         let phone = attach(&store, &amy, "phone").await;
         faults.fail_next(failure);
         let joined = store
-            .room_command(&bob, RoomCommand::Join(room("#team")))
+            .room_command(&bob, None, RoomCommand::Join(room("#team")))
             .await;
         assert_eq!(joined, Err(Unavailable));
         while store.open_session(&token("probe"), None).await.is_err() {
