@@ -372,7 +372,13 @@ impl Engine {
             && let Some(sequence) = self.inbox.next_ack(self.end_by.is_some())
         {
             writer
-                .queue(None, &Request::Ack { sequence })
+                .queue(
+                    None,
+                    &Request::Ack {
+                        log: None,
+                        sequence,
+                    },
+                )
                 .map_err(LinkError::Protocol)?;
         }
         Ok(())

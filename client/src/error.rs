@@ -59,6 +59,7 @@ const fn clause(request: &Request) -> &'static str {
         Request::Login { .. } | Request::Connect { .. } | Request::Disconnect => {
             "the user was changed"
         }
+        Request::Room(_) => "it was carried out",
         Request::Hello { .. } | Request::List { .. } | Request::Ack { .. } | Request::Ping => {
             "it was carried out"
         }

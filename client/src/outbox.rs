@@ -290,7 +290,7 @@ impl Outbox {
                 explanation,
             } => return self.fail(id, pending, failure, explanation),
             // Neither is a reply, despite its id.
-            Reply::String(_) | Reply::Bye(_) => self.register(id, pending),
+            Reply::String(_) | Reply::Bye(_) | Reply::Room(_) => self.register(id, pending),
         }
         Effect::None
     }

@@ -18,5 +18,5 @@ pub mod name;
 
 pub use code::{ByeReason, Code, Failure, Refusal};
 pub use framing::{Frame, Incoming, Malformed, ProtocolError};
-pub use message::{Delivery, OkFields, Push, Reply, Request};
+pub use message::{Delivery, OkFields, Push, Reply, Request, RoomReply, RoomRequest};
 pub use name::{DeviceName, Password, RequestId, RoomName, Sequence, SessionToken, UserName};

@@ -1,4 +1,5 @@
-//! The messages: [`Request`] and [`Reply`], and their conversion from and to a command and
+//! The messages: [`Request`] and [`Reply`], with those of rooms and devices in
+//! [`RoomRequest`] and [`RoomReply`], and their conversion from and to a command and
 //! its fields. The envelope of a message belongs to [`crate::framing`].
 
 mod ok_fields;
@@ -73,7 +74,7 @@ pub(crate) fn write_command(command: &str, to: &mut BytesMut) {
     to.put_bytes(0, COMMAND_BYTES.saturating_sub(command.len()));
 }
 
-fn unknown_command(command: &str) -> Refusal {
+pub(crate) fn unknown_command(command: &str) -> Refusal {
     Refusal::new(
         Code::UnknownCommand,
         format!("unknown command \"{}\"", command.escape_default()),

@@ -5,7 +5,7 @@ use bytes::{BufMut, BytesMut};
 use bytestring::ByteString;
 
 use super::reply::parse_delivery;
-use super::{Delivery, Message, bad_request, number, put_number, put_number_then, unknown_command};
+use super::{Delivery, Message, bad_request, number, put_number, unknown_command};
 use crate::code::Refusal;
 use crate::name::{DeviceName, Password, RoomName, Sequence, UserName};
 
@@ -72,13 +72,6 @@ pub enum RoomRequest {
         room: RoomName,
         /// The list begins after this name.
         after: Option<UserName>,
-    },
-    /// Acknowledges every message of a room up to a number. Has no reply.
-    Ack {
-        /// The room.
-        room: RoomName,
-        /// Number of the last message.
-        sequence: Sequence,
     },
     /// Lists the devices of the caller.
     Devices,
@@ -258,7 +251,6 @@ impl Message for RoomRequest {
             Self::Unblock(_) => "unblock",
             Self::Rooms { .. } => "rooms",
             Self::Members { .. } => "members",
-            Self::Ack { .. } => "ack",
             Self::Devices => "devices",
             Self::Forget(_) => "forget",
             Self::History { .. } => "history",
@@ -299,7 +291,6 @@ impl Message for RoomRequest {
                     put_fields(to, &["", after.as_str()]);
                 }
             }
-            Self::Ack { room, sequence } => put_number_then(to, sequence.0, room.as_str()),
             Self::Devices => {}
             Self::Forget(name) => {
                 put_fields(to, &[name.as_ref().map_or("", DeviceName::as_str)]);
@@ -337,7 +328,6 @@ impl Message for RoomRequest {
                 pattern: (!payload.is_empty()).then(|| payload.into()),
             }),
             "members" => parse_members(payload),
-            "ack" => parse_ack(payload),
             "devices" if payload.is_empty() => Ok(Self::Devices),
             "devices" => Err(bad_request("devices takes no fields")),
             "forget" => optional(payload, |name| Ok(name.parse()?)).map(Self::Forget),
@@ -577,14 +567,6 @@ fn parse_attach(payload: &str) -> Result<RoomRequest, Refusal> {
     })
 }
 
-fn parse_ack(payload: &str) -> Result<RoomRequest, Refusal> {
-    let [last, name] = fields(payload, "ack of a room takes a number and the room")?;
-    Ok(RoomRequest::Ack {
-        room: room(name)?,
-        sequence: sequence(last)?,
-    })
-}
-
 fn parse_device(payload: &str) -> Result<RoomReply, Refusal> {
     let [name, seen, waiting] = fields(payload, "device takes a name, a time and a count")?;
     Ok(RoomReply::Device {
@@ -643,7 +625,6 @@ mod tests {
             ("rooms", "^#t,x"),
             ("members", "#team"),
             ("members", "#team,bob"),
-            ("ack", "7,#team"),
             ("attach", "bob,phone"),
             ("attach", "bob,phone,secret"),
             ("devices", ""),
@@ -688,9 +669,6 @@ mod tests {
             ("invite", "#team,"),
             ("talk", ""),
             ("members", ","),
-            ("ack", "x,#team"),
-            ("ack", "7,team"),
-            ("ack", "7,"),
             ("attach", "bob"),
             ("attach", "bob,"),
             ("attach", "bob,my phone"),

@@ -13,6 +13,7 @@
 //! | `listing` | `list` |
 //! | `delivery_window` | the messages in flight to one connection |
 //! | `delivery` | the delivery to one connection, between window and store |
+//! | `rooms` | the commands of rooms and devices |
 //! | `replies` | the replies to requests that the store has decided |
 //! | `send_sessions` | the open send sessions and their connections |
 //! | `fetch_and_ack` | destructive reads, for clients that cannot acknowledge |
@@ -31,6 +32,7 @@ mod login_limiter;
 pub mod passwords;
 mod rate_limiter;
 mod replies;
+mod rooms;
 mod send_sessions;
 mod shutdown;
 
@@ -53,6 +55,7 @@ use send_sessions::SendSessions;
 pub use connection::{ClientConnection, Output};
 pub use delivery_window::NeverPushed;
 pub use rate_limiter::{RateLimiter, Rates};
+pub use rooms::MayCreateRooms;
 pub use shutdown::{Shutdown, ShutdownSignal};
 
 /// The budget for messages on their way to the store, over all connections, in units of
@@ -82,6 +85,8 @@ pub struct Rules {
     pub log_watcher: Option<UserName>,
     /// The permission to `list`.
     pub may_list: MayList,
+    /// The permission to create rooms.
+    pub rooms: MayCreateRooms,
     /// The rates of connections and users.
     pub rates: Rates,
 }

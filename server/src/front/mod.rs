@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use hark_protocol::{Code, Delivery, Refusal, Reply};
+use hark_protocol::{Code, Delivery, Refusal, Reply, RoomReply};
 use rustls::AlertDescription;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use crate::chat::{Chat, ClientConnection, ShutdownSignal};
+use crate::chat::{Chat, ClientConnection, Output, ShutdownSignal};
 use crate::store::Message;
 use grpc::Grpc;
 use wire::{Framing, Wire};
@@ -231,6 +231,19 @@ fn protocol(first: u8, address: IpAddr, frame_bytes_max: usize) -> Option<WirePr
             tracing::debug!(%address, %first_byte, "connection closed: unknown protocol");
             None
         }
+    }
+}
+
+/// Returns the message of a push; `None` for another output. Texts are shared.
+fn push(output: Output) -> Option<Reply> {
+    match output {
+        Output::Push(message) => Some(Reply::String(delivery(&message))),
+        Output::Said(said) => Some(Reply::Room(RoomReply::Said {
+            room: said.room.clone(),
+            delivery: delivery(&said.message),
+        })),
+        Output::Notice(notice) => Some(Reply::Room(notice)),
+        Output::Reply(..) | Output::Bye(_) | Output::Close => None,
     }
 }
 

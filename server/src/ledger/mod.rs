@@ -70,7 +70,7 @@ pub(crate) use self::numbers::NUMBERS_PER_SECOND_BITS;
 pub use self::numbers::{COUNTER_MAX, WrongClock};
 pub(crate) use self::numbers::{counter_at, until_next_second};
 pub(crate) use self::replay::Replay;
-pub(crate) use self::rooms::RoomLimits;
+pub use self::rooms::RoomLimits;
 
 /// The limits of a ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -49,7 +49,7 @@ use self::open::CounterFloor;
 use self::queue::{Queue, ShardCommand};
 use self::readers::Readers;
 use self::watchdog::{Deadlines, Progress, Watchdog, Watched};
-use crate::ledger::{Limits, RoomLimits};
+use crate::ledger::Limits;
 use crate::log::Opener;
 use crate::log::disk::{DiskConfig, DiskOpener};
 use crate::log::memory::MemoryOpener;
@@ -59,7 +59,7 @@ use crate::store::{
 use crate::sync::Mutex;
 
 pub use self::open::StartError;
-pub use crate::ledger::{COUNTER_MAX, WrongClock};
+pub use crate::ledger::{COUNTER_MAX, RoomLimits, WrongClock};
 
 /// The limits and the durability of a shard.
 #[derive(Debug, Clone)]
@@ -72,6 +72,8 @@ pub struct ShardConfig {
     pub queued_messages_max: u64,
     /// Maximum bytes of their texts.
     pub queued_bytes_max: u64,
+    /// The limits of rooms.
+    pub rooms: RoomLimits,
     /// The durability that an answer waits for.
     pub sync: Sync,
     /// A number that is not below any number ever used. If it is set, numbers do not
@@ -97,6 +99,7 @@ impl ShardConfig {
         sessions_max: 250_000,
         queued_messages_max: 100_000,
         queued_bytes_max: 256 * 1024 * 1024,
+        rooms: RoomLimits::DEFAULT,
         sync: Sync::Always,
         numbers_after: None,
         segment_bytes: None,
@@ -114,7 +117,7 @@ impl ShardConfig {
             sessions_max: self.sessions_max,
             queued_messages_max: self.queued_messages_max,
             queued_bytes_max: self.queued_bytes_max,
-            rooms: RoomLimits::DEFAULT,
+            rooms: self.rooms,
         }
     }
 

@@ -24,13 +24,14 @@ use hark_protocol::{
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use self::commands::{CommandContext, Done, RunningCommand};
+use self::commands::{CommandContext, Done, RunningCommand, continue_answer};
 use self::sends::{ConnectionSends, SendSession, units};
 use super::accounts::Authenticated;
 use super::delivery::{DeliveryReader, Received};
 use super::delivery_window::INBOX;
 use super::rate_limiter::{RateLimiter, Throttle};
 use super::replies::{created_reply, sent_reply};
+use super::rooms::Part;
 use super::shutdown::{Shutdown, ShutdownSignal};
 use super::{Chat, Fault, NeverPushed, audit};
 use crate::store::{
@@ -212,7 +213,7 @@ impl ClientConnection {
                 is_hello: true,
             }) => self.refuse_hello(id, refusal),
             Err(malformed) => self.answer(id, PendingReply::Reply(Reply::NotOk(malformed.refusal))),
-            Ok(Request::Ack { sequence }) => self.handle_ack(None, sequence),
+            Ok(Request::Ack { log, sequence }) => self.handle_ack(log.as_ref(), sequence),
             Ok(Request::Ping) => self.answer(id, PendingReply::Reply(Reply::Ok(OkFields::None))),
             Ok(Request::Send { user, text }) => self.send(id, user, text),
             Ok(Request::Create {
@@ -495,7 +496,12 @@ impl ClientConnection {
                     if outcome == Outcome::Refused(Code::QueueFull) {
                         audit::queue_full(to, self.user.as_ref(), self.address);
                     }
-                    sent_reply(outcome, to, self.chat.rules.text_bytes_max())
+                    sent_reply(
+                        outcome,
+                        to,
+                        self.user.is_none(),
+                        self.chat.rules.text_bytes_max(),
+                    )
                 }
                 Err(unavailable) => {
                     if self.sends.fence_off() {
@@ -563,6 +569,13 @@ impl ClientConnection {
     fn finish(&mut self, id: Option<RequestId>, done: Done) {
         let reply = match done {
             Done::Reply(reply) => reply,
+            Done::Part(Part { replies, rest }) => {
+                let replies = replies.into_iter();
+                self.answers
+                    .extend(replies.map(|reply| (id, PendingReply::Reply(reply))));
+                self.running = rest.map(|rest| (id, continue_answer(rest)));
+                return;
+            }
             Done::Replies(replies) => {
                 self.answers.extend(
                     replies
@@ -610,11 +623,11 @@ impl ClientConnection {
                 Reply::Ok(OkFields::Queued(queued))
             }
             Done::Attached(authenticated, attached) => {
-                let queued = attached.inbox.queued();
+                let fields = OkFields::Attached(attached.inbox.queued(), attached.rooms.len());
                 self.become_user(authenticated);
                 self.stop_receiving();
                 self.delivery = Some(DeliveryReader::attached(*attached));
-                Reply::Ok(OkFields::Queued(queued))
+                Reply::Ok(fields)
             }
         };
         self.answer(id, PendingReply::Reply(reply));

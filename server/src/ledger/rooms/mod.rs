@@ -76,26 +76,26 @@ pub(super) use self::replay::RoomPlace;
 
 /// The limits of rooms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RoomLimits {
+pub struct RoomLimits {
     /// Maximum number of members of a room.
-    pub(crate) members_max: usize,
+    pub members_max: usize,
     /// Maximum number of rooms of a user, without conversations of two.
-    pub(crate) joined_max: usize,
+    pub joined_max: usize,
     /// Maximum number of rooms that a user owns.
-    pub(crate) owned_max: usize,
+    pub owned_max: usize,
     /// Maximum bytes of a room. A sender has at most a quarter of them.
-    pub(crate) room_bytes_max: u64,
+    pub room_bytes_max: u64,
     /// Maximum bytes of all rooms.
-    pub(crate) all_bytes_max: u64,
+    pub all_bytes_max: u64,
     /// How long a room keeps its messages, unless its owner chooses a time.
-    pub(crate) keep: Duration,
+    pub keep: Duration,
     /// The longest time that an owner may choose.
-    pub(crate) keep_max: Duration,
+    pub keep_max: Duration,
 }
 
 impl RoomLimits {
     /// The defaults of the flags.
-    pub(crate) const DEFAULT: Self = Self {
+    pub const DEFAULT: Self = Self {
         members_max: 10_000,
         joined_max: 64,
         owned_max: 16,
