@@ -759,3 +759,6 @@ pub struct NeverPushed {
     /// The highest number that was pushed.
     pub highest: Sequence,
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,7 +31,7 @@ pub use pending::{Completer, Pending};
 pub use ring::{Next, Registration, Ring, name_hash};
 pub use rooms::{
     AttachedRoom, DeviceEntry, DeviceId, DeviceSubscription, History, Joined, MemberPage, NAMELESS,
-    Notice, Point, RoomAnswer, RoomCommand, RoomEntry, RoomOperation, RoomPage,
+    Notice, PastPage, Point, RoomAnswer, RoomCommand, RoomEntry, RoomOperation, RoomPage,
 };
 pub use said::{Encoding, Said};
 pub use subscription::{
@@ -139,6 +139,20 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
             Operation::Room(RoomOperation::Read {
                 room,
                 after,
+                limit,
+                completer,
+            })
+        })
+    }
+
+    /// Reads the last messages of a room before a number (0: from the end), up to `limit`,
+    /// which one long message may exceed. `history` is the answer to
+    /// [`RoomCommand::History`].
+    fn read_back(&self, history: History, before: Sequence, limit: ReadLimit) -> Pending<PastPage> {
+        ask(self, |completer| {
+            Operation::Room(RoomOperation::ReadBack {
+                history,
+                before,
                 limit,
                 completer,
             })

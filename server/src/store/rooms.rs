@@ -6,7 +6,7 @@ use std::time::Duration;
 use hark_protocol::message::{LeftReason, RoomMode};
 use hark_protocol::{Code, DeviceName, RoomName, Sequence, UserName};
 
-use super::{Account, Completer, Page, Position, ReadLimit, Ring, Subscription};
+use super::{Account, Completer, Message, Page, Position, ReadLimit, Ring, Subscription};
 
 /// A device of a user: the number of its creation, or [`NAMELESS`].
 pub type DeviceId = u64;
@@ -49,6 +49,17 @@ pub enum RoomOperation {
         limit: ReadLimit,
         /// The page.
         completer: Completer<Page>,
+    },
+    /// Reads a room backwards.
+    ReadBack {
+        /// The room, and the messages that may be read.
+        history: History,
+        /// The messages have numbers below this one; 0 for no bound.
+        before: Sequence,
+        /// The size of the page.
+        limit: ReadLimit,
+        /// The page.
+        completer: Completer<PastPage>,
     },
 }
 
@@ -214,8 +225,17 @@ pub struct History {
     pub room: u64,
     /// The messages have numbers above this one.
     pub after: u64,
-    /// The last number.
-    pub last: u64,
+    /// The last number, and the messages and bytes of the room up to it.
+    pub last: Position,
+}
+
+/// Messages of a room, read backwards.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PastPage {
+    /// The messages, the newest first, with no other message between two of them.
+    pub messages: Vec<Arc<Message>>,
+    /// The number of the oldest message that may be read back; 0 if the page is empty.
+    pub oldest: Sequence,
 }
 
 /// The attachment of a device.

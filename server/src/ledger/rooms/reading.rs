@@ -130,7 +130,7 @@ impl Ledger {
         Ok(History {
             room: room.log.id,
             after: room.readable_after(member),
-            last: room.log.tail.sequence.0,
+            last: room.log.tail,
         })
     }
 
