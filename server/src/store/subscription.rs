@@ -204,12 +204,6 @@ impl Subscription {
         self.events.waker()
     }
 
-    /// See [`Events::next_notice`].
-    #[cfg(test)]
-    pub(crate) fn next_notice(&mut self) -> Option<Notice> {
-        self.events.next_notice()
-    }
-
     /// Returns whether new messages are buffered.
     #[cfg(test)]
     pub(crate) fn is_following(&self) -> bool {
@@ -252,7 +246,10 @@ impl Events {
     /// Takes the next notice, if there is one.
     pub fn next_notice(&mut self) -> Option<Notice> {
         let mut state = self.buffer.state.lock();
-        let notices = state.notices.as_mut()?;
+        let Some(notices) = state.notices.as_mut() else {
+            self.buffer.ready.fetch_and(!NOTICES, Ordering::AcqRel);
+            return None;
+        };
         let notice = notices.pop_front();
         if notices.is_empty() {
             state.notices = None;
@@ -272,7 +269,8 @@ impl Events {
         self.buffer.take_ready()
     }
 
-    /// Returns whether there may be notices that [`Self::take_ready`] has not reported.
+    /// Returns whether there may be notices that neither [`Self::take_ready`] has reported nor
+    /// [`Self::next_notice`] has returned.
     #[must_use]
     pub fn has_new_notices(&self) -> bool {
         self.buffer.ready.load(Ordering::Acquire) & NOTICES != 0
