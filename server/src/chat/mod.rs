@@ -12,7 +12,7 @@
 //! | `passwords` | hashing, bounded and off the async threads |
 //! | `listing` | `list` |
 //! | `delivery_window` | the messages in flight to one connection |
-//! | `inbox_reader` | the delivery of one inbox, between window and store |
+//! | `delivery` | the delivery to one connection, between window and store |
 //! | `rooms` | the commands of rooms and devices |
 //! | `replies` | the replies to requests that the store has decided |
 //! | `send_sessions` | the open send sessions and their connections |
@@ -23,10 +23,10 @@
 mod accounts;
 mod audit;
 mod connection;
+mod delivery;
 pub(crate) mod delivery_window;
 mod fair_semaphore;
 mod fetch_and_ack;
-mod inbox_reader;
 mod listing;
 mod login_limiter;
 pub mod passwords;

@@ -148,7 +148,7 @@ variants! {
         9 => Names { names, is_complete }
     }
     Created { 1 => Created, 2 => Exists, 3 => TooMany }
-    End { 1 => TakenOver, 2 => Deleted }
+    End { 1 => TakenOver, 2 => Deleted, 3 => Interrupted }
     Outcome { 1 => Stored(sequence), 2 => Refused(code) }
 }
 

@@ -3,16 +3,15 @@
 
 use std::sync::Arc;
 
+use hark_protocol::UserName;
 use hark_protocol::limits::OUTCOMES_REMEMBERED;
-use hark_protocol::message::LeftReason;
-use hark_protocol::{DeviceName, RoomName, UserName};
 
 use super::block::BlockBuilder;
 use super::dedup::OutcomeRun;
 use super::record::{CLOCK_BYTES, Clock, Record};
 use crate::log::{Block, Frame};
 use crate::store::{
-    Account, AccountEntry, DeviceId, End, Message, Outcome, Point, Position, Publisher,
+    Account, AccountEntry, DeviceId, End, Message, Notice, Outcome, Position, Publisher, Ring,
 };
 
 /// The longest run of outcomes in one record: more are never remembered.
@@ -53,57 +52,12 @@ pub(crate) struct Effects {
     pub(crate) accounts: Vec<AccountChange>,
     /// Messages for subscriptions.
     pub(crate) deliveries: Vec<Delivery>,
-    /// Notifications for subscriptions.
-    pub(crate) notices: Vec<Notice>,
+    /// Messages for the attached members of rooms.
+    pub(crate) said: Vec<RoomDelivery>,
+    /// Notices for the subscriptions of devices.
+    pub(crate) notices: Vec<(Publisher, Notice)>,
     /// Subscriptions that ended.
     pub(crate) ends: Vec<SubscriptionEnd>,
-}
-
-/// A notification of a device that is attached.
-#[derive(Debug)]
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "subscriptions pass no notifications on yet")
-)]
-pub(crate) struct Notice {
-    /// The subscription of the device.
-    pub(crate) publisher: Publisher,
-    /// The content.
-    pub(crate) content: NoticeContent,
-}
-
-/// The content of a notification.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum NoticeContent {
-    /// The user has a new device.
-    Device(DeviceName),
-    /// The user has become a member of a room.
-    Joined {
-        /// The id of the room.
-        room: u64,
-        /// Its name.
-        name: RoomName,
-        /// The last number of the room.
-        last: Point,
-    },
-    /// The user is no member of a room any more.
-    Left {
-        /// The id of the room.
-        room: u64,
-        /// Its name.
-        name: RoomName,
-        /// The reason.
-        reason: LeftReason,
-        /// The number of its end: the devices get the messages below it.
-        at: Point,
-    },
-    /// The read mark of the user moved.
-    Seen {
-        /// The name of the room.
-        name: RoomName,
-        /// The number of the last read message.
-        number: u64,
-    },
 }
 
 /// A change of the directory.
@@ -123,6 +77,15 @@ pub(crate) struct Delivery {
     pub(crate) inbox: u64,
     /// The subscription.
     pub(crate) publisher: Publisher,
+    /// The messages.
+    pub(crate) messages: Vec<Arc<Message>>,
+}
+
+/// Messages for the attached members of a room, in the order of their numbers.
+#[derive(Debug)]
+pub(crate) struct RoomDelivery {
+    /// The ring of the room.
+    pub(crate) ring: Arc<Ring>,
     /// The messages.
     pub(crate) messages: Vec<Arc<Message>>,
 }
@@ -262,9 +225,25 @@ impl Effects {
         });
     }
 
-    /// Publishes messages and ends of subscriptions, in any order: an end drops all
-    /// messages of its subscription.
+    /// Notifies a device, unless it is a hint about its own command.
+    pub(super) fn notify(&mut self, publisher: &Publisher, notice: &Notice, is_from_device: bool) {
+        let mut notice = notice.clone();
+        match &mut notice {
+            Notice::Joined { is_own, .. } | Notice::Left { is_own, .. } => *is_own = is_from_device,
+            Notice::Seen { .. } | Notice::Device(_) if is_from_device => return,
+            Notice::Seen { .. } | Notice::Device(_) => {}
+        }
+        self.notices.push((publisher.clone(), notice));
+    }
+
+    /// Publishes notices, messages of inboxes, and ends of subscriptions. Messages and ends
+    /// may come in any order: an end drops all messages of its subscription. Notices come
+    /// before the messages of rooms, which the caller publishes: the device of a member that
+    /// left must know that before it gets a later message.
     pub(crate) fn publish(&mut self) {
+        for (publisher, notice) in self.notices.drain(..) {
+            publisher.notify(notice);
+        }
         for Delivery {
             publisher,
             messages,
@@ -287,6 +266,7 @@ impl Effects {
             heads,
             accounts,
             deliveries,
+            said,
             notices,
             ends,
         } = self;
@@ -295,6 +275,7 @@ impl Effects {
         heads.clear();
         accounts.clear();
         deliveries.clear();
+        said.clear();
         notices.clear();
         ends.clear();
     }

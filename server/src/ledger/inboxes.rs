@@ -5,13 +5,13 @@ use std::hash::{BuildHasher, RandomState};
 use hark_protocol::UserName;
 use hashbrown::HashTable;
 
-use super::changes::{AccountChange, Changes, Notice, NoticeContent};
+use super::changes::{AccountChange, Changes};
 use super::devices::Devices;
 use super::message_log::MessageLog;
 use super::profile::{Membership, Profile};
 use super::record::{AccountRecord, Record};
 use super::slots::Slots;
-use crate::store::{Account, AccountEntry, NAMELESS, PasswordHash};
+use crate::store::{Account, AccountEntry, NAMELESS, Notice, PasswordHash};
 
 /// All inboxes, by name.
 #[derive(Debug, Default)]
@@ -241,15 +241,19 @@ impl Inbox {
     }
 
     /// Notifies the attached devices that read rooms.
-    pub(super) fn notify(&mut self, content: &NoticeContent, changes: &mut Changes) {
+    pub(super) fn notify(&mut self, notice: &Notice, changes: &mut Changes) {
         let outlets = self.devices.outlets();
-        for (_, outlet) in outlets.filter(|(id, _)| *id != NAMELESS) {
+        for (id, outlet) in outlets.filter(|(id, _)| *id != NAMELESS) {
             if let Some(publisher) = outlet.publisher() {
-                changes.effects.notices.push(Notice {
-                    publisher: publisher.clone(),
-                    content: content.clone(),
-                });
+                let is_own = changes.origin == Some(id);
+                changes.effects.notify(publisher, notice, is_own);
             }
         }
+    }
+
+    /// Returns whether a device that reads rooms is attached.
+    pub(super) fn is_attached(&mut self) -> bool {
+        let mut outlets = self.devices.outlets();
+        outlets.any(|(id, outlet)| id != NAMELESS && outlet.is_attached())
     }
 }

@@ -41,13 +41,12 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use hark_protocol::{Code, DeviceName, Sequence, SessionToken, UserName};
 
-use self::changes::NoticeContent;
 use self::devices::AttachedAt;
 use self::inboxes::{Inbox, Inboxes};
 use self::numbers::Numbers;
@@ -57,12 +56,14 @@ use self::sessions::Sessions;
 use crate::log::{Block, Frame};
 use crate::store::{
     Account, AccountEntry, Append, Created, DeviceEntry, DeviceId, DeviceSubscription, End,
-    Message, NAMELESS, Outcome, PasswordHash, Position, Subscription,
+    Message, NAMELESS, Notice, Outcome, PasswordHash, Position, Subscription,
 };
 
+#[cfg(test)]
+pub(crate) use self::block::block_of;
 pub(crate) use self::block::{BlockContent, Gap, decode, measure, merge};
 pub(crate) use self::bytes::Malformed;
-pub(crate) use self::changes::{AccountChange, Changes, SubscriptionEnd};
+pub(crate) use self::changes::{AccountChange, Changes, RoomDelivery, SubscriptionEnd};
 pub(crate) use self::checkpoint::Checkpoint;
 pub(crate) use self::dedup::Known;
 pub(crate) use self::import::Imported;
@@ -511,9 +512,10 @@ impl Ledger {
                     None => NAMELESS,
                 };
                 let replaced = inbox.add_device(device, name, at, changes)?;
-                if let Some(name) = name {
-                    // It is not attached yet: it does not learn of itself.
-                    inbox.notify(&NoticeContent::Device(name.clone()), changes);
+                // It is not attached yet: it does not learn of itself.
+                let entries = inbox.device_entries(at.unix_s).into_iter();
+                for entry in entries.filter(|entry| name.is_some() && entry.name.as_ref() == name) {
+                    inbox.notify(&Notice::Device(entry), changes);
                 }
                 if let Some(replaced) = replaced {
                     self.detach_from_rooms(account, replaced, changes);
@@ -636,8 +638,12 @@ impl Ledger {
         }
         let mut acks = Vec::new();
         let mut subscriptions = HashMap::new();
+        let mut with_rooms = HashSet::new();
         for mut former in former.inboxes.into_inboxes() {
             let account = former.account.clone();
+            if former.profile.is_some() {
+                with_rooms.insert(account.incarnation);
+            }
             if let Some(inbox) = self.inboxes.get_mut(&account) {
                 let repeated = inbox.acks_since(&former);
                 let repeated = repeated.into_iter();
@@ -659,7 +665,10 @@ impl Ledger {
                 publisher.end(End::Deleted);
                 continue;
             };
+            // Notices about rooms are lost with the commit.
+            let has_rooms = inbox.profile.is_some() || with_rooms.contains(&account.incarnation);
             match inbox.inherit_attachment(device) {
+                Some(_) if device != NAMELESS && has_rooms => publisher.end(End::Interrupted),
                 Some(outlet) => {
                     publisher.lagged();
                     outlet.replace(publisher);

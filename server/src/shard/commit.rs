@@ -14,6 +14,7 @@ use super::merge::MergedBlocks;
 use super::open::OpenShard;
 use super::queue::{Acks, DeviceAcks, ShardCommand, Wait};
 use super::recovery::{Failed, Recovery};
+use super::rings::Rings;
 use super::{ShardConfig, SharedShard, Sync};
 use crate::ledger::{Changes, Checkpoint, Context, Ledger, SubscriptionEnd};
 use crate::log::{AppendError, Durability, Frame, Log, Opener, RECORD_BYTES_MAX};
@@ -73,6 +74,8 @@ pub(super) struct Committer {
     completions: Vec<Completion>,
     /// The permits of the commit's messages. Empty between commits.
     permits: Vec<OwnedSemaphorePermit>,
+    /// Messages for the attached members of rooms.
+    rings: Rings,
     /// The merge in this commit. Empty between commits.
     merged: Option<MergedBlocks>,
     /// Commands that were taken and are not decided.
@@ -146,6 +149,7 @@ impl Committer {
             sent: Vec::new(),
             completions: Vec::new(),
             permits: Vec::new(),
+            rings: Rings::default(),
             merged: None,
             backlog: VecDeque::new(),
             detached: Vec::new(),
@@ -500,8 +504,11 @@ impl Committer {
         self.sent.drain(..).rev().for_each(Sent::complete);
         self.completions.drain(..).for_each(Completion::complete);
         self.permits.clear();
-        self.changes.effects.publish();
-        self.changes.effects.clear();
+        let effects = &mut self.changes.effects;
+        effects.publish();
+        self.rings
+            .publish(effects.said.drain(..), &self.shared.fan_out);
+        effects.clear();
     }
 
     /// Returns whether a frame is due although no command was decided: space is also

@@ -10,6 +10,8 @@
 //! | `offline`, `snapshot` | stores that are open without being served |
 //! | `check`, `salvage` | damage of a store, and recovery from it |
 //! | `directory`, `readers`, `cursors` | committed state, for other threads |
+//! | `rings` | messages for the attached members of rooms |
+//! | `history` | reading rooms backwards |
 //! | `merge` | inboxes in many small blocks |
 
 pub(crate) mod check;
@@ -19,6 +21,7 @@ mod cursors;
 mod directory;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod history;
 mod in_flight;
 #[cfg(any(test, feature = "fuzzing"))]
 mod kept;
@@ -28,6 +31,7 @@ mod open;
 mod queue;
 pub(crate) mod readers;
 mod recovery;
+mod rings;
 pub(crate) mod salvage;
 pub(crate) mod snapshot;
 #[cfg(test)]
@@ -47,12 +51,15 @@ use self::open::CounterFloor;
 use self::queue::{Queue, ShardCommand};
 use self::readers::Readers;
 use self::watchdog::{Deadlines, Progress, Watchdog, Watched};
+use hark_protocol::Sequence;
+
 use crate::ledger::Limits;
 use crate::log::Opener;
 use crate::log::disk::{DiskConfig, DiskOpener};
 use crate::log::memory::MemoryOpener;
 use crate::store::{
-    Completer, NAMELESS, Operation, Page, Position, ReadLimit, RoomOperation, Store,
+    Completer, FanOut, History, NAMELESS, Operation, Page, PastPage, Position, ReadLimit,
+    RoomOperation, Store,
 };
 use crate::sync::Mutex;
 
@@ -155,6 +162,8 @@ struct SharedShard {
     in_flight: Arc<AnswersInFlight>,
     directory: Directory,
     readers: Readers,
+    /// Wakes the attached members of rooms.
+    fan_out: FanOut,
     /// The log is open.
     is_open: AtomicBool,
 }
@@ -235,18 +244,36 @@ impl ShardStore {
         completer: Completer<Page>,
     ) {
         let shared = Arc::clone(&self.shared);
-        let read = move || {
+        run_blocking(move || {
             let (page, is_scattered) = shared.readers.read(log, after, limit);
             completer.complete(page);
             if is_scattered && let Some(merged) = shared.readers.merge(log, after) {
                 shared.queue.push(ShardCommand::Replace(Box::new(merged)));
             }
-        };
-        match tokio::runtime::Handle::try_current() {
-            // The caller awaits the outcome instead of the thread.
-            Ok(runtime) => drop(runtime.spawn_blocking(read)),
-            Err(_) => read(),
-        }
+        });
+    }
+
+    /// Reads a room backwards, as [`Self::read_blocking`] does.
+    fn read_back_blocking(
+        &self,
+        history: History,
+        before: Sequence,
+        limit: ReadLimit,
+        completer: Completer<PastPage>,
+    ) {
+        let shared = Arc::clone(&self.shared);
+        run_blocking(move || {
+            completer.complete(shared.readers.read_back(history, before, limit));
+        });
+    }
+}
+
+/// Runs a read on a blocking thread of the runtime, or at once if there is none.
+fn run_blocking(read: impl FnOnce() + Send + 'static) {
+    match tokio::runtime::Handle::try_current() {
+        // The caller awaits the outcome instead of the thread.
+        Ok(runtime) => drop(runtime.spawn_blocking(read)),
+        Err(_) => read(),
     }
 }
 
@@ -282,8 +309,18 @@ impl Store for ShardStore {
                 limit,
                 completer,
             }) => self.read_blocking(room, after.into(), limit, completer),
+            Operation::Room(RoomOperation::ReadBack {
+                history,
+                before,
+                limit,
+                completer,
+            }) => self.read_back_blocking(history, before, limit, completer),
             // The chat takes over sessions of one server.
             Operation::OnTakeover(..) => {}
+            attach @ Operation::Room(RoomOperation::Attach(..)) => {
+                self.shared.fan_out.start();
+                self.shared.queue.push(ShardCommand::Operation(attach));
+            }
             change => self.shared.queue.push(ShardCommand::Operation(change)),
         }
     }

@@ -7,10 +7,11 @@ use std::sync::atomic::AtomicBool;
 use hark_protocol::Sequence;
 
 use super::cursors::Cursors;
+use super::history::read_back;
 use super::merge::{MergePermit, MergedBlocks, is_scattered, is_small_single, merge};
 use crate::ledger::{self, BlockContent, Malformed};
 use crate::log::{Block, ReadError, Reader};
-use crate::store::{Page, Position, ReadLimit, Unavailable};
+use crate::store::{History, Page, PastPage, Position, ReadLimit, Unavailable};
 use crate::sync::RwLock;
 
 /// The reader of the log, while the log is open.
@@ -61,6 +62,20 @@ impl Readers {
                 (Err(Unavailable), false)
             }
         }
+    }
+
+    /// Reads a room backwards. Blocks on the disk.
+    pub(super) fn read_back(
+        &self,
+        history: History,
+        before: Sequence,
+        limit: ReadLimit,
+    ) -> Result<PastPage, Unavailable> {
+        let reader = self.reader.read().clone().ok_or(Unavailable)?;
+        read_back(&*reader, history, before, limit).map_err(|error| {
+            tracing::error!(%error, room = history.room, "messages cannot be read");
+            Unavailable
+        })
     }
 
     /// Merges blocks of an inbox or room after a position, unless that is under way.

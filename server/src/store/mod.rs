@@ -6,9 +6,11 @@
 
 #[cfg(test)]
 pub(crate) mod contract;
+mod fan_out;
 mod operation;
 mod pending;
 pub(crate) mod quota;
+mod ring;
 mod rooms;
 mod said;
 mod subscription;
@@ -23,15 +25,18 @@ use bytestring::ByteString;
 use hark_protocol::{Code, DeviceName, RequestId, Sequence, SessionToken, UserName};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
+pub(crate) use fan_out::FanOut;
 pub use operation::{OnTakeover, Operation};
 pub use pending::{Completer, Pending};
+pub use ring::{Next, Registration, Ring, name_hash};
 pub use rooms::{
     AttachedRoom, DeviceEntry, DeviceId, DeviceSubscription, History, Joined, MemberPage, NAMELESS,
-    Point, RoomAnswer, RoomCommand, RoomEntry, RoomOperation, RoomPage,
+    Notice, PastPage, Point, RoomAnswer, RoomCommand, RoomEntry, RoomOperation, RoomPage,
 };
 pub use said::{Encoding, Said};
 pub use subscription::{
-    BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, Publisher, Subscription,
+    BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, NOTICES_MAX, Publisher, Ready,
+    Subscription, Waker,
 };
 
 /// The default log levels of libraries.
@@ -134,6 +139,20 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
             Operation::Room(RoomOperation::Read {
                 room,
                 after,
+                limit,
+                completer,
+            })
+        })
+    }
+
+    /// Reads the last messages of a room before a number (0: from the end), up to `limit`,
+    /// which one long message may exceed. `history` is the answer to
+    /// [`RoomCommand::History`].
+    fn read_back(&self, history: History, before: Sequence, limit: ReadLimit) -> Pending<PastPage> {
+        ask(self, |completer| {
+            Operation::Room(RoomOperation::ReadBack {
+                history,
+                before,
                 limit,
                 completer,
             })

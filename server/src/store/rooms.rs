@@ -1,11 +1,12 @@
 //! Rooms and devices as a store shows them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use hark_protocol::message::RoomMode;
+use hark_protocol::message::{LeftReason, RoomMode};
 use hark_protocol::{Code, DeviceName, RoomName, Sequence, UserName};
 
-use super::{Account, Completer, Page, Position, ReadLimit, Subscription};
+use super::{Account, Completer, Message, Page, Position, ReadLimit, Ring, Subscription};
 
 /// A device of a user: the number of its creation, or [`NAMELESS`].
 pub type DeviceId = u64;
@@ -48,6 +49,17 @@ pub enum RoomOperation {
         limit: ReadLimit,
         /// The page.
         completer: Completer<Page>,
+    },
+    /// Reads a room backwards.
+    ReadBack {
+        /// The room, and the messages that may be read.
+        history: History,
+        /// The messages have numbers below this one; 0 for no bound.
+        before: Sequence,
+        /// The size of the page.
+        limit: ReadLimit,
+        /// The page.
+        completer: Completer<PastPage>,
     },
 }
 
@@ -213,8 +225,17 @@ pub struct History {
     pub room: u64,
     /// The messages have numbers above this one.
     pub after: u64,
-    /// The last number.
-    pub last: u64,
+    /// The last number, and the messages and bytes of the room up to it.
+    pub last: Position,
+}
+
+/// Messages of a room, read backwards.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PastPage {
+    /// The messages, the newest first, with no other message between two of them.
+    pub messages: Vec<Arc<Message>>,
+    /// The number of the oldest message that may be read back; 0 if the page is empty.
+    pub oldest: Sequence,
 }
 
 /// The attachment of a device.
@@ -231,10 +252,43 @@ pub struct DeviceSubscription {
 /// A room that a device reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttachedRoom {
-    /// The id of the room.
-    pub id: u64,
-    /// Its name.
-    pub name: RoomName,
+    /// The recent messages of the room.
+    pub ring: Arc<Ring>,
     /// The device has acknowledged everything up to here.
     pub cursor: Point,
+}
+
+/// A change that an attached device learns of. A device gets all notices in order, and each
+/// before the messages behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// The user has a new device.
+    Device(DeviceEntry),
+    /// The user has become a member of a room.
+    Joined {
+        /// The room, from the number of the `join` on.
+        room: AttachedRoom,
+        /// Whether the command came from the device itself.
+        is_own: bool,
+    },
+    /// The user is no member of a room any more.
+    Left {
+        /// The id of the room.
+        room: u64,
+        /// Its name.
+        name: RoomName,
+        /// The reason.
+        reason: LeftReason,
+        /// The number of the end of the membership: the device gets the messages below it.
+        at: Point,
+        /// Whether the command came from the device itself.
+        is_own: bool,
+    },
+    /// The read mark of the user moved: a hint, which may get lost.
+    Seen {
+        /// The room.
+        room: RoomName,
+        /// The number of the last read message.
+        number: u64,
+    },
 }

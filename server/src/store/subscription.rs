@@ -8,12 +8,12 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
 
-use super::{Account, Message, Position};
+use super::{Account, Message, Notice, Position};
 use crate::sync::Mutex;
 
 /// The maximum number of messages that are buffered for one subscription.
@@ -21,6 +21,19 @@ pub const BUFFERED_MESSAGES_MAX: usize = 256;
 
 /// The maximum number of bytes of text that are buffered for one subscription.
 pub const BUFFERED_BYTES_MAX: usize = 256 * 1024;
+
+/// The maximum number of notices that are buffered for one subscription. If a device
+/// leaves more of them unread, the subscription ends with [`End::Interrupted`]: nothing is lost
+/// silently, and the device attaches again.
+pub const NOTICES_MAX: usize = 256;
+
+/// From this number of notices on, hints are dropped.
+const NOTICES_WITH_HINTS_MAX: usize = NOTICES_MAX / 2;
+
+/// The bits of [`Ready`] that are not places.
+const INBOX: u64 = 1;
+const NOTICES: u64 = 2;
+const OTHER_BITS: u32 = 2;
 
 /// The maximum number of messages in one event.
 pub(super) const TAKEN_MESSAGES_MAX: usize = 32;
@@ -46,6 +59,9 @@ pub enum End {
     TakenOver,
     /// The account was deleted.
     Deleted,
+    /// The device has to attach again: it left too many notices unread, or some were lost
+    /// with a failed commit.
+    Interrupted,
 }
 
 /// The subscriber's side. Dropping it ends the subscription.
@@ -68,6 +84,14 @@ pub struct Events {
 /// Calls a function when it is dropped.
 struct OnDrop(Box<dyn Fn() + Send + Sync>);
 
+/// Wakes the subscriber, and marks what is ready for it. Clones wake the same one.
+#[derive(Debug, Clone)]
+pub struct Waker(Arc<SubscriptionBuffer>);
+
+/// The parts of a subscription that may have something new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ready(u64);
+
 /// The store's side. Clones publish to the same subscription.
 #[derive(Debug, Clone)]
 pub struct Publisher {
@@ -82,6 +106,10 @@ struct SubscriptionBuffer {
     // for one operation on the queue.
     state: Mutex<BufferState>,
     changed: AtomicWaker,
+    /// See [`Ready`].
+    ready: AtomicU64,
+    /// Spreads subscriptions over the shares of rings.
+    share: usize,
 }
 
 #[derive(Debug, Default)]
@@ -91,6 +119,8 @@ struct BufferState {
     following: bool,
     /// Whether the subscriber has taken `Lagged`.
     lag_taken: bool,
+    /// Boxed, because most subscriptions never have any.
+    notices: Option<Box<VecDeque<Notice>>>,
     end: Option<End>,
 }
 
@@ -99,7 +129,11 @@ impl Subscription {
     /// `queued` messages waiting, and its publisher. It begins lagging.
     #[must_use]
     pub fn new(account: Account, queued: u64, cursor: Position) -> (Publisher, Self) {
-        let buffer = Arc::new(SubscriptionBuffer::default());
+        static SUBSCRIPTIONS: AtomicUsize = AtomicUsize::new(0);
+        let buffer = Arc::new(SubscriptionBuffer {
+            share: SUBSCRIPTIONS.fetch_add(1, Ordering::Relaxed),
+            ..SubscriptionBuffer::default()
+        });
         let events = Events {
             buffer: Arc::clone(&buffer),
             _released: None,
@@ -164,6 +198,18 @@ impl Subscription {
         self.events.end()
     }
 
+    /// See [`Events::waker`].
+    #[cfg(test)]
+    pub(crate) fn waker(&self) -> Waker {
+        self.events.waker()
+    }
+
+    /// See [`Events::next_notice`].
+    #[cfg(test)]
+    pub(crate) fn next_notice(&mut self) -> Option<Notice> {
+        self.events.next_notice()
+    }
+
     /// Returns whether new messages are buffered.
     #[cfg(test)]
     pub(crate) fn is_following(&self) -> bool {
@@ -201,6 +247,35 @@ impl Events {
         let mut state = self.buffer.state.lock();
         state.following = true;
         state.lag_taken = false;
+    }
+
+    /// Takes the next notice, if there is one.
+    pub fn next_notice(&mut self) -> Option<Notice> {
+        let mut state = self.buffer.state.lock();
+        let notices = state.notices.as_mut()?;
+        let notice = notices.pop_front();
+        if notices.is_empty() {
+            state.notices = None;
+        }
+        notice
+    }
+
+    /// Returns the waker of the subscriber.
+    #[must_use]
+    pub fn waker(&self) -> Waker {
+        Waker(Arc::clone(&self.buffer))
+    }
+
+    /// Takes the parts that may have something new since the last call. Register the waker
+    /// of the task before, by [`Self::poll_end`].
+    pub fn take_ready(&mut self) -> Ready {
+        self.buffer.take_ready()
+    }
+
+    /// Returns whether there may be notices that [`Self::take_ready`] has not reported.
+    #[must_use]
+    pub fn has_new_notices(&self) -> bool {
+        self.buffer.ready.load(Ordering::Acquire) & NOTICES != 0
     }
 
     /// Polls for the end, without taking messages. The next event wakes the task, too.
@@ -257,7 +332,43 @@ impl Publisher {
             state.messages.push_back(message);
         }
         drop(state);
-        self.buffer.changed.wake();
+        self.buffer.wake(INBOX);
+    }
+
+    /// Publishes a notice. If there are too many, the subscription ends.
+    pub(crate) fn notify(&self, notice: Notice) {
+        let mut state = self.buffer.state.lock();
+        if state.end.is_some() {
+            return;
+        }
+        let notices = state.notices.get_or_insert_default();
+        let is_hint = match &notice {
+            Notice::Seen { room, number } => {
+                let mut marks = notices.iter_mut().filter_map(|other| match other {
+                    Notice::Seen { room: of, number } if of == room => Some(number),
+                    _ => None,
+                });
+                if let Some(mark) = marks.next() {
+                    *mark = *number;
+                    return;
+                }
+                true
+            }
+            _ => false,
+        };
+        let max = if is_hint {
+            NOTICES_WITH_HINTS_MAX
+        } else {
+            NOTICES_MAX
+        };
+        if notices.len() < max {
+            notices.push_back(notice);
+        } else if !is_hint {
+            drop(state);
+            return self.end(End::Interrupted);
+        }
+        drop(state);
+        self.buffer.wake(NOTICES);
     }
 
     /// Marks the subscription as lagging: messages may have been stored that were not
@@ -267,7 +378,7 @@ impl Publisher {
         state.clear();
         state.lag_taken = false;
         drop(state);
-        self.buffer.changed.wake();
+        self.buffer.wake(INBOX);
     }
 
     /// Ends the subscription. The first end counts.
@@ -304,12 +415,87 @@ impl Publisher {
     }
 }
 
+impl Waker {
+    /// Marks a place of the subscriber as ready, and wakes it unless it is marked already.
+    pub(crate) fn wake_place(&self, place: u32) {
+        let bit = place_bit(place);
+        if self.0.ready.fetch_or(bit, Ordering::AcqRel) & bit == 0 {
+            self.0.changed.wake();
+        }
+    }
+
+    /// Returns a number that spreads subscribers over the shares of rings.
+    pub(super) fn share(&self) -> usize {
+        self.0.share
+    }
+
+    /// See [`Events::take_ready`].
+    #[cfg(test)]
+    pub(super) fn take_ready(&self) -> Ready {
+        self.0.take_ready()
+    }
+}
+
+impl Ready {
+    /// Everything.
+    pub const ALL: Self = Self(u64::MAX);
+
+    /// Returns whether nothing is new.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Returns whether the inbox may have new messages.
+    #[must_use]
+    pub const fn has_messages(self) -> bool {
+        self.0 & INBOX != 0
+    }
+
+    /// Returns whether there may be notices.
+    #[must_use]
+    pub const fn has_notices(self) -> bool {
+        self.0 & NOTICES != 0
+    }
+
+    /// Returns whether any place may have new messages.
+    #[must_use]
+    pub const fn has_places(self) -> bool {
+        self.0 >> OTHER_BITS != 0
+    }
+
+    /// Returns whether the ring at a place may have new messages. Few places share a bit.
+    #[must_use]
+    pub const fn has_place(self, place: u32) -> bool {
+        self.0 & place_bit(place) != 0
+    }
+}
+
+const fn place_bit(place: u32) -> u64 {
+    1 << (OTHER_BITS + place % (u64::BITS - OTHER_BITS))
+}
+
 impl SubscriptionBuffer {
+    /// Marks a part as ready, and wakes the subscriber.
+    fn wake(&self, part: u64) {
+        self.ready.fetch_or(part, Ordering::AcqRel);
+        self.changed.wake();
+    }
+
+    fn take_ready(&self) -> Ready {
+        // A load is cheaper, and there is often nothing.
+        if self.ready.load(Ordering::Acquire) == 0 {
+            return Ready(0);
+        }
+        Ready(self.ready.swap(0, Ordering::AcqRel))
+    }
+
     /// The first end counts.
     fn end(&self, end: End) {
         let mut state = self.state.lock();
         state.end.get_or_insert(end);
         state.clear();
+        state.notices = None;
         self.ended.store(true, Ordering::Release);
     }
 

@@ -27,7 +27,8 @@ use tokio::time::Instant;
 use self::commands::{CommandContext, Done, RunningCommand, continue_answer};
 use self::sends::{ConnectionSends, SendSession, units};
 use super::accounts::Authenticated;
-use super::inbox_reader::{InboxReader, Received};
+use super::delivery::{DeliveryReader, Received};
+use super::delivery_window::INBOX;
 use super::rate_limiter::{RateLimiter, Throttle};
 use super::replies::{created_reply, sent_reply};
 use super::rooms::Part;
@@ -72,7 +73,9 @@ pub struct ClientConnection {
     /// A request that waits until `answers` is empty.
     waiting: Option<Box<(Option<RequestId>, Request)>>,
     running: Option<(Option<RequestId>, RunningCommand)>,
-    inbox_reader: Option<InboxReader>,
+    delivery: Option<DeliveryReader>,
+    /// A push that waits for replies.
+    held: Option<Output>,
     /// The end of the delivery, until `bye` goes out.
     ended: Option<End>,
     stage: ConnectionStage,
@@ -120,7 +123,8 @@ impl ClientConnection {
             answers: VecDeque::new(),
             waiting: None,
             running: None,
-            inbox_reader: None,
+            delivery: None,
+            held: None,
             ended: None,
             stage: ConnectionStage::Open,
         }
@@ -162,7 +166,7 @@ impl ClientConnection {
     /// Returns whether a push is unacknowledged.
     #[must_use]
     pub fn awaits_ack(&self) -> bool {
-        self.inbox_reader
+        self.delivery
             .as_ref()
             .is_some_and(|reader| reader.window().awaits_ack())
     }
@@ -174,7 +178,7 @@ impl ClientConnection {
             return None;
         }
         let retry_at = self
-            .inbox_reader
+            .delivery
             .as_ref()
             .and_then(|reader| reader.window().retry_at());
         [self.throttle.paused_until(), retry_at]
@@ -304,9 +308,9 @@ impl ClientConnection {
     /// Acknowledges every push, for a framing without acknowledgements (classic).
     pub fn acknowledge_all(&mut self) {
         if let Some(pushed) = self
-            .inbox_reader
+            .delivery
             .as_ref()
-            .map(|reader| reader.window().pushed())
+            .map(|reader| reader.window().pushed(INBOX))
         {
             self.handle_ack(None, pushed);
         }
@@ -324,7 +328,7 @@ impl ClientConnection {
         log: Option<&RoomName>,
         sequence: Sequence,
     ) -> Result<(), NeverPushed> {
-        match &mut self.inbox_reader {
+        match &mut self.delivery {
             Some(reader) => reader.acknowledge(log, sequence, &*self.chat.store),
             None if log.is_some() => Ok(()),
             None => Err(NeverPushed {
@@ -365,23 +369,38 @@ impl ClientConnection {
                 return Poll::Ready(Output::Reply(id, reply));
             }
             if let Some(end) = self.ended.take() {
-                return Poll::Ready(Output::Bye(self.bye(end)));
+                match self.bye(end) {
+                    Some(reason) => return Poll::Ready(Output::Bye(reason)),
+                    None => self.end(),
+                }
             }
             if self.stage != ConnectionStage::Open {
                 return self.poll_end();
             }
-            let Some(reader) = &mut self.inbox_reader else {
+            if let Some(push) = self.held.take() {
+                return Poll::Ready(push);
+            }
+            let Some(delivery) = &mut self.delivery else {
                 return Poll::Pending;
             };
-            match ready!(reader.poll(cx, now, &*self.chat.store)) {
-                Received::Message(message) => return Poll::Ready(Output::Push(message)),
-                Received::Said(said) => return Poll::Ready(Output::Said(said)),
-                Received::Notice(notice) => return Poll::Ready(Output::Notice(notice)),
+            let push = match ready!(delivery.poll(cx, now, &*self.chat.store)) {
+                Received::Message(message) => Output::Push(message),
+                Received::Said(said) => Output::Said(said),
+                Received::Notice(notice) => Output::Notice(notice),
                 // The store completes a request before it notifies of its effects: a user
                 // that deletes itself gets the reply first, and a `connect` that takes over
                 // from its own connection has replaced this reader.
-                Received::End(end) => self.ended = Some(end),
+                Received::End(end) => {
+                    self.ended = Some(end);
+                    continue;
+                }
+            };
+            if self.answers.is_empty() && self.running.is_none() {
+                return Poll::Ready(push);
             }
+            // The store has completed the request that caused the push, if it is one of this
+            // connection: its reply comes first.
+            self.held = Some(push);
         }
     }
 
@@ -421,18 +440,21 @@ impl ClientConnection {
 
     /// Returns the device that is attached to the connection, if it has the user's name.
     fn device(&self) -> Option<DeviceId> {
-        let reader = self.inbox_reader.as_ref()?;
+        let reader = self.delivery.as_ref()?;
         let is_user = self.account() == Some(reader.account());
         reader.device().filter(|_| is_user)
     }
 
-    fn bye(&mut self, end: End) -> ByeReason {
+    /// Applies the end of the delivery. Returns the reason for the client, or `None` if the
+    /// connection closes, so that the client connects and attaches again.
+    fn bye(&mut self, end: End) -> Option<ByeReason> {
         match end {
-            End::TakenOver => ByeReason::TakenOver,
+            End::TakenOver => Some(ByeReason::TakenOver),
             End::Deleted => {
                 self.user = None;
-                ByeReason::Deleted
+                Some(ByeReason::Deleted)
             }
+            End::Interrupted => None,
         }
     }
 
@@ -596,15 +618,15 @@ impl ClientConnection {
             Done::Receiving(authenticated, subscription) => {
                 let queued = subscription.queued();
                 self.become_user(authenticated);
-                self.inbox_reader = Some(InboxReader::new(subscription));
-                self.ended = None;
+                self.stop_receiving();
+                self.delivery = Some(DeliveryReader::new(subscription));
                 Reply::Ok(OkFields::Queued(queued))
             }
             Done::Attached(authenticated, attached) => {
                 let fields = OkFields::Attached(attached.inbox.queued(), attached.rooms.len());
                 self.become_user(authenticated);
-                self.inbox_reader = Some(InboxReader::attached(*attached));
-                self.ended = None;
+                self.stop_receiving();
+                self.delivery = Some(DeliveryReader::attached(*attached));
                 Reply::Ok(fields)
             }
         };
@@ -631,8 +653,9 @@ impl ClientConnection {
     /// Ends the delivery without a `bye`.
     fn stop_receiving(&mut self) {
         self.ended = None;
-        if let Some(reader) = &mut self.inbox_reader {
-            reader.end();
+        self.held = None;
+        if let Some(delivery) = &mut self.delivery {
+            delivery.end();
         }
     }
 
@@ -641,7 +664,7 @@ impl ClientConnection {
             return;
         };
         let (user, address) = (
-            self.inbox_reader.as_ref().map(|r| &r.account().name),
+            self.delivery.as_ref().map(|r| &r.account().name),
             self.address,
         );
         match user {

@@ -9,14 +9,16 @@ use hark_protocol::message::{LeftReason, RoomMode};
 use hark_protocol::{Code, RoomName, UserName};
 use sha2::{Digest as _, Sha256};
 
-use super::super::changes::{Changes, NoticeContent};
+use super::super::changes::Changes;
 use super::super::inboxes::Inbox;
 use super::super::profile::{BLOCKED_MAX, CONVERSATIONS_MAX, Membership, Started};
 use super::super::record::Record;
 use super::super::{Ledger, next_number};
 use super::record::RoomState;
 use super::room::Room;
-use crate::store::{Account, DeviceId, Joined, Position, RoomAnswer, RoomCommand};
+use crate::store::{
+    Account, AttachedRoom, DeviceId, Joined, Notice, Position, RoomAnswer, RoomCommand,
+};
 
 impl Ledger {
     /// Carries out a command of a user, and notifies its devices except `origin`.
@@ -484,12 +486,16 @@ impl Ledger {
         );
         let membership = room.membership();
         inbox.profile_mut().add(slot, membership);
-        let joined = NoticeContent::Joined {
-            room: room.log.id,
-            name: room.name.clone(),
-            last: room.log.tail.into(),
-        };
-        inbox.notify(&joined, changes);
+        if inbox.is_attached() {
+            let joined = Notice::Joined {
+                room: AttachedRoom {
+                    ring: room.ring(),
+                    cursor: room.log.tail.into(),
+                },
+                is_own: false,
+            };
+            inbox.notify(&joined, changes);
+        }
     }
 }
 

@@ -3,13 +3,13 @@
 use hark_protocol::message::LeftReason;
 use hark_protocol::{Code, RoomName};
 
-use super::super::changes::{Changes, NoticeContent};
+use super::super::changes::Changes;
 use super::super::profile::Membership;
 use super::super::{Ledger, next_number};
 use super::members::Member;
 use super::record::RoomRecord;
 use super::room::record;
-use crate::store::{Account, Point};
+use crate::store::{Account, Notice, Point};
 
 impl Ledger {
     /// Ends a room, whose owner or administrator the caller is. Returns whether it existed.
@@ -70,11 +70,12 @@ impl Ledger {
             } else {
                 inbox.profile_mut().remove(slot);
             }
-            let left = NoticeContent::Left {
+            let left = Notice::Left {
                 room: room.log.id,
                 name: room.name.clone(),
                 reason,
                 at: room.log.tail.into(),
+                is_own: false,
             };
             inbox.notify(&left, changes);
         }
@@ -93,7 +94,7 @@ impl Ledger {
         let Some(room) = self.rooms.remove(slot) else {
             return;
         };
-        let left = NoticeContent::Left {
+        let left = Notice::Left {
             room: room.log.id,
             name: room.name,
             reason: LeftReason::Deleted,
@@ -101,6 +102,7 @@ impl Ledger {
                 number: next_number(&mut self.numbers, changes),
                 messages: room.log.tail.messages,
             },
+            is_own: false,
         };
         for account in room.parties.into_iter().flatten() {
             if let Some(inbox) = self.inboxes.by_id_mut(account) {

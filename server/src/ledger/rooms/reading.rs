@@ -3,13 +3,14 @@
 use hark_protocol::message::RoomMode;
 use hark_protocol::{Code, RoomName, UserName};
 
-use super::super::changes::{Changes, NoticeContent};
+use super::super::changes::Changes;
 use super::super::profile::Membership;
 use super::super::{Ledger, seconds};
 use super::members::{RoomCursor, up_to};
 use super::room::Room;
 use crate::store::{
-    Account, AttachedRoom, DeviceId, History, MemberPage, Point, Position, RoomEntry, RoomPage,
+    Account, AttachedRoom, DeviceId, History, MemberPage, Notice, Point, Position, RoomEntry,
+    RoomPage,
 };
 
 /// The most rooms in a page, and the most that are looked at for it.
@@ -45,8 +46,7 @@ impl Ledger {
                 point
             });
             attached.push(AttachedRoom {
-                id: room.log.id,
-                name: room.name.clone(),
+                ring: room.ring(),
                 cursor,
             });
         }
@@ -108,8 +108,8 @@ impl Ledger {
         };
         if let Some(number) = room.move_mark(account, point) {
             room.write_mark(account, changes);
-            let name = name.clone();
-            let seen = NoticeContent::Seen { name, number };
+            let room = name.clone();
+            let seen = Notice::Seen { room, number };
             if let Some(inbox) = self.inboxes.get_mut(caller) {
                 inbox.notify(&seen, changes);
             }
@@ -130,7 +130,7 @@ impl Ledger {
         Ok(History {
             room: room.log.id,
             after: room.readable_after(member),
-            last: room.log.tail.sequence.0,
+            last: room.log.tail,
         })
     }
 

@@ -1,11 +1,12 @@
 //! [`Room`]: the state of one room.
 
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use hark_protocol::RoomName;
 use hark_protocol::message::RoomMode;
 
-use super::super::changes::Changes;
+use super::super::changes::{Changes, RoomDelivery};
 use super::super::message_log::MessageLog;
 use super::super::profile::Membership;
 use super::super::record::Record;
@@ -13,7 +14,7 @@ use super::guests::Guests;
 use super::members::{Member, Members, RoomCursor, up_to};
 use super::record::{RoomRecord, RoomState};
 use super::retention::{Spans, bytes_between};
-use crate::store::{DeviceId, Point, Position};
+use crate::store::{DeviceId, Message, Point, Position, Ring};
 
 /// A room.
 #[derive(Debug)]
@@ -33,6 +34,11 @@ pub(super) struct Room {
     pub(super) expiry: Option<Duration>,
     /// Its bytes in the queue of sizes.
     pub(super) queued_bytes: u64,
+    /// Its recent messages, while a member is attached.
+    ring: Weak<Ring>,
+    /// The index of its delivery in the frame under construction, valid only if that belongs
+    /// to its ring.
+    delivery_at: u32,
     /// Members whose read mark followed their messages in the frame under construction.
     moved: Vec<u64>,
 }
@@ -60,6 +66,8 @@ impl Room {
             guests: None,
             expiry: None,
             queued_bytes: 0,
+            ring: Weak::new(),
+            delivery_at: 0,
             moved: Vec::new(),
         }
     }
@@ -81,6 +89,35 @@ impl Room {
     pub(super) fn write(&self, changes: &mut Changes) {
         record(RoomRecord::Room(self.state()), changes);
         changes.effects.is_awaited = true;
+    }
+
+    /// Returns the ring for its attached members. A new one begins behind the last message.
+    pub(super) fn ring(&mut self) -> Arc<Ring> {
+        self.ring.upgrade().unwrap_or_else(|| {
+            let ring = Ring::new(self.log.id, self.name.clone(), self.log.tail.into());
+            let ring = Arc::new(ring);
+            self.ring = Arc::downgrade(&ring);
+            ring
+        })
+    }
+
+    /// Adds a message to the delivery of the frame, if a member is attached.
+    pub(super) fn deliver(&mut self, message: Message, changes: &mut Changes) {
+        let Some(ring) = self.ring.upgrade() else {
+            return;
+        };
+        let message = Arc::new(message);
+        let said = &mut changes.effects.said;
+        match said.get_mut(self.delivery_at as usize) {
+            Some(delivery) if Arc::ptr_eq(&delivery.ring, &ring) => {
+                delivery.messages.push(message);
+            }
+            _ => {
+                self.delivery_at = said.len() as u32;
+                let messages = vec![message];
+                said.push(RoomDelivery { ring, messages });
+            }
+        }
     }
 
     /// Returns the bytes of its messages that count for quotas.

@@ -50,7 +50,7 @@ impl Ledger {
             text: append.text,
         };
         let times = (self.age, keep.unwrap_or_default());
-        room.say(account, &message, times, changes);
+        room.say(account, message, times, changes);
         self.rooms.note_message(slot, counted_bytes(text_bytes));
         changes.effects.is_awaited = true;
         Ok(Sequence(number))
@@ -162,14 +162,15 @@ impl Room {
     fn say(
         &mut self,
         account: u64,
-        message: &Message,
+        message: Message,
         times: (Duration, Duration),
         changes: &mut Changes,
     ) {
         let held = self.bytes();
-        self.log.push(message, changes);
+        self.log.push(&message, changes);
         let said = (message.position, message.text.len());
         self.spans.push(said, account, times, held);
         self.follow_mark(account, message.position);
+        self.deliver(message, changes);
     }
 }

@@ -16,11 +16,11 @@ use hark_protocol::message::{LeftReason, RoomMode};
 use proptest::prelude::*;
 
 use super::super::Changes;
-use super::super::changes::NoticeContent;
+
 use super::super::rooms::RoomLimits;
 use super::rooms::{World, device, room};
 use super::{LIMITS, Limits};
-use crate::store::{DeviceSubscription, Point};
+use crate::store::{DeviceSubscription, Notice, Point};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const KEEP: Duration = Duration::from_secs(10 * 24 * 3600);
@@ -505,18 +505,22 @@ impl Pair {
     /// Compares the notifications of a command.
     fn check_notices(&mut self) {
         let notices = std::mem::take(&mut self.world.driver.changes.effects.notices);
-        let notices = notices.into_iter().map(|notice| match notice.content {
-            NoticeContent::Device(name) => (format!("device {}", name.as_str()), u64::MAX),
-            NoticeContent::Joined { name, last, .. } => {
+        let notices = notices.into_iter().map(|(_, notice)| match notice {
+            Notice::Device(entry) => {
+                let name = entry.name.unwrap();
+                (format!("device {}", name.as_str()), u64::MAX)
+            }
+            Notice::Joined { room, .. } => {
+                let (name, last) = (room.ring.name(), room.cursor);
                 (format!("joined {name} {}", last.messages), last.number)
             }
-            NoticeContent::Left {
+            Notice::Left {
                 name, reason, at, ..
             } => {
                 let left = format!("left {name} {reason:?} {}", at.messages);
                 (left, at.number)
             }
-            NoticeContent::Seen { name, number } => (format!("seen {name}"), number),
+            Notice::Seen { room, number } => (format!("seen {room}"), number),
         });
         let mut notices: Vec<_> = notices.collect();
         let mut expected = std::mem::take(&mut self.model.notices);
@@ -896,7 +900,7 @@ impl Pair {
         self.frame();
         let account = self.world.account(by);
         for joined in &attached.rooms {
-            let name = joined.name.to_string();
+            let name = joined.ring.name().to_string();
             let room = &self.model.rooms[&name];
             let key = (by.to_owned(), of.to_owned(), name.clone());
             let past = self.model.cursors.get_mut(&key).unwrap();
@@ -904,7 +908,7 @@ impl Pair {
             let next = room.said.get(*past).map_or(u64::MAX, |said| said.number);
             let before = past.checked_sub(1).map_or(0, |nth| room.said[nth].number);
             assert!((before..next).contains(&joined.cursor.number));
-            let stored = self.world.driver.messages_of(joined.id);
+            let stored = self.world.driver.messages_of(joined.ring.id());
             let owed = &stored[*past..];
             let numbers = owed.iter().map(|message| message.position.sequence.0);
             assert!(numbers.eq(room.said[*past..].iter().map(|said| said.number)));
@@ -914,7 +918,7 @@ impl Pair {
                 driver.ledger.acknowledge_room(
                     &account,
                     attached.device,
-                    (joined.id, Point::from(last.position)),
+                    (joined.ring.id(), Point::from(last.position)),
                     &mut driver.changes,
                 );
             }

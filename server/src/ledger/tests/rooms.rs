@@ -6,11 +6,12 @@ use hark_protocol::message::{LeftReason, RoomMode};
 use hark_protocol::{Code, DeviceName, RoomName, Sequence, UserName};
 
 use super::super::Imported;
-use super::super::changes::NoticeContent;
+
 use super::super::rooms::RoomLimits;
 use super::{Driver, LIMITS, Limits, all_rooms, name, text};
 use crate::store::{
-    Account, Append, Created, DeviceSubscription, Outcome, PasswordHash, Point, Position, RoomEntry,
+    Account, Append, Created, DeviceSubscription, Notice, Outcome, PasswordHash, Point, Position,
+    RoomEntry,
 };
 
 use RoomMode::{Invite, News, Open};
@@ -218,9 +219,9 @@ impl World {
     }
 
     /// Returns the notifications of the frame.
-    fn notices(&self) -> Vec<&NoticeContent> {
+    fn notices(&self) -> Vec<&Notice> {
         let notices = self.driver.changes.effects.notices.iter();
-        notices.map(|notice| &notice.content).collect()
+        notices.map(|(_, notice)| notice).collect()
     }
 }
 
@@ -754,7 +755,7 @@ fn new_device_begins_at_the_last_number() {
     let phone = world.attach("bob", "phone").unwrap();
     assert!(laptop.rooms[0].cursor.number < first);
     assert_eq!(phone.rooms[0].cursor.number, first);
-    let (bob, id) = (world.account("bob"), laptop.rooms[0].id);
+    let (bob, id) = (world.account("bob"), laptop.rooms[0].ring.id());
     let acknowledged = Point {
         number: first,
         messages: 2,
@@ -790,15 +791,12 @@ fn attached_devices_learn_of_rooms_and_marks() {
     world.set("amy", "#team", Open, None).unwrap();
     let _laptop = world.attach("bob", "laptop").unwrap();
     world.join("bob", "#team").unwrap();
-    assert!(matches!(
-        world.notices()[..],
-        [NoticeContent::Joined { .. }]
-    ));
+    assert!(matches!(world.notices()[..], [Notice::Joined { .. }]));
     let _phone = world.attach("bob", "phone").unwrap();
-    assert_eq!(
-        world.notices()[1..],
-        [&NoticeContent::Device(device("phone"))]
-    );
+    let [_, Notice::Device(entry)] = world.notices()[..] else {
+        panic!("{:?}", world.notices())
+    };
+    assert_eq!(entry.name, Some(device("phone")));
     world.driver.next_frame();
     let number = world.say("amy", "#team", "x").unwrap();
     let last = Point {
@@ -807,8 +805,8 @@ fn attached_devices_learn_of_rooms_and_marks() {
     };
     world.see("bob", "#team", last).unwrap();
     world.see("bob", "#team", last).unwrap();
-    let seen = NoticeContent::Seen {
-        name: room("#team"),
+    let seen = Notice::Seen {
+        room: room("#team"),
         number,
     };
     assert_eq!(world.notices(), [&seen, &seen], "one for each device");
@@ -817,7 +815,7 @@ fn attached_devices_learn_of_rooms_and_marks() {
     for notice in world.notices() {
         assert!(matches!(
             notice,
-            NoticeContent::Left {
+            Notice::Left {
                 reason: LeftReason::Expelled,
                 ..
             }
@@ -853,7 +851,7 @@ fn left_names_the_number_of_the_end() {
     let first = world.say("amy", "#team", "1").unwrap();
     world.expel("amy", "#team", "bob").unwrap();
     let second = world.say("amy", "#team", "2").unwrap();
-    let [NoticeContent::Left { at, .. }] = world.notices()[..] else {
+    let [Notice::Left { at, .. }] = world.notices()[..] else {
         panic!("{:?}", world.notices())
     };
     assert!(first < at.number && at.number < second);
@@ -862,7 +860,7 @@ fn left_names_the_number_of_the_end() {
     world.join("bob", "#team").unwrap();
     world.driver.next_frame();
     world.delete_room("amy", "#team", false).unwrap();
-    let [NoticeContent::Left { at, reason, .. }] = world.notices()[..] else {
+    let [Notice::Left { at, reason, .. }] = world.notices()[..] else {
         panic!("{:?}", world.notices())
     };
     assert!(at.number > second);
@@ -954,7 +952,7 @@ fn acknowledgement_in_a_room_lapses_another_device() {
     world.idle(29 * DAY);
     let number = world.say("amy", "#team", "x").unwrap();
     let place = (
-        laptop.rooms[0].id,
+        laptop.rooms[0].ring.id(),
         Point {
             number,
             messages: 1,

@@ -84,23 +84,23 @@ async fn device_continues_at_its_cursor(home: &impl Home) {
         panic!("{latter:?}")
     };
     assert_eq!(attached.cursor.number, joined);
-    let (texts, last) = behind(&*store, attached.id, attached.cursor).await;
+    let (texts, last) = behind(&*store, attached.ring.id(), attached.cursor).await;
     assert_eq!(texts, ["1", "2"]);
-    store.acknowledge_room(&bob, latter.device, attached.id, last);
+    store.acknowledge_room(&bob, latter.device, attached.ring.id(), last);
     // The next attachment waits for the acknowledgement of the former one.
     let attached = attach(&*store, &bob, "phone").await.rooms;
     assert_eq!(attached[0].cursor, last);
     say(&*store, &amy, "#team", "3").await;
-    let (texts, last) = behind(&*store, attached[0].id, last).await;
+    let (texts, last) = behind(&*store, attached[0].ring.id(), last).await;
     assert_eq!(texts, ["3"]);
-    store.acknowledge_room(&bob, latter.device, attached[0].id, last);
+    store.acknowledge_room(&bob, latter.device, attached[0].ring.id(), last);
     store.close().await.unwrap();
 
     let store = home.open(WIDE);
     say(&*store, &amy, "#team", "4").await;
     let again = attach(&*store, &bob, "phone").await;
     assert_eq!(again.rooms[0].cursor, last, "a close saves it");
-    let (texts, _) = behind(&*store, again.rooms[0].id, last).await;
+    let (texts, _) = behind(&*store, again.rooms[0].ring.id(), last).await;
     assert_eq!(texts, ["4"]);
 }
 
@@ -127,7 +127,7 @@ async fn ended_room_is_not_read() {
     };
     let existed = command(&*store, &amy, delete.clone()).await;
     assert_eq!(existed, Ok(RoomAnswer::Existed(true)));
-    let (texts, _) = behind(&*store, phone.rooms[0].id, Point::default()).await;
+    let (texts, _) = behind(&*store, phone.rooms[0].ring.id(), Point::default()).await;
     assert_eq!(texts, [""; 0]);
     assert_eq!(
         command(&*store, &amy, delete).await,
@@ -176,7 +176,7 @@ async fn failed_commit_leaves_rooms_as_they_were() {
         assert_eq!(phone.inbox.end(), None, "it is attached still");
         let number = join(&store, &bob, "#team").await;
         assert!(say(&store, &bob, "#team", "x").await > number);
-        let (texts, _) = behind(&store, phone.rooms[0].id, phone.rooms[0].cursor).await;
+        let (texts, _) = behind(&store, phone.rooms[0].ring.id(), phone.rooms[0].cursor).await;
         assert_eq!(texts, ["x"]);
     }
 }
