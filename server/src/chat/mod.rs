@@ -57,6 +57,7 @@ use send_sessions::SendSessions;
 pub use connection::{ClientConnection, Output};
 pub use delivery_window::NeverPushed;
 pub use rate_limiter::{RateLimiter, Rates};
+pub(crate) use replies::delivery;
 pub use rooms::MayCreateRooms;
 pub use shutdown::{Shutdown, ShutdownSignal};
 

@@ -3,9 +3,19 @@
 
 use std::borrow::Cow;
 
-use hark_protocol::{Code, OkFields, Refusal, Reply, RoomName, RoomRequest, UserName};
+use hark_protocol::{Code, Delivery, OkFields, Refusal, Reply, RoomName, RoomRequest, UserName};
 
-use crate::store::{Created, Outcome};
+use crate::store::{Created, Message, Outcome};
+
+/// Returns a message as it is delivered. The text is shared.
+pub(crate) fn delivery(message: &Message) -> Delivery {
+    Delivery {
+        sequence: message.position.sequence,
+        sender: message.sender.clone(),
+        time_ms: message.time_ms,
+        text: message.text.clone(),
+    }
+}
 
 /// Returns the refusal for an account that does not exist.
 pub(super) fn no_such_user(user: &UserName) -> Refusal {

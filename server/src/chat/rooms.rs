@@ -18,9 +18,12 @@ use regex::Regex;
 
 use super::accounts::Authenticated;
 use super::listing::{REPLY_BYTES_MAX, compile};
-use super::replies::room_refusal;
+use super::replies::{delivery, room_refusal};
 use super::{Chat, Fault, audit};
-use crate::store::{self, DeviceEntry, DeviceId, MemberPage, RoomAnswer, RoomCommand, RoomPage};
+use crate::store::{
+    self, DeviceEntry, DeviceId, History, MemberPage, PastPage, Point, ReadLimit, RoomAnswer,
+    RoomCommand, RoomPage, Unavailable,
+};
 
 /// The permission to create rooms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +110,26 @@ impl Caller {
                 };
                 listing.next().await
             }
+            RoomRequest::History {
+                ref room,
+                before,
+                count,
+            } => {
+                let history = self.history_of(room, &request).await?;
+                let reading = PastReading {
+                    caller: self,
+                    history,
+                    before,
+                    messages_left: HISTORY_MESSAGES_MAX.min(count as usize),
+                    bytes_left: HISTORY_BYTES_MAX,
+                    count: 0,
+                    oldest: Sequence(0),
+                };
+                reading.next().await
+            }
+            RoomRequest::Seen { ref room, sequence } => {
+                self.see(room, sequence, &request).await.map(Part::end)
+            }
             RoomRequest::Devices => self.list_devices().await,
             request => self.carry_out(request).await.map(Part::end),
         }
@@ -130,6 +153,47 @@ impl Caller {
             _ => {}
         }
         Ok(reply(answer))
+    }
+
+    /// Looks up the messages of a room that the caller may read back.
+    async fn history_of(&self, room: &RoomName, request: &RoomRequest) -> Result<History, Fault> {
+        match self
+            .ask(RoomCommand::History(room.clone()), request)
+            .await?
+        {
+            RoomAnswer::History(history) => Ok(history),
+            _ => Err(Unavailable.into()),
+        }
+    }
+
+    /// Moves the read mark of the caller. A number above the last one counts as that; one
+    /// below every message changes no count of unread messages.
+    async fn see(
+        &self,
+        room: &RoomName,
+        number: Sequence,
+        request: &RoomRequest,
+    ) -> Result<Reply, Fault> {
+        let history = self.history_of(room, request).await?;
+        let point = if number >= history.last.sequence {
+            Some(Point::from(history.last))
+        } else {
+            let limit = ReadLimit {
+                messages: 1,
+                bytes: 0,
+            };
+            let before = Sequence(number.0 + 1);
+            let page = self.chat.store.read_back(history, before, limit).await?;
+            page.messages.first().map(|message| Point {
+                number: number.0,
+                messages: message.position.messages,
+            })
+        };
+        if let Some(point) = point {
+            self.ask(RoomCommand::See(room.clone(), point), request)
+                .await?;
+        }
+        Ok(Reply::Ok(OkFields::None))
     }
 
     /// Deletes a room. Returns whether it existed.
@@ -328,6 +392,77 @@ impl MemberListing {
                 is_truncated: false,
             }),
         }
+    }
+}
+
+/// The most messages in the answer to a `history`.
+const HISTORY_MESSAGES_MAX: usize = 256;
+
+/// The most bytes of texts in the answer to a `history`; one message may exceed it.
+const HISTORY_BYTES_MAX: usize = 1024 * 1024;
+
+/// The most bytes of texts in a part of a `history`; one message may exceed it.
+const PART_BYTES_MAX: usize = 64 * 1024;
+
+/// An answer to `history` in progress.
+struct PastReading {
+    caller: Caller,
+    history: History,
+    /// The next part has messages below this number.
+    before: Sequence,
+    messages_left: usize,
+    bytes_left: usize,
+    /// The number of messages so far.
+    count: usize,
+    /// The number of the oldest message that may be read back.
+    oldest: Sequence,
+}
+
+impl PastReading {
+    /// Produces the next part.
+    fn next(mut self) -> Rest {
+        Box::pin(async move {
+            let page = self.page().await?;
+            let mut replies = Vec::new();
+            for message in &page.messages {
+                if self.count > 0 && message.text.len() > self.bytes_left {
+                    self.messages_left = 0;
+                    break;
+                }
+                self.bytes_left = self.bytes_left.saturating_sub(message.text.len());
+                self.messages_left = self.messages_left.saturating_sub(1);
+                self.count += 1;
+                self.before = message.position.sequence;
+                replies.push(Reply::Room(RoomReply::Past(delivery(message))));
+            }
+            if !page.messages.is_empty() {
+                self.oldest = page.oldest;
+            }
+            let has_more = self.messages_left > 0 && self.before > self.oldest;
+            let rest = if has_more && !page.messages.is_empty() {
+                Some(self.next())
+            } else {
+                replies.push(Reply::Ok(OkFields::Past(self.count, self.oldest)));
+                None
+            };
+            Ok(Part { replies, rest })
+        })
+    }
+
+    async fn page(&self) -> Result<PastPage, Fault> {
+        if self.messages_left == 0 {
+            return Ok(PastPage::default());
+        }
+        let chat = &self.caller.chat;
+        let _permit = chat.lists.acquire(self.caller.address).await?;
+        let limit = ReadLimit {
+            messages: self.messages_left,
+            bytes: self.bytes_left.min(PART_BYTES_MAX),
+        };
+        Ok(chat
+            .store
+            .read_back(self.history, self.before, limit)
+            .await?)
     }
 }
 

@@ -14,13 +14,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use hark_protocol::{Code, Delivery, Refusal, Reply, RoomReply};
+use hark_protocol::{Code, Refusal, Reply, RoomReply};
 use rustls::AlertDescription;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use crate::chat::{Chat, ClientConnection, Output, ShutdownSignal};
-use crate::store::Message;
+use crate::chat::{Chat, ClientConnection, Output, ShutdownSignal, delivery};
 use grpc::Grpc;
 use wire::{Framing, Wire};
 
@@ -244,16 +243,6 @@ fn push(output: Output) -> Option<Reply> {
         })),
         Output::Notice(notice) => Some(Reply::Room(notice)),
         Output::Reply(..) | Output::Bye(_) | Output::Close => None,
-    }
-}
-
-/// Returns the push of a message. The text is shared.
-fn delivery(message: &Message) -> Delivery {
-    Delivery {
-        sequence: message.position.sequence,
-        sender: message.sender.clone(),
-        time_ms: message.time_ms,
-        text: message.text.clone(),
     }
 }
 

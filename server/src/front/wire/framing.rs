@@ -10,7 +10,7 @@ use hark_protocol::{
 };
 use tokio_util::codec::Decoder as _;
 
-use crate::front::delivery;
+use crate::chat::delivery;
 use crate::store::{Encoding, Message, Said};
 
 /// The framing of a connection.
