@@ -268,7 +268,10 @@ impl DeliveryWindow {
         }
         // Each log is looked at once; if one makes progress, an action follows.
         for _ in 0..self.turns.len() {
-            let Some(log) = self.turns.current() else {
+            if self.turns.is_over() {
+                self.end_turn();
+            }
+            let Some(log) = self.turns.first else {
                 return Step::Wait;
             };
             if let Some(length) = self.front_bytes(log) {
@@ -289,7 +292,7 @@ impl DeliveryWindow {
             }
             match self.fetch(log) {
                 Some(step) => return step,
-                None => self.turns.rotate(),
+                None => self.end_turn(),
             }
         }
         Step::Wait
@@ -552,6 +555,13 @@ impl DeliveryWindow {
         }
     }
 
+    /// Gives the turn to the next log.
+    fn end_turn(&mut self) {
+        // The log takes it again.
+        self.next = None;
+        self.turns.rotate();
+    }
+
     /// Gives the turn to a log, as it had it before a read.
     fn resume(&mut self, log: LogId) {
         self.dequeue(log);
@@ -675,12 +685,9 @@ impl Turns {
         usize::from(self.first.is_some()) + self.others.len()
     }
 
-    /// Returns the log that has the turn. A turn ends after some pushes if others wait.
-    fn current(&mut self) -> Option<LogId> {
-        if self.taken >= TURN_MESSAGES_MAX && !self.others.is_empty() {
-            self.rotate();
-        }
-        self.first
+    /// Returns whether the turn is over: after some pushes, if others wait.
+    fn is_over(&self) -> bool {
+        self.taken >= TURN_MESSAGES_MAX && !self.others.is_empty()
     }
 
     fn push(&mut self, log: LogId) {

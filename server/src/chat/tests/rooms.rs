@@ -309,3 +309,42 @@ async fn read_mark_reaches_other_devices() {
     bob.take_ready().await;
     assert!(bob.pushes.is_empty(), "not to the device itself");
 }
+
+#[tokio::test]
+async fn every_member_of_a_large_room_is_woken() {
+    let names: Vec<_> = (0..60).map(|n| format!("user{n}")).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let (_, mut clients) = team(&names).await;
+    for client in &mut clients[1..] {
+        client.room(join()).await;
+    }
+    for _ in 0..3 {
+        let (amy, others) = clients.split_first_mut().unwrap();
+        // Others wait for their message when it is sent.
+        let waiting = others.iter_mut().map(|client| client.pushes(1));
+        let waiting = futures::future::join_all(waiting);
+        let (number, pushed) = tokio::join!(amy.say("#team", "x"), waiting);
+        for pushed in pushed {
+            assert_eq!(pushed, [said(number, "x")]);
+        }
+        for client in &mut clients {
+            client.ack("#team", number);
+        }
+    }
+}
+
+#[tokio::test]
+async fn device_with_many_unread_notices_is_disconnected() {
+    let (chat, mut clients) = team(&["amy", "bob"]).await;
+    let bob = &mut clients[1];
+    let mut control = Client::login(&chat, "bob").await;
+    for _ in 0..130 {
+        control.room(join()).await;
+        control.room(leave()).await;
+    }
+    control.room(join()).await;
+    assert_eq!(bob.pushes(1).await, [Pushed::Closed]);
+    let mut bob = Client::attach(&chat, "bob", "phone").await;
+    let number = clients[0].say("#team", "x").await;
+    assert_eq!(bob.pushes(1).await, [said(number, "x")]);
+}
