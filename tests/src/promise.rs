@@ -698,6 +698,7 @@ async fn reader(user: String, record: Arc<Record>, mut random: StdRng) {
                     .write_all([(
                         0,
                         Request::Ack {
+                            log: None,
                             sequence: delivery.sequence,
                         },
                     )])
@@ -710,7 +711,14 @@ async fn reader(user: String, record: Arc<Record>, mut random: StdRng) {
         if random.random_bool(0.3) {
             take_over(&user, &record, &mut random, link).await;
         } else if record.stop_reading.load(Ordering::SeqCst) {
-            link.write_all([(0, Request::Ack { sequence: last })]).await;
+            link.write_all([(
+                0,
+                Request::Ack {
+                    log: None,
+                    sequence: last,
+                },
+            )])
+            .await;
         }
     }
 }

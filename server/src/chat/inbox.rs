@@ -8,6 +8,7 @@ use std::time::Duration;
 use hark_protocol::{Code, Password, Sequence, UserName};
 use tokio::time::Instant;
 
+use super::rate_limiter::Cost;
 use super::{Chat, Fault, audit};
 use crate::store::{Account, Message, Page, Position, ReadLimit};
 
@@ -41,7 +42,10 @@ impl Chat {
         let authenticated = self.login(address, user, password).await?;
         let account = authenticated.account;
         if !self.rules.rates.is_exempt(address) {
-            let wait = self.users.charge_command(&account.name, 0, Instant::now());
+            let cost = Cost::default();
+            let wait = self
+                .users
+                .charge_command(&account.name, cost, Instant::now());
             if wait > WAIT_MAX {
                 return Fault::rate_limited(wait, "too many commands");
             }

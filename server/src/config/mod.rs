@@ -3,6 +3,7 @@
 
 mod http;
 mod rate_limits;
+mod rooms;
 mod store;
 mod tls;
 
@@ -23,6 +24,7 @@ use crate::shard::{COUNTER_MAX, ShardConfig, Sync};
 
 pub use http::{HttpArgs, ProxyNet};
 pub use rate_limits::RateLimitArgs;
+pub use rooms::RoomArgs;
 pub use store::{ClusterArgs, Purpose, StoreArgs, StorePlace};
 pub use tls::{TlsArgs, TlsArgsError};
 
@@ -143,6 +145,9 @@ pub struct ServeArgs {
     /// admins only
     #[arg(long, env = "HARKD_LIST", value_enum, default_value_t = ListArg::All, help_heading = "Accounts")]
     pub list: ListArg,
+    /// Rooms.
+    #[command(flatten)]
+    pub rooms: RoomArgs,
     /// Largest frame, in bytes; the largest text is 256 bytes smaller
     #[arg(long, env = "HARKD_MAX_FRAME", value_name = "BYTES", default_value_t = FRAME_BYTES_DEFAULT,
           help_heading = "Limits",
@@ -398,6 +403,7 @@ impl ServeArgs {
                 ListArg::Users => MayList::Users,
                 ListArg::Admin => MayList::Admins,
             },
+            rooms: self.rooms.may_create(),
             rates: self.rate_limits.rates(),
         }
     }
@@ -445,6 +451,7 @@ impl ServeArgs {
             sessions_max: self.max_sessions,
             queued_messages_max: self.max_queued_messages,
             queued_bytes_max: self.max_queued_bytes,
+            rooms: self.rooms.limits(),
             sync: match self.sync {
                 SyncArg::Always => Sync::Always,
                 SyncArg::Os => Sync::Os,
@@ -544,7 +551,8 @@ mod tests {
             .iter()
             .map(|heading| heading.split(' ').next().unwrap());
         let expected = [
-            "Accounts", "Cluster", "HTTP", "Limits", "Logging", "Network", "Rate", "Store", "TLS",
+            "Accounts", "Cluster", "HTTP", "Limits", "Logging", "Network", "Rate", "Rooms",
+            "Store", "TLS",
         ];
         assert_eq!(first_words.collect::<Vec<_>>(), expected);
     }

@@ -113,7 +113,11 @@ impl Call {
         match poll_fn(|cx| self.poll(cx)).await? {
             Output::Reply(_, reply) => answer(reply),
             // The server is draining.
-            Output::Push(_) | Output::Bye(_) | Output::Close => Err(CallError::Ended),
+            Output::Push(_)
+            | Output::Said(_)
+            | Output::Notice(_)
+            | Output::Bye(_)
+            | Output::Close => Err(CallError::Ended),
         }
     }
 

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use hark_protocol::{Code, Delivery, Refusal, Reply};
+use hark_protocol::{Code, Refusal, Reply, RoomReply};
 use rustls::AlertDescription;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -42,9 +42,8 @@ use self::grpc::Grpc;
 use self::http::Http;
 use self::http2::Http2;
 use self::unread::Unread;
-use crate::chat::{Chat, ClientConnection, ShutdownSignal};
+use crate::chat::{Chat, ClientConnection, Output, ShutdownSignal, delivery};
 use crate::metrics::FrontKind;
-use crate::store::Message;
 use wire::{Framing, Wire};
 
 pub use grpc::{MayWatch, WatchLogs};
@@ -315,13 +314,16 @@ async fn refuse_as(mut stream: TcpStream, address: IpAddr, refusal: &Refusal) ->
     drain::close(stream, &mut output).await
 }
 
-/// Returns the push of a message. The text is shared.
-fn delivery(message: &Message) -> Delivery {
-    Delivery {
-        sequence: message.position.sequence,
-        sender: message.sender.clone(),
-        time_ms: message.time_ms,
-        text: message.text.clone(),
+/// Returns the message of a push; `None` for another output. Texts are shared.
+fn push(output: Output) -> Option<Reply> {
+    match output {
+        Output::Push(message) => Some(Reply::String(delivery(&message))),
+        Output::Said(said) => Some(Reply::Room(RoomReply::Said {
+            room: said.room.clone(),
+            delivery: delivery(&said.message),
+        })),
+        Output::Notice(notice) => Some(Reply::Room(notice)),
+        Output::Reply(..) | Output::Bye(_) | Output::Close => None,
     }
 }
 

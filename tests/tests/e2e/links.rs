@@ -99,6 +99,7 @@ async fn each_ack_restarts_the_ack_timeout() {
         bob.write(
             0,
             Request::Ack {
+                log: None,
                 sequence: message.sequence,
             },
         )

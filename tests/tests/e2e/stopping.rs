@@ -146,10 +146,26 @@ async fn acks_around_the_bye_count() {
     let [(before, their), (after, its)] = &mut readers[..] else {
         panic!()
     };
-    before.write(0, Request::Ack { sequence: their[2] }).await;
+    before
+        .write(
+            0,
+            Request::Ack {
+                log: None,
+                sequence: their[2],
+            },
+        )
+        .await;
     server.signal("TERM");
     assert_eq!(after.next().await, Some(BYE));
-    after.write(0, Request::Ack { sequence: its[3] }).await;
+    after
+        .write(
+            0,
+            Request::Ack {
+                log: None,
+                sequence: its[3],
+            },
+        )
+        .await;
     assert_eq!(after.next().await, None);
     assert_eq!(before.next().await, Some(BYE));
     drop(readers);

@@ -103,6 +103,7 @@ async fn requests_are_pipelined_and_answered() {
         bob.write(
             0,
             Request::Ack {
+                log: None,
                 sequence: message.sequence,
             },
         )

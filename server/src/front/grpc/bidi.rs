@@ -14,8 +14,8 @@ use tonic::{Status, Streaming};
 
 use crate::chat::Output;
 use crate::front::call::{Call, CallError};
-use crate::front::delivery;
 use crate::front::drain::DRAIN_TIMEOUT;
+use crate::front::push;
 
 /// The maximum number of requests handled in one poll. Acknowledgements have no reply
 /// that would end it.
@@ -92,7 +92,9 @@ impl Bidi {
     fn outgoing(&mut self, output: Output) -> Option<ChatReply> {
         match output {
             Output::Reply(id, reply) => reply::outgoing(id, reply),
-            Output::Push(message) => reply::outgoing(None, Reply::String(delivery(&message))),
+            Output::Push(_) | Output::Said(_) | Output::Notice(_) => {
+                push(output).and_then(|pushed| reply::outgoing(None, pushed))
+            }
             Output::Bye(reason) => {
                 self.said_bye |= reason == ByeReason::Shutdown;
                 reply::outgoing(None, Reply::Bye(reason))

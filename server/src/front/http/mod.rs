@@ -487,7 +487,11 @@ async fn list(call: &mut Call, request: Request) -> Result<(Vec<String>, OkField
             }
             Output::Reply(_, reply) => return Ok((users, answer(reply)?)),
             // The server is draining.
-            Output::Push(_) | Output::Bye(_) | Output::Close => return Err(CallError::Ended),
+            Output::Push(_)
+            | Output::Said(_)
+            | Output::Notice(_)
+            | Output::Bye(_)
+            | Output::Close => return Err(CallError::Ended),
         }
     }
 }

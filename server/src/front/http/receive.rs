@@ -128,6 +128,8 @@ impl DeliveryBody {
                     last = Some(message.position.sequence);
                     self.count_message();
                 }
+                // Only for devices.
+                Ok(Output::Said(_) | Output::Notice(_)) => {}
                 Ok(Output::Bye(reason)) => self.end(reason, &mut piece),
                 Ok(Output::Close | Output::Reply(..)) | Err(_) => self.ended = true,
             }
@@ -158,7 +160,7 @@ impl DeliveryBody {
 
     /// Acknowledges the messages of a piece, and keeps it until that is durable.
     fn acknowledge(&mut self, last: Sequence, call: &mut Call, piece: &mut Vec<u8>) {
-        if let Err(error) = call.connection.acknowledge(last) {
+        if let Err(error) = call.connection.acknowledge(None, last) {
             // Only a bug gets here: the message was pushed on this connection.
             tracing::error!(user = %self.user, %error, "delivery ended");
             self.ended = true;

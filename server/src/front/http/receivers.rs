@@ -74,7 +74,7 @@ impl Receivers {
 impl Receiver {
     fn acknowledge(&self, number: Sequence) -> bool {
         let mut delivery = self.delivery.lock();
-        let is_acknowledged = delivery.call.connection.acknowledge(number).is_ok();
+        let is_acknowledged = delivery.call.connection.acknowledge(None, number).is_ok();
         if is_acknowledged {
             let is_owing = delivery.call.connection.awaits_ack();
             delivery.owing_since = is_owing.then(Instant::now);

@@ -6,13 +6,14 @@ use hark_protocol::framing::classic::{self, ClassicServerCodec};
 use hark_protocol::framing::native::{self, ServerCodec};
 use hark_protocol::{
     Code, Frame, Incoming, Malformed, ProtocolError, Push, Refusal, Reply, Request, RequestId,
+    RoomReply,
 };
 use tokio_util::codec::Decoder as _;
 
 use super::deadlines::Moment;
 use super::websocket::{self, Violation, WebSocketCodec};
-use crate::front::delivery;
-use crate::store::Message;
+use crate::chat::delivery;
+use crate::store::{Encoding, Message, Said};
 
 /// The framing of a connection.
 #[derive(Debug)]
@@ -125,6 +126,37 @@ impl Framing {
             websocket::wrap(output, start);
         }
         Ok(())
+    }
+
+    /// Appends a message of a room, which is encoded once for all its readers. The classic
+    /// framing has none.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub(super) fn encode_said(
+        &mut self,
+        said: &Said,
+        output: &mut BytesMut,
+    ) -> Result<(), ProtocolError> {
+        if self.is_classic() {
+            return Ok(());
+        }
+        let mut failed = None;
+        let encoded = said.encoded(Encoding::Native, |said| {
+            let mut encoded = BytesMut::new();
+            let reply = Reply::Room(RoomReply::Said {
+                room: said.room.clone(),
+                delivery: delivery(&said.message),
+            });
+            failed = native::encode(None, &reply, &mut encoded).err();
+            encoded.freeze()
+        });
+        let start = output.len();
+        output.extend_from_slice(encoded);
+        if let Kind::WebSocket(_) = &self.0 {
+            websocket::wrap(output, start);
+        }
+        failed.map_or(Ok(()), Err)
     }
 
     /// Decodes the next request from the input, if it is complete. A framing with pings

@@ -20,7 +20,9 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use hark_protocol::framing::classic::FIELDS_WAIT_MS;
-use hark_protocol::{Failure, Frame, Incoming, ProtocolError, Reply, Request, RequestId};
+use hark_protocol::{
+    Failure, Frame, Incoming, ProtocolError, Reply, Request, RequestId, RoomReply,
+};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
@@ -29,7 +31,7 @@ use self::websocket::Violation;
 use super::drain::DRAIN_TIMEOUT;
 use crate::chat::{ClientConnection, Output};
 use crate::metrics::ConnectionGuard;
-use crate::store::Message;
+use crate::store::{Message, Said};
 
 pub use self::framing::Framing;
 
@@ -199,6 +201,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             match output {
                 Output::Reply(id, reply) => self.encode(id, &reply),
                 Output::Push(message) => self.push(&message),
+                Output::Said(said) => self.push_said(&said),
+                Output::Notice(notice) => self.notify(notice),
                 Output::Bye(reason) => self.encode(None, &Reply::Bye(reason)),
                 Output::Close => {
                     self.stage = WireStage::Closing;
@@ -242,6 +246,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.begin_output();
         let encoded = self.framing.encode_push(message, &mut self.output);
         self.check(encoded);
+    }
+
+    fn push_said(&mut self, said: &Said) {
+        self.owing_since.get_or_insert_with(|| self.now.into());
+        self.begin_output();
+        let encoded = self.framing.encode_said(said, &mut self.output);
+        self.check(encoded);
+    }
+
+    /// Encodes another push of rooms and devices. A gap is acknowledged as a message is.
+    fn notify(&mut self, notice: RoomReply) {
+        if matches!(notice, RoomReply::Gap(_)) {
+            self.owing_since.get_or_insert_with(|| self.now.into());
+        }
+        self.encode(None, &Reply::Room(notice));
     }
 
     fn encode(&mut self, id: Option<RequestId>, reply: &Reply) {

@@ -402,7 +402,11 @@ async fn cancelled_streams_lose_and_repeat_no_message() {
         }
         let (receipt, sequence) = (connected.receipt, last);
         client
-            .ack(hark_grpc::v1::AckRequest { receipt, sequence })
+            .ack(hark_grpc::v1::AckRequest {
+                receipt,
+                sequence,
+                room: None,
+            })
             .await
             .unwrap();
         drop(bob);
