@@ -11,14 +11,16 @@ use prost::Message as _;
 /// Paths of the definitions in `grpc/proto`.
 const DEFINITIONS: [&str; 2] = ["hark/v1/chat.proto", "helloworld/chat.proto"];
 
-/// Messages with a password. Their handwritten `Debug` hides it.
-const SECRET: [&str; 6] = [
+/// Messages with a password or a token. Their handwritten `Debug` hides it.
+const SECRET: [&str; 8] = [
     "hark.v1.AttachRequest",
     "hark.v1.Credentials",
     "hark.v1.ConnectRequest",
     "hark.v1.CreateRequest",
     "hark.v1.PasswordRequest",
     "hark.v1.DeleteRequest",
+    "hark.v1.TokenReply",
+    "hark.v1.Ok",
 ];
 
 fn main() -> anyhow::Result<()> {

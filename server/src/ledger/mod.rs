@@ -11,6 +11,7 @@
 //! | `inboxes` | accounts and their inboxes |
 //! | `devices` | the devices of users, and what they hold back |
 //! | `profile` | what a user has beside its inbox |
+//! | `tokens` | the tokens of users |
 //! | `rooms` | rooms: members, messages, retention |
 //! | `message_log` | the messages of an inbox or a room |
 //! | `sessions`, `dedup` | send sessions and the outcomes of their sends |
@@ -40,6 +41,7 @@ mod sessions;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -73,6 +75,7 @@ pub use self::numbers::{COUNTER_MAX, WrongClock};
 pub(crate) use self::numbers::{counter_at, until_next_second};
 pub(crate) use self::replay::Replay;
 pub use self::rooms::RoomLimits;
+pub(crate) use self::tokens::is_use_recent;
 
 /// The limits of a ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -310,7 +313,7 @@ impl Ledger {
         Created::Created
     }
 
-    /// Sets a password if it is still `old`. Returns whether it was.
+    /// Sets a password if it is still `old`, and ends all tokens. Returns whether it was.
     pub(crate) fn set_password(
         &mut self,
         account: &Account,
@@ -323,6 +326,7 @@ impl Ledger {
             return false;
         };
         inbox.password = Some(new);
+        inbox.end_tokens(true, changes);
         inbox.write(changes);
         true
     }
@@ -337,6 +341,7 @@ impl Ledger {
             return false;
         };
         changes.record(&Record::AccountEnd(account.incarnation));
+        inbox.end_tokens(false, changes);
         let effects = &mut changes.effects;
         effects
             .accounts

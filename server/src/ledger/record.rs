@@ -24,6 +24,9 @@
 //! | 15 cursor of a device in its inbox | account, device, position~ |
 //! | 16 blocked accounts | account, count, each~ |
 //! | 17 conversations started | account, age in s, count |
+//! | 18 token | account~, Unix seconds of its creation and of its last use (0: never), name, scope, digest of the secret: 32 bytes |
+//! | 19 end of a token | account, name |
+//! | 20 use of a token | account, name, Unix seconds |
 //! | 32–43 | records of rooms: see `rooms::record` |
 //!
 //! A position is number~, messages, bytes. A run is first id, length, and a byte: 0 and
@@ -32,7 +35,7 @@
 use std::time::Duration;
 
 use hark_protocol::limits::OUTCOMES_REMEMBERED;
-use hark_protocol::{Code, DeviceName, Sequence, SessionToken, UserName};
+use hark_protocol::{Code, DeviceName, Sequence, SessionToken, TokenName, UserName};
 
 use super::bytes::{
     Malformed, name, put_near, put_number, put_position, put_seconds, put_text, seconds, take_byte,
@@ -43,7 +46,8 @@ use super::dedup::{DedupTable, OutcomeRun};
 use super::devices::DeviceState;
 use super::profile::Started;
 use super::rooms::RoomRecord;
-use crate::store::{DeviceId, Outcome, PasswordHash, Position};
+use super::tokens::{put_token, take_account_and_name, take_token};
+use crate::store::{DeviceId, Outcome, PasswordHash, Position, Token};
 
 /// Bytes of a [`Record::Clock`]. They are fixed, so that the record can be filled in when
 /// the frame is complete.
@@ -71,6 +75,9 @@ mod kind {
     pub(super) const DEVICE_CURSOR: u8 = 15;
     pub(super) const BLOCKED: u8 = 16;
     pub(super) const STARTED: u8 = 17;
+    pub(super) const TOKEN: u8 = 18;
+    pub(super) const TOKEN_END: u8 = 19;
+    pub(super) const TOKEN_USED: u8 = 20;
 }
 
 /// One record.
@@ -111,6 +118,12 @@ pub(super) enum Record {
     Blocked(u64, Vec<u64>),
     /// The conversations that an account started lately.
     Started(u64, Started),
+    /// A token of an account.
+    Token(u64, Token),
+    /// A token of an account has ended.
+    TokenEnd(u64, TokenName),
+    /// The time of the last use of a token of an account, in Unix seconds.
+    TokenUsed(u64, TokenName, u32),
     /// A record of a room.
     Room(RoomRecord),
 }
@@ -218,6 +231,21 @@ impl Record {
                 put_number(to, *account);
                 put_number(to, started.since.as_secs());
                 put_number(to, u64::from(started.count));
+            }
+            Self::Token(account, token) => {
+                to.push(kind::TOKEN);
+                put_token(to, counter, *account, token);
+            }
+            Self::TokenEnd(account, name) => {
+                to.push(kind::TOKEN_END);
+                put_number(to, *account);
+                put_text(to, name.as_str());
+            }
+            Self::TokenUsed(account, name, used_s) => {
+                to.push(kind::TOKEN_USED);
+                put_number(to, *account);
+                put_text(to, name.as_str());
+                put_number(to, u64::from(*used_s));
             }
             Self::Room(record) => record.put(to, counter),
         }
@@ -356,6 +384,18 @@ impl<'r> Records<'r> {
                 let since = take_seconds(rest)?;
                 let count = take_u32(rest)?;
                 Record::Started(account, Started { since, count })
+            }
+            kind::TOKEN => {
+                let (account, token) = take_token(rest, self.counter)?;
+                Record::Token(account, token)
+            }
+            kind::TOKEN_END => {
+                let (account, name) = take_account_and_name(rest)?;
+                Record::TokenEnd(account, name)
+            }
+            kind::TOKEN_USED => {
+                let (account, name) = take_account_and_name(rest)?;
+                Record::TokenUsed(account, name, take_u32(rest)?)
             }
             kind => {
                 let record = RoomRecord::take(kind, rest, self.counter);
@@ -503,6 +543,7 @@ pub(super) fn check_any(bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::TokenDigest;
 
     fn records() -> Vec<Record> {
         let position = |sequence| Position {
@@ -573,6 +614,18 @@ mod tests {
                     count: 3,
                 },
             ),
+            Record::Token(
+                5,
+                Token {
+                    name: "backup".parse().unwrap(),
+                    scope: "send:#team".parse().unwrap(),
+                    digest: TokenDigest::of("secret"),
+                    created_s: u32::MAX,
+                    used_s: 0,
+                },
+            ),
+            Record::TokenEnd(5, "backup".parse().unwrap()),
+            Record::TokenUsed(5, "backup".parse().unwrap(), u32::MAX),
         ]
         .into_iter()
         .chain(RoomRecord::samples().into_iter().map(Record::Room))

@@ -444,6 +444,10 @@ impl Committer {
                 });
                 Completion::Attached(completer, attached)
             }
+            Operation::Room(RoomOperation::TokenUse(account, digest)) => {
+                ledger.note_token_use(&account, &digest, changes);
+                return None;
+            }
             Operation::OpenSession(token, from, completer) => {
                 let is_open = ledger.open_session(&token, from, now);
                 Completion::Opened(token, completer, is_open)
@@ -714,7 +718,8 @@ impl Committer {
 
     /// Resumes service from an open log, whose ledger is in place.
     fn serve(&mut self, log: Box<dyn Log>) {
-        self.shared.directory.replace(self.ledger.accounts());
+        let (accounts, tokens) = (self.ledger.accounts(), self.ledger.account_tokens());
+        self.shared.directory.replace(accounts, tokens);
         self.shared.readers.cursors.replace(self.ledger.heads());
         self.shared.readers.set(Some(log.reader()));
         self.log = Some(log);

@@ -146,7 +146,7 @@ impl Default for ShardConfig {
 /// [`super::store::Unavailable`], and the next start recovers. Dropping it waits for a
 /// commit in flight.
 ///
-/// [`Store::account`] and [`Store::names`] answer at once from committed state, without
+/// [`Store::account`], [`Store::token`] and [`Store::names`] answer at once from committed state, without
 /// pending commands.
 #[derive(Debug)]
 pub struct ShardStore {
@@ -322,6 +322,9 @@ impl Store for ShardStore {
                 limit,
                 completer,
             }) => self.read_back_blocking(history, before, limit, completer),
+            Operation::Room(RoomOperation::Token(digest, completer)) => {
+                completer.complete(self.shared.directory.token(&digest));
+            }
             // The chat takes over sessions of one server.
             Operation::OnTakeover(..) => {}
             attach @ Operation::Room(RoomOperation::Attach(..)) => {

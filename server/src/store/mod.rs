@@ -14,6 +14,7 @@ mod ring;
 mod rooms;
 mod said;
 mod subscription;
+mod tokens;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -40,6 +41,7 @@ pub use subscription::{
     BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, NOTICES_MAX, Publisher, Ready,
     Subscription, Waker,
 };
+pub use tokens::{AccountToken, NewToken, Token, TokenDigest};
 
 /// The default log levels of libraries.
 pub const LIBRARY_LOGS: &[&str] = &[
@@ -68,8 +70,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Accepts an operation. Called by the other methods.
     fn submit(&self, operation: Operation);
 
-    /// Returns whether the store serves rooms and devices. Otherwise their operations are
-    /// [`Unavailable`].
+    /// Returns whether the store serves rooms, devices and tokens. Otherwise their operations
+    /// are [`Unavailable`].
     fn has_rooms(&self) -> bool {
         false
     }
@@ -102,7 +104,20 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         None
     }
 
-    /// Carries out a command of a user that concerns rooms or devices. A refusal changes
+    /// Returns the token with this digest.
+    fn token(&self, digest: TokenDigest) -> Pending<Option<AccountToken>> {
+        ask(self, |completer| {
+            Operation::Room(RoomOperation::Token(digest, completer))
+        })
+    }
+
+    /// Notes that a token was used. It may be saved later, or get lost in a crash.
+    fn note_token_use(&self, account: &Account, digest: TokenDigest) {
+        let operation = RoomOperation::TokenUse(account.clone(), digest);
+        self.submit(Operation::Room(operation));
+    }
+
+    /// Carries out a command of a user that concerns rooms, devices or tokens. A refusal changes
     /// nothing. A command may be repeated: if the state is as asked, it succeeds. `origin`
     /// is the device of the connection, if it is attached: it is not notified of its own
     /// command.
@@ -196,7 +211,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         })
     }
 
-    /// Sets the password of an account if it is still `old`. Returns whether it was.
+    /// Sets the password of an account if it is still `old`, and ends its tokens. Returns
+    /// whether it was.
     fn set_password(
         &self,
         account: &Account,

@@ -1,12 +1,15 @@
-//! Rooms and devices as a store shows them.
+//! Rooms and devices as a store shows them, and the operations of both and of tokens.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use hark_protocol::message::{LeftReason, RoomMode};
-use hark_protocol::{Code, DeviceName, RoomName, Sequence, UserName};
+use hark_protocol::{Code, DeviceName, RoomName, Sequence, TokenName, UserName};
 
-use super::{Account, Completer, Message, Page, Position, ReadLimit, Ring, Subscription};
+use super::{
+    Account, AccountToken, Completer, Message, NewToken, Page, Position, ReadLimit, Ring,
+    Subscription, Token, TokenDigest,
+};
 
 /// A device of a user: the number of its creation, or [`NAMELESS`].
 pub type DeviceId = u64;
@@ -14,7 +17,7 @@ pub type DeviceId = u64;
 /// The device of `connect`.
 pub const NAMELESS: DeviceId = 0;
 
-/// An operation that concerns rooms or devices. [`Store`](super::Store) has a method for
+/// An operation that concerns rooms, devices or tokens. [`Store`](super::Store) has a method for
 /// each.
 #[derive(Debug)]
 pub enum RoomOperation {
@@ -61,9 +64,13 @@ pub enum RoomOperation {
         /// The page.
         completer: Completer<PastPage>,
     },
+    /// Looks up a token.
+    Token(TokenDigest, Completer<Option<AccountToken>>),
+    /// Notes the use of a token.
+    TokenUse(Account, TokenDigest),
 }
 
-/// A command that concerns rooms or devices.
+/// A command that concerns rooms, devices or tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RoomCommand {
     /// Creates a room, or changes one of the caller.
@@ -113,6 +120,12 @@ pub enum RoomCommand {
     History(RoomName),
     /// Moves the read mark of the caller.
     See(RoomName, Point),
+    /// Creates a token of the caller, or replaces the one of its name.
+    SetToken(NewToken),
+    /// Lists the tokens of the caller. Answers [`RoomAnswer::Tokens`].
+    Tokens,
+    /// Ends a token of the caller. Answers [`RoomAnswer::Existed`].
+    Revoke(TokenName),
 }
 
 /// The answer to a [`RoomCommand`].
@@ -120,7 +133,7 @@ pub enum RoomCommand {
 pub enum RoomAnswer {
     /// The command has succeeded.
     Done,
-    /// Whether the room or the device existed.
+    /// Whether the room, the device or the token existed.
     Existed(bool),
     /// The membership.
     Joined(Joined),
@@ -134,6 +147,8 @@ pub enum RoomAnswer {
     Devices(Vec<DeviceEntry>),
     /// The messages that may be read back.
     History(History),
+    /// Tokens, sorted by name.
+    Tokens(Vec<Token>),
 }
 
 /// A place in the log of a room.

@@ -67,6 +67,11 @@ impl Ledger {
                 .map(RoomAnswer::Existed),
             RoomCommand::History(room) => self.history(caller, &room).map(RoomAnswer::History),
             RoomCommand::See(room, point) => self.see(caller, &room, point, changes).map(done),
+            RoomCommand::SetToken(token) => self.set_token(caller, token, changes).map(done),
+            RoomCommand::Tokens => self.tokens(caller).map(RoomAnswer::Tokens),
+            RoomCommand::Revoke(token) => self
+                .revoke(caller, &token, changes)
+                .map(RoomAnswer::Existed),
         }
     }
 
