@@ -9,8 +9,11 @@ use hark_protocol::{Code, Password, Sequence, UserName};
 use tokio::time::Instant;
 
 use super::rate_limiter::Cost;
+use super::accounts::Authenticated;
+use super::shutdown::ShutdownSignal;
+use super::tokens::{Entering, Right};
 use super::{Chat, Fault, audit};
-use crate::store::{Account, Message, Page, Position, ReadLimit};
+use crate::store::{Message, Page, Position, ReadLimit};
 
 /// The maximum number of messages of one page.
 const PAGE_MESSAGES: usize = 256;
@@ -25,7 +28,9 @@ const WAIT_MAX: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub struct Inbox {
     chat: Arc<Chat>,
-    account: Account,
+    user: Authenticated,
+    /// Set when the token by which the caller entered is revoked.
+    shutdown: Arc<ShutdownSignal>,
 }
 
 impl Chat {
@@ -39,22 +44,28 @@ impl Chat {
         user: UserName,
         password: Option<Password>,
     ) -> Result<Inbox, Fault> {
-        let authenticated = self.login(address, user, password).await?;
-        let account = authenticated.account;
+        let shutdown = Arc::<ShutdownSignal>::default();
+        let entering = Entering {
+            address,
+            shutdown: &shutdown,
+            right: Right::Receive,
+        };
+        let user = self.login(entering, user, password).await?;
         if !self.rules.rates.is_exempt(address) {
             let cost = Cost::default();
             let wait = self
                 .users
-                .charge_command(&account.name, cost, Instant::now());
+                .charge_command(&user.account.name, cost, Instant::now());
             if wait > WAIT_MAX {
                 return Fault::rate_limited(wait, "too many commands");
             }
             tokio::time::sleep(wait).await;
         }
-        audit::logged_in(&account.name, authenticated.by_password, address);
+        audit::logged_in(&user, address);
         Ok(Inbox {
             chat: Arc::clone(self),
-            account,
+            user,
+            shutdown,
         })
     }
 }
@@ -63,13 +74,15 @@ impl Inbox {
     /// Returns the next unacknowledged messages after `after`.
     ///
     /// # Errors
-    /// [`Fault::Unavailable`].
+    /// [`Code::Denied`] if the token of the caller is revoked.
     pub async fn read(&self, after: Position) -> Result<Page, Fault> {
+        self.check_entrance()?;
         let limit = ReadLimit {
             messages: PAGE_MESSAGES,
             bytes: PAGE_BYTES,
         };
-        Ok(self.chat.store.read(&self.account, after, limit).await?)
+        let account = &self.user.account;
+        Ok(self.chat.store.read(account, after, limit).await?)
     }
 
     /// Acknowledges every message up to `number`, whether or not a connection receives. The
@@ -83,7 +96,15 @@ impl Inbox {
             None => self.last_up_to(number).await?,
         };
         if let Some(position) = found {
-            self.chat.store.acknowledge(&self.account, position);
+            self.check_entrance()?;
+            self.chat.store.acknowledge(&self.user.account, position);
+        }
+        Ok(())
+    }
+
+    fn check_entrance(&self) -> Result<(), Fault> {
+        if self.shutdown.is_closing() {
+            return Fault::refused(Code::Denied, "the token is revoked");
         }
         Ok(())
     }
@@ -98,7 +119,8 @@ impl Inbox {
             messages: 1,
             bytes: 0,
         };
-        let page = self.chat.store.read(&self.account, after, limit).await?;
+        let account = &self.user.account;
+        let page = self.chat.store.read(account, after, limit).await?;
         let first = page.messages.into_iter().next();
         Ok(first.filter(|message| message.position.sequence == number))
     }
@@ -127,7 +149,7 @@ impl Inbox {
                 Code::BadRequest,
                 format!(
                     "the last message of {} has the number {}",
-                    self.account.name, highest.sequence
+                    self.user.account.name, highest.sequence
                 ),
             );
         }

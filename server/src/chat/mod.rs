@@ -14,6 +14,7 @@
 //! | `delivery_window` | the messages in flight to one connection |
 //! | `delivery` | the delivery to one connection, between window and store |
 //! | `rooms` | the commands of rooms and devices |
+//! | `tokens` | secrets of tokens, their rights, and their connections |
 //! | `inbox` | access to an inbox without a delivery |
 //! | `replies` | the replies to requests that the store has decided |
 //! | `send_sessions` | the open send sessions and their connections |
@@ -39,6 +40,7 @@ mod send_sessions;
 mod shutdown;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -56,6 +58,7 @@ use login_limiter::LoginLimiter;
 use passwords::Hasher;
 use rate_limiter::UserRateLimiter;
 use send_sessions::SendSessions;
+use tokens::TokenConnections;
 
 pub use connection::{ClientConnection, Output};
 pub use delivery_window::NeverPushed;
@@ -126,6 +129,7 @@ pub struct Chat {
     login_limiter: LoginLimiter,
     users: UserRateLimiter,
     send_sessions: Arc<SendSessions>,
+    token_connections: Arc<TokenConnections>,
     /// The budget for messages on their way to the store.
     budget: Arc<Semaphore>,
     lists: FairSemaphore,
@@ -138,6 +142,7 @@ impl Chat {
     pub fn new(store: Arc<dyn Store>, rules: Rules) -> Self {
         Self {
             send_sessions: Arc::new(SendSessions::new(Arc::clone(&store))),
+            token_connections: Arc::default(),
             hasher: Hasher::default(),
             login_limiter: LoginLimiter::default(),
             users: UserRateLimiter::new(&rules.rates),

@@ -1,4 +1,4 @@
-//! The commands of rooms and devices: permissions, translation to the commands of the
+//! The commands of rooms, devices and tokens: permissions, translation to the commands of the
 //! store, and answers of many parts.
 //!
 //! Such an answer is produced page by page: the next page is made when the connection has
@@ -67,16 +67,21 @@ pub(super) struct Caller {
 }
 
 impl Chat {
-    /// Checks that the server serves a command of rooms or devices.
+    /// Checks that the server serves a command of rooms, devices or tokens.
     ///
     /// # Errors
     /// [`Code::UnknownCommand`].
     pub(super) fn check_served(&self, request: &RoomRequest) -> Result<(), Fault> {
-        let is_of_devices = matches!(
+        let is_of_rooms = !matches!(
             request,
-            RoomRequest::Attach { .. } | RoomRequest::Devices | RoomRequest::Forget(_)
+            RoomRequest::Attach { .. }
+                | RoomRequest::Devices
+                | RoomRequest::Forget(_)
+                | RoomRequest::Token { .. }
+                | RoomRequest::Tokens
+                | RoomRequest::Revoke(_)
         );
-        let has_rooms = is_of_devices || self.rules.rooms != MayCreateRooms::Nobody;
+        let has_rooms = !is_of_rooms || self.rules.rooms != MayCreateRooms::Nobody;
         if self.store.has_rooms() && has_rooms {
             Ok(())
         } else {
@@ -85,8 +90,8 @@ impl Chat {
     }
 }
 
-/// The explanation of `unknown-command` on a server without rooms.
-const NOT_SERVED: &str = "this server has no rooms and devices";
+/// The explanation of `unknown-command` on a server without rooms, devices and tokens.
+const NOT_SERVED: &str = "this server has no rooms, devices and tokens";
 
 impl Caller {
     /// Starts the answer to a request, other than `attach`.
@@ -131,6 +136,19 @@ impl Caller {
                 self.see(room, sequence, &request).await.map(Part::end)
             }
             RoomRequest::Devices => self.list_devices().await,
+            RoomRequest::Token {
+                ref name,
+                ref scope,
+            } => {
+                let (name, scope) = (name.clone(), scope.clone());
+                let created = self.create_token(name, scope, &request).await;
+                created.map(Part::end)
+            }
+            RoomRequest::Tokens => self.list_tokens().await,
+            RoomRequest::Revoke(ref name) => {
+                let revoked = self.revoke(name.clone(), &request).await;
+                revoked.map(Part::end)
+            }
             request => self.carry_out(request).await.map(Part::end),
         }
     }
@@ -230,7 +248,11 @@ impl Caller {
     }
 
     /// Carries out a command of the store. A refusal explains itself by the request.
-    async fn ask(&self, command: RoomCommand, request: &RoomRequest) -> Result<RoomAnswer, Fault> {
+    pub(super) async fn ask(
+        &self,
+        command: RoomCommand,
+        request: &RoomRequest,
+    ) -> Result<RoomAnswer, Fault> {
         let answer = self.store_command(command).await?;
         answer.map_err(|code| Fault::Refused(room_refusal(code, request)))
     }
@@ -488,7 +510,10 @@ fn command(request: &RoomRequest) -> Option<RoomCommand> {
         | RoomRequest::Members { .. }
         | RoomRequest::Devices
         | RoomRequest::History { .. }
-        | RoomRequest::Seen { .. } => return None,
+        | RoomRequest::Seen { .. }
+        | RoomRequest::Token { .. }
+        | RoomRequest::Tokens
+        | RoomRequest::Revoke(_) => return None,
     })
 }
 

@@ -1,5 +1,5 @@
-//! The signal that ends a connection from outside: set by a server that is stopping,
-//! or by the connection that takes over its send session.
+//! The signal that ends a connection from outside: set by a server that is stopping, by
+//! the connection that takes over its send session, or by one that revokes its token.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
@@ -65,12 +65,16 @@ impl ShutdownSignal {
         self.requested.load(Ordering::Acquire) != 0
     }
 
+    /// Returns whether [`Shutdown::Close`] is requested.
+    pub(super) fn is_closing(&self) -> bool {
+        self.requested.load(Ordering::Acquire) == Shutdown::Close as u8
+    }
+
     /// Ready once [`Shutdown::Close`] is requested. For a second task, besides the one
     /// that calls [`Self::poll`].
     pub fn poll_close(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.close_waker.register(cx.waker());
-        let is_closing = self.requested.load(Ordering::Acquire) == Shutdown::Close as u8;
-        if is_closing {
+        if self.is_closing() {
             Poll::Ready(())
         } else {
             Poll::Pending

@@ -24,9 +24,9 @@ pub(super) enum CallError {
     /// The outcome is unknown.
     #[error("{0}")]
     Unavailable(Cow<'static, str>),
-    /// Another connection has opened the session, or the connections of this epoch are
-    /// closed.
-    #[error("another connection has opened this session")]
+    /// Another connection has opened the session or revoked the token, or the connections of
+    /// this epoch are closed.
+    #[error("another connection has opened this session or revoked this token")]
     Aborted,
     /// The connection ended before its reply, because the server drains.
     #[error("the connection has ended; open another and retry unanswered requests")]

@@ -75,7 +75,6 @@ pub use self::numbers::{COUNTER_MAX, WrongClock};
 pub(crate) use self::numbers::{counter_at, until_next_second};
 pub(crate) use self::replay::Replay;
 pub use self::rooms::RoomLimits;
-pub(crate) use self::tokens::is_use_recent;
 
 /// The limits of a ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,9 +15,6 @@ use crate::store::{Account, AccountToken, NewToken, Token, TokenDigest};
 /// The most tokens of a user.
 pub(super) const TOKENS_MAX: usize = 60;
 
-/// The time after which another use of a token is recorded, in seconds.
-pub(crate) const USE_INTERVAL_S: u32 = 3600;
-
 impl Ledger {
     /// Creates a token of a user. It replaces a former one of this name, so that a repeat
     /// after a lost answer is harmless.
@@ -99,7 +96,7 @@ impl Ledger {
         let Some(token) = tokens.find(|token| token.digest == *digest) else {
             return;
         };
-        if is_use_recent(token.used_s, now_s) {
+        if token.was_used_lately(now_s) {
             return;
         }
         token.used_s = now_s;
@@ -124,11 +121,6 @@ impl Ledger {
             })
         })
     }
-}
-
-/// Returns whether a use of a token at this time need not be recorded.
-pub(crate) const fn is_use_recent(used_s: u32, now_s: u32) -> bool {
-    now_s < used_s.saturating_add(USE_INTERVAL_S)
 }
 
 fn write(account: &Account, token: Token, changes: &mut Changes) {

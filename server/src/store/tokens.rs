@@ -64,6 +64,17 @@ pub struct Token {
     pub used_s: u32,
 }
 
+/// The time after which another use of a token is recorded, in seconds.
+const USE_INTERVAL_S: u32 = 3600;
+
+impl Token {
+    /// Returns whether a use at this time, in Unix seconds, need not be recorded.
+    #[must_use]
+    pub const fn was_used_lately(&self, now_s: u32) -> bool {
+        now_s < self.used_s.saturating_add(USE_INTERVAL_S)
+    }
+}
+
 /// A token and its account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccountToken {

@@ -30,9 +30,10 @@ use super::accounts::Authenticated;
 use super::delivery::{DeliveryReader, Received};
 use super::delivery_window::INBOX;
 use super::rate_limiter::{Cost, RateLimiter, Throttle};
-use super::replies::{created_reply, sent_reply};
+use super::replies::{LOGIN_REQUIRED, created_reply, sent_reply};
 use super::rooms::Part;
 use super::shutdown::{Shutdown, ShutdownSignal};
+use super::tokens::{OUT_OF_SCOPE, Right, out_of_scope};
 use super::{Chat, Fault, NeverPushed, audit};
 use crate::metrics::Counts;
 use crate::store::{
@@ -159,6 +160,7 @@ impl ClientConnection {
             && self.waiting.is_none()
             && self.running.is_none()
             && self.answers.len() < SENDS_UNANSWERED_MAX
+            && !self.shutdown.is_closing()
     }
 
     /// Returns whether every request is answered.
@@ -206,6 +208,9 @@ impl ClientConnection {
     /// [`Request::Ack`]. Sends reach the store at the next [`Self::poll`] or request of
     /// another kind.
     pub fn handle(&mut self, id: Option<RequestId>, request: Result<Request, Malformed>) {
+        if self.shutdown.is_closing() {
+            return;
+        }
         let is_fresh = std::mem::replace(&mut self.is_fresh, false);
         self.charge(&request);
         if !matches!(request, Ok(Request::Send { .. })) {
@@ -217,6 +222,10 @@ impl ClientConnection {
                 is_hello: true,
             }) => self.refuse_hello(id, refusal),
             Err(malformed) => self.answer(id, PendingReply::Reply(Reply::NotOk(malformed.refusal))),
+            // The store remembers the refusal of a send.
+            Ok(request) if !matches!(request, Request::Send { .. }) && !self.may(&request) => {
+                self.answer(id, PendingReply::Reply(Reply::NotOk(out_of_scope())));
+            }
             Ok(Request::Ack { log, sequence }) => self.handle_ack(log.as_ref(), sequence),
             Ok(Request::Ping) => self.answer(id, PendingReply::Reply(Reply::Ok(OkFields::None))),
             Ok(Request::Send { user, text }) => self.send(id, user, text),
@@ -236,6 +245,12 @@ impl ClientConnection {
         }
     }
 
+    /// Returns whether the connection has the right to a request.
+    fn may(&self, request: &Request) -> bool {
+        let right = Right::of(request);
+        self.user.as_ref().is_none_or(|user| user.has(right))
+    }
+
     /// Returns whether the store takes another command in order behind the sends in
     /// flight: it may delay sends of an account.
     fn may_pipeline(&self) -> bool {
@@ -245,7 +260,12 @@ impl ClientConnection {
     /// Sends a message, pipelined. Waits for a share of the budget if none is free.
     fn send(&mut self, id: Option<RequestId>, to: UserName, text: ByteString) {
         let rules = &self.chat.rules;
-        let refusal = if rules.require_password && self.user.is_none() {
+        let right = Right::Send(Some(&to));
+        let may_send = match &self.user {
+            Some(user) => user.has(right),
+            None => !rules.require_password,
+        };
+        let refusal = if !may_send {
             Some(Code::Denied)
         } else if text.len() > rules.text_bytes_max() {
             Some(Code::TooLarge)
@@ -409,6 +429,10 @@ impl ClientConnection {
         if self.stage == ConnectionStage::Closed {
             return Poll::Pending;
         }
+        if self.shutdown.is_closing() {
+            self.stage = ConnectionStage::Closed;
+            return Poll::Ready(Output::Close);
+        }
         self.throttle.refill(now);
         if self.stage == ConnectionStage::Open && self.shutdown.is_requested() {
             self.stage = ConnectionStage::Ending { bye: true };
@@ -474,12 +498,9 @@ impl ClientConnection {
     /// Sets the identity of the connection. The login counts as a command of the user, so
     /// that a second connection does not evade the user's rate limit.
     fn become_user(&mut self, authenticated: Authenticated) {
-        let Authenticated {
-            account,
-            by_password,
-        } = &authenticated;
-        self.throttle.charge_login(&account.name, &self.chat.users);
-        audit::logged_in(&account.name, *by_password, self.address);
+        let name = &authenticated.account.name;
+        self.throttle.charge_login(name, &self.chat.users);
+        audit::logged_in(&authenticated, self.address);
         self.user = Some(authenticated);
     }
 
@@ -549,12 +570,12 @@ impl ClientConnection {
                         if outcome == Outcome::Refused(Code::QueueFull) {
                             audit::queue_full(to, self.user.as_ref(), self.address);
                         }
-                        sent_reply(
-                            outcome,
-                            to,
-                            self.user.is_none(),
-                            self.chat.rules.text_bytes_max(),
-                        )
+                        let lacks = match &self.user {
+                            None => Some(LOGIN_REQUIRED),
+                            Some(user) if user.has(Right::Send(Some(to))) => None,
+                            Some(_) => Some(OUT_OF_SCOPE),
+                        };
+                        sent_reply(outcome, to, lacks, self.chat.rules.text_bytes_max())
                     }
                     Err(unavailable) => {
                         if self.sends.fence_off() {
@@ -660,7 +681,8 @@ impl ClientConnection {
             }
             Done::NoSession(fault) => return self.refuse_hello(id, fault),
             Done::LoggedIn(authenticated) => {
-                if self.account() != Some(&authenticated.account) {
+                let may_receive = authenticated.has(Right::Receive);
+                if self.account() != Some(&authenticated.account) || !may_receive {
                     self.stop_receiving();
                 }
                 self.become_user(authenticated);

@@ -69,6 +69,15 @@ const BODY_BYTES_PER_SECOND_MIN: usize = 1024;
 /// The largest body that is a password, in bytes.
 const PASSWORD_BODY_BYTES_MAX: usize = 1024;
 
+/// The login of a request.
+struct Login {
+    user: UserName,
+    password: Option<Password>,
+    /// Whether the password is a token of the user, so that a refusal of the login is about
+    /// the scope.
+    is_token: bool,
+}
+
 /// Has nginx pass on a response line by line.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
@@ -214,7 +223,7 @@ impl Http {
             return Err(error);
         }
         let idempotency = idempotency_key(&parts.headers)?;
-        let login = credentials(&parts.headers)?;
+        let login = self.login(&parts, caller).await?;
         let text_bytes_max = self.0.chat.rules().text_bytes_max();
         let text = ByteString::try_from(self.body(&parts, body, text_bytes_max).await?)
             .map_err(|_| HttpError::bad_request("a text must be UTF-8"))?;
@@ -252,13 +261,18 @@ impl Http {
             count: parameters.number("count")?,
             ack_timeout: self.0.ack_timeout,
         };
-        let password = password_of(&user, parts)?;
-        if let Some(after) = parameters.sequence("after")? {
+        let after = parameters.sequence("after")?;
+        let Login {
+            user,
+            password,
+            is_token,
+        } = self.login_of(user, parts, caller).await?;
+        if let Some(after) = after {
             let inbox = self
                 .0
                 .chat
                 .inbox(caller.address, user.clone(), password.clone());
-            let inbox = inbox.await.map_err(CallError::from)?;
+            let inbox = inbox.await.map_err(|fault| of_login(fault, is_token))?;
             inbox.acknowledge(after).await.map_err(CallError::from)?;
         }
         let mut call = Call::new(&self.0.chat, caller);
@@ -266,7 +280,9 @@ impl Http {
             user: user.clone(),
             password,
         };
-        call.request(Ok(connect)).await?;
+        call.request(Ok(connect))
+            .await
+            .map_err(|error| of_login(error, is_token))?;
         Ok(lines(deliver(user, call, &self.0.receivers, options)))
     }
 
@@ -290,7 +306,7 @@ impl Http {
         caller: &Caller,
     ) -> Answer {
         Parameters::of(&parts.uri, &[])?;
-        let login = credentials(&parts.headers)?;
+        let login = self.login(parts, caller).await?;
         let body = self.body(parts, body, PASSWORD_BODY_BYTES_MAX).await?;
         let password = password(body)?;
         let (mut call, is_authenticated) = self.call_as(login, caller).await?;
@@ -302,7 +318,7 @@ impl Http {
 
     async fn delete(&self, user: UserName, parts: &Parts, caller: &Caller) -> Answer {
         Parameters::of(&parts.uri, &[])?;
-        let login = credentials(&parts.headers)?;
+        let login = self.login(parts, caller).await?;
         let (mut call, is_authenticated) = self.call_as(login, caller).await?;
         let delete = Request::Delete {
             user,
@@ -320,7 +336,7 @@ impl Http {
         let parameters = Parameters::of(&parts.uri, &["pattern"])?;
         let pattern = parameters.text("pattern").filter(|text| !text.is_empty());
         let pattern = pattern.map(ByteString::from);
-        let login = credentials(&parts.headers)?;
+        let login = self.login(parts, caller).await?;
         let (mut call, is_authenticated) = self.call_as(login, caller).await?;
         let (users, fields) = list(&mut call, Request::List { pattern })
             .await
@@ -349,12 +365,12 @@ impl Http {
     /// logged in.
     async fn call_as(
         &self,
-        login: Option<Credentials>,
+        login: Option<Login>,
         caller: &Caller,
     ) -> Result<(Call, bool), HttpError> {
         let mut call = Call::new(&self.0.chat, caller);
         let is_authenticated = login.is_some();
-        if let Some(Credentials { user, password }) = login {
+        if let Some(Login { user, password, .. }) = login {
             call.request(Ok(Request::Login { user, password })).await?;
         }
         Ok((call, is_authenticated))
@@ -367,9 +383,56 @@ impl Http {
         parts: &Parts,
         caller: &Caller,
     ) -> Result<Inbox, HttpError> {
-        let password = password_of(&user, parts)?;
+        let Login {
+            user,
+            password,
+            is_token,
+        } = self.login_of(user, parts, caller).await?;
         let inbox = self.0.chat.inbox(caller.address, user, password).await;
-        Ok(inbox.map_err(CallError::from)?)
+        inbox.map_err(|fault| of_login(fault, is_token))
+    }
+
+    /// Returns the login of a request, if it has credentials. A token alone names its user.
+    async fn login(&self, parts: &Parts, caller: &Caller) -> Result<Option<Login>, HttpError> {
+        let chat = &self.0.chat;
+        Ok(match credentials(&parts.headers)? {
+            None => None,
+            Some(Credentials::Basic(user, password)) => {
+                let of_token = chat.token_user(password.as_ref()).await;
+                let of_token = of_token.map_err(CallError::from)?;
+                Some(Login {
+                    is_token: of_token.is_some_and(|owner| owner == user),
+                    user,
+                    password,
+                })
+            }
+            Some(Credentials::Bearer(token)) => {
+                let user = chat.identify(caller.address, &token).await;
+                Some(Login {
+                    user: user.map_err(CallError::from)?,
+                    password: Some(token),
+                    is_token: true,
+                })
+            }
+        })
+    }
+
+    /// Returns the login with which a request acts for a user.
+    async fn login_of(
+        &self,
+        user: UserName,
+        parts: &Parts,
+        caller: &Caller,
+    ) -> Result<Login, HttpError> {
+        match self.login(parts, caller).await? {
+            None => Ok(Login {
+                user,
+                password: None,
+                is_token: false,
+            }),
+            Some(login) if login.user == user => Ok(login),
+            Some(_) => Err(HttpError::forbidden("a user can receive only for itself")),
+        }
     }
 
     /// Reads a body of at most `bytes_max` bytes.
@@ -451,13 +514,9 @@ fn finish(answer: Answer, is_api: bool) -> Response<ResponseBody> {
     response
 }
 
-/// Returns the password with which a request acts for a user.
-fn password_of(user: &UserName, parts: &Parts) -> Result<Option<Password>, HttpError> {
-    match credentials(&parts.headers)? {
-        None => Ok(None),
-        Some(login) if login.user == *user => Ok(login.password),
-        Some(_) => Err(HttpError::forbidden("a user can receive only for itself")),
-    }
+/// Returns the refusal of a login that was to receive. That of a token is about its scope.
+fn of_login(error: impl Into<CallError>, is_token: bool) -> HttpError {
+    HttpError::of_command(error.into(), is_token)
 }
 
 /// Parses the body of a creation. An empty one is no password.
