@@ -8,8 +8,8 @@ use std::time::Duration;
 use hark_protocol::{Code, Password, Sequence, UserName};
 use tokio::time::Instant;
 
-use super::rate_limiter::Cost;
 use super::accounts::Authenticated;
+use super::rate_limiter::Cost;
 use super::shutdown::ShutdownSignal;
 use super::tokens::{Entering, Right};
 use super::{Chat, Fault, audit};

@@ -430,7 +430,14 @@ mod tests {
     fn scopes_allow_the_commands_of_the_protocol() {
         assert_eq!(
             allowed("send"),
-            ["hello", "login", "disconnect", "send bob,x", "send #team,x", "ping"]
+            [
+                "hello",
+                "login",
+                "disconnect",
+                "send bob,x",
+                "send #team,x",
+                "ping"
+            ]
         );
         assert_eq!(
             allowed("send:#team"),
@@ -439,7 +446,14 @@ mod tests {
         assert_eq!(
             allowed("receive"),
             [
-                "login", "connect", "disconnect", "ack", "ping", "rooms", "attach", "history",
+                "login",
+                "connect",
+                "disconnect",
+                "ack",
+                "ping",
+                "rooms",
+                "attach",
+                "history",
                 "seen"
             ]
         );

@@ -11,8 +11,8 @@ use super::dedup::OutcomeRun;
 use super::record::{CLOCK_BYTES, Clock, Record};
 use crate::log::{Block, Frame};
 use crate::store::{
-    Account, AccountEntry, AccountToken, DeviceId, End, Message, Notice, Outcome, Position, Publisher, Ring,
-    TokenDigest,
+    Account, AccountEntry, AccountToken, DeviceId, End, Message, Notice, Outcome, Position,
+    Publisher, Ring, TokenDigest,
 };
 
 /// The longest run of outcomes in one record: more are never remembered.

@@ -9,19 +9,19 @@ use serde_json::{Value, json};
 
 /// The response to a request.
 #[derive(Debug)]
-struct Response {
-    status: u16,
+pub(crate) struct Response {
+    pub(crate) status: u16,
     headers: String,
-    body: String,
+    pub(crate) body: String,
 }
 
 impl Response {
     #[track_caller]
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("{self:?}"))
     }
 
-    fn lines(&self) -> Vec<Value> {
+    pub(crate) fn lines(&self) -> Vec<Value> {
         let lines = self.body.lines();
         lines
             .map(|line| serde_json::from_str(line).unwrap())
@@ -36,7 +36,7 @@ impl Response {
     }
 
     #[track_caller]
-    fn check(&self, status: u16, code: &str) {
+    pub(crate) fn check(&self, status: u16, code: &str) {
         assert_eq!(self.status, status, "{self:?}");
         assert_eq!(self.json()["code"], code, "{self:?}");
         assert!(!self.json()["explanation"].as_str().unwrap().is_empty());
@@ -62,7 +62,7 @@ fn command(server: &Harkd, target: &str, arguments: &[&str]) -> Command {
 
 /// Runs `curl` for a target of the server.
 #[track_caller]
-fn curl(server: &Harkd, target: &str, arguments: &[&str]) -> Response {
+pub(crate) fn curl(server: &Harkd, target: &str, arguments: &[&str]) -> Response {
     let output = command(server, target, &[&["--include"], arguments].concat())
         .output()
         .expect("curl, which ./test installs");
@@ -83,13 +83,13 @@ fn curl(server: &Harkd, target: &str, arguments: &[&str]) -> Response {
 }
 
 /// A `curl` whose response is read line by line.
-struct Stream {
+pub(crate) struct Stream {
     curl: Child,
     lines: BufReader<std::process::ChildStdout>,
 }
 
 impl Stream {
-    fn open(server: &Harkd, target: &str, arguments: &[&str]) -> Self {
+    pub(crate) fn open(server: &Harkd, target: &str, arguments: &[&str]) -> Self {
         let arguments = [&["--no-buffer", "--request", "POST"], arguments].concat();
         let mut curl = command(server, target, &arguments)
             .stdout(Stdio::piped())
@@ -100,7 +100,7 @@ impl Stream {
     }
 
     /// Returns the next line.
-    fn next(&mut self) -> Value {
+    pub(crate) fn next(&mut self) -> Value {
         let mut line = String::new();
         self.lines.read_line(&mut line).unwrap();
         serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line:?}"))
@@ -112,7 +112,7 @@ impl Stream {
     }
 
     /// Returns the rest, after the end of the response.
-    fn rest(mut self) -> String {
+    pub(crate) fn rest(mut self) -> String {
         let mut rest = String::new();
         self.lines.read_to_string(&mut rest).unwrap();
         self.curl.wait().unwrap();

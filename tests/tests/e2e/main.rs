@@ -41,6 +41,7 @@ mod slow_peers;
 mod soak;
 mod stopping;
 mod tls;
+mod tokens;
 mod transcript;
 mod unsafe_code;
 mod vanishing;

@@ -33,7 +33,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use hark_protocol::{Sequence, UserName};
 
-use crate::args::{CommandLine, InRoom, OfMember, RoomTask, Settings, Task, WithUser};
+use crate::args::{CommandLine, InRoom, OfMember, RoomTask, Settings, Task, TokenTask, WithUser};
 use crate::command::Command;
 use crate::exit::{Exit, Failure};
 use crate::listen::Printing;
@@ -96,7 +96,7 @@ async fn run(settings: &Settings, task: Task) -> Result<Exit, Failure> {
     once::run(settings, as_user, command).await
 }
 
-/// Returns the user and the command of a task of rooms or devices.
+/// Returns the user and the command of a task of rooms, devices or tokens.
 fn in_rooms(task: RoomTask) -> (Option<UserName>, Command) {
     let (login, command) = match task {
         RoomTask::Room {
@@ -128,6 +128,11 @@ fn in_rooms(task: RoomTask) -> (Option<UserName>, Command) {
         RoomTask::Unblock(WithUser { login, user }) => (login, Command::Unblock(user)),
         RoomTask::Devices { login } => (login, Command::Devices),
         RoomTask::Forget { login, name } => (login, Command::Forget(name)),
+        RoomTask::Token(TokenTask::Create { login, name, scope }) => {
+            (login, Command::Token(name, scope))
+        }
+        RoomTask::Token(TokenTask::List { login }) => (login, Command::Tokens),
+        RoomTask::Token(TokenTask::Revoke { login, name }) => (login, Command::Revoke(name)),
     };
     (login.as_user, command)
 }

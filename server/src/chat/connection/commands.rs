@@ -135,8 +135,7 @@ impl CommandContext {
         password: Option<Password>,
     ) -> Result<Done, Fault> {
         let entering = self.entering(Right::Receive);
-        let (authenticated, attached) =
-            self.chat.attach(entering, user, device, password).await?;
+        let (authenticated, attached) = self.chat.attach(entering, user, device, password).await?;
         Ok(Done::Attached(authenticated, Box::new(attached)))
     }
 

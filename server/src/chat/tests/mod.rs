@@ -3,3 +3,4 @@
 mod devices;
 mod model;
 mod rooms;
+mod tokens;

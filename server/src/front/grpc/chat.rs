@@ -12,9 +12,10 @@ use hark_grpc::v1::{
     ConnectRequest, CreateReply, CreateRequest, Credentials, DeleteReply, DeleteRequest,
     DevicesReply, DevicesRequest, ForgetReply, ForgetRequest, HistoryReply, HistoryRequest,
     JoinReply, JoinRequest, LeaveReply, LeaveRequest, ListReply, ListRequest, MemberReply,
-    MemberRequest, MembersReply, MembersRequest, PasswordReply, PasswordRequest, RoomReply,
-    RevokeReply, RevokeRequest, RoomRequest, RoomsReply, RoomsRequest, SeenReply, SeenRequest, SendReply, SendRequest,
-    TalkReply, TalkRequest, TokenReply, TokenRequest, TokensReply, TokensRequest, UserReply, UserRequest, chat_server,
+    MemberRequest, MembersReply, MembersRequest, PasswordReply, PasswordRequest, RevokeReply,
+    RevokeRequest, RoomReply, RoomRequest, RoomsReply, RoomsRequest, SeenReply, SeenRequest,
+    SendReply, SendRequest, TalkReply, TalkRequest, TokenReply, TokenRequest, TokensReply,
+    TokensRequest, UserReply, UserRequest, chat_server,
 };
 use hark_grpc::{request, status};
 use hark_protocol::{OkFields, Refusal, RequestId};

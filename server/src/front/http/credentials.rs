@@ -129,7 +129,14 @@ mod tests {
             let error = credentials(&headers(AUTHORIZATION, value)).unwrap_err();
             error.into_response().status()
         };
-        for value in ["Basic", "Basic !", "Basic YW5u", "Bearer ", "Bearer a,b", "Digest x"] {
+        for value in [
+            "Basic",
+            "Basic !",
+            "Basic YW5u",
+            "Bearer ",
+            "Bearer a,b",
+            "Digest x",
+        ] {
             assert_eq!(status(value), StatusCode::UNAUTHORIZED, "{value}");
         }
         let bad_name = basic("a b:x").unwrap_err().into_response();

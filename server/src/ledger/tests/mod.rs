@@ -4,6 +4,7 @@ mod device_model;
 mod devices;
 mod room_model;
 mod rooms;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

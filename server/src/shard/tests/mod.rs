@@ -4,6 +4,7 @@ mod faults;
 mod model;
 mod reading;
 mod rooms;
+mod tokens;
 
 use std::path::Path;
 use std::sync::Arc;
