@@ -31,6 +31,7 @@ mod nats;
 mod numbers;
 mod password_memory;
 mod receiving;
+mod rooms;
 mod secrets;
 mod sending;
 mod slow_peers;
