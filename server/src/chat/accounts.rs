@@ -76,13 +76,18 @@ impl Chat {
         let authenticated = self.login(address, user, password).await?;
         let account = &authenticated.account;
         self.check_readable(account).await?;
-        match self.store.receive(account).await? {
-            Some(subscription) => Ok((authenticated, subscription)),
-            None => Fault::refused(
-                Code::NoSuchUser,
-                format!("user {} was deleted", account.name),
-            ),
+        if let Some(subscription) = self.store.receive(account).await? {
+            return Ok((authenticated, subscription));
         }
+        let entry = self.store.account(&account.name).await?;
+        if entry.is_some_and(|entry| entry.account == *account) {
+            let explanation = format!("user {} has too many devices; forget one", account.name);
+            return Fault::refused(Code::TooMany, explanation);
+        }
+        Fault::refused(
+            Code::NoSuchUser,
+            format!("user {} was deleted", account.name),
+        )
     }
 
     /// Logs in to an account and attaches a device of it.

@@ -128,7 +128,11 @@ impl DeliveryReader {
             self.end();
             return Poll::Ready(Received::End(end));
         }
-        let ready = events.take_ready();
+        // A full window leaves what is ready: the next message does not wake the task again.
+        let ready = match self.window.is_full() {
+            true => None,
+            false => Some(events.take_ready()),
+        };
         self.note_ready(ready);
         loop {
             if let Some(notice) = self.next_notice() {
@@ -228,11 +232,15 @@ impl DeliveryReader {
         source.as_ref().map(|source| source.0.ring())
     }
 
-    fn note_ready(&mut self, ready: Ready) {
-        if ready.has_messages() {
+    fn note_ready(&mut self, ready: Option<Ready>) {
+        if ready.is_some_and(Ready::has_messages) {
             self.window.note_ready(INBOX);
         }
         let Some(device) = &mut self.device else {
+            return;
+        };
+        let Some(ready) = ready else {
+            device.has_notices |= self.events.as_ref().is_some_and(Events::has_new_notices);
             return;
         };
         device.has_notices |= ready.has_notices();

@@ -268,7 +268,10 @@ impl DeliveryWindow {
         }
         // Each log is looked at once; if one makes progress, an action follows.
         for _ in 0..self.turns.len() {
-            let Some(log) = self.turns.current() else {
+            if self.turns.is_over() {
+                self.end_turn();
+            }
+            let Some(log) = self.turns.first else {
                 return Step::Wait;
             };
             if let Some(length) = self.front_bytes(log) {
@@ -289,7 +292,7 @@ impl DeliveryWindow {
             }
             match self.fetch(log) {
                 Some(step) => return step,
-                None => self.turns.rotate(),
+                None => self.end_turn(),
             }
         }
         Step::Wait
@@ -297,15 +300,22 @@ impl DeliveryWindow {
 
     /// Returns the action that yields messages of a log, if there is one now.
     fn fetch(&mut self, log: LogId) -> Option<Step> {
-        let is_free = self.backlog.is_empty() && self.read != ReadState::Reading;
         let state = self.log_mut(log)?;
         let (after, is_lagging) = (state.pushed, state.is_lagging);
+        if !is_lagging && log != INBOX {
+            return Some(Step::Take(log, after));
+        }
+        if self.read == ReadState::Reading || (is_lagging && self.read != ReadState::Idle) {
+            return None;
+        }
+        if !self.backlog.is_empty() {
+            // The turn of its log is over: it reads the rest again.
+            self.backlog.clear();
+            self.handle_lagged(self.backlog_of);
+        }
         if !is_lagging {
             // Messages of the inbox come several at a time.
-            return (log != INBOX || is_free).then_some(Step::Take(log, after));
-        }
-        if !is_free || self.read != ReadState::Idle {
-            return None;
+            return Some(Step::Take(log, after));
         }
         self.read = ReadState::Reading;
         self.backlog_of = log;
@@ -314,13 +324,18 @@ impl DeliveryWindow {
         } else {
             TURN_MESSAGES_MAX
         };
-        // Its page gives it a turn again.
+        // Others take turns until its page comes.
         self.dequeue(log);
         let limit = ReadLimit {
             messages,
             bytes: READ_BYTES_MAX,
         };
         Some(Step::Read { log, after, limit })
+    }
+
+    /// Returns whether nothing can be pushed before an acknowledgement.
+    pub(crate) fn is_full(&self) -> bool {
+        !self.has_room_for(0)
     }
 
     /// Returns whether a push is unacknowledged.
@@ -400,16 +415,20 @@ impl DeliveryWindow {
         self.read = ReadState::Failed {
             retry_at: now + RETRY_AFTER,
         };
-        self.note_ready(log);
+        self.resume(log);
         let Ok(page) = page else { return Ok(()) };
-        let mut known = self.known();
+        let before = self.known();
+        let mut known = before;
         if let Some(start) = page.starts_after {
             self.skip(&mut known, start);
         }
         page.messages
             .into_iter()
             .try_for_each(|message| self.take(&mut known, message))?;
-        self.read = ReadState::Idle;
+        // If a ring has moved beyond the end of its log, the read is repeated later.
+        if log == INBOX || known != before {
+            self.read = ReadState::Idle;
+        }
         if let Some(state) = self.log_mut(log) {
             // The ring of a room may have the next message already.
             state.is_lagging = log == INBOX && !page.is_complete;
@@ -418,6 +437,7 @@ impl DeliveryWindow {
             && self.backlog.is_empty()
             && self.leaving.is_some_and(|leaving| leaving.log == log)
         {
+            self.read = ReadState::Idle;
             self.skip_to_end();
         }
         Ok(())
@@ -535,6 +555,24 @@ impl DeliveryWindow {
         }
     }
 
+    /// Gives the turn to the next log.
+    fn end_turn(&mut self) {
+        // The log takes it again.
+        self.next = None;
+        self.turns.rotate();
+    }
+
+    /// Gives the turn to a log, as it had it before a read.
+    fn resume(&mut self, log: LogId) {
+        self.dequeue(log);
+        if let Some(state) = self.log_mut(log) {
+            state.is_queued = true;
+        }
+        // It was the next message of another log, which takes it again.
+        self.next = None;
+        self.turns.push_front(log);
+    }
+
     /// Returns whether a message of a log lies behind the end of the membership.
     fn is_beyond_end(&self, log: LogId, position: Position) -> bool {
         let leaving = self.leaving.filter(|leaving| leaving.log == log);
@@ -647,12 +685,9 @@ impl Turns {
         usize::from(self.first.is_some()) + self.others.len()
     }
 
-    /// Returns the log that has the turn. A turn ends after some pushes if others wait.
-    fn current(&mut self) -> Option<LogId> {
-        if self.taken >= TURN_MESSAGES_MAX && !self.others.is_empty() {
-            self.rotate();
-        }
-        self.first
+    /// Returns whether the turn is over: after some pushes, if others wait.
+    fn is_over(&self) -> bool {
+        self.taken >= TURN_MESSAGES_MAX && !self.others.is_empty()
     }
 
     fn push(&mut self, log: LogId) {
@@ -660,6 +695,13 @@ impl Turns {
             None => (self.first, self.taken) = (Some(log), 0),
             Some(_) => self.others.push_back(log),
         }
+    }
+
+    fn push_front(&mut self, log: LogId) {
+        if let Some(former) = self.first.replace(log) {
+            self.others.push_front(former);
+        }
+        self.taken = 0;
     }
 
     fn count(&mut self) {

@@ -35,6 +35,8 @@ mod replies;
 mod rooms;
 mod send_sessions;
 mod shutdown;
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -52,6 +52,8 @@ pub(crate) struct Effects {
     pub(crate) accounts: Vec<AccountChange>,
     /// Messages for subscriptions.
     pub(crate) deliveries: Vec<Delivery>,
+    /// Rings of rooms that had none.
+    pub(crate) rings: Vec<Arc<Ring>>,
     /// Messages for the attached members of rooms.
     pub(crate) said: Vec<RoomDelivery>,
     /// Notices for the subscriptions of devices.
@@ -266,6 +268,7 @@ impl Effects {
             heads,
             accounts,
             deliveries,
+            rings,
             said,
             notices,
             ends,
@@ -275,6 +278,7 @@ impl Effects {
         heads.clear();
         accounts.clear();
         deliveries.clear();
+        rings.clear();
         said.clear();
         notices.clear();
         ends.clear();

@@ -501,6 +501,8 @@ impl Committer {
         self.shared
             .directory
             .change(&mut self.changes.effects.accounts);
+        let rings = self.changes.effects.rings.drain(..);
+        self.shared.open_rings.add(rings);
         self.sent.drain(..).rev().for_each(Sent::complete);
         self.completions.drain(..).for_each(Completion::complete);
         self.permits.clear();

@@ -23,7 +23,7 @@ pub(super) fn read_back(
     before: Sequence,
     limit: ReadLimit,
 ) -> Result<PastPage, PageError> {
-    let log = Log {
+    let log = RoomLog {
         reader,
         room: history.room,
     };
@@ -77,12 +77,12 @@ impl Bounds {
 }
 
 /// The log of one room.
-struct Log<'r> {
+struct RoomLog<'r> {
     reader: &'r dyn Reader,
     room: u64,
 }
 
-impl Log<'_> {
+impl RoomLog<'_> {
     /// Returns a position from which a page of the limit can be read with few messages more.
     fn search(&self, bounds: &Bounds) -> Result<Position, PageError> {
         // The page begins behind `low`, and not behind `high`.
@@ -233,7 +233,8 @@ mod tests {
 
     use super::*;
     use crate::log::memory::MemoryOpener;
-    use crate::log::{Durability, Frame, InboxId, Opener as _, ReadError};
+    use crate::log::{Durability, Frame, InboxId, Log, Opener as _, ReadError};
+    use crate::sync::Mutex;
 
     const ROOM: u64 = 7;
 
@@ -242,6 +243,8 @@ mod tests {
     struct Counting {
         reader: Arc<dyn Reader>,
         reads: AtomicUsize,
+        /// Blocks in memory end with their log.
+        _log: Mutex<Box<dyn Log>>,
     }
 
     impl Reader for Counting {
@@ -286,11 +289,12 @@ mod tests {
             };
             log.append(frame, Durability::Machine).unwrap();
         }
-        let reader = log.reader();
-        // The log in memory ends when it is dropped.
-        std::mem::forget(log);
-        let reads = AtomicUsize::new(0);
-        (Counting { reader, reads }, messages)
+        let counting = Counting {
+            reader: log.reader(),
+            reads: AtomicUsize::new(0),
+            _log: Mutex::new(log),
+        };
+        (counting, messages)
     }
 
     fn expected(

@@ -24,7 +24,7 @@ pub(crate) mod fuzzing;
 mod history;
 mod in_flight;
 #[cfg(any(test, feature = "fuzzing"))]
-mod kept;
+pub(crate) mod kept;
 mod merge;
 pub(crate) mod offline;
 mod open;
@@ -50,8 +50,9 @@ use self::in_flight::AnswersInFlight;
 use self::open::CounterFloor;
 use self::queue::{Queue, ShardCommand};
 use self::readers::Readers;
+use self::rings::OpenRings;
 use self::watchdog::{Deadlines, Progress, Watchdog, Watched};
-use hark_protocol::Sequence;
+use hark_protocol::{Sequence, UserName};
 
 use crate::ledger::Limits;
 use crate::log::Opener;
@@ -162,6 +163,8 @@ struct SharedShard {
     in_flight: Arc<AnswersInFlight>,
     directory: Directory,
     readers: Readers,
+    /// The rooms with attached members.
+    open_rings: OpenRings,
     /// Wakes the attached members of rooms.
     fan_out: FanOut,
     /// The log is open.
@@ -327,6 +330,10 @@ impl Store for ShardStore {
 
     fn has_rooms(&self) -> bool {
         true
+    }
+
+    fn attached_devices(&self, room: &UserName) -> usize {
+        self.shared.open_rings.attached_devices(room)
     }
 
     fn is_available(&self) -> bool {

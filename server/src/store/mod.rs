@@ -159,6 +159,12 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         })
     }
 
+    /// Returns the number of devices that are attached to the room of this name, as far as
+    /// this server knows; 0 if there is no such room.
+    fn attached_devices(&self, _room: &UserName) -> usize {
+        0
+    }
+
     /// Creates an account, with a password if there is one.
     fn create(&self, name: &UserName, password: Option<PasswordHash>) -> Pending<Created> {
         ask(self, |completer| {

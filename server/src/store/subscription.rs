@@ -204,12 +204,6 @@ impl Subscription {
         self.events.waker()
     }
 
-    /// See [`Events::next_notice`].
-    #[cfg(test)]
-    pub(crate) fn next_notice(&mut self) -> Option<Notice> {
-        self.events.next_notice()
-    }
-
     /// Returns whether new messages are buffered.
     #[cfg(test)]
     pub(crate) fn is_following(&self) -> bool {
@@ -252,7 +246,10 @@ impl Events {
     /// Takes the next notice, if there is one.
     pub fn next_notice(&mut self) -> Option<Notice> {
         let mut state = self.buffer.state.lock();
-        let notices = state.notices.as_mut()?;
+        let Some(notices) = state.notices.as_mut() else {
+            self.buffer.ready.fetch_and(!NOTICES, Ordering::AcqRel);
+            return None;
+        };
         let notice = notices.pop_front();
         if notices.is_empty() {
             state.notices = None;
@@ -272,7 +269,8 @@ impl Events {
         self.buffer.take_ready()
     }
 
-    /// Returns whether there may be notices that [`Self::take_ready`] has not reported.
+    /// Returns whether there may be notices that neither [`Self::take_ready`] has reported nor
+    /// [`Self::next_notice`] has returned.
     #[must_use]
     pub fn has_new_notices(&self) -> bool {
         self.buffer.ready.load(Ordering::Acquire) & NOTICES != 0
@@ -524,5 +522,74 @@ impl BufferState {
         self.messages = VecDeque::new();
         self.bytes = 0;
         self.following = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subscribe() -> (Publisher, Subscription) {
+        let account = Account {
+            name: "amy".parse().unwrap(),
+            incarnation: 1,
+        };
+        Subscription::new(account, 0, Position::default())
+    }
+
+    fn left(room: u64) -> Notice {
+        Notice::Left {
+            room,
+            name: "#team".parse().unwrap(),
+            reason: hark_protocol::message::LeftReason::Left,
+            at: crate::store::Point::default(),
+            is_own: false,
+        }
+    }
+
+    fn seen(room: &str, number: u64) -> Notice {
+        let room = room.parse().unwrap();
+        Notice::Seen { room, number }
+    }
+
+    #[test]
+    fn notices_are_bounded_and_never_lost() {
+        let (publisher, subscription) = subscribe();
+        for room in 0..NOTICES_MAX as u64 {
+            publisher.notify(left(room));
+        }
+        let (account, mut events) = subscription.into_events();
+        assert!(events.take_ready().has_notices());
+        assert_eq!(events.next_notice(), Some(left(0)));
+        publisher.notify(left(1000));
+        assert_eq!(events.end(), None, "{account:?}");
+        publisher.notify(left(1001));
+        assert_eq!(events.end(), Some(End::Interrupted));
+        assert_eq!(events.next_notice(), None);
+    }
+
+    #[test]
+    fn read_marks_are_merged_and_may_be_dropped() {
+        let (publisher, subscription) = subscribe();
+        let (_, mut events) = subscription.into_events();
+        publisher.notify(seen("#a", 1));
+        publisher.notify(left(7));
+        publisher.notify(seen("#a", 2));
+        assert!(events.has_new_notices());
+        assert_eq!(events.next_notice(), Some(seen("#a", 2)));
+        assert_eq!(events.next_notice(), Some(left(7)));
+        assert_eq!(events.next_notice(), None);
+        assert!(!events.has_new_notices());
+        for room in 0..1000 {
+            publisher.notify(seen(&format!("#{room}"), 1));
+        }
+        publisher.notify(left(8));
+        let mut count = 0;
+        while let Some(notice) = events.next_notice() {
+            count += 1;
+            let is_last = count == NOTICES_WITH_HINTS_MAX + 1;
+            assert_eq!(notice == left(8), is_last);
+        }
+        assert_eq!((count, events.end()), (NOTICES_WITH_HINTS_MAX + 1, None));
     }
 }

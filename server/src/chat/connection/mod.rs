@@ -29,7 +29,7 @@ use self::sends::{ConnectionSends, SendSession, units};
 use super::accounts::Authenticated;
 use super::delivery::{DeliveryReader, Received};
 use super::delivery_window::INBOX;
-use super::rate_limiter::{RateLimiter, Throttle};
+use super::rate_limiter::{Cost, RateLimiter, Throttle};
 use super::replies::{created_reply, sent_reply};
 use super::rooms::Part;
 use super::shutdown::{Shutdown, ShutdownSignal};
@@ -407,16 +407,19 @@ impl ClientConnection {
     /// Charges a request to the rate limits. Acknowledgements are exempt, since a delay
     /// would hold up the delivery that they make room for.
     fn charge(&mut self, request: &Result<Request, Malformed>) {
-        let bytes = match request {
+        let cost = match request {
             Ok(Request::Ack { .. }) => return,
-            Ok(Request::Send { text, .. }) => text.len(),
-            _ => 0,
+            Ok(Request::Send { user: to, text }) => Cost {
+                bytes: text.len(),
+                deliveries: self.chat.store.attached_devices(to),
+            },
+            _ => Cost::default(),
         };
         let user = self
             .user
             .as_ref()
             .map(|authenticated| &authenticated.account.name);
-        self.throttle.charge_request(bytes, user, &self.chat.users);
+        self.throttle.charge_request(cost, user, &self.chat.users);
     }
 
     /// Sets the identity of the connection. The login counts as a command of the user, so

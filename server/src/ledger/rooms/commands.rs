@@ -489,7 +489,7 @@ impl Ledger {
         if inbox.is_attached() {
             let joined = Notice::Joined {
                 room: AttachedRoom {
-                    ring: room.ring(),
+                    ring: room.ring(changes),
                     cursor: room.log.tail.into(),
                 },
                 is_own: false,

@@ -46,7 +46,7 @@ impl Ledger {
                 point
             });
             attached.push(AttachedRoom {
-                ring: room.ring(),
+                ring: room.ring(changes),
                 cursor,
             });
         }

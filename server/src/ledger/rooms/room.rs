@@ -92,11 +92,12 @@ impl Room {
     }
 
     /// Returns the ring for its attached members. A new one begins behind the last message.
-    pub(super) fn ring(&mut self) -> Arc<Ring> {
+    pub(super) fn ring(&mut self, changes: &mut Changes) -> Arc<Ring> {
         self.ring.upgrade().unwrap_or_else(|| {
             let ring = Ring::new(self.log.id, self.name.clone(), self.log.tail.into());
             let ring = Arc::new(ring);
             self.ring = Arc::downgrade(&ring);
+            changes.effects.rings.push(Arc::clone(&ring));
             ring
         })
     }

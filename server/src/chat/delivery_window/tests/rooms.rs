@@ -368,7 +368,7 @@ fn with_rooms(count: usize) -> (DeliveryWindow, Vec<LogId>, Instant) {
     window.has_gaps = true;
     let rooms = (0..count).map(|_| window.add_room(Point::default()));
     let rooms = rooms.collect();
-    assert!(pushes(&mut window, now).is_empty());
+    assert!(run(&mut window, now, 0).is_empty());
     (window, rooms, now)
 }
 
