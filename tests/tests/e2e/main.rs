@@ -35,6 +35,7 @@ mod numbers;
 mod page;
 mod password_memory;
 mod receiving;
+mod rooms;
 mod secrets;
 mod sending;
 mod slow_peers;

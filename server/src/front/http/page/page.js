@@ -826,7 +826,7 @@ function memberItem(room, name) {
   item.append(element("span", "", name));
   if (name !== account.user) {
     item.append(
-      roomButton("Owner", `Make ${name} an owner`, "own", room, name),
+      roomButton("Make owner", `Make ${name} an owner`, "own", room, name),
       roomButton("Expel", `Expel ${name}`, "expel", room, name),
     );
   }
