@@ -1,9 +1,12 @@
 //! The commands of the terminal: one table, from which parsing, completion and
 //! help are derived. Has no I/O.
 
+use std::str::FromStr;
+
 use bytestring::ByteString;
-use hark_protocol::UserName;
-use hark_protocol::name::BadName;
+use hark_protocol::message::RoomMode;
+use hark_protocol::name::{BadDeviceName, BadName, BadRoomName};
+use hark_protocol::{DeviceName, RoomName, Sequence, UserName};
 
 /// A parsed command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,12 +21,43 @@ pub enum Command {
     Disconnect,
     /// Set the password of a user, by default the current one.
     Password(Option<UserName>),
-    /// Delete an account.
+    /// Delete an account or a room.
     Delete(UserName),
     /// List the users whose names match a pattern, by default all.
     List(Option<ByteString>),
-    /// Send a message.
+    /// Send a message to a user or a room.
     Send(UserName, ByteString),
+    /// Create a room, or change one: its mode, and the seconds for which it keeps
+    /// messages.
+    Room(RoomName, RoomMode, Option<u64>),
+    /// Become a member of a room.
+    Join(RoomName),
+    /// Leave a room.
+    Leave(RoomName),
+    /// Invite a user to a room.
+    Invite(RoomName, UserName),
+    /// Expel a user from a room.
+    Expel(RoomName, UserName),
+    /// Make a member an owner of a room.
+    Own(RoomName, UserName),
+    /// Talk with a user in a room of two.
+    Talk(UserName),
+    /// Block a user.
+    Block(UserName),
+    /// End the block of a user.
+    Unblock(UserName),
+    /// List the rooms whose names match a pattern, by default all.
+    Rooms(Option<ByteString>),
+    /// List the members of a room.
+    Members(RoomName),
+    /// Show so many messages of a room, below a number if it is not 0.
+    History(RoomName, u32, Sequence),
+    /// Move the read mark of a room.
+    Seen(RoomName, Sequence),
+    /// List the devices of the user.
+    Devices,
+    /// Forget a device, by default the one without a name.
+    Forget(Option<DeviceName>),
     /// Check that the server responds.
     Ping,
     /// Show the list of commands.
@@ -45,7 +79,29 @@ pub enum BadLine {
     /// The user name is malformed.
     #[error(transparent)]
     User(#[from] BadName),
+    /// The room name is malformed.
+    #[error(transparent)]
+    Room(#[from] BadRoomName),
+    /// The device name is malformed.
+    #[error(transparent)]
+    Device(#[from] BadDeviceName),
 }
+
+/// The names that complete the first argument of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Completes {
+    /// None.
+    Nothing,
+    /// Users.
+    Users,
+    /// Rooms.
+    Rooms,
+    /// Users and rooms.
+    Recipients,
+}
+
+/// The messages of a `history` without a count.
+const HISTORY_COUNT: u32 = 20;
 
 /// Description of a command.
 pub struct Entry {
@@ -55,10 +111,10 @@ pub struct Entry {
     pub usage: &'static str,
     /// Summary for the help.
     pub help: &'static str,
-    /// Whether the first argument is an existing user, for completion.
-    pub takes_user: bool,
+    /// The names that complete the first argument.
+    pub completes: Completes,
     /// Parses the arguments; `None` if they do not match the usage.
-    parse: fn(&str) -> Option<Result<Command, BadName>>,
+    parse: fn(&str) -> Option<Result<Command, BadLine>>,
 }
 
 /// Every command.
@@ -67,52 +123,52 @@ pub static COMMANDS: &[Entry] = &[
         name: "create",
         usage: "create USER",
         help: "create an account",
-        takes_user: false,
-        parse: |arguments| one_user(arguments, Command::Create),
+        completes: Completes::Nothing,
+        parse: |arguments| one(arguments, Command::Create),
     },
     Entry {
         name: "login",
         usage: "login USER",
         help: "log in without receiving messages",
-        takes_user: true,
-        parse: |arguments| one_user(arguments, Command::Login),
+        completes: Completes::Users,
+        parse: |arguments| one(arguments, Command::Login),
     },
     Entry {
         name: "connect",
         usage: "connect USER",
         help: "log in and receive messages",
-        takes_user: true,
-        parse: |arguments| one_user(arguments, Command::Connect),
+        completes: Completes::Users,
+        parse: |arguments| one(arguments, Command::Connect),
     },
     Entry {
         name: "disconnect",
         usage: "disconnect",
         help: "log out",
-        takes_user: false,
+        completes: Completes::Nothing,
         parse: |arguments| no_arguments(arguments, Command::Disconnect),
     },
     Entry {
         name: "password",
         usage: "password [USER]",
         help: "set a password; prompts for it",
-        takes_user: true,
+        completes: Completes::Users,
         parse: |arguments| match arguments {
             "" => Some(Ok(Command::Password(None))),
-            user => one_user(user, |user| Command::Password(Some(user))),
+            user => one(user, |user| Command::Password(Some(user))),
         },
     },
     Entry {
         name: "delete",
-        usage: "delete USER",
-        help: "delete an account and its messages",
-        takes_user: true,
-        parse: |arguments| one_user(arguments, Command::Delete),
+        usage: "delete USER|#ROOM",
+        help: "delete an account and its messages, or a room",
+        completes: Completes::Recipients,
+        parse: |arguments| one(arguments, Command::Delete),
     },
     Entry {
         name: "list",
         usage: "list [PATTERN]",
         help: "list the users, or those that match a regular expression",
-        takes_user: false,
+        completes: Completes::Nothing,
         parse: |arguments| {
             Some(Ok(Command::List(
                 (!arguments.is_empty()).then(|| arguments.into()),
@@ -121,43 +177,228 @@ pub static COMMANDS: &[Entry] = &[
     },
     Entry {
         name: "send",
-        usage: "send USER TEXT",
-        help: "send a message to a user",
-        takes_user: true,
+        usage: "send USER|#ROOM TEXT",
+        help: "send a message to a user or a room",
+        completes: Completes::Recipients,
         parse: |arguments| {
             let (user, text) = arguments.split_once(' ')?;
-            Some(user.parse().map(|user| Command::Send(user, text.into())))
+            Some(parsed(user, |user| Command::Send(user, text.into())))
+        },
+    },
+    Entry {
+        name: "join",
+        usage: "join #ROOM",
+        help: "become a member of a room",
+        completes: Completes::Rooms,
+        parse: |arguments| one(arguments, Command::Join),
+    },
+    Entry {
+        name: "leave",
+        usage: "leave #ROOM",
+        help: "leave a room",
+        completes: Completes::Rooms,
+        parse: |arguments| one(arguments, Command::Leave),
+    },
+    Entry {
+        name: "rooms",
+        usage: "rooms [PATTERN]",
+        help: "list your rooms with their unread messages, then open ones",
+        completes: Completes::Nothing,
+        parse: |arguments| {
+            Some(Ok(Command::Rooms(
+                (!arguments.is_empty()).then(|| arguments.into()),
+            )))
+        },
+    },
+    Entry {
+        name: "room",
+        usage: "room #ROOM [open|news|invite] [KEEP]",
+        help: "create or change a room that keeps messages for KEEP, such as 90d or 12h",
+        completes: Completes::Rooms,
+        parse: room,
+    },
+    Entry {
+        name: "invite",
+        usage: "invite #ROOM USER",
+        help: "invite a user to your room",
+        completes: Completes::Rooms,
+        parse: |arguments| room_and_user(arguments, Command::Invite),
+    },
+    Entry {
+        name: "expel",
+        usage: "expel #ROOM USER",
+        help: "expel a user from your room",
+        completes: Completes::Rooms,
+        parse: |arguments| room_and_user(arguments, Command::Expel),
+    },
+    Entry {
+        name: "own",
+        usage: "own #ROOM USER",
+        help: "make a member an owner of your room",
+        completes: Completes::Rooms,
+        parse: |arguments| room_and_user(arguments, Command::Own),
+    },
+    Entry {
+        name: "members",
+        usage: "members #ROOM",
+        help: "list the members of a room",
+        completes: Completes::Rooms,
+        parse: |arguments| one(arguments, Command::Members),
+    },
+    Entry {
+        name: "history",
+        usage: "history #ROOM [COUNT] [BEFORE]",
+        help: "show the last messages of a room, or those before a number",
+        completes: Completes::Rooms,
+        parse: history,
+    },
+    Entry {
+        name: "seen",
+        usage: "seen #ROOM NUMBER",
+        help: "mark the messages of a room as read up to a number",
+        completes: Completes::Rooms,
+        parse: |arguments| {
+            let [room, number] = words(arguments)?;
+            let number = number.parse().ok()?;
+            Some(parsed(room, |room| Command::Seen(room, Sequence(number))))
+        },
+    },
+    Entry {
+        name: "talk",
+        usage: "talk USER",
+        help: "talk with a user in a room of two, with history on all devices",
+        completes: Completes::Users,
+        parse: |arguments| one(arguments, Command::Talk),
+    },
+    Entry {
+        name: "block",
+        usage: "block USER",
+        help: "receive nothing more from a user",
+        completes: Completes::Users,
+        parse: |arguments| one(arguments, Command::Block),
+    },
+    Entry {
+        name: "unblock",
+        usage: "unblock USER",
+        help: "end the block of a user",
+        completes: Completes::Users,
+        parse: |arguments| one(arguments, Command::Unblock),
+    },
+    Entry {
+        name: "devices",
+        usage: "devices",
+        help: "list your devices",
+        completes: Completes::Nothing,
+        parse: |arguments| no_arguments(arguments, Command::Devices),
+    },
+    Entry {
+        name: "forget",
+        usage: "forget [DEVICE]",
+        help: "forget a device of yours, by default the one without a name",
+        completes: Completes::Nothing,
+        parse: |arguments| match arguments {
+            "" => Some(Ok(Command::Forget(None))),
+            device => one(device, |device| Command::Forget(Some(device))),
         },
     },
     Entry {
         name: "ping",
         usage: "ping",
         help: "check that the server responds",
-        takes_user: false,
+        completes: Completes::Nothing,
         parse: |arguments| no_arguments(arguments, Command::Ping),
     },
     Entry {
         name: "help",
         usage: "help",
         help: "show this list",
-        takes_user: false,
+        completes: Completes::Nothing,
         parse: |arguments| no_arguments(arguments, Command::Help),
     },
     Entry {
         name: "quit",
         usage: "quit",
         help: "leave the chat (or Ctrl-D)",
-        takes_user: false,
+        completes: Completes::Nothing,
         parse: |arguments| no_arguments(arguments, Command::Quit),
     },
 ];
 
-fn one_user(arguments: &str, command: fn(UserName) -> Command) -> Option<Result<Command, BadName>> {
-    let is_one_word = !arguments.is_empty() && !arguments.contains(char::is_whitespace);
-    is_one_word.then(|| arguments.parse().map(command))
+/// Parses the one argument of a command.
+fn one<T>(arguments: &str, command: fn(T) -> Command) -> Option<Result<Command, BadLine>>
+where
+    T: FromStr,
+    BadLine: From<T::Err>,
+{
+    let [argument] = words(arguments)?;
+    Some(parsed(argument, command))
 }
 
-fn no_arguments(arguments: &str, command: Command) -> Option<Result<Command, BadName>> {
+fn room_and_user(
+    arguments: &str,
+    command: fn(RoomName, UserName) -> Command,
+) -> Option<Result<Command, BadLine>> {
+    let [room, user] = words(arguments)?;
+    let both = || Ok(command(room.parse()?, user.parse()?));
+    Some(both())
+}
+
+fn room(arguments: &str) -> Option<Result<Command, BadLine>> {
+    let mut words = arguments.split_whitespace();
+    let (name, mode, keep) = (words.next()?, words.next(), words.next());
+    if words.next().is_some() {
+        return None;
+    }
+    let mode = mode.map_or(Some(RoomMode::Open), RoomMode::parse)?;
+    let keep_s = match keep {
+        Some(keep) => Some(seconds(keep)?),
+        None => None,
+    };
+    Some(parsed(name, |name| Command::Room(name, mode, keep_s)))
+}
+
+fn history(arguments: &str) -> Option<Result<Command, BadLine>> {
+    let mut words = arguments.split_whitespace();
+    let (name, count, before) = (words.next()?, words.next(), words.next());
+    if words.next().is_some() {
+        return None;
+    }
+    let count = count.map_or(Ok(HISTORY_COUNT), str::parse).ok()?;
+    let before = before.map_or(Ok(0), str::parse).ok()?;
+    Some(parsed(name, |name| {
+        Command::History(name, count, Sequence(before))
+    }))
+}
+
+/// Parses a time in seconds, or with the unit `m`, `h` or `d`.
+#[must_use]
+pub fn seconds(text: &str) -> Option<u64> {
+    let unit = match text.chars().last()? {
+        'm' => 60,
+        'h' => 3600,
+        'd' => 24 * 3600,
+        _ => return text.parse().ok(),
+    };
+    let (count, _) = text.split_at_checked(text.len() - 1)?;
+    count.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+/// Parses a name, and returns its command.
+fn parsed<T>(name: &str, command: impl FnOnce(T) -> Command) -> Result<Command, BadLine>
+where
+    T: FromStr,
+    BadLine: From<T::Err>,
+{
+    Ok(command(name.parse()?))
+}
+
+/// Splits arguments into exactly so many words.
+fn words<const COUNT: usize>(arguments: &str) -> Option<[&str; COUNT]> {
+    let words: Vec<_> = arguments.split_whitespace().collect();
+    words.try_into().ok()
+}
+
+fn no_arguments(arguments: &str, command: Command) -> Option<Result<Command, BadLine>> {
     arguments.is_empty().then_some(Ok(command))
 }
 
@@ -231,6 +472,41 @@ mod tests {
     }
 
     #[test]
+    fn commands_of_rooms_take_names_and_numbers() {
+        let team = || "#team".parse::<RoomName>().unwrap();
+        check(
+            "send #team hello",
+            &Command::Send(user("#team"), "hello".into()),
+        );
+        check("room #team", &Command::Room(team(), RoomMode::Open, None));
+        for (keep, seconds) in [("90d", 7_776_000), ("12h", 43_200), ("5m", 300), ("7", 7)] {
+            check(
+                &format!("room #team news {keep}"),
+                &Command::Room(team(), RoomMode::News, Some(seconds)),
+            );
+        }
+        check("invite #team bob", &Command::Invite(team(), user("bob")));
+        check("history #team", &Command::History(team(), 20, Sequence(0)));
+        check(
+            "history #team 5 812",
+            &Command::History(team(), 5, Sequence(812)),
+        );
+        check("seen #team 7", &Command::Seen(team(), Sequence(7)));
+        check("forget", &Command::Forget(None));
+        for bad in [
+            "room #team closed",
+            "room #team open 5y",
+            "room #team open 9999999999999999999d",
+            "invite #team",
+            "history #team x",
+            "seen #team",
+            "talk",
+        ] {
+            assert!(matches!(parse(bad), Err(BadLine::Usage(_))), "{bad}");
+        }
+    }
+
+    #[test]
     fn password_in_a_line_is_refused_and_hidden() {
         for line in [
             "login bob secret",
@@ -250,7 +526,12 @@ mod tests {
     fn invalid_lines_are_explained() {
         let wrong = |line| parse(line).unwrap_err().to_string();
         assert_eq!(wrong("sned bob x"), "unknown command \"sned\"; try help");
-        assert_eq!(wrong("send bob"), "usage: send USER TEXT");
+        assert_eq!(wrong("send bob"), "usage: send USER|#ROOM TEXT");
+        assert_eq!(wrong("join team"), "a room name begins with #");
+        assert_eq!(
+            wrong("forget my/phone"),
+            "a device is 1 to 32 characters of A-Z, a-z, 0-9, _ and -"
+        );
         assert_eq!(wrong("create a,b"), "a user name cannot contain ','");
         assert_eq!(wrong("quit now"), "usage: quit");
     }

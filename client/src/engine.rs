@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use hark_protocol::limits::WINDOW_MESSAGES_MAX;
 use hark_protocol::{
-    ByeReason, Code, Delivery, Incoming, OkFields, Refusal, Reply, Request, RequestId,
-    SessionToken, UserName,
+    ByeReason, Code, Delivery, Incoming, OkFields, Refusal, Reply, Request, RequestId, RoomName,
+    RoomReply, RoomRequest, SessionToken, UserName,
 };
 use rand::RngExt as _;
 use rand::distr::Alphanumeric;
@@ -179,6 +179,10 @@ impl Engine {
             (Ok(fields), Some(Request::Connect { user, .. })) => {
                 self.receive_for(user, fields.as_queued().unwrap_or(0))
                     .await
+            }
+            (Ok(fields), Some(Request::Room(RoomRequest::Attach { user, .. }))) => {
+                let queued = fields.as_attached().map_or(0, |(queued, _)| queued);
+                self.receive_for(user, queued).await
             }
             (Err(refusal), Some(_)) => {
                 self.lose_identity(refusal).await;
@@ -359,7 +363,7 @@ impl Engine {
         }
     }
 
-    /// Encodes pending requests, then the acknowledgement.
+    /// Encodes pending requests, then the acknowledgements.
     fn fill(&mut self, link: &mut Link) -> Result<(), LinkError> {
         let (now, writer) = (Now::read(), &mut link.writer);
         while writer.has_room()
@@ -368,12 +372,13 @@ impl Engine {
                 .write_next(now, |id, request| writer.queue(Some(id), request))
         {}
         // During a `connect`, an ack could refer to the wrong user.
-        if !self.outbox.is_connecting()
-            && let Some(sequence) = self.inbox.next_ack(self.end_by.is_some())
-        {
-            writer
-                .queue(None, &Request::Ack { sequence })
-                .map_err(LinkError::Protocol)?;
+        if !self.outbox.is_connecting() {
+            while writer.has_room()
+                && let Some((log, sequence)) = self.inbox.next_ack(self.end_by.is_some())
+            {
+                let ack = Request::Ack { log, sequence };
+                writer.queue(None, &ack).map_err(LinkError::Protocol)?;
+            }
         }
         Ok(())
     }
@@ -385,10 +390,8 @@ impl Engine {
                 self.outbox.reply_unreadable(id, &malformed.refusal);
                 Ok(())
             }
-            (None, Ok(Reply::String(delivery))) => {
-                self.receive_message(delivery).await;
-                Ok(())
-            }
+            (None, Ok(Reply::String(delivery))) => self.receive_message(None, delivery).await,
+            (None, Ok(Reply::Room(push))) => self.receive_push(push).await,
             (None, Ok(Reply::Bye(reason))) => {
                 self.receive_bye(reason).await;
                 Ok(())
@@ -416,8 +419,15 @@ impl Engine {
         }
     }
 
-    async fn receive_message(&mut self, delivery: Delivery) {
-        let arrival = self.inbox.push(delivery);
+    async fn receive_message(
+        &mut self,
+        room: Option<RoomName>,
+        delivery: Delivery,
+    ) -> Result<(), LinkError> {
+        let arrival = self
+            .inbox
+            .push(room, delivery)
+            .map_err(LinkError::SeenStore)?;
         if let Some(message) = arrival.message {
             self.failover.on_success();
             self.emit(Event::Message(message)).await;
@@ -425,6 +435,30 @@ impl Engine {
         if let Some(user) = arrival.caught_up {
             self.emit(Event::CaughtUp { user }).await;
         }
+        Ok(())
+    }
+
+    /// Processes a push of rooms and devices.
+    async fn receive_push(&mut self, push: RoomReply) -> Result<(), LinkError> {
+        let event = match push {
+            RoomReply::Said { room, delivery } => {
+                return self.receive_message(Some(room), delivery).await;
+            }
+            RoomReply::Gap(gap) => {
+                let Some(gap) = self.inbox.push_gap(gap) else {
+                    return Ok(());
+                };
+                Event::Gap(gap)
+            }
+            RoomReply::Joined { room, last } => Event::Joined { room, last },
+            RoomReply::Left { room, reason } => Event::Left { room, reason },
+            RoomReply::Seen { room, sequence } => Event::Seen { room, sequence },
+            RoomReply::Device { name, .. } => Event::NewDevice { name },
+            // Parts of answers have an id.
+            RoomReply::Room(_) | RoomReply::Past(_) => return Ok(()),
+        };
+        self.emit(event).await;
+        Ok(())
     }
 
     async fn receive_bye(&mut self, reason: ByeReason) {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use hark_protocol::{Refusal, Request};
+use hark_protocol::{Refusal, Request, RoomRequest};
 
 /// A request that was not, or may not have been, carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +59,8 @@ const fn clause(request: &Request) -> &'static str {
         Request::Login { .. } | Request::Connect { .. } | Request::Disconnect => {
             "the user was changed"
         }
+        Request::Room(RoomRequest::Attach { .. }) => "the user was changed",
+        Request::Room(_) => "it was carried out",
         Request::Hello { .. } | Request::List { .. } | Request::Ack { .. } | Request::Ping => {
             "it was carried out"
         }

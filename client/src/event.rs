@@ -1,14 +1,14 @@
 //! Events: messages, and the state of the link.
 
-use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hark_protocol::{Delivery, Refusal, UserName};
+use hark_protocol::message::{Gap, LeftReason};
+use hark_protocol::{Delivery, DeviceName, Refusal, RoomName, Sequence, UserName};
 use tokio::sync::{mpsc, watch};
 
-use crate::inbox::Inbox;
+use crate::inbox::Held;
 
 /// An event for the application.
 #[derive(Debug)]
@@ -16,15 +16,44 @@ pub enum Event {
     /// The state of the link has changed. Superseded states may be skipped; the
     /// last one never is.
     Link(LinkState),
-    /// A message, exactly once and in the server's order.
+    /// A message, exactly once and in the server's order of its log.
     Message(Message),
-    /// All messages that were queued at the last `connect` of `user` have been
-    /// delivered before this event.
+    /// All messages that were queued in the inbox at the last `connect` or
+    /// `attach` of `user` have been delivered before this event.
     CaughtUp {
         /// The receiving user.
         user: UserName,
     },
-    /// Another connection now receives for `user`. This client stays
+    /// Messages of a log are missing: the server has removed them.
+    Gap(MissingMessages),
+    /// The user has become a member of a room, by another device or an
+    /// administrator.
+    Joined {
+        /// The room.
+        room: RoomName,
+        /// Its last number.
+        last: Sequence,
+    },
+    /// The user is no member of a room any more. No message of the room follows.
+    Left {
+        /// The room.
+        room: RoomName,
+        /// The reason.
+        reason: LeftReason,
+    },
+    /// The read mark of the user moved, by another device.
+    Seen {
+        /// The room.
+        room: RoomName,
+        /// Number of the last read message.
+        sequence: Sequence,
+    },
+    /// The user has a new device.
+    NewDevice {
+        /// Its name.
+        name: Option<DeviceName>,
+    },
+    /// Another connection now receives for `user`, or the device was forgotten. This client stays
     /// authenticated as `user`, and does not reconnect as its receiver.
     TakenOver {
         /// The user that was received for.
@@ -102,42 +131,43 @@ impl Events {
 /// [`Self::ack`] acknowledges it. A message that is dropped instead stays on
 /// the server, which delivers it again at the next connect; until then no later
 /// message is acknowledged.
+#[derive(Debug)]
 pub struct Message {
     /// The recipient.
     pub user: UserName,
+    /// The room; `None` for a message of the inbox.
+    pub room: Option<RoomName>,
     /// Sender, time and text.
     pub delivery: Delivery,
-    pub(crate) inbox: Arc<Inbox>,
-    pub(crate) is_settled: bool,
+    pub(crate) held: Held,
 }
 
 impl Message {
     /// Marks the message as seen; the server receives the acknowledgement once
-    /// all earlier messages are acknowledged, too. Writes to the
+    /// all earlier messages of the log are acknowledged, too. Writes to the
     /// [`crate::seen::SeenStore`], which may block for a small write to a file.
     ///
     /// # Errors
     /// Any error of the store. The message is not acknowledged in that case.
-    pub fn ack(mut self) -> io::Result<()> {
-        self.inbox.mark_seen(&self.user, &self.delivery)?;
-        self.is_settled = true;
-        Ok(())
+    pub fn ack(self) -> io::Result<()> {
+        self.held.mark_seen()
     }
 }
 
-impl Drop for Message {
-    fn drop(&mut self) {
-        if !self.is_settled {
-            self.inbox.release(&self.user, &self.delivery);
-        }
-    }
+/// Messages of a log that the server has removed. Acknowledged by [`Self::ack`];
+/// otherwise it is delivered again at the next connect.
+#[derive(Debug)]
+pub struct MissingMessages {
+    /// The recipient.
+    pub user: UserName,
+    /// The log, the numbers and the count.
+    pub gap: Gap,
+    pub(crate) held: Held,
 }
 
-impl fmt::Debug for Message {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Message")
-            .field("user", &self.user)
-            .field("delivery", &self.delivery)
-            .finish()
+impl MissingMessages {
+    /// Acknowledges the gap, once the user was told about it.
+    pub fn ack(self) {
+        self.held.settle();
     }
 }

@@ -88,7 +88,7 @@ struct Shared {
     unanswered: Arc<AtomicUsize>,
 }
 
-/// The answer to `list`.
+/// The answer to `list` or `members`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
     /// The names, sorted.
@@ -134,12 +134,7 @@ impl Handle {
         user: UserName,
         password: Option<Password>,
     ) -> Result<u64, RequestError> {
-        // Read before the request: a client that cannot tell which messages
-        // were seen must not take over from another one.
-        self.shared
-            .seen
-            .load(&user)
-            .map_err(|error| RequestError::SeenStore(error.to_string()))?;
+        self.check_seen(&user)?;
         let answer = self.ask(Request::Connect { user, password }).await?;
         Ok(answer.fields.as_queued().unwrap_or(0))
     }
@@ -187,15 +182,7 @@ impl Handle {
     /// See [`RequestError`].
     pub async fn list(&self, pattern: Option<ByteString>) -> Result<Names, RequestError> {
         let answer = self.ask(Request::List { pattern }).await?;
-        let is_truncated = answer.is_cut
-            || answer
-                .fields
-                .as_listed()
-                .is_some_and(|(_, truncated)| truncated);
-        Ok(Names {
-            names: answer.names,
-            is_truncated,
-        })
+        Ok(answer.into_names())
     }
 
     /// Checks that the server responds.
@@ -239,16 +226,34 @@ impl Handle {
         self.unanswered()
     }
 
-    async fn ask(&self, request: Request) -> Result<Answer, RequestError> {
+    /// Reads the record of seen messages: a client that cannot tell which messages
+    /// were seen must not take over from another one.
+    pub(crate) fn check_seen(&self, user: &UserName) -> Result<(), RequestError> {
+        let loaded = self.shared.seen.load(user, None);
+        loaded.map_err(|error| RequestError::SeenStore(error.to_string()))?;
+        Ok(())
+    }
+
+    pub(crate) async fn ask(&self, request: Request) -> Result<Answer, RequestError> {
         self.begin(request).await?.answer().await
     }
 
+    /// Makes an `attach`, or a `connect` if the server has no devices.
+    pub(crate) async fn ask_or_connect(&self, attach: Request) -> Result<Answer, RequestError> {
+        self.begin_as(attach, true).await?.answer().await
+    }
+
     async fn begin(&self, request: Request) -> Result<Receipt, RequestError> {
+        self.begin_as(request, false).await
+    }
+
+    async fn begin_as(&self, request: Request, or_connect: bool) -> Result<Receipt, RequestError> {
         let (answer, receipt) = oneshot::channel();
         let commands = self.shared.commands.lock().await;
         let command = QueuedRequest {
             request,
             answer: Some(answer),
+            or_connect,
         };
         commands
             .send(command)

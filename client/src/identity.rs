@@ -2,7 +2,18 @@
 
 use std::borrow::Cow;
 
-use hark_protocol::{OkFields, Password, Refusal, Request, UserName};
+use hark_protocol::{DeviceName, OkFields, Password, Refusal, Request, RoomRequest, UserName};
+
+/// The delivery to a client, as known to the client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Receiving {
+    /// None.
+    Nothing,
+    /// The inbox, after a `connect`.
+    Inbox,
+    /// The inbox and all rooms for a device, after an `attach`.
+    Device(DeviceName),
+}
 
 /// The authenticated user, as known to the client.
 #[derive(Debug, Default)]
@@ -12,7 +23,7 @@ pub(crate) enum Identity {
     User {
         name: UserName,
         password: Option<Password>,
-        receives: bool,
+        receives: Receiving,
     },
     /// Authentication was lost, with the reason. Sends fail until the
     /// application logs in, connects or disconnects.
@@ -48,8 +59,13 @@ impl Identity {
         };
         let (user, password) = (name.clone(), password.clone());
         Some(match receives {
-            true => Request::Connect { user, password },
-            false => Request::Login { user, password },
+            Receiving::Inbox => Request::Connect { user, password },
+            Receiving::Device(device) => Request::Room(RoomRequest::Attach {
+                user,
+                device: device.clone(),
+                password,
+            }),
+            Receiving::Nothing => Request::Login { user, password },
         })
     }
 
@@ -57,7 +73,10 @@ impl Identity {
     /// client.
     pub(crate) fn is_changed_by(&self, request: &Request) -> bool {
         match request {
-            Request::Login { .. } | Request::Connect { .. } | Request::Disconnect => true,
+            Request::Login { .. }
+            | Request::Connect { .. }
+            | Request::Disconnect
+            | Request::Room(RoomRequest::Attach { .. }) => true,
             Request::Delete { user, .. } | Request::Password { user, .. } => {
                 self.user() == Some(user)
             }
@@ -65,8 +84,8 @@ impl Identity {
         }
     }
 
-    /// Applies a successful request. For a `connect`, returns the receiving
-    /// user and the number of queued messages.
+    /// Applies a successful request. For a `connect` or `attach`, returns the
+    /// receiving user and the number of queued messages.
     pub(crate) fn apply(
         &mut self,
         request: &Request,
@@ -77,12 +96,25 @@ impl Identity {
                 *self = Self::User {
                     name: user.clone(),
                     password: password.clone(),
-                    receives: true,
+                    receives: Receiving::Inbox,
                 };
                 return Some((user.clone(), fields.as_queued().unwrap_or(0)));
             }
+            Request::Room(RoomRequest::Attach {
+                user,
+                device,
+                password,
+            }) => {
+                *self = Self::User {
+                    name: user.clone(),
+                    password: password.clone(),
+                    receives: Receiving::Device(device.clone()),
+                };
+                let queued = fields.as_attached().map_or(0, |(queued, _)| queued);
+                return Some((user.clone(), queued));
+            }
             Request::Login { user, password } => {
-                let receives = self.is_receiving_for(user);
+                let receives = self.receiving_for(user);
                 *self = Self::User {
                     name: user.clone(),
                     password: password.clone(),
@@ -97,8 +129,11 @@ impl Identity {
         None
     }
 
-    fn is_receiving_for(&self, user: &UserName) -> bool {
-        matches!(self, Self::User { name, receives: true, .. } if name == user)
+    fn receiving_for(&self, user: &UserName) -> Receiving {
+        match self {
+            Self::User { name, receives, .. } if name == user => receives.clone(),
+            _ => Receiving::Nothing,
+        }
     }
 
     fn change_password(&mut self, user: &UserName, new: &Password) {
@@ -121,8 +156,8 @@ impl Identity {
     /// user if the client was receiving.
     pub(crate) fn taken_over(&mut self) -> Option<UserName> {
         match self {
-            Self::User { name, receives, .. } if *receives => {
-                *receives = false;
+            Self::User { name, receives, .. } if *receives != Receiving::Nothing => {
+                *receives = Receiving::Nothing;
                 Some(name.clone())
             }
             _ => None,

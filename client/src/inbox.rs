@@ -2,30 +2,38 @@
 //!
 //! The engine adds pushes ([`Inbox::push`]), the application takes messages
 //! ([`Inbox::mark_seen`]), and the engine fetches the next acknowledgement
-//! ([`Inbox::next_ack`]). An ack covers every number up to its own, so it stops
+//! ([`Inbox::next_ack`]). Each log, which is a room or the inbox of the user, is
+//! acknowledged by itself. An ack covers every number up to its own, so it stops
 //! before the first message that the application still holds or has released.
 //! Independent of frames and of the engine's task.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use hark_protocol::{Delivery, Sequence, UserName};
+use hark_protocol::message::Gap;
+use hark_protocol::{Delivery, RoomName, Sequence, UserName};
 use tokio::sync::Notify;
 
-use crate::event::Message;
+use crate::event::{Message, MissingMessages};
 use crate::seen::{MessageId, SeenStore, Window};
 use crate::sync::lock;
 
-/// Number of messages after which an ack is sent while more are held.
+/// Number of messages of a log after which an ack is sent while more are held.
 const ACK_EVERY: usize = 64;
+
+/// A log of a user: a room, or the inbox.
+type Log = Option<RoomName>;
+
+/// A push: its user, its log, and its number.
+type Key = (UserName, Log, MessageId);
 
 /// The messages of one client on their way to the application.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     store: Arc<dyn SeenStore>,
     // A lock because messages are taken on any task. Held for one operation on
-    // the tables, never during writes to the store.
+    // the tables, never during access to the store.
     state: Mutex<InboxState>,
     /// Signals that a message was settled, so that an ack may be due.
     pub(crate) changed: Notify,
@@ -35,19 +43,29 @@ pub(crate) struct Inbox {
 struct InboxState {
     /// The user that pushes belong to.
     user: Option<UserName>,
-    window: Window,
-    /// Number of successful `connect`s. An ack covers only pushes since the
-    /// last one, on the same link.
+    /// The messages of each log that the user has seen. A room is added by its
+    /// first push.
+    windows: HashMap<Log, Window>,
+    /// Number of successful `connect`s and `attach`es. An ack covers only pushes
+    /// since the last one, on the same link.
     epoch: u64,
     is_linked: bool,
     /// Unacknowledged pushes: of this user, and of former users if the
     /// application still holds them.
-    pushed: BTreeMap<(UserName, MessageId), Pushed>,
-    /// Number of pushes still to come of those queued at the last `connect`.
+    pushed: BTreeMap<Key, Pushed>,
+    /// Number of pushes still to come of those queued in the inbox at the last
+    /// `connect` or `attach`.
     queued: u64,
-    ackable: Option<Sequence>,
+    /// The logs with an acknowledgement to send.
+    acks: BTreeMap<Log, Ack>,
+}
+
+/// An acknowledgement to send.
+#[derive(Debug, Default, Clone, Copy)]
+struct Ack {
+    sequence: Sequence,
     /// Number of messages seen since the last ack.
-    seen_since: usize,
+    seen: usize,
 }
 
 #[derive(Debug)]
@@ -75,6 +93,44 @@ pub(crate) struct Arrival {
     pub(crate) caught_up: Option<UserName>,
 }
 
+/// A push that the application holds. It is released when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Held {
+    inbox: Arc<Inbox>,
+    user: UserName,
+    log: Log,
+    id: MessageId,
+    is_settled: bool,
+}
+
+impl Held {
+    /// Records the message as seen, and settles it.
+    pub(crate) fn mark_seen(mut self) -> io::Result<()> {
+        self.inbox.mark_seen(&self.user, &self.log, self.id)?;
+        self.is_settled = true;
+        Ok(())
+    }
+
+    /// Settles a push that is not recorded.
+    pub(crate) fn settle(mut self) {
+        self.is_settled = true;
+        self.inbox
+            .state()
+            .settle(&self.user, &self.log, self.id, MessageState::Seen);
+        self.inbox.changed.notify_one();
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if !self.is_settled {
+            self.inbox
+                .state()
+                .settle(&self.user, &self.log, self.id, MessageState::Released);
+        }
+    }
+}
+
 impl Inbox {
     pub(crate) fn new(store: Arc<dyn SeenStore>) -> Self {
         Self {
@@ -88,17 +144,17 @@ impl Inbox {
         lock(&self.state)
     }
 
-    /// Records a successful `connect` as `user` with `queued` messages to come.
-    /// Returns whether there are none.
+    /// Records a successful `connect` or `attach` as `user` with `queued`
+    /// messages to come in the inbox. Returns whether there are none.
     ///
     /// # Errors
     /// Any error of reading the record of seen messages. Nothing may be
     /// received in that case.
     pub(crate) fn begin(&self, user: &UserName, queued: u64) -> io::Result<bool> {
-        let window = self.store.load(user)?.into_iter().collect();
+        let window = self.store.load(user, None)?.into_iter().collect();
         let mut state = self.state();
         state.epoch += 1;
-        state.window = window;
+        state.windows = HashMap::from([(None, window)]);
         state.user = Some(user.clone());
         state.queued = queued;
         state.reset(true);
@@ -113,59 +169,108 @@ impl Inbox {
         state.reset(false);
     }
 
-    /// Processes a push. A repeated push is delivered again only if the
-    /// application has released the message.
-    pub(crate) fn push(self: &Arc<Self>, delivery: Delivery) -> Arrival {
+    /// Processes the push of a message. A repeated push is delivered again only
+    /// if the application has released the message.
+    ///
+    /// # Errors
+    /// Any error of reading the record of seen messages.
+    pub(crate) fn push(self: &Arc<Self>, log: Log, delivery: Delivery) -> io::Result<Arrival> {
+        self.load_window(&log)?;
         let mut state = self.state();
         let Some(user) = state.user.clone() else {
-            // A conforming server pushes only after a `connect`.
-            return Arrival {
+            // A conforming server pushes only after a `connect` or `attach`.
+            return Ok(Arrival {
                 message: None,
                 caught_up: None,
-            };
+            });
         };
-        let is_new = state.arrive(&user, MessageId::from(&delivery));
-        let caught_up = state.count_down().then(|| user.clone());
+        let id = MessageId::from(&delivery);
+        let is_seen = state
+            .windows
+            .get(&log)
+            .is_some_and(|window| window.contains(id));
+        let is_new = state.arrive(&user, &log, id, is_seen);
+        let caught_up = (log.is_none() && state.count_down()).then(|| user.clone());
         drop(state);
         let message = is_new.then(|| Message {
+            held: self.held(&user, &log, id),
             user,
+            room: log,
             delivery,
-            inbox: Arc::clone(self),
-            is_settled: false,
         });
-        Arrival { message, caught_up }
+        Ok(Arrival { message, caught_up })
+    }
+
+    /// Processes the push of a gap, which is not recorded: it comes again until it
+    /// is acknowledged.
+    pub(crate) fn push_gap(self: &Arc<Self>, gap: Gap) -> Option<MissingMessages> {
+        let id = MessageId {
+            sequence: gap.to,
+            time_ms: 0,
+        };
+        let mut state = self.state();
+        let user = state.user.clone()?;
+        let is_new = state.arrive(&user, &gap.log, id, false);
+        drop(state);
+        is_new.then(|| MissingMessages {
+            held: self.held(&user, &gap.log, id),
+            user,
+            gap,
+        })
+    }
+
+    fn held(self: &Arc<Self>, user: &UserName, log: &Log, id: MessageId) -> Held {
+        Held {
+            inbox: Arc::clone(self),
+            user: user.clone(),
+            log: log.clone(),
+            id,
+            is_settled: false,
+        }
+    }
+
+    /// Reads the record of a log before its first push.
+    fn load_window(&self, log: &Log) -> io::Result<()> {
+        let state = self.state();
+        let user = match &state.user {
+            Some(user) if !state.windows.contains_key(log) => user.clone(),
+            _ => return Ok(()),
+        };
+        drop(state);
+        let window = self.store.load(&user, log.as_ref())?.into_iter().collect();
+        let mut state = self.state();
+        if state.user.as_ref() == Some(&user) {
+            state.windows.entry(log.clone()).or_insert(window);
+        }
+        Ok(())
     }
 
     /// Marks a message as seen by the application.
-    pub(crate) fn mark_seen(&self, user: &UserName, delivery: &Delivery) -> io::Result<()> {
-        let message = MessageId::from(delivery);
-        self.store.record(user, message)?;
+    fn mark_seen(&self, user: &UserName, log: &Log, id: MessageId) -> io::Result<()> {
+        self.store.record(user, log.as_ref(), id)?;
         let mut state = self.state();
-        if state.user.as_ref() == Some(user) {
-            state.window.insert(message);
+        if state.user.as_ref() == Some(user)
+            && let Some(window) = state.windows.get_mut(log)
+        {
+            window.insert(id);
         }
-        state.settle(user, message, MessageState::Seen);
+        state.settle(user, log, id, MessageState::Seen);
         drop(state);
         self.changed.notify_one();
         Ok(())
     }
 
-    /// Releases a message that the application dropped without an ack.
-    pub(crate) fn release(&self, user: &UserName, delivery: &Delivery) {
-        self.state()
-            .settle(user, MessageId::from(delivery), MessageState::Released);
-    }
-
-    /// Returns the next acknowledgement, if one is due: for many messages at
-    /// once while the application holds more, otherwise or if `is_all` for all
-    /// seen.
-    pub(crate) fn next_ack(&self, is_all: bool) -> Option<Sequence> {
+    /// Returns the next acknowledgement and its log, if one is due: for many
+    /// messages at once while the application holds more of the log, otherwise or
+    /// if `is_all` for all seen.
+    pub(crate) fn next_ack(&self, is_all: bool) -> Option<(Log, Sequence)> {
         let mut state = self.state();
-        if !is_all && state.seen_since < ACK_EVERY && state.is_held() {
-            return None;
-        }
-        state.seen_since = 0;
-        state.ackable.take()
+        let is_due =
+            |(log, ack): &(&Log, &Ack)| is_all || ack.seen >= ACK_EVERY || !state.is_held(log);
+        let (log, ack) = state.acks.iter().find(is_due)?;
+        let (log, sequence) = (log.clone(), ack.sequence);
+        state.acks.remove(&log);
+        Some((log, sequence))
     }
 }
 
@@ -176,29 +281,27 @@ impl InboxState {
         self.pushed
             .retain(|_, pushed| pushed.state == MessageState::Held);
         self.is_linked = is_linked;
-        self.ackable = None;
-        self.seen_since = 0;
+        self.acks.clear();
     }
 
     /// Records a push, and returns whether to deliver it to the application.
-    fn arrive(&mut self, user: &UserName, message: MessageId) -> bool {
+    fn arrive(&mut self, user: &UserName, log: &Log, id: MessageId, is_seen: bool) -> bool {
         let epoch = self.epoch;
-        if let Some(pushed) = self.pushed.get_mut(&(user.clone(), message)) {
+        let key = (user.clone(), log.clone(), id);
+        if let Some(pushed) = self.pushed.get_mut(&key) {
             pushed.epoch = epoch;
             return false;
         }
-        let is_new = !self.window.contains(message);
-        let state = if is_new {
-            MessageState::Held
-        } else {
+        let state = if is_seen {
             MessageState::Seen
+        } else {
+            MessageState::Held
         };
-        self.pushed
-            .insert((user.clone(), message), Pushed { epoch, state });
-        if !is_new {
-            self.advance(user);
+        self.pushed.insert(key, Pushed { epoch, state });
+        if is_seen {
+            self.advance(user, log);
         }
-        is_new
+        !is_seen
     }
 
     /// Counts a push, and returns whether it was the last of those queued.
@@ -208,47 +311,58 @@ impl InboxState {
         was_last
     }
 
-    fn settle(&mut self, user: &UserName, message: MessageId, state: MessageState) {
-        let key = (user.clone(), message);
+    fn settle(&mut self, user: &UserName, log: &Log, id: MessageId, state: MessageState) {
+        let key = (user.clone(), log.clone(), id);
         let is_present = self.user.as_ref() == Some(user);
         match self.pushed.get_mut(&key) {
             Some(pushed) if is_present => pushed.state = state,
             _ => drop(self.pushed.remove(&key)),
         }
         if is_present {
-            self.advance(user);
+            self.advance(user, log);
         }
     }
 
-    /// Advances the acknowledgement over all seen messages, up to the first
-    /// other one.
-    fn advance(&mut self, user: &UserName) {
-        let start = (
-            user.clone(),
-            MessageId {
-                sequence: Sequence(0),
-                time_ms: 0,
-            },
-        );
-        while let Some((key, pushed)) = self.pushed.range(start.clone()..).next() {
-            if key.0 != *user || pushed.state != MessageState::Seen {
-                return;
-            }
-            let (key, is_current) = (key.clone(), pushed.epoch == self.epoch && self.is_linked);
+    /// Advances the acknowledgement of a log over all seen messages, up to the
+    /// first other one.
+    fn advance(&mut self, user: &UserName, log: &Log) {
+        while let Some((key, is_current)) = self.first_seen(user, log) {
             self.pushed.remove(&key);
             if is_current {
-                self.ackable = self.ackable.max(Some(key.1.sequence));
-                self.seen_since += 1;
+                let ack = self.acks.entry(log.clone()).or_default();
+                ack.sequence = ack.sequence.max(key.2.sequence);
+                ack.seen += 1;
             }
         }
     }
 
-    /// Returns whether the application holds a message of the current user.
-    fn is_held(&self) -> bool {
-        let is_held = |(key, pushed): (&(UserName, MessageId), &Pushed)| {
-            pushed.state == MessageState::Held && Some(&key.0) == self.user.as_ref()
+    /// Returns the first unacknowledged push of a log if it is seen, and whether
+    /// it came on the present link.
+    fn first_seen(&self, user: &UserName, log: &Log) -> Option<(Key, bool)> {
+        let (key, pushed) = self.pushed_of(user, log).next()?;
+        let is_current = pushed.epoch == self.epoch && self.is_linked;
+        (pushed.state == MessageState::Seen).then(|| (key.clone(), is_current))
+    }
+
+    /// Returns whether the application holds a message of this log of the
+    /// current user.
+    fn is_held(&self, log: &Log) -> bool {
+        let Some(user) = &self.user else { return false };
+        self.pushed_of(user, log)
+            .any(|(_, pushed)| pushed.state == MessageState::Held)
+    }
+
+    /// Returns the unacknowledged pushes of a log, in order.
+    fn pushed_of(&self, user: &UserName, log: &Log) -> impl Iterator<Item = (&Key, &Pushed)> {
+        let first = MessageId {
+            sequence: Sequence(0),
+            time_ms: 0,
         };
-        self.pushed.iter().any(is_held)
+        let start = (user.clone(), log.clone(), first);
+        let (user, log) = (user.clone(), log.clone());
+        self.pushed
+            .range(start..)
+            .take_while(move |(key, _)| key.0 == user && key.1 == log)
     }
 }
 
@@ -275,7 +389,7 @@ mod tests {
     }
 
     fn push(inbox: &Arc<Inbox>, n: u64) -> Option<Message> {
-        inbox.push(delivery(n)).message
+        inbox.push(None, delivery(n)).unwrap().message
     }
 
     #[test]
@@ -287,7 +401,7 @@ mod tests {
         first.ack().unwrap();
         assert_eq!(inbox.next_ack(false), None);
         second.ack().unwrap();
-        assert_eq!(inbox.next_ack(false), Some(Sequence(9)));
+        assert_eq!(inbox.next_ack(false), Some((None, Sequence(9))));
         assert_eq!(inbox.next_ack(true), None);
     }
 
@@ -297,7 +411,7 @@ mod tests {
         inbox.begin(&bob(), 0).unwrap();
         let mut held: Vec<_> = (1..=100).map(|n| push(&inbox, n).unwrap()).collect();
         held.drain(..64).for_each(|message| message.ack().unwrap());
-        assert_eq!(inbox.next_ack(false), Some(Sequence(64)));
+        assert_eq!(inbox.next_ack(false), Some((None, Sequence(64))));
     }
 
     #[test]
@@ -307,7 +421,7 @@ mod tests {
         let [first, second, third] = [1, 2, 3].map(|n| push(&inbox, n).unwrap());
         first.ack().unwrap();
         third.ack().unwrap();
-        assert_eq!(inbox.next_ack(true), Some(Sequence(1)));
+        assert_eq!(inbox.next_ack(true), Some((None, Sequence(1))));
         drop(second);
         assert_eq!(inbox.next_ack(true), None);
         inbox.link_lost();
@@ -315,7 +429,7 @@ mod tests {
         let again = push(&inbox, 2).expect("it was given back");
         assert!(push(&inbox, 3).is_none(), "it was taken");
         again.ack().unwrap();
-        assert_eq!(inbox.next_ack(false), Some(Sequence(3)));
+        assert_eq!(inbox.next_ack(false), Some((None, Sequence(3))));
     }
 
     #[test]
@@ -329,7 +443,7 @@ mod tests {
         inbox.begin(&bob(), 1).unwrap();
         assert_eq!(inbox.next_ack(true), None, "not pushed on this link yet");
         assert!(push(&inbox, 1).is_none());
-        assert_eq!(inbox.next_ack(false), Some(Sequence(1)));
+        assert_eq!(inbox.next_ack(false), Some((None, Sequence(1))));
     }
 
     #[test]
@@ -342,16 +456,16 @@ mod tests {
         assert_eq!(inbox.next_ack(true), None);
         inbox.begin(&bob(), 1).unwrap();
         assert!(push(&inbox, 7).is_none());
-        assert_eq!(inbox.next_ack(false), Some(Sequence(7)));
+        assert_eq!(inbox.next_ack(false), Some((None, Sequence(7))));
     }
 
     #[test]
     fn end_of_queued_messages_is_reported() {
         let inbox = inbox();
         assert!(!inbox.begin(&bob(), 2).unwrap());
-        assert!(inbox.push(delivery(1)).caught_up.is_none());
-        assert!(inbox.push(delivery(2)).caught_up.is_some());
-        assert!(inbox.push(delivery(3)).caught_up.is_none());
+        assert!(inbox.push(None, delivery(1)).unwrap().caught_up.is_none());
+        assert!(inbox.push(None, delivery(2)).unwrap().caught_up.is_some());
+        assert!(inbox.push(None, delivery(3)).unwrap().caught_up.is_none());
         assert!(inbox.begin(&bob(), 0).unwrap());
     }
 
@@ -361,5 +475,57 @@ mod tests {
         inbox.begin(&bob(), 0).unwrap();
         (1..=1000).for_each(|n| push(&inbox, n).unwrap().ack().unwrap());
         assert!(inbox.state().pushed.is_empty());
+    }
+
+    #[test]
+    fn each_log_is_acknowledged_by_itself() {
+        let inbox = inbox();
+        inbox.begin(&bob(), 1).unwrap();
+        let team: RoomName = "#team".parse().unwrap();
+        let of_room = |n| {
+            let arrival = inbox.push(Some(team.clone()), delivery(n)).unwrap();
+            assert!(
+                arrival.caught_up.is_none(),
+                "the inbox has a message to come"
+            );
+            arrival.message
+        };
+        let direct = push(&inbox, 5).unwrap();
+        let (first, second) = (of_room(5).unwrap(), of_room(6).unwrap());
+        second.ack().unwrap();
+        assert_eq!(inbox.next_ack(true), None, "the first is held");
+        first.ack().unwrap();
+        assert_eq!(
+            inbox.next_ack(false),
+            Some((Some(team.clone()), Sequence(6)))
+        );
+        inbox.link_lost();
+        inbox.begin(&bob(), 1).unwrap();
+        assert!(of_room(6).is_none(), "it was seen");
+        assert_eq!(
+            inbox.next_ack(false),
+            Some((Some(team.clone()), Sequence(6)))
+        );
+        direct.ack().unwrap();
+        assert!(push(&inbox, 5).is_none());
+        assert_eq!(inbox.next_ack(false), Some((None, Sequence(5))));
+    }
+
+    #[test]
+    fn gap_comes_again_until_it_is_acknowledged() {
+        let inbox = inbox();
+        inbox.begin(&bob(), 0).unwrap();
+        let gap = Gap {
+            log: Some("#team".parse().unwrap()),
+            from: Sequence(1),
+            to: Sequence(7),
+            count: 3,
+        };
+        drop(inbox.push_gap(gap.clone()).unwrap());
+        assert_eq!(inbox.next_ack(true), None);
+        inbox.link_lost();
+        inbox.begin(&bob(), 0).unwrap();
+        inbox.push_gap(gap.clone()).unwrap().ack();
+        assert_eq!(inbox.next_ack(false), Some((gap.log, Sequence(7))));
     }
 }

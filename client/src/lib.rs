@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | [`config`] | servers, timeouts and bounds |
 //! | [`handle`] | requests and their answers |
+//! | [`rooms`] | requests of rooms and devices |
 //! | [`event`] | messages and the state of the link |
 //! | [`seen`] | the messages that a reader has processed, across restarts |
 //! | [`dial`], [`tls`] | opening of connections |
@@ -41,6 +42,7 @@ mod link;
 #[cfg(feature = "grpc")]
 pub mod logs;
 mod outbox;
+pub mod rooms;
 pub mod seen;
 // Public for the program `hark` only.
 #[doc(hidden)]
@@ -49,6 +51,6 @@ pub mod tls;
 
 pub use config::{Config, Server, Timing, Transport};
 pub use error::RequestError;
-pub use event::{Event, Events, LinkState, Message};
+pub use event::{Event, Events, LinkState, Message, MissingMessages};
 pub use handle::{Client, Handle, Names, Receipt};
 pub use tls::Trust;

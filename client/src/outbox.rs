@@ -18,12 +18,14 @@ use std::time::{Duration, SystemTime};
 use hark_protocol::correlation::Calls;
 use hark_protocol::limits::SENDS_UNANSWERED_MAX;
 use hark_protocol::{
-    Code, Failure, OkFields, Refusal, Reply, Request, RequestId, SessionToken, UserName,
+    Code, Failure, OkFields, Refusal, Reply, Request, RequestId, RoomReply, RoomRequest,
+    SessionToken, UserName,
 };
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::error::RequestError;
+use crate::handle::Names;
 use crate::identity::Identity;
 
 /// Boundary of the id ranges: sends take the ids below, other requests the ids
@@ -37,9 +39,11 @@ const OTHERS_MAX: usize = 256;
 #[derive(Debug, Default)]
 pub(crate) struct Answer {
     pub(crate) fields: OkFields,
-    /// The names, if this answers `list`.
+    /// The names, if this answers `list` or `members`.
     pub(crate) names: Vec<UserName>,
-    /// Whether names were dropped because of the client's own limit.
+    /// The parts, if this answers `rooms`, `devices` or `history`.
+    pub(crate) parts: Vec<RoomReply>,
+    /// Whether names or parts were dropped because of the client's own limit.
     pub(crate) is_cut: bool,
 }
 
@@ -49,6 +53,8 @@ pub(crate) struct QueuedRequest {
     pub(crate) request: Request,
     /// `None` for the client's own pings.
     pub(crate) answer: Option<oneshot::Sender<Result<Answer, RequestError>>>,
+    /// Whether an `attach` becomes a `connect` if the server has no devices.
+    pub(crate) or_connect: bool,
 }
 
 /// The effect of a reply beyond its request.
@@ -89,6 +95,8 @@ struct Pending {
     first_written: Option<Now>,
     /// Whether this is a barrier.
     is_barrier: bool,
+    /// Whether this was repeated on another link.
+    is_repeat: bool,
 }
 
 /// All unanswered requests.
@@ -112,7 +120,7 @@ pub(crate) struct Outbox {
     barrier: Option<QueuedRequest>,
     /// Whether a barrier is in flight.
     is_barrier_in_flight: bool,
-    /// Whether the barrier is a `connect`.
+    /// Whether the barrier is a `connect` or `attach`.
     is_connecting: bool,
 }
 
@@ -179,7 +187,10 @@ impl Outbox {
         let is_barrier = self.identity.is_changed_by(&command.request);
         if is_barrier {
             self.is_barrier_in_flight = true;
-            self.is_connecting = matches!(command.request, Request::Connect { .. });
+            self.is_connecting = matches!(
+                command.request,
+                Request::Connect { .. } | Request::Room(RoomRequest::Attach { .. })
+            );
         }
         if let Some(id) = self.new_id(is_send) {
             let pending = Pending {
@@ -187,6 +198,7 @@ impl Outbox {
                 answer: Answer::default(),
                 first_written: None,
                 is_barrier,
+                is_repeat: false,
             };
             self.fresh.push_back((id, pending));
         }
@@ -206,7 +218,7 @@ impl Outbox {
         Some(id)
     }
 
-    /// Returns whether a `connect` is in flight, during which nothing may be
+    /// Returns whether a `connect` or `attach` is in flight, during which nothing may be
     /// acknowledged.
     pub(crate) const fn is_connecting(&self) -> bool {
         self.is_connecting
@@ -280,6 +292,13 @@ impl Outbox {
         };
         match reply {
             Reply::Ok(fields) => return self.succeed(id, pending, fields),
+            Reply::NotOk(refusal) if pending.falls_back(&refusal) => {
+                pending.connect();
+                self.fresh.push_front((id, pending));
+            }
+            Reply::NotOk(refusal) if pending.is_done_by(&refusal) => {
+                return self.succeed(id, pending, OkFields::None);
+            }
             Reply::NotOk(refusal) => self.conclude(id, pending, Err(refusal.into())),
             Reply::List(names) => {
                 pending.answer.add(names, self.names_max);
@@ -289,6 +308,10 @@ impl Outbox {
                 failure,
                 explanation,
             } => return self.fail(id, pending, failure, explanation),
+            Reply::Room(part) => {
+                pending.answer.add_part(part, self.names_max);
+                self.register(id, pending);
+            }
             // Neither is a reply, despite its id.
             Reply::String(_) | Reply::Bye(_) => self.register(id, pending),
         }
@@ -308,6 +331,7 @@ impl Outbox {
         self.enqueue(QueuedRequest {
             request: Request::Ping,
             answer: None,
+            or_connect: false,
         });
     }
 
@@ -353,6 +377,7 @@ impl Outbox {
                 }
                 request if is_repeatable(request) => {
                     pending.answer = Answer::default();
+                    pending.is_repeat = true;
                     self.register(id, pending);
                     self.repeats.push_back(id);
                 }
@@ -464,11 +489,54 @@ impl Outbox {
 }
 
 impl Answer {
+    /// Returns the names.
+    pub(crate) fn into_names(self) -> Names {
+        let is_truncated = |(_, truncated)| truncated;
+        Names {
+            is_truncated: self.is_cut || self.fields.as_listed().is_some_and(is_truncated),
+            names: self.names,
+        }
+    }
+
     /// Adds names up to the limit `names_max`.
     fn add(&mut self, names: Vec<UserName>, names_max: usize) {
         let room = names_max.saturating_sub(self.names.len());
         self.is_cut |= names.len() > room;
         self.names.extend(names.into_iter().take(room));
+    }
+
+    /// Adds a part up to the limit `parts_max`.
+    fn add_part(&mut self, part: RoomReply, parts_max: usize) {
+        if self.parts.len() < parts_max {
+            self.parts.push(part);
+        } else {
+            self.is_cut = true;
+        }
+    }
+}
+
+impl Pending {
+    /// Returns whether this refusal of a repeat shows that the first attempt
+    /// succeeded: a user that has left a room may not see it any more.
+    fn is_done_by(&self, refusal: &Refusal) -> bool {
+        let is_leave = matches!(self.command.request, Request::Room(RoomRequest::Leave(_)));
+        self.is_repeat && is_leave && refusal.code == Code::NoSuchUser
+    }
+
+    /// Returns whether this refusal turns an `attach` into a `connect`.
+    fn falls_back(&self, refusal: &Refusal) -> bool {
+        self.command.or_connect && refusal.code == Code::UnknownCommand
+    }
+
+    /// Turns an `attach` into a `connect`. It stays the barrier that it is.
+    fn connect(&mut self) {
+        self.command.or_connect = false;
+        if let Request::Room(RoomRequest::Attach { user, password, .. }) = &self.command.request {
+            self.command.request = Request::Connect {
+                user: user.clone(),
+                password: password.clone(),
+            };
+        }
     }
 }
 
@@ -482,6 +550,7 @@ const fn is_repeatable(request: &Request) -> bool {
             | Request::Login { .. }
             | Request::List { .. }
             | Request::Ping
+            | Request::Room(_)
     )
 }
 
@@ -513,6 +582,7 @@ mod tests {
         outbox.accept(QueuedRequest {
             request,
             answer: Some(answer),
+            or_connect: false,
         });
         waiting
     }

@@ -2,7 +2,9 @@
 
 use std::fmt::{Debug, Formatter, Result};
 
-use crate::v1::{ConnectRequest, CreateRequest, Credentials, DeleteRequest, PasswordRequest};
+use crate::v1::{
+    AttachRequest, ConnectRequest, CreateRequest, Credentials, DeleteRequest, PasswordRequest,
+};
 
 macro_rules! shown_without_password {
     ($($message:ident),*) => {$(
@@ -19,5 +21,6 @@ shown_without_password!(
     CreateRequest,
     PasswordRequest,
     DeleteRequest,
-    ConnectRequest
+    ConnectRequest,
+    AttachRequest
 );

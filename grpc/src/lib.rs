@@ -5,11 +5,13 @@
 //! | [`v1`], [`helloworld`] | the generated code |
 //! | [`request`] | translation between a call or a [`v1::ChatRequest`] and a [`hark_protocol::Request`] |
 //! | [`reply`] | translation between a [`hark_protocol::Reply`] and a [`v1::ChatReply`] |
+//! | [`rooms`] | both, for rooms and devices |
 //! | [`status`] | translation of refusals and failures to the status of a call |
 
 mod debug;
 pub mod reply;
 pub mod request;
+pub mod rooms;
 pub mod status;
 
 /// `hark.v1`: the chat, and the log of the server.

@@ -5,6 +5,7 @@ use hark_protocol::{
     Sequence, UserName,
 };
 
+use crate::rooms;
 use crate::v1::chat_reply::Reply;
 use crate::v1::{
     Bye, ChatReply, Connected, DeleteReply, Error, Listed, Message, Names, NotOk, Ok as Done,
@@ -31,6 +32,7 @@ pub fn outgoing(id: Option<RequestId>, reply: hark_protocol::Reply) -> Option<Ch
             code: failure.as_str().to_owned(),
             explanation: explanation.into_owned(),
         }),
+        hark_protocol::Reply::Room(reply) => rooms::outgoing(reply),
     };
     Some(ChatReply {
         id: id.map_or(0, RequestId::value),
@@ -54,18 +56,24 @@ impl TryFrom<Reply> for hark_protocol::Reply {
 
     fn try_from(reply: Reply) -> Result<Self, Refusal> {
         Ok(match reply {
-            Reply::Ok(Done { sequence: None }) => Self::Ok(OkFields::None),
-            Reply::Ok(Done {
-                sequence: Some(sequence),
-            }) => Self::Ok(OkFields::Stored(Sequence(sequence))),
+            Reply::Ok(done) => Self::Ok(ok_fields(&done)?),
             Reply::Hello(Opened {
                 version,
                 frame_bytes_max,
             }) => {
-                let bytes = usize::try_from(frame_bytes_max).unwrap_or(usize::MAX);
+                let bytes = size(u64::from(frame_bytes_max));
                 Self::Ok(OkFields::Hello(version, bytes))
             }
-            Reply::Connected(Connected { queued, .. }) => Self::Ok(OkFields::Queued(queued)),
+            Reply::Connected(Connected {
+                queued,
+                rooms: None,
+                ..
+            }) => Self::Ok(OkFields::Queued(queued)),
+            Reply::Connected(Connected {
+                queued,
+                rooms: Some(rooms),
+                ..
+            }) => Self::Ok(OkFields::Attached(queued, size(rooms))),
             Reply::Deleted(DeleteReply { existed }) => Self::Ok(OkFields::Deleted(existed)),
             Reply::Names(Names { names }) => Self::List(
                 names
@@ -73,10 +81,9 @@ impl TryFrom<Reply> for hark_protocol::Reply {
                     .map(|name| name.parse())
                     .collect::<Result<_, _>>()?,
             ),
-            Reply::Listed(Listed { count, truncated }) => Self::Ok(OkFields::Listed(
-                usize::try_from(count).unwrap_or(usize::MAX),
-                truncated,
-            )),
+            Reply::Listed(Listed { count, truncated }) => {
+                Self::Ok(OkFields::Listed(size(count), truncated))
+            }
             Reply::Message(message) => Self::String(message.try_into()?),
             Reply::Bye(Bye { reason }) => match ByeReason::parse(&reason) {
                 Some(reason) => Self::Bye(reason),
@@ -92,6 +99,7 @@ impl TryFrom<Reply> for hark_protocol::Reply {
                 },
                 None => return Err(bad_reply("unknown code of an error")),
             },
+            reply => Self::Room(rooms::incoming(reply)?),
         })
     }
 }
@@ -158,12 +166,43 @@ pub fn texts(names: &[UserName]) -> Vec<String> {
     names.iter().map(UserName::to_string).collect()
 }
 
+/// Returns the fields of an `ok`, by the first one that is present.
+fn ok_fields(done: &Done) -> Result<OkFields, Refusal> {
+    Ok(if let Some(sequence) = done.sequence {
+        OkFields::Stored(Sequence(sequence))
+    } else if let Some(last) = done.last {
+        OkFields::Joined(Sequence(last), done.held.unwrap_or_default())
+    } else if let Some(room) = &done.room {
+        OkFields::Room(room.parse()?)
+    } else if let Some(count) = done.count {
+        OkFields::Past(size(count), Sequence(done.oldest.unwrap_or_default()))
+    } else {
+        OkFields::None
+    })
+}
+
 fn done(fields: &OkFields) -> Reply {
+    let none = Done::default();
     match *fields {
         // A server sends no decoded fields.
-        OkFields::None | OkFields::Encoded(_) => Reply::Ok(Done { sequence: None }),
+        OkFields::None | OkFields::Encoded(_) => Reply::Ok(none),
         OkFields::Stored(sequence) => Reply::Ok(Done {
             sequence: Some(sequence.0),
+            ..none
+        }),
+        OkFields::Joined(last, held) => Reply::Ok(Done {
+            last: Some(last.0),
+            held: Some(held),
+            ..none
+        }),
+        OkFields::Room(ref room) => Reply::Ok(Done {
+            room: Some(room.to_string()),
+            ..none
+        }),
+        OkFields::Past(count, oldest) => Reply::Ok(Done {
+            count: Some(count as u64),
+            oldest: Some(oldest.0),
+            ..none
         }),
         OkFields::Hello(version, bytes) => Reply::Hello(Opened {
             version,
@@ -171,17 +210,27 @@ fn done(fields: &OkFields) -> Reply {
         }),
         OkFields::Queued(queued) => Reply::Connected(Connected {
             queued,
-            receipt: String::new(),
+            ..Connected::default()
+        }),
+        OkFields::Attached(queued, rooms) => Reply::Connected(Connected {
+            queued,
+            rooms: Some(rooms as u64),
+            ..Connected::default()
         }),
         OkFields::Deleted(existed) => Reply::Deleted(DeleteReply { existed }),
         OkFields::Listed(count, truncated) => Reply::Listed(Listed {
-            count: u64::try_from(count).unwrap_or(u64::MAX),
+            count: count as u64,
             truncated,
         }),
     }
 }
 
-fn bad_reply(explanation: &'static str) -> Refusal {
+/// Returns a count of this machine.
+fn size(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
+}
+
+pub(crate) fn bad_reply(explanation: &'static str) -> Refusal {
     Refusal::new(Code::BadRequest, explanation)
 }
 
@@ -210,6 +259,10 @@ mod tests {
             Reply::Ok(OkFields::Hello(1, 65_536)),
             Reply::Ok(OkFields::Queued(3)),
             Reply::Ok(OkFields::Stored(Sequence(3))),
+            Reply::Ok(OkFields::Attached(3, 2)),
+            Reply::Ok(OkFields::Joined(Sequence(3), 2)),
+            Reply::Ok(OkFields::Room("#team".parse().unwrap())),
+            Reply::Ok(OkFields::Past(0, Sequence(0))),
             Reply::Ok(OkFields::Deleted(true)),
             Reply::Ok(OkFields::Deleted(false)),
             Reply::List(names.clone()),
@@ -229,7 +282,8 @@ mod tests {
             },
         ];
         let refusals = Code::ALL.map(|code| Reply::NotOk(Refusal::new(code, "7 s to wait")));
-        for (id, reply) in (1..).zip(given.into_iter().chain(refusals)) {
+        let of_rooms = rooms::tests::replies().into_iter().map(Reply::Room);
+        for (id, reply) in (1..).zip(given.into_iter().chain(refusals).chain(of_rooms)) {
             let id = RequestId::new(id);
             let bytes = outgoing(id, reply.clone()).unwrap().encode_to_vec();
             assert_eq!(

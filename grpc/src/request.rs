@@ -7,10 +7,11 @@ use hark_protocol::{
 };
 use zeroize::Zeroizing;
 
+use crate::rooms;
 use crate::v1::chat_request::Command;
 use crate::v1::{
-    ChatRequest, ConnectRequest, CreateRequest, Credentials, DeleteRequest, Disconnect, Hello,
-    Idempotency, List, ListRequest, PasswordRequest, Ping, Send, SendRequest,
+    AckRoom, ChatRequest, ConnectRequest, CreateRequest, Credentials, DeleteRequest, Disconnect,
+    Hello, Idempotency, List, ListRequest, PasswordRequest, Ping, Send, SendRequest,
 };
 
 /// Decodes a request of `BiDiChat`. Every request except `ack` has an id.
@@ -19,9 +20,7 @@ pub fn incoming(request: ChatRequest) -> Incoming<Request> {
     let id = RequestId::new(request.id);
     let is_hello = matches!(request.command, Some(Command::Hello(_)));
     let message = match request.command {
-        Some(Command::Ack(sequence)) => Ok(Request::Ack {
-            sequence: Sequence(sequence),
-        }),
+        Some(command @ (Command::Ack(_) | Command::AckRoom(_))) => command.try_into(),
         _ if id.is_none() => Err(without_id()),
         Some(command) => command.try_into(),
         None => Err(Refusal::new(Code::UnknownCommand, "unknown command")),
@@ -74,9 +73,15 @@ impl TryFrom<Command> for Request {
                 text: text.into(),
             }),
             Command::Ack(sequence) => Ok(Self::Ack {
+                log: None,
+                sequence: Sequence(sequence),
+            }),
+            Command::AckRoom(AckRoom { room, sequence }) => Ok(Self::Ack {
+                log: Some(room.parse()?),
                 sequence: Sequence(sequence),
             }),
             Command::Ping(Ping {}) => Ok(Self::Ping),
+            command => rooms::request(command).map(Self::Room),
         }
     }
 }
@@ -120,8 +125,19 @@ impl From<Request> for Command {
                 to: user.to_string(),
                 text: text.to_string(),
             }),
-            Request::Ack { sequence } => Self::Ack(sequence.0),
+            Request::Ack {
+                log: None,
+                sequence,
+            } => Self::Ack(sequence.0),
+            Request::Ack {
+                log: Some(room),
+                sequence,
+            } => Self::AckRoom(AckRoom {
+                room: room.to_string(),
+                sequence: sequence.0,
+            }),
             Request::Ping => Self::Ping(Ping {}),
+            Request::Room(request) => rooms::command(request),
         }
     }
 }
@@ -244,7 +260,7 @@ fn without_id() -> Refusal {
 }
 
 /// Refuses a login in a request of a stream, and wipes it in any case.
-fn without_login(login: Option<Credentials>) -> Result<(), Refusal> {
+pub(crate) fn without_login(login: Option<Credentials>) -> Result<(), Refusal> {
     let Some(Credentials { password, .. }) = login else {
         return Ok(());
     };
@@ -262,7 +278,7 @@ fn list(pattern: String) -> Request {
 }
 
 /// Parses an optional password, and wipes the input in any case.
-fn secret(password: String) -> Result<Option<Password>, Refusal> {
+pub(crate) fn secret(password: String) -> Result<Option<Password>, Refusal> {
     let password = Zeroizing::new(password);
     if password.is_empty() {
         Ok(None)
@@ -271,7 +287,7 @@ fn secret(password: String) -> Result<Option<Password>, Refusal> {
     }
 }
 
-fn exposed(password: Option<Password>) -> String {
+pub(crate) fn exposed(password: Option<Password>) -> String {
     password.map_or_else(String::new, |password| password.expose().to_owned())
 }
 
@@ -338,6 +354,9 @@ mod tests {
             },
             Request::Ping,
         ]
+        .into_iter()
+        .chain(rooms::tests::requests().into_iter().map(Request::Room))
+        .collect()
     }
 
     #[test]
@@ -348,13 +367,16 @@ mod tests {
             let arrived = incoming(ChatRequest::decode(&*bytes).unwrap());
             assert_eq!(arrived, Frame::new(id, Ok(request)));
         }
-        let ack = Request::Ack {
-            sequence: Sequence(u64::MAX),
-        };
-        assert_eq!(
-            incoming(outgoing(None, ack.clone())),
-            Frame::new(None, Ok(ack))
-        );
+        for log in [None, Some("#team".parse().unwrap())] {
+            let ack = Request::Ack {
+                log,
+                sequence: Sequence(u64::MAX),
+            };
+            assert_eq!(
+                incoming(outgoing(None, ack.clone())),
+                Frame::new(None, Ok(ack))
+            );
+        }
     }
 
     #[track_caller]

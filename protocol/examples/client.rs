@@ -111,6 +111,7 @@ fn receive(server: &str, user: &UserName) -> Result<()> {
                     connection.write(
                         0,
                         &Request::Ack {
+                            log: None,
                             sequence: message.sequence,
                         },
                     )?;

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use crate::name::{BadName, BadPassword, BadToken};
+use crate::name::{BadDeviceName, BadName, BadPassword, BadRoomName, BadToken};
 
 /// The reason why a connection stops receiving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,6 +159,18 @@ impl Refusal {
 
 impl From<BadName> for Refusal {
     fn from(bad: BadName) -> Self {
+        Self::new(Code::BadName, bad.to_string())
+    }
+}
+
+impl From<BadRoomName> for Refusal {
+    fn from(bad: BadRoomName) -> Self {
+        Self::new(Code::BadName, bad.to_string())
+    }
+}
+
+impl From<BadDeviceName> for Refusal {
+    fn from(bad: BadDeviceName) -> Self {
         Self::new(Code::BadName, bad.to_string())
     }
 }

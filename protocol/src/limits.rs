@@ -7,6 +7,12 @@ pub const COMMAND_BYTES: usize = 15;
 /// Largest user name, in bytes.
 pub const USER_NAME_BYTES_MAX: usize = 64;
 
+/// Largest room name, in bytes, including its `#`.
+pub const ROOM_NAME_BYTES_MAX: usize = 64;
+
+/// Largest device name, in bytes.
+pub const DEVICE_NAME_BYTES_MAX: usize = 32;
+
 /// Largest password, in bytes.
 pub const PASSWORD_BYTES_MAX: usize = 256;
 

@@ -10,7 +10,10 @@ use std::sync::Arc;
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
-use crate::limits::{PASSWORD_BYTES_MAX, SESSION_TOKEN_BYTES_MAX, USER_NAME_BYTES_MAX};
+use crate::limits::{
+    DEVICE_NAME_BYTES_MAX, PASSWORD_BYTES_MAX, ROOM_NAME_BYTES_MAX, SESSION_TOKEN_BYTES_MAX,
+    USER_NAME_BYTES_MAX,
+};
 
 /// A user name: 1 to 64 bytes of UTF-8 without commas, white space or control
 /// characters. Names are compared byte for byte. Clones share the text.
@@ -93,6 +96,162 @@ impl fmt::Debug for UserName {
     }
 }
 
+/// A room name: `#` and 1 to 63 bytes of letters, digits, `-`, `_` and `.`, compared byte
+/// for byte; or the name of the conversation of two users, `#=` and 26 characters of
+/// base32. Clones share the text.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RoomName(Arc<str>);
+
+/// An invalid room name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadRoomName {
+    /// The text does not begin with `#`.
+    #[error("a room name begins with #")]
+    NoMark,
+    /// Nothing follows the `#`.
+    #[error("a room name has at least one character after its #")]
+    Empty,
+    /// The text is longer than [`ROOM_NAME_BYTES_MAX`].
+    #[error("a room name has at most {ROOM_NAME_BYTES_MAX} bytes; this one has {0}")]
+    TooLong(usize),
+    /// The text contains a forbidden character.
+    #[error("a room name has letters, digits, -, _ and . after its #, not {0:?}")]
+    Forbidden(char),
+}
+
+impl RoomName {
+    /// The first character of every room name.
+    pub const MARK: char = '#';
+
+    /// The beginning of the name of a conversation of two.
+    const CONVERSATION: &str = "#=";
+
+    /// Length of a digest in the name of a conversation, in characters.
+    const DIGEST_CHARS: usize = 26;
+
+    /// Returns the name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Returns whether this is the name of a conversation of two.
+    #[must_use]
+    pub fn is_conversation(&self) -> bool {
+        self.0.starts_with(Self::CONVERSATION)
+    }
+
+    /// Returns the name of the conversation whose users have this digest: the SHA-256 of
+    /// the smaller name, a zero byte, and the larger name. Its first 130 bits count.
+    #[must_use]
+    pub fn conversation(digest: &[u8; 32]) -> Self {
+        const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+        let mut name = String::from(Self::CONVERSATION);
+        let (mut bits, mut count) = (0_u32, 0);
+        for &byte in digest {
+            (bits, count) = (bits << 8 | u32::from(byte), count + 8);
+            while count >= 5 {
+                count -= 5;
+                let place = (bits >> count) as usize % ALPHABET.len();
+                name.extend(ALPHABET.get(place).map(|&letter| char::from(letter)));
+            }
+        }
+        name.truncate(Self::CONVERSATION.len() + Self::DIGEST_CHARS);
+        Self(name.into())
+    }
+}
+
+impl FromStr for RoomName {
+    type Err = BadRoomName;
+
+    fn from_str(text: &str) -> Result<Self, BadRoomName> {
+        let rest = text.strip_prefix(Self::MARK).ok_or(BadRoomName::NoMark)?;
+        if text.len() > ROOM_NAME_BYTES_MAX {
+            return Err(BadRoomName::TooLong(text.len()));
+        }
+        if let Some(digest) = text.strip_prefix(Self::CONVERSATION) {
+            let is_base32 = |b: u8| matches!(b, b'A'..=b'Z' | b'2'..=b'7');
+            return if digest.len() == Self::DIGEST_CHARS && digest.bytes().all(is_base32) {
+                Ok(Self(text.into()))
+            } else {
+                Err(BadRoomName::Forbidden('='))
+            };
+        }
+        let is_allowed = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
+        match rest.chars().find(|&c| !is_allowed(c)) {
+            _ if rest.is_empty() => Err(BadRoomName::Empty),
+            Some(c) => Err(BadRoomName::Forbidden(c)),
+            None => Ok(Self(text.into())),
+        }
+    }
+}
+
+impl Borrow<str> for RoomName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RoomName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for RoomName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+/// The name of a device of a user: 1 to 32 characters of `A-Za-z0-9_-`. Clones share the
+/// text.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceName(Arc<str>);
+
+/// An invalid device name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a device is 1 to {DEVICE_NAME_BYTES_MAX} characters of A-Z, a-z, 0-9, _ and -")]
+pub struct BadDeviceName;
+
+impl DeviceName {
+    /// Returns the name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for DeviceName {
+    type Err = BadDeviceName;
+
+    fn from_str(text: &str) -> Result<Self, BadDeviceName> {
+        if is_word(text, DEVICE_NAME_BYTES_MAX) {
+            Ok(Self(text.into()))
+        } else {
+            Err(BadDeviceName)
+        }
+    }
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+/// Returns whether a text has 1 to `bytes_max` characters of `A-Za-z0-9_-`.
+fn is_word(text: &str, bytes_max: usize) -> bool {
+    let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+    (1..=bytes_max).contains(&text.len()) && text.bytes().all(is_allowed)
+}
+
 /// A password: 1 to 256 bytes of UTF-8 without commas or control characters. It
 /// is wiped from memory on drop, hidden by `Debug`, and compared in constant
 /// time if the lengths are equal.
@@ -173,9 +332,7 @@ impl FromStr for SessionToken {
     type Err = BadToken;
 
     fn from_str(text: &str) -> Result<Self, BadToken> {
-        let fits = (1..=SESSION_TOKEN_BYTES_MAX).contains(&text.len());
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
-        if fits && text.bytes().all(allowed) {
+        if is_word(text, SESSION_TOKEN_BYTES_MAX) {
             Ok(Self(text.into()))
         } else {
             Err(BadToken)
@@ -261,6 +418,55 @@ mod tests {
         assert_eq!(check("(anonymous)"), Err(BadName::Reserved('(')));
         assert_eq!(check("#room"), Err(BadName::Reserved('#')));
         assert_eq!(check("bob(#)"), Ok(()));
+    }
+
+    #[test]
+    fn room_name_bounds_and_characters_are_checked() {
+        let check = |text: &str| text.parse::<RoomName>().map(|name| name.to_string());
+        for good in [
+            "#a",
+            "#team-7_b.c",
+            "#büro",
+            &format!("#{}", "x".repeat(63)),
+        ] {
+            assert_eq!(check(good), Ok(good.to_owned()));
+        }
+        assert_eq!(check("team"), Err(BadRoomName::NoMark));
+        assert_eq!(check(""), Err(BadRoomName::NoMark));
+        assert_eq!(check("#"), Err(BadRoomName::Empty));
+        let long = format!("#{}", "x".repeat(64));
+        assert_eq!(check(&long), Err(BadRoomName::TooLong(65)));
+        for c in ['#', ',', ' ', '=', '\0', '/'] {
+            assert_eq!(check(&format!("#a{c}")), Err(BadRoomName::Forbidden(c)));
+        }
+        assert_eq!(check("#=team"), Err(BadRoomName::Forbidden('=')));
+    }
+
+    #[test]
+    fn conversation_name_is_base32_of_its_digest() {
+        let mut digest = [0; 32];
+        for (byte, text) in digest.iter_mut().zip(b"foobarfoobarfoobar") {
+            *byte = *text;
+        }
+        let name = RoomName::conversation(&digest);
+        // RFC 4648 encodes "foobarfoob" as MZXW6YTBOJTG633C.
+        assert_eq!(name.as_str(), "#=MZXW6YTBOJTG633CMFZGM33PMJ");
+        assert!(name.is_conversation());
+        assert_eq!(name.as_str().parse(), Ok(name.clone()));
+        assert!(!"#team".parse::<RoomName>().unwrap().is_conversation());
+        let lower = name.as_str().to_lowercase();
+        assert_eq!(lower.parse::<RoomName>(), Err(BadRoomName::Forbidden('=')));
+    }
+
+    #[test]
+    fn device_name_is_checked() {
+        assert_eq!(
+            "Phone_2-b".parse::<DeviceName>().unwrap().as_str(),
+            "Phone_2-b"
+        );
+        for bad in ["", "a b", "a,b", "é", &"x".repeat(33)] {
+            assert_eq!(bad.parse::<DeviceName>(), Err(BadDeviceName), "{bad:?}");
+        }
     }
 
     #[test]

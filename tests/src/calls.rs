@@ -130,7 +130,13 @@ impl Calls {
                     .expect("a subscription")
                     .receipt
                     .clone();
-                self.client.ack(AckRequest { receipt, sequence }).await?;
+                self.client
+                    .ack(AckRequest {
+                        receipt,
+                        sequence,
+                        room: None,
+                    })
+                    .await?;
                 OkFields::None
             }
             Command::List(v1::List { pattern }) => return self.list(pattern).await,

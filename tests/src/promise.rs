@@ -698,6 +698,7 @@ async fn reader(user: String, record: Arc<Record>, mut random: StdRng) {
                     .write_all([(
                         0,
                         Request::Ack {
+                            log: None,
                             sequence: delivery.sequence,
                         },
                     )])
@@ -710,7 +711,14 @@ async fn reader(user: String, record: Arc<Record>, mut random: StdRng) {
         if random.random_bool(0.3) {
             take_over(&user, &record, &mut random, link).await;
         } else if record.stop_reading.load(Ordering::SeqCst) {
-            link.write_all([(0, Request::Ack { sequence: last })]).await;
+            link.write_all([(
+                0,
+                Request::Ack {
+                    log: None,
+                    sequence: last,
+                },
+            )])
+            .await;
         }
     }
 }
@@ -870,7 +878,7 @@ impl Connection<'_> {
         let requests: Vec<_> = requests.into_iter().collect();
         match self.at.1 {
             Front::Calls => requests.into_iter().map(|request| vec![request]).collect(),
-            Front::Native | Front::Tls | Front::Bidi => vec![requests],
+            Front::Native | Front::Tls | Front::WebSocket | Front::Bidi => vec![requests],
         }
     }
 

@@ -271,7 +271,14 @@ impl<L: Link> Client<L> {
     /// # Panics
     /// If the connection has ended.
     pub async fn ack(&mut self, sequence: Sequence) {
-        self.write(0, Request::Ack { sequence }).await;
+        self.write(
+            0,
+            Request::Ack {
+                log: None,
+                sequence,
+            },
+        )
+        .await;
         self.ping().await;
     }
 

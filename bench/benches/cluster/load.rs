@@ -261,7 +261,13 @@ impl Link {
     }
 
     pub(super) async fn ack(&mut self, sequence: Sequence) {
-        self.write(0, &Request::Ack { sequence });
+        self.write(
+            0,
+            &Request::Ack {
+                log: None,
+                sequence,
+            },
+        );
         self.flush().await;
     }
 

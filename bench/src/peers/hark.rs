@@ -330,7 +330,14 @@ impl PeerCodec for Native {
             done += frame.len();
         }
         if let Some(sequence) = last {
-            self.say(0, &Request::Ack { sequence }, output);
+            self.say(
+                0,
+                &Request::Ack {
+                    log: None,
+                    sequence,
+                },
+                output,
+            );
         }
         Ok(done)
     }

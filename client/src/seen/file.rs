@@ -1,5 +1,5 @@
 //! The record of seen messages in files: one for each user of a server or a
-//! cluster.
+//! cluster, and one for each room of a user.
 //!
 //! A file consists of lines `SEQUENCE TIME_MS.`, in the order in which the
 //! messages were seen. Each line is appended with one write. When a file
@@ -15,7 +15,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use hark_protocol::{Sequence, UserName};
+use hark_protocol::{RoomName, Sequence, UserName};
 
 use super::{MessageId, REMEMBERED, SeenStore};
 
@@ -50,8 +50,16 @@ impl FileSeenStore {
         }
     }
 
-    fn path(&self, user: &UserName) -> PathBuf {
-        self.directory.join(file_name(user.as_str()))
+    fn path(&self, user: &UserName, room: Option<&RoomName>) -> PathBuf {
+        let user = file_name(user.as_str());
+        match room {
+            None => self.directory.join(user),
+            // No user's file has this name: a dot is always escaped.
+            Some(room) => self
+                .directory
+                .join(format!("{user}.rooms"))
+                .join(file_name(room.as_str())),
+        }
     }
 
     /// Locks the directory against other processes until the file is dropped.
@@ -68,13 +76,18 @@ impl FileSeenStore {
 }
 
 impl SeenStore for FileSeenStore {
-    fn load(&self, user: &UserName) -> io::Result<Vec<MessageId>> {
-        let path = self.path(user);
+    fn load(&self, user: &UserName, room: Option<&RoomName>) -> io::Result<Vec<MessageId>> {
+        let path = self.path(user, room);
         read(&path).map_err(|error| naming(&path, "read", &error))
     }
 
-    fn record(&self, user: &UserName, message: MessageId) -> io::Result<()> {
-        let path = self.path(user);
+    fn record(
+        &self,
+        user: &UserName,
+        room: Option<&RoomName>,
+        message: MessageId,
+    ) -> io::Result<()> {
+        let path = self.path(user, room);
         let record = || {
             let _turn = self.lock()?;
             if append(&path, message)? > FILE_BYTES_MAX {
@@ -126,9 +139,20 @@ fn parse(line: &str) -> Option<MessageId> {
 
 /// Appends a line, and returns the length of the file in bytes.
 fn append(path: &Path, message: MessageId) -> io::Result<u64> {
-    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+    let mut file = match open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // The first room of this user.
+            path.parent().map_or(Ok(()), fs::create_dir_all)?;
+            open(path)?
+        }
+        opened => opened?,
+    };
     file.write_all(line(message).as_bytes())?;
     Ok(file.metadata()?.len())
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
 }
 
 /// Truncates a file to one window and the message before it, which marks its
@@ -174,23 +198,30 @@ mod tests {
     fn record_is_loaded_by_another_process() {
         let directory = tempfile::tempdir().unwrap();
         let first = FileSeenStore::new(directory.path(), "127.0.0.1:3000");
-        assert_eq!(first.load(&user()).unwrap(), vec![]);
-        first.record(&user(), message(1)).unwrap();
-        first.record(&user(), message(2)).unwrap();
+        assert_eq!(first.load(&user(), None).unwrap(), vec![]);
+        first.record(&user(), None, message(1)).unwrap();
+        first.record(&user(), None, message(2)).unwrap();
         let second = FileSeenStore::new(directory.path(), "127.0.0.1:3000");
-        assert_eq!(second.load(&user()).unwrap(), vec![message(1), message(2)]);
-        assert_eq!(second.load(&"bob".parse().unwrap()).unwrap(), vec![]);
+        assert_eq!(
+            second.load(&user(), None).unwrap(),
+            vec![message(1), message(2)]
+        );
+        assert_eq!(second.load(&"bob".parse().unwrap(), None).unwrap(), vec![]);
         let other = FileSeenStore::new(directory.path(), "127.0.0.1:3001");
-        assert_eq!(other.load(&user()).unwrap(), vec![]);
+        assert_eq!(other.load(&user(), None).unwrap(), vec![]);
     }
 
     #[test]
     fn record_belongs_to_a_set_of_servers() {
         let directory = tempfile::tempdir().unwrap();
         let of = |servers| FileSeenStore::new(directory.path(), servers);
-        of("a:1,b:1,c:1").record(&user(), message(1)).unwrap();
+        of("a:1,b:1,c:1").record(&user(), None, message(1)).unwrap();
         for same in ["a:1,b:1,c:1", "c:1,a:1,b:1", "b:1,b:1,c:1,a:1"] {
-            assert_eq!(of(same).load(&user()).unwrap(), vec![message(1)], "{same}");
+            assert_eq!(
+                of(same).load(&user(), None).unwrap(),
+                vec![message(1)],
+                "{same}"
+            );
         }
         for other in [
             "a:1",
@@ -200,16 +231,16 @@ mod tests {
             "a:1,b:1,c:1,d:1",
             "a:1,b:1,c:2",
         ] {
-            assert_eq!(of(other).load(&user()).unwrap(), vec![], "{other}");
+            assert_eq!(of(other).load(&user(), None).unwrap(), vec![], "{other}");
         }
         // Names of users that resemble the directory of a server.
         for name in ["b:1", "+b:1"] {
             of("a:1")
-                .record(&name.parse().unwrap(), message(2))
+                .record(&name.parse().unwrap(), None, message(2))
                 .unwrap();
         }
-        of("a:1,b:1").record(&user(), message(3)).unwrap();
-        assert_eq!(of("a:1").load(&user()).unwrap(), vec![]);
+        of("a:1,b:1").record(&user(), None, message(3)).unwrap();
+        assert_eq!(of("a:1").load(&user(), None).unwrap(), vec![]);
     }
 
     #[test]
@@ -217,9 +248,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = FileSeenStore::new(directory.path(), "here");
         let count = 20_000;
-        (1..=count).for_each(|n| store.record(&user(), message(n)).unwrap());
-        assert!(fs::metadata(store.path(&user())).unwrap().len() <= FILE_BYTES_MAX + 64);
-        let loaded = store.load(&user()).unwrap();
+        (1..=count).for_each(|n| store.record(&user(), None, message(n)).unwrap());
+        assert!(fs::metadata(store.path(&user(), None)).unwrap().len() <= FILE_BYTES_MAX + 64);
+        let loaded = store.load(&user(), None).unwrap();
         assert!(loaded.len() > REMEMBERED);
         assert_eq!(loaded.last(), Some(&message(count)));
         assert!(loaded.is_sorted());
@@ -229,15 +260,18 @@ mod tests {
     fn torn_line_is_skipped() {
         let directory = tempfile::tempdir().unwrap();
         let store = FileSeenStore::new(directory.path(), "here");
-        store.record(&user(), message(1)).unwrap();
+        store.record(&user(), None, message(1)).unwrap();
         let mut file = OpenOptions::new()
             .append(true)
-            .open(store.path(&user()))
+            .open(store.path(&user(), None))
             .unwrap();
         file.write_all(b"\n2 17000").unwrap();
-        assert_eq!(store.load(&user()).unwrap(), vec![message(1)]);
-        store.record(&user(), message(3)).unwrap();
-        assert_eq!(store.load(&user()).unwrap(), vec![message(1), message(3)]);
+        assert_eq!(store.load(&user(), None).unwrap(), vec![message(1)]);
+        store.record(&user(), None, message(3)).unwrap();
+        assert_eq!(
+            store.load(&user(), None).unwrap(),
+            vec![message(1), message(3)]
+        );
     }
 
     #[test]
@@ -245,17 +279,33 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let write = |from: u64| {
             let store = FileSeenStore::new(directory.path(), "here");
-            (from..from + 500).for_each(|n| store.record(&user(), message(n)).unwrap());
+            (from..from + 500).for_each(|n| store.record(&user(), None, message(n)).unwrap());
         };
         std::thread::scope(|scope| {
             scope.spawn(|| write(1));
             scope.spawn(|| write(501));
         });
         let mut all = FileSeenStore::new(directory.path(), "here")
-            .load(&user())
+            .load(&user(), None)
             .unwrap();
         all.sort_unstable();
         assert_eq!(all, (1..=1000).map(message).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn each_room_has_its_own_record() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = FileSeenStore::new(directory.path(), "here");
+        let rooms = ["#team", "#Team", "#a.b"].map(|room| room.parse::<RoomName>().unwrap());
+        store.record(&user(), None, message(1)).unwrap();
+        for (n, room) in (2..).zip(&rooms) {
+            assert_eq!(store.load(&user(), Some(room)).unwrap(), vec![]);
+            store.record(&user(), Some(room), message(n)).unwrap();
+        }
+        for (n, room) in (2..).zip(&rooms) {
+            assert_eq!(store.load(&user(), Some(room)).unwrap(), vec![message(n)]);
+        }
+        assert_eq!(store.load(&user(), None).unwrap(), vec![message(1)]);
     }
 
     #[test]

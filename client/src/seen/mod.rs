@@ -22,11 +22,11 @@ use std::io;
 use std::sync::Mutex;
 
 use hark_protocol::limits::WINDOW_MESSAGES_MAX;
-use hark_protocol::{Delivery, Sequence, UserName};
+use hark_protocol::{Delivery, RoomName, Sequence, UserName};
 
 use crate::sync::lock;
 
-/// Number of messages remembered for each user: five windows of the server.
+/// Number of messages remembered for each log of a user: five windows of the server.
 pub const REMEMBERED: usize = 5 * WINDOW_MESSAGES_MAX;
 
 /// Identity of a message.
@@ -48,44 +48,55 @@ impl From<&Delivery> for MessageId {
     }
 }
 
-/// The record of seen messages, for each user of one server.
+/// The record of seen messages, for each log of each user of one server. A log
+/// is a room, or the inbox.
 ///
 /// Both functions may block for a small file operation.
 pub trait SeenStore: fmt::Debug + Send + Sync {
-    /// Returns the last messages that `user` has seen, in order: at least the
-    /// last [`REMEMBERED`] and the one before them.
+    /// Returns the last messages of a log that `user` has seen, in order: at
+    /// least the last [`REMEMBERED`] and the one before them.
     ///
     /// # Errors
     /// If they cannot be read. An empty record is not an error.
-    fn load(&self, user: &UserName) -> io::Result<Vec<MessageId>>;
+    fn load(&self, user: &UserName, room: Option<&RoomName>) -> io::Result<Vec<MessageId>>;
 
     /// Records a message durably against the end of this process.
     ///
     /// # Errors
     /// If it cannot be written. The message does not count as seen in that
     /// case.
-    fn record(&self, user: &UserName, message: MessageId) -> io::Result<()>;
+    fn record(
+        &self,
+        user: &UserName,
+        room: Option<&RoomName>,
+        message: MessageId,
+    ) -> io::Result<()>;
 }
 
 /// A record in memory.
 #[derive(Debug, Default)]
 pub struct MemorySeenStore {
     // A lock because messages are taken on any task; held for one operation.
-    users: Mutex<HashMap<UserName, VecDeque<MessageId>>>,
+    logs: Mutex<HashMap<(UserName, Option<RoomName>), VecDeque<MessageId>>>,
 }
 
 impl SeenStore for MemorySeenStore {
-    fn load(&self, user: &UserName) -> io::Result<Vec<MessageId>> {
-        let users = lock(&self.users);
-        Ok(users
-            .get(user)
+    fn load(&self, user: &UserName, room: Option<&RoomName>) -> io::Result<Vec<MessageId>> {
+        let logs = lock(&self.logs);
+        Ok(logs
+            .get(&(user.clone(), room.cloned()))
             .map(|all| all.iter().copied().collect())
             .unwrap_or_default())
     }
 
-    fn record(&self, user: &UserName, message: MessageId) -> io::Result<()> {
-        let mut users = lock(&self.users);
-        let all = users.entry(user.clone()).or_default();
+    fn record(
+        &self,
+        user: &UserName,
+        room: Option<&RoomName>,
+        message: MessageId,
+    ) -> io::Result<()> {
+        let mut logs = lock(&self.logs);
+        let all = logs.entry((user.clone(), room.cloned())).or_default();
         if all.len() > REMEMBERED {
             all.pop_front();
         }
@@ -94,7 +105,7 @@ impl SeenStore for MemorySeenStore {
     }
 }
 
-/// The last messages that one user has seen.
+/// The last messages of a log that one user has seen.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
     recent: VecDeque<MessageId>,

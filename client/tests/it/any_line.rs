@@ -18,7 +18,9 @@ pub(crate) fn command(data: &[u8]) {
             match bad {
                 BadLine::NoSuchCommand(name) => assert!(line.trim_start().starts_with(&name)),
                 BadLine::Usage(usage) => assert!(COMMANDS.iter().any(|entry| entry.usage == usage)),
-                BadLine::User(_) => assert!(shown.len() < 80, "{shown:?}"),
+                BadLine::User(_) | BadLine::Room(_) | BadLine::Device(_) => {
+                    assert!(shown.len() < 80, "{shown:?}");
+                }
             }
         }
     }
@@ -36,6 +38,26 @@ fn plain(command: &Command) -> String {
         Command::List(None) => "list".to_owned(),
         Command::List(Some(pattern)) => format!("list {pattern}"),
         Command::Send(user, text) => format!("send {user} {text}"),
+        Command::Room(room, mode, None) => format!("room {room} {}", mode.as_str()),
+        Command::Room(room, mode, Some(keep_s)) => {
+            format!("room {room} {} {keep_s}", mode.as_str())
+        }
+        Command::Join(room) => format!("join {room}"),
+        Command::Leave(room) => format!("leave {room}"),
+        Command::Invite(room, user) => format!("invite {room} {user}"),
+        Command::Expel(room, user) => format!("expel {room} {user}"),
+        Command::Own(room, user) => format!("own {room} {user}"),
+        Command::Talk(user) => format!("talk {user}"),
+        Command::Block(user) => format!("block {user}"),
+        Command::Unblock(user) => format!("unblock {user}"),
+        Command::Rooms(None) => "rooms".to_owned(),
+        Command::Rooms(Some(pattern)) => format!("rooms {pattern}"),
+        Command::Members(room) => format!("members {room}"),
+        Command::History(room, count, before) => format!("history {room} {count} {before}"),
+        Command::Seen(room, number) => format!("seen {room} {number}"),
+        Command::Devices => "devices".to_owned(),
+        Command::Forget(None) => "forget".to_owned(),
+        Command::Forget(Some(device)) => format!("forget {device}"),
         Command::Ping => "ping".to_owned(),
         Command::Help => "help".to_owned(),
         Command::Quit => "quit".to_owned(),

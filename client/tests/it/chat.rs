@@ -266,7 +266,7 @@ impl Connection {
         let chat = self.chat.clone();
         let mut state = chat.state();
         let state = &mut *state;
-        if let Request::Ack { sequence } = request {
+        if let Request::Ack { sequence, .. } = request {
             self.acknowledge(state, sequence.0);
             return Vec::new();
         }

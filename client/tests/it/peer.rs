@@ -172,7 +172,7 @@ impl Peer {
     pub(crate) async fn acked(&mut self) -> u64 {
         loop {
             match self.next().await {
-                (0, Request::Ack { sequence }) => return sequence.0,
+                (0, Request::Ack { sequence, .. }) => return sequence.0,
                 (id, Request::Ping) => self.ok(id).await,
                 other => panic!("{other:?} is not an ack"),
             }

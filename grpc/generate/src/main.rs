@@ -12,7 +12,8 @@ use prost::Message as _;
 const DEFINITIONS: [&str; 2] = ["hark/v1/chat.proto", "helloworld/chat.proto"];
 
 /// Messages with a password. Their handwritten `Debug` hides it.
-const SECRET: [&str; 5] = [
+const SECRET: [&str; 6] = [
+    "hark.v1.AttachRequest",
     "hark.v1.Credentials",
     "hark.v1.ConnectRequest",
     "hark.v1.CreateRequest",

@@ -68,7 +68,7 @@ pub struct DeleteReply {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SendRequest {
-    /// The recipient.
+    /// The recipient: a user, or a room of the sender.
     #[prost(string, tag = "1")]
     pub to: ::prost::alloc::string::String,
     /// The text.
@@ -144,6 +144,339 @@ pub struct ConnectRequest {
     pub password: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct AttachRequest {
+    /// The account.
+    #[prost(string, tag = "1")]
+    pub user: ::prost::alloc::string::String,
+    /// Password; empty if the account has none.
+    #[prost(string, tag = "2")]
+    pub password: ::prost::alloc::string::String,
+    /// The device.
+    #[prost(string, tag = "3")]
+    pub device: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttachReply {
+    #[prost(oneof = "attach_reply::Event", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    pub event: ::core::option::Option<attach_reply::Event>,
+}
+/// Nested message and enum types in `AttachReply`.
+pub mod attach_reply {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Event {
+        /// First event, exactly once.
+        #[prost(message, tag = "1")]
+        Connected(super::Connected),
+        /// A message of the inbox.
+        #[prost(message, tag = "2")]
+        Message(super::Message),
+        /// Last event, if sent: the stream stops receiving.
+        #[prost(message, tag = "3")]
+        Bye(super::Bye),
+        /// A message of a room.
+        #[prost(message, tag = "4")]
+        Said(super::Said),
+        /// Messages that are missing.
+        #[prost(message, tag = "5")]
+        Gap(super::Gap),
+        /// The user has become a member of a room.
+        #[prost(message, tag = "6")]
+        Joined(super::Joined),
+        /// The user is no member of a room any more: the last event of the room.
+        #[prost(message, tag = "7")]
+        Left(super::Left),
+        /// The read mark of the user moved.
+        #[prost(message, tag = "8")]
+        Seen(super::Seen),
+        /// The user has a new device.
+        #[prost(message, tag = "9")]
+        Device(super::Device),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RoomRequest {
+    /// The room.
+    #[prost(string, tag = "1")]
+    pub room: ::prost::alloc::string::String,
+    /// "open": any user may join. "news": as open, but only owners send.
+    /// "invite": invited users may join, and others do not see the room. A room
+    /// changes only between open and news.
+    #[prost(string, tag = "2")]
+    pub mode: ::prost::alloc::string::String,
+    /// How long messages are kept, in seconds. Absent for no change, or the
+    /// server's default.
+    #[prost(uint64, optional, tag = "3")]
+    pub keep_s: ::core::option::Option<u64>,
+    /// Credentials of the caller. Not allowed in a stream, which has its own
+    /// login; the same in the other requests.
+    #[prost(message, optional, tag = "4")]
+    pub login: ::core::option::Option<Credentials>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RoomReply {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JoinRequest {
+    /// The room.
+    #[prost(string, tag = "1")]
+    pub room: ::prost::alloc::string::String,
+    /// Credentials of the caller.
+    #[prost(message, optional, tag = "2")]
+    pub login: ::core::option::Option<Credentials>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JoinReply {
+    /// The last number of the room. The member receives the messages above it.
+    #[prost(uint64, tag = "1")]
+    pub last: u64,
+    /// Number of messages that can be read back by History.
+    #[prost(uint64, tag = "2")]
+    pub held: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LeaveRequest {
+    /// The room.
+    #[prost(string, tag = "1")]
+    pub room: ::prost::alloc::string::String,
+    /// Credentials of the caller.
+    #[prost(message, optional, tag = "2")]
+    pub login: ::core::option::Option<Credentials>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LeaveReply {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MemberRequest {
+    /// The room, of which the caller is an owner.
+    #[prost(string, tag = "1")]
+    pub room: ::prost::alloc::string::String,
+    /// The user.
+    #[prost(string, tag = "2")]
+    pub user: ::prost::alloc::string::String,
+    /// Credentials of the caller.
+    #[prost(message, optional, tag = "3")]
+    pub login: ::core::option::Option<Credentials>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MemberReply {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TalkRequest {
+    /// The other user.
+    #[prost(string, tag = "1")]
+    pub user: ::prost::alloc::string::String,
+    /// Credentials of the caller.
+    #[prost(message, optional, tag = "2")]
+    pub login: ::core::option::Option<Credentials>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TalkReply {
+    /// The conversation.
+    #[prost(string, tag = "1")]
+    pub room: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UserRequest {
+    /// The other user.
+    #[prost(string, tag = "1")]
+    pub user: ::prost::alloc::string::String,
+    /// Credentials of the caller.
+    #[prost(message, optional, tag = "2")]
+    pub login: ::core::option::Option<Credentials>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UserReply {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RoomsRequest {
+    /// A regular expression, as in ListRequest. Empty for all rooms.
+    #[prost(string, tag = "1")]
+    pub pattern: ::prost::alloc::string::String,
+    /// Credentials of the caller.
+    #[prost(message, optional, tag = "2")]
+    pub login: ::core::option::Option<Credentials>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RoomsReply {
+    /// A room.
+    #[prost(message, optional, tag = "1")]
+    pub room: ::core::option::Option<RoomEntry>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RoomEntry {
+    /// The name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// The mode: see RoomRequest.
+    #[prost(string, tag = "2")]
+    pub mode: ::prost::alloc::string::String,
+    /// Number of members.
+    #[prost(uint64, tag = "3")]
+    pub members: u64,
+    /// Number of messages above the read mark of the caller. Absent if the caller
+    /// is no member.
+    #[prost(uint64, optional, tag = "4")]
+    pub unread: ::core::option::Option<u64>,
+    /// Last number of the room.
+    #[prost(uint64, tag = "5")]
+    pub last: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MembersRequest {
+    /// The room.
+    #[prost(string, tag = "1")]
+    pub room: ::prost::alloc::string::String,
+    /// The list begins after this name. Empty for all members.
+    #[prost(string, tag = "2")]
+    pub after: ::prost::alloc::string::String,
+    /// Credentials of the caller.
+    #[prost(message, optional, tag = "3")]
+    pub login: ::core::option::Option<Credentials>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MembersReply {
+    /// Names, at most 16 KiB in a page.
+    #[prost(string, repeated, tag = "1")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Whether more members follow: list them after the last name. Set only in the
+    /// last page.
+    #[prost(bool, tag = "2")]
+    pub truncated: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DevicesRequest {
+    /// Credentials of the caller.
+    #[prost(message, optional, tag = "1")]
+    pub login: ::core::option::Option<Credentials>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DevicesReply {
+    /// A device.
+    #[prost(message, optional, tag = "1")]
+    pub device: ::core::option::Option<Device>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Device {
+    /// The name; empty for the device without a name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Time at which it was attached last, in milliseconds since 1970 (UTC).
+    #[prost(uint64, tag = "2")]
+    pub seen_ms: u64,
+    /// Number of messages in the inbox that wait for it.
+    #[prost(uint64, tag = "3")]
+    pub waiting: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForgetRequest {
+    /// The device; empty for the device without a name.
+    #[prost(string, tag = "1")]
+    pub device: ::prost::alloc::string::String,
+    /// Credentials of the caller.
+    #[prost(message, optional, tag = "2")]
+    pub login: ::core::option::Option<Credentials>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForgetReply {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HistoryRequest {
+    /// The room.
+    #[prost(string, tag = "1")]
+    pub room: ::prost::alloc::string::String,
+    /// The messages have numbers below this one; 0 for no bound. For the next page:
+    /// the lowest number received.
+    #[prost(uint64, tag = "2")]
+    pub before: u64,
+    /// Number of messages, at most 256.
+    #[prost(uint32, tag = "3")]
+    pub count: u32,
+    /// Credentials of the caller.
+    #[prost(message, optional, tag = "4")]
+    pub login: ::core::option::Option<Credentials>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HistoryReply {
+    #[prost(oneof = "history_reply::Event", tags = "1, 2")]
+    pub event: ::core::option::Option<history_reply::Event>,
+}
+/// Nested message and enum types in `HistoryReply`.
+pub mod history_reply {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Event {
+        /// A message.
+        #[prost(message, tag = "1")]
+        Past(super::Message),
+        /// Last event: the number of the oldest message that can be read back, or 0
+        /// if there was no message.
+        #[prost(uint64, tag = "2")]
+        Oldest(u64),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SeenRequest {
+    /// The room.
+    #[prost(string, tag = "1")]
+    pub room: ::prost::alloc::string::String,
+    /// Number of the last read message.
+    #[prost(uint64, tag = "2")]
+    pub sequence: u64,
+    /// Credentials of the caller.
+    #[prost(message, optional, tag = "3")]
+    pub login: ::core::option::Option<Credentials>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SeenReply {}
+/// A message of a room.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Said {
+    /// The room.
+    #[prost(string, tag = "1")]
+    pub room: ::prost::alloc::string::String,
+    /// The message. Its number belongs to the room.
+    #[prost(message, optional, tag = "2")]
+    pub message: ::core::option::Option<Message>,
+}
+/// Messages that retention or an administrator removed. Acknowledged like a
+/// message with the number `to`.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Gap {
+    /// The room; empty for the inbox.
+    #[prost(string, tag = "1")]
+    pub room: ::prost::alloc::string::String,
+    /// First and last number that may be missing.
+    #[prost(uint64, tag = "2")]
+    pub from: u64,
+    #[prost(uint64, tag = "3")]
+    pub to: u64,
+    /// Number of missing messages.
+    #[prost(uint64, tag = "4")]
+    pub count: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Joined {
+    /// The room.
+    #[prost(string, tag = "1")]
+    pub room: ::prost::alloc::string::String,
+    /// Its last number.
+    #[prost(uint64, tag = "2")]
+    pub last: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Left {
+    /// The room.
+    #[prost(string, tag = "1")]
+    pub room: ::prost::alloc::string::String,
+    /// "left", "expelled" or "deleted".
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Seen {
+    /// The room.
+    #[prost(string, tag = "1")]
+    pub room: ::prost::alloc::string::String,
+    /// Number of the last read message.
+    #[prost(uint64, tag = "2")]
+    pub sequence: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ConnectReply {
     #[prost(oneof = "connect_reply::Event", tags = "1, 2, 3")]
     pub event: ::core::option::Option<connect_reply::Event>,
@@ -172,6 +505,9 @@ pub struct Connected {
     /// belongs to its own stream.
     #[prost(string, tag = "2")]
     pub receipt: ::prost::alloc::string::String,
+    /// For `attach`: the number of rooms.
+    #[prost(uint64, optional, tag = "3")]
+    pub rooms: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Message {
@@ -191,8 +527,8 @@ pub struct Message {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Bye {
-    /// "taken-over": another connection has become the receiver of the user.
-    /// "deleted": the account was deleted.
+    /// "taken-over": another connection has become the receiver, or the device was
+    /// forgotten. "deleted": the account was deleted.
     /// "shutdown": the server is shutting down and ends the stream next.
     #[prost(string, tag = "1")]
     pub reason: ::prost::alloc::string::String,
@@ -207,6 +543,9 @@ pub struct AckRequest {
     /// unacknowledged messages are delivered again.
     #[prost(uint64, tag = "2")]
     pub sequence: u64,
+    /// The room, if the message belongs to one.
+    #[prost(string, optional, tag = "3")]
+    pub room: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AckReply {}
@@ -221,7 +560,7 @@ pub struct ChatRequest {
     /// A request without one of these is refused as unknown-command.
     #[prost(
         oneof = "chat_request::Command",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29"
     )]
     pub command: ::core::option::Option<chat_request::Command>,
 }
@@ -266,6 +605,58 @@ pub mod chat_request {
         /// Answered by `ok`.
         #[prost(message, tag = "12")]
         Ping(super::Ping),
+        /// Authenticates and receives for a device. Answered by `connected`, before
+        /// the first message.
+        #[prost(message, tag = "13")]
+        Attach(super::AttachRequest),
+        /// As `ack`, for a room. Has no reply.
+        #[prost(message, tag = "14")]
+        AckRoom(super::AckRoom),
+        /// Answered by `ok`.
+        #[prost(message, tag = "15")]
+        Room(super::RoomRequest),
+        /// Answered by `ok` with `last` and `held`.
+        #[prost(message, tag = "16")]
+        Join(super::JoinRequest),
+        /// Answered by `ok`.
+        #[prost(message, tag = "17")]
+        Leave(super::LeaveRequest),
+        /// Answered by `ok`.
+        #[prost(message, tag = "18")]
+        Invite(super::MemberRequest),
+        /// Answered by `ok`.
+        #[prost(message, tag = "19")]
+        Expel(super::MemberRequest),
+        /// Answered by `ok`.
+        #[prost(message, tag = "20")]
+        Own(super::MemberRequest),
+        /// Answered by `ok` with the room.
+        #[prost(message, tag = "21")]
+        Talk(super::TalkRequest),
+        /// Answered by `ok`.
+        #[prost(message, tag = "22")]
+        Block(super::UserRequest),
+        /// Answered by `ok`.
+        #[prost(message, tag = "23")]
+        Unblock(super::UserRequest),
+        /// Answered by any number of `room`, then `listed`.
+        #[prost(message, tag = "24")]
+        Rooms(super::RoomsRequest),
+        /// Answered by any number of `names`, then `listed`.
+        #[prost(message, tag = "25")]
+        Members(super::MembersRequest),
+        /// Answered by any number of `device`, then `listed`.
+        #[prost(message, tag = "26")]
+        Devices(super::DevicesRequest),
+        /// Answered by `ok`.
+        #[prost(message, tag = "27")]
+        Forget(super::ForgetRequest),
+        /// Answered by any number of `past`, then `ok` with `count` and `oldest`.
+        #[prost(message, tag = "28")]
+        History(super::HistoryRequest),
+        /// Answered by `ok`.
+        #[prost(message, tag = "29")]
+        Seen(super::SeenRequest),
     }
 }
 /// Names the send session of this stream. If the answer to a send was lost,
@@ -287,6 +678,15 @@ pub struct Hello {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Disconnect {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AckRoom {
+    /// The room.
+    #[prost(string, tag = "1")]
+    pub room: ::prost::alloc::string::String,
+    /// Number of the last acknowledged message.
+    #[prost(uint64, tag = "2")]
+    pub sequence: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct List {
     /// See ListRequest.
     #[prost(string, tag = "1")]
@@ -294,7 +694,7 @@ pub struct List {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Send {
-    /// The recipient.
+    /// The recipient: a user, or a room of the sender.
     #[prost(string, tag = "1")]
     pub to: ::prost::alloc::string::String,
     /// The text.
@@ -309,7 +709,10 @@ pub struct ChatReply {
     /// Id of the request, or 0 for a push.
     #[prost(uint32, tag = "1")]
     pub id: u32,
-    #[prost(oneof = "chat_reply::Reply", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(
+        oneof = "chat_reply::Reply",
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19"
+    )]
     pub reply: ::core::option::Option<chat_reply::Reply>,
 }
 /// Nested message and enum types in `ChatReply`.
@@ -346,13 +749,51 @@ pub mod chat_reply {
         /// The server failed.
         #[prost(message, tag = "11")]
         Error(super::Error),
+        /// A part of the answer to `rooms`.
+        #[prost(message, tag = "12")]
+        Room(super::RoomEntry),
+        /// A part of the answer to `devices`; or the push of a new device.
+        #[prost(message, tag = "13")]
+        Device(super::Device),
+        /// A part of the answer to `history`.
+        #[prost(message, tag = "14")]
+        Past(super::Message),
+        /// A message of a room.
+        #[prost(message, tag = "15")]
+        Said(super::Said),
+        /// Messages that are missing.
+        #[prost(message, tag = "16")]
+        Gap(super::Gap),
+        /// Push: the user has become a member of a room.
+        #[prost(message, tag = "17")]
+        Joined(super::Joined),
+        /// Push: the user is no member of a room any more.
+        #[prost(message, tag = "18")]
+        Left(super::Left),
+        /// Push: the read mark of the user moved.
+        #[prost(message, tag = "19")]
+        Seen(super::Seen),
     }
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Ok {
     /// For `send`: the sequence number of the message, as in SendReply.
     #[prost(uint64, optional, tag = "1")]
     pub sequence: ::core::option::Option<u64>,
+    /// For `join`: see JoinReply.
+    #[prost(uint64, optional, tag = "2")]
+    pub last: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "3")]
+    pub held: ::core::option::Option<u64>,
+    /// For `talk`: the conversation.
+    #[prost(string, optional, tag = "4")]
+    pub room: ::core::option::Option<::prost::alloc::string::String>,
+    /// For `history`: the number of messages, and the number of the oldest one that
+    /// can be read back; both are 0 for an empty page.
+    #[prost(uint64, optional, tag = "5")]
+    pub count: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "6")]
+    pub oldest: ::core::option::Option<u64>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Opened {
@@ -618,8 +1059,8 @@ pub mod chat_client {
             req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Password"));
             self.inner.unary(req, path, codec).await
         }
-        /// Deletes an account and its queued messages. An absent account is not an
-        /// error: the reply says whether it existed.
+        /// Deletes an account and its queued messages, or a room. An absent account or
+        /// room is not an error: the reply says whether it existed.
         pub async fn delete(
             &mut self,
             request: impl tonic::IntoRequest<super::DeleteRequest>,
@@ -638,7 +1079,7 @@ pub mod chat_client {
             req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Delete"));
             self.inner.unary(req, path, codec).await
         }
-        /// Stores a message for a user. Durable when answered. Order is guaranteed for
+        /// Stores a message for a user or a room. Durable when answered. Order is guaranteed for
         /// sends that are awaited one after another.
         pub async fn send(
             &mut self,
@@ -687,8 +1128,9 @@ pub mod chat_client {
         /// again at the next Connect, with the same numbers: a client that remembers
         /// the last number sees every message exactly once.
         ///
-        /// A user has one receiver: a later one of any kind takes over. The stream
-        /// ends after `bye`; after "taken-over" it stays open for up to a minute (see
+        /// A Connect receives no messages of rooms. It is the device without a name:
+        /// see Attach. A user has one such receiver: a later one of any kind takes
+        /// over. The stream ends after `bye`; after "taken-over" it stays open for up to a minute (see
         /// --ack-timeout), so that received messages can be acknowledged. After
         /// "taken-over", do not reconnect automatically. Cancelling the call stops
         /// receiving at once.
@@ -713,8 +1155,9 @@ pub mod chat_client {
             req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Connect"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// Acknowledges every message of a Connect up to a number; the server deletes
-        /// them. May use any connection.
+        /// Acknowledges every message of a Connect or an Attach up to a number. A
+        /// message of the inbox is deleted when every device has acknowledged it. May
+        /// use any connection.
         pub async fn ack(
             &mut self,
             request: impl tonic::IntoRequest<super::AckRequest>,
@@ -731,6 +1174,333 @@ pub mod chat_client {
             let path = http::uri::PathAndQuery::from_static("/hark.v1.Chat/Ack");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Ack"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Receives for one device of a user: as Connect, with the messages of all its
+        /// rooms. Each log, which is the inbox or a room, has its own numbers, and is
+        /// acknowledged by itself: see AckRequest.room. The window of 256 messages and
+        /// 1 MiB is one for the stream.
+        ///
+        /// A device exists from its first Attach. It begins at the oldest message of
+        /// the inbox and the last message of each room. Takeover is for each device.
+        pub async fn attach(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AttachRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::AttachReply>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Chat/Attach");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Attach"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Creates a room, or changes one of the caller.
+        pub async fn room(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RoomRequest>,
+        ) -> std::result::Result<tonic::Response<super::RoomReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Chat/Room");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Room"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Makes the caller a member of a room. A member receives the messages above
+        /// the number in the reply.
+        pub async fn join(
+            &mut self,
+            request: impl tonic::IntoRequest<super::JoinRequest>,
+        ) -> std::result::Result<tonic::Response<super::JoinReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Chat/Join");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Join"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends the membership of the caller. In a room with other members only, a
+        /// repeat may be NOT_FOUND: it is done.
+        pub async fn leave(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LeaveRequest>,
+        ) -> std::result::Result<tonic::Response<super::LeaveReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Chat/Leave");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Leave"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Invites a user to a room of the caller, and lifts its ban.
+        pub async fn invite(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MemberRequest>,
+        ) -> std::result::Result<tonic::Response<super::MemberReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Chat/Invite");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Invite"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends the membership of a user in a room of the caller, and bans it.
+        pub async fn expel(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MemberRequest>,
+        ) -> std::result::Result<tonic::Response<super::MemberReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Chat/Expel");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Expel"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Makes a member of a room of the caller an owner.
+        pub async fn own(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MemberRequest>,
+        ) -> std::result::Result<tonic::Response<super::MemberReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Chat/Own");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Own"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Begins or resumes the conversation of two, which is a room.
+        pub async fn talk(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TalkRequest>,
+        ) -> std::result::Result<tonic::Response<super::TalkReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Chat/Talk");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Talk"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Blocks a user: no Talk from it, and no messages.
+        pub async fn block(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UserRequest>,
+        ) -> std::result::Result<tonic::Response<super::UserReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Chat/Block");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Block"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends the block of a user.
+        pub async fn unblock(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UserRequest>,
+        ) -> std::result::Result<tonic::Response<super::UserReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Chat/Unblock");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Unblock"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists the rooms of the caller, then open ones.
+        pub async fn rooms(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RoomsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::RoomsReply>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Chat/Rooms");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Rooms"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Lists the members of a room of the caller, sorted and in pages.
+        pub async fn members(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MembersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::MembersReply>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Chat/Members");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Members"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Lists the devices of the caller.
+        pub async fn devices(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DevicesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::DevicesReply>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Chat/Devices");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Devices"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Ends a device of the caller.
+        pub async fn forget(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ForgetRequest>,
+        ) -> std::result::Result<tonic::Response<super::ForgetReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Chat/Forget");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Forget"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Streams messages of a room, the newest first.
+        pub async fn history(
+            &mut self,
+            request: impl tonic::IntoRequest<super::HistoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::HistoryReply>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Chat/History");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "History"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Moves the read mark of the caller in a room. It only grows.
+        pub async fn seen(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SeenRequest>,
+        ) -> std::result::Result<tonic::Response<super::SeenReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Chat/Seen");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Seen"));
             self.inner.unary(req, path, codec).await
         }
         /// A whole session on one stream: any number of requests, sequential or
@@ -786,13 +1556,13 @@ pub mod chat_server {
             &self,
             request: tonic::Request<super::PasswordRequest>,
         ) -> std::result::Result<tonic::Response<super::PasswordReply>, tonic::Status>;
-        /// Deletes an account and its queued messages. An absent account is not an
-        /// error: the reply says whether it existed.
+        /// Deletes an account and its queued messages, or a room. An absent account or
+        /// room is not an error: the reply says whether it existed.
         async fn delete(
             &self,
             request: tonic::Request<super::DeleteRequest>,
         ) -> std::result::Result<tonic::Response<super::DeleteReply>, tonic::Status>;
-        /// Stores a message for a user. Durable when answered. Order is guaranteed for
+        /// Stores a message for a user or a room. Durable when answered. Order is guaranteed for
         /// sends that are awaited one after another.
         async fn send(
             &self,
@@ -822,8 +1592,9 @@ pub mod chat_server {
         /// again at the next Connect, with the same numbers: a client that remembers
         /// the last number sees every message exactly once.
         ///
-        /// A user has one receiver: a later one of any kind takes over. The stream
-        /// ends after `bye`; after "taken-over" it stays open for up to a minute (see
+        /// A Connect receives no messages of rooms. It is the device without a name:
+        /// see Attach. A user has one such receiver: a later one of any kind takes
+        /// over. The stream ends after `bye`; after "taken-over" it stays open for up to a minute (see
         /// --ack-timeout), so that received messages can be acknowledged. After
         /// "taken-over", do not reconnect automatically. Cancelling the call stops
         /// receiving at once.
@@ -831,12 +1602,131 @@ pub mod chat_server {
             &self,
             request: tonic::Request<super::ConnectRequest>,
         ) -> std::result::Result<tonic::Response<Self::ConnectStream>, tonic::Status>;
-        /// Acknowledges every message of a Connect up to a number; the server deletes
-        /// them. May use any connection.
+        /// Acknowledges every message of a Connect or an Attach up to a number. A
+        /// message of the inbox is deleted when every device has acknowledged it. May
+        /// use any connection.
         async fn ack(
             &self,
             request: tonic::Request<super::AckRequest>,
         ) -> std::result::Result<tonic::Response<super::AckReply>, tonic::Status>;
+        /// Server streaming response type for the Attach method.
+        type AttachStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::AttachReply, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Receives for one device of a user: as Connect, with the messages of all its
+        /// rooms. Each log, which is the inbox or a room, has its own numbers, and is
+        /// acknowledged by itself: see AckRequest.room. The window of 256 messages and
+        /// 1 MiB is one for the stream.
+        ///
+        /// A device exists from its first Attach. It begins at the oldest message of
+        /// the inbox and the last message of each room. Takeover is for each device.
+        async fn attach(
+            &self,
+            request: tonic::Request<super::AttachRequest>,
+        ) -> std::result::Result<tonic::Response<Self::AttachStream>, tonic::Status>;
+        /// Creates a room, or changes one of the caller.
+        async fn room(
+            &self,
+            request: tonic::Request<super::RoomRequest>,
+        ) -> std::result::Result<tonic::Response<super::RoomReply>, tonic::Status>;
+        /// Makes the caller a member of a room. A member receives the messages above
+        /// the number in the reply.
+        async fn join(
+            &self,
+            request: tonic::Request<super::JoinRequest>,
+        ) -> std::result::Result<tonic::Response<super::JoinReply>, tonic::Status>;
+        /// Ends the membership of the caller. In a room with other members only, a
+        /// repeat may be NOT_FOUND: it is done.
+        async fn leave(
+            &self,
+            request: tonic::Request<super::LeaveRequest>,
+        ) -> std::result::Result<tonic::Response<super::LeaveReply>, tonic::Status>;
+        /// Invites a user to a room of the caller, and lifts its ban.
+        async fn invite(
+            &self,
+            request: tonic::Request<super::MemberRequest>,
+        ) -> std::result::Result<tonic::Response<super::MemberReply>, tonic::Status>;
+        /// Ends the membership of a user in a room of the caller, and bans it.
+        async fn expel(
+            &self,
+            request: tonic::Request<super::MemberRequest>,
+        ) -> std::result::Result<tonic::Response<super::MemberReply>, tonic::Status>;
+        /// Makes a member of a room of the caller an owner.
+        async fn own(
+            &self,
+            request: tonic::Request<super::MemberRequest>,
+        ) -> std::result::Result<tonic::Response<super::MemberReply>, tonic::Status>;
+        /// Begins or resumes the conversation of two, which is a room.
+        async fn talk(
+            &self,
+            request: tonic::Request<super::TalkRequest>,
+        ) -> std::result::Result<tonic::Response<super::TalkReply>, tonic::Status>;
+        /// Blocks a user: no Talk from it, and no messages.
+        async fn block(
+            &self,
+            request: tonic::Request<super::UserRequest>,
+        ) -> std::result::Result<tonic::Response<super::UserReply>, tonic::Status>;
+        /// Ends the block of a user.
+        async fn unblock(
+            &self,
+            request: tonic::Request<super::UserRequest>,
+        ) -> std::result::Result<tonic::Response<super::UserReply>, tonic::Status>;
+        /// Server streaming response type for the Rooms method.
+        type RoomsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::RoomsReply, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Lists the rooms of the caller, then open ones.
+        async fn rooms(
+            &self,
+            request: tonic::Request<super::RoomsRequest>,
+        ) -> std::result::Result<tonic::Response<Self::RoomsStream>, tonic::Status>;
+        /// Server streaming response type for the Members method.
+        type MembersStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::MembersReply, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Lists the members of a room of the caller, sorted and in pages.
+        async fn members(
+            &self,
+            request: tonic::Request<super::MembersRequest>,
+        ) -> std::result::Result<tonic::Response<Self::MembersStream>, tonic::Status>;
+        /// Server streaming response type for the Devices method.
+        type DevicesStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::DevicesReply, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Lists the devices of the caller.
+        async fn devices(
+            &self,
+            request: tonic::Request<super::DevicesRequest>,
+        ) -> std::result::Result<tonic::Response<Self::DevicesStream>, tonic::Status>;
+        /// Ends a device of the caller.
+        async fn forget(
+            &self,
+            request: tonic::Request<super::ForgetRequest>,
+        ) -> std::result::Result<tonic::Response<super::ForgetReply>, tonic::Status>;
+        /// Server streaming response type for the History method.
+        type HistoryStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::HistoryReply, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Streams messages of a room, the newest first.
+        async fn history(
+            &self,
+            request: tonic::Request<super::HistoryRequest>,
+        ) -> std::result::Result<tonic::Response<Self::HistoryStream>, tonic::Status>;
+        /// Moves the read mark of the caller in a room. It only grows.
+        async fn seen(
+            &self,
+            request: tonic::Request<super::SeenRequest>,
+        ) -> std::result::Result<tonic::Response<super::SeenReply>, tonic::Status>;
         /// Server streaming response type for the BiDiChat method.
         type BiDiChatStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::ChatReply, tonic::Status>,
@@ -1228,6 +2118,709 @@ pub mod chat_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AckSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Chat/Attach" => {
+                    #[allow(non_camel_case_types)]
+                    struct AttachSvc<T: Chat>(pub Arc<T>);
+                    impl<
+                        T: Chat,
+                    > tonic::server::ServerStreamingService<super::AttachRequest>
+                    for AttachSvc<T> {
+                        type Response = super::AttachReply;
+                        type ResponseStream = T::AttachStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AttachRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Chat>::attach(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AttachSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Chat/Room" => {
+                    #[allow(non_camel_case_types)]
+                    struct RoomSvc<T: Chat>(pub Arc<T>);
+                    impl<T: Chat> tonic::server::UnaryService<super::RoomRequest>
+                    for RoomSvc<T> {
+                        type Response = super::RoomReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RoomRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Chat>::room(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RoomSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Chat/Join" => {
+                    #[allow(non_camel_case_types)]
+                    struct JoinSvc<T: Chat>(pub Arc<T>);
+                    impl<T: Chat> tonic::server::UnaryService<super::JoinRequest>
+                    for JoinSvc<T> {
+                        type Response = super::JoinReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::JoinRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Chat>::join(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = JoinSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Chat/Leave" => {
+                    #[allow(non_camel_case_types)]
+                    struct LeaveSvc<T: Chat>(pub Arc<T>);
+                    impl<T: Chat> tonic::server::UnaryService<super::LeaveRequest>
+                    for LeaveSvc<T> {
+                        type Response = super::LeaveReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LeaveRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Chat>::leave(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LeaveSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Chat/Invite" => {
+                    #[allow(non_camel_case_types)]
+                    struct InviteSvc<T: Chat>(pub Arc<T>);
+                    impl<T: Chat> tonic::server::UnaryService<super::MemberRequest>
+                    for InviteSvc<T> {
+                        type Response = super::MemberReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MemberRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Chat>::invite(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = InviteSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Chat/Expel" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExpelSvc<T: Chat>(pub Arc<T>);
+                    impl<T: Chat> tonic::server::UnaryService<super::MemberRequest>
+                    for ExpelSvc<T> {
+                        type Response = super::MemberReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MemberRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Chat>::expel(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExpelSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Chat/Own" => {
+                    #[allow(non_camel_case_types)]
+                    struct OwnSvc<T: Chat>(pub Arc<T>);
+                    impl<T: Chat> tonic::server::UnaryService<super::MemberRequest>
+                    for OwnSvc<T> {
+                        type Response = super::MemberReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MemberRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Chat>::own(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = OwnSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Chat/Talk" => {
+                    #[allow(non_camel_case_types)]
+                    struct TalkSvc<T: Chat>(pub Arc<T>);
+                    impl<T: Chat> tonic::server::UnaryService<super::TalkRequest>
+                    for TalkSvc<T> {
+                        type Response = super::TalkReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::TalkRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Chat>::talk(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TalkSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Chat/Block" => {
+                    #[allow(non_camel_case_types)]
+                    struct BlockSvc<T: Chat>(pub Arc<T>);
+                    impl<T: Chat> tonic::server::UnaryService<super::UserRequest>
+                    for BlockSvc<T> {
+                        type Response = super::UserReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UserRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Chat>::block(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = BlockSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Chat/Unblock" => {
+                    #[allow(non_camel_case_types)]
+                    struct UnblockSvc<T: Chat>(pub Arc<T>);
+                    impl<T: Chat> tonic::server::UnaryService<super::UserRequest>
+                    for UnblockSvc<T> {
+                        type Response = super::UserReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UserRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Chat>::unblock(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UnblockSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Chat/Rooms" => {
+                    #[allow(non_camel_case_types)]
+                    struct RoomsSvc<T: Chat>(pub Arc<T>);
+                    impl<
+                        T: Chat,
+                    > tonic::server::ServerStreamingService<super::RoomsRequest>
+                    for RoomsSvc<T> {
+                        type Response = super::RoomsReply;
+                        type ResponseStream = T::RoomsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RoomsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Chat>::rooms(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RoomsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Chat/Members" => {
+                    #[allow(non_camel_case_types)]
+                    struct MembersSvc<T: Chat>(pub Arc<T>);
+                    impl<
+                        T: Chat,
+                    > tonic::server::ServerStreamingService<super::MembersRequest>
+                    for MembersSvc<T> {
+                        type Response = super::MembersReply;
+                        type ResponseStream = T::MembersStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MembersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Chat>::members(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MembersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Chat/Devices" => {
+                    #[allow(non_camel_case_types)]
+                    struct DevicesSvc<T: Chat>(pub Arc<T>);
+                    impl<
+                        T: Chat,
+                    > tonic::server::ServerStreamingService<super::DevicesRequest>
+                    for DevicesSvc<T> {
+                        type Response = super::DevicesReply;
+                        type ResponseStream = T::DevicesStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DevicesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Chat>::devices(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DevicesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Chat/Forget" => {
+                    #[allow(non_camel_case_types)]
+                    struct ForgetSvc<T: Chat>(pub Arc<T>);
+                    impl<T: Chat> tonic::server::UnaryService<super::ForgetRequest>
+                    for ForgetSvc<T> {
+                        type Response = super::ForgetReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ForgetRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Chat>::forget(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ForgetSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Chat/History" => {
+                    #[allow(non_camel_case_types)]
+                    struct HistorySvc<T: Chat>(pub Arc<T>);
+                    impl<
+                        T: Chat,
+                    > tonic::server::ServerStreamingService<super::HistoryRequest>
+                    for HistorySvc<T> {
+                        type Response = super::HistoryReply;
+                        type ResponseStream = T::HistoryStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::HistoryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Chat>::history(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HistorySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Chat/Seen" => {
+                    #[allow(non_camel_case_types)]
+                    struct SeenSvc<T: Chat>(pub Arc<T>);
+                    impl<T: Chat> tonic::server::UnaryService<super::SeenRequest>
+                    for SeenSvc<T> {
+                        type Response = super::SeenReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SeenRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Chat>::seen(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SeenSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

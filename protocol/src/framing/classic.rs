@@ -169,7 +169,8 @@ fn wait<T>(src: &mut BytesMut) -> Option<T> {
 /// characters, lists between names.
 pub fn encode(reply: &Reply, dst: &mut BytesMut) {
     match reply {
-        Reply::Bye(_) => {}
+        // Classic clients receive no pushes of rooms and devices.
+        Reply::Bye(_) | Reply::Room(_) => {}
         Reply::String(delivery) => {
             let mut rest = &*delivery.text;
             loop {
@@ -252,6 +253,10 @@ impl Decoder for ClassicClientCodec {
 }
 
 fn parse(message: &mut [u8]) -> Result<Request, Malformed> {
+    if let Some(refusal) = unknown_command(message) {
+        message::wipe_secret(message);
+        return Err(refusal.into());
+    }
     let request = super::parse(message)?;
     let is_hello = matches!(request, Request::Hello { .. });
     if !is_hello && !matches!(request, Request::Ack { .. }) {
@@ -262,6 +267,14 @@ fn parse(message: &mut [u8]) -> Result<Request, Malformed> {
         "the classic framing supports neither sessions nor acknowledgements; use the native framing",
     );
     Err(Malformed { refusal, is_hello })
+}
+
+/// Returns the refusal of a command that this framing does not have, such as those of
+/// rooms and devices.
+fn unknown_command(message: &[u8]) -> Option<Refusal> {
+    let (command, _) = message::split(message).ok()?;
+    let is_known = REQUEST_COMMANDS.iter().any(|(known, _)| *known == command);
+    (!is_known).then(|| message::unknown_command(command))
 }
 
 fn write_block(command: &str, payload: &[u8], dst: &mut BytesMut) {

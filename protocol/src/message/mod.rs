@@ -1,9 +1,11 @@
-//! The messages: [`Request`] and [`Reply`], and their conversion from and to a command and
+//! The messages: [`Request`] and [`Reply`], with those of rooms and devices in
+//! [`RoomRequest`] and [`RoomReply`], and their conversion from and to a command and
 //! its fields. The envelope of a message belongs to [`crate::framing`].
 
 mod ok_fields;
 mod reply;
 mod request;
+mod rooms;
 
 use std::str::FromStr;
 
@@ -17,6 +19,7 @@ pub(crate) use reply::write_names;
 pub use reply::{Delivery, Push, Reply, list_parts};
 pub use request::Request;
 pub(crate) use request::{HELLO, REQUEST_COMMANDS, wipe_secret};
+pub use rooms::{Gap, LeftReason, RoomEntry, RoomMode, RoomReply, RoomRequest};
 
 /// A message of one direction, made of a command and fields.
 pub trait Message: Sized {
@@ -71,7 +74,7 @@ pub(crate) fn write_command(command: &str, to: &mut BytesMut) {
     to.put_bytes(0, COMMAND_BYTES.saturating_sub(command.len()));
 }
 
-fn unknown_command(command: &str) -> Refusal {
+pub(crate) fn unknown_command(command: &str) -> Refusal {
     Refusal::new(
         Code::UnknownCommand,
         format!("unknown command \"{}\"", command.escape_default()),

@@ -1,10 +1,12 @@
 //! [`OkFields`]: the fields of an `ok`.
 
+use std::str::FromStr;
+
 use bytes::{BufMut, BytesMut};
 use bytestring::ByteString;
 
-use super::{number, put_number};
-use crate::name::Sequence;
+use super::{number, put_number, put_number_then};
+use crate::name::{RoomName, Sequence};
 
 /// The fields of an `ok`. A server knows their kind; on the wire, it depends on
 /// the request, which the reply does not repeat. So a decoder returns
@@ -20,11 +22,22 @@ pub enum OkFields {
     Queued(u64),
     /// The answer to `send`: the sequence number of the message.
     Stored(Sequence),
-    /// The answer to `delete`: whether the account existed.
+    /// The answer to `delete`: whether the account or room existed.
     Deleted(bool),
-    /// The end of a `list`: the number of names, and whether the server
-    /// truncated the list.
+    /// The end of a `list`, `rooms`, `members` or `devices`: the number of entries, and
+    /// whether the server truncated the list.
     Listed(usize, bool),
+    /// The answer to `attach`: the number of unacknowledged messages in the inbox, and of
+    /// rooms.
+    Attached(u64, usize),
+    /// The answer to `join`: the last number of the room, and the number of messages that
+    /// can be read back.
+    Joined(Sequence, u64),
+    /// The answer to `talk`: the room.
+    Room(RoomName),
+    /// The end of a `history`: the number of messages, and the number of the oldest one
+    /// that can be read back. Both are 0 for an empty page.
+    Past(usize, Sequence),
     /// Decoded fields.
     Encoded(ByteString),
 }
@@ -101,6 +114,49 @@ impl OkFields {
         }
     }
 
+    /// Returns the number of unacknowledged messages in the inbox and of rooms, if this
+    /// answers `attach`.
+    #[must_use]
+    pub fn as_attached(&self) -> Option<(u64, usize)> {
+        match self {
+            Self::Attached(waiting, rooms) => Some((*waiting, *rooms)),
+            Self::Encoded(text) => pair(text),
+            _ => None,
+        }
+    }
+
+    /// Returns the last number of the room and the number of messages that can be read
+    /// back, if this answers `join`.
+    #[must_use]
+    pub fn as_joined(&self) -> Option<(Sequence, u64)> {
+        match self {
+            Self::Joined(last, held) => Some((*last, *held)),
+            Self::Encoded(text) => pair(text).map(|(last, held)| (Sequence(last), held)),
+            _ => None,
+        }
+    }
+
+    /// Returns the room, if this answers `talk`.
+    #[must_use]
+    pub fn as_room(&self) -> Option<RoomName> {
+        match self {
+            Self::Room(room) => Some(room.clone()),
+            Self::Encoded(text) => text.parse().ok(),
+            _ => None,
+        }
+    }
+
+    /// Returns the number of messages and the number of the oldest one that can be read
+    /// back, if this ends a `history`.
+    #[must_use]
+    pub fn as_past(&self) -> Option<(usize, Sequence)> {
+        match self {
+            Self::Past(count, oldest) => Some((*count, *oldest)),
+            Self::Encoded(text) => pair(text).map(|(count, oldest)| (count, Sequence(oldest))),
+            _ => None,
+        }
+    }
+
     fn encoded(&self) -> BytesMut {
         let mut encoded = BytesMut::new();
         self.write(&mut encoded);
@@ -127,9 +183,28 @@ impl OkFields {
                     to.put_slice(TRUNCATED.as_bytes());
                 }
             }
+            Self::Attached(waiting, rooms) => {
+                put_number_then(to, *waiting, "");
+                put_number(to, *rooms as u64);
+            }
+            Self::Joined(last, held) => {
+                put_number_then(to, last.0, "");
+                put_number(to, *held);
+            }
+            Self::Room(room) => to.put_slice(room.as_str().as_bytes()),
+            Self::Past(count, oldest) => {
+                put_number_then(to, *count as u64, "");
+                put_number(to, oldest.0);
+            }
             Self::Encoded(text) => to.put_slice(text.as_bytes()),
         }
     }
+}
+
+/// Parses two numbers.
+fn pair<A: FromStr, B: FromStr>(text: &str) -> Option<(A, B)> {
+    let (first, second) = text.split_once(',')?;
+    Some((number(first)?, number(second)?))
 }
 
 /// The answer to `delete` if the account existed.

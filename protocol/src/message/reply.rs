@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use bytes::{BufMut, BytesMut};
 use bytestring::ByteString;
 
-use super::{Message, OkFields, bad_request, number, put_number, put_number_then, unknown_command};
+use super::{Message, OkFields, RoomReply, bad_request, number, put_number, put_number_then};
 use crate::code::{ByeReason, Failure, Refusal};
 use crate::name::{Sequence, UserName};
 
@@ -29,6 +29,8 @@ pub enum Reply {
         /// Human-readable cause.
         explanation: Cow<'static, str>,
     },
+    /// A reply or push that concerns rooms or devices.
+    Room(RoomReply),
 }
 
 /// A message on its way to its recipient.
@@ -72,7 +74,7 @@ impl Push<'_> {
 }
 
 impl Delivery {
-    fn borrow(&self) -> Push<'_> {
+    pub(super) fn borrow(&self) -> Push<'_> {
         let Self {
             sequence,
             sender,
@@ -97,6 +99,7 @@ impl Message for Reply {
             Self::Bye(_) => "bye",
             Self::NotOk(_) => "notok",
             Self::Error { .. } => "error",
+            Self::Room(reply) => reply.command(),
         }
     }
 
@@ -114,6 +117,7 @@ impl Message for Reply {
                 failure,
                 explanation,
             } => put_code(to, failure.as_str(), explanation),
+            Self::Room(reply) => reply.write_payload(to),
         }
     }
 
@@ -140,7 +144,7 @@ impl Message for Reply {
                     None => Err(bad_request("unknown code of an error")),
                 }
             }
-            _ => Err(unknown_command(command)),
+            _ => RoomReply::parse(command, payload).map(Self::Room),
         }
     }
 }
@@ -182,7 +186,7 @@ fn parse_names(payload: &str) -> Result<Vec<UserName>, Refusal> {
     payload.split(',').map(|name| Ok(name.parse()?)).collect()
 }
 
-fn parse_delivery(payload: &str) -> Result<Delivery, Refusal> {
+pub(super) fn parse_delivery(payload: &str) -> Result<Delivery, Refusal> {
     let mut fields = payload.splitn(4, ',');
     let (Some(sequence), Some(sender), Some(time), Some(text)) =
         (fields.next(), fields.next(), fields.next(), fields.next())

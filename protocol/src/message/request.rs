@@ -5,11 +5,10 @@ use bytestring::ByteString;
 use zeroize::Zeroize as _;
 
 use super::{
-    Message, bad_request, is_command, no_fields, number, put_number, put_number_then,
-    unknown_command,
+    Message, RoomRequest, bad_request, is_command, no_fields, number, put_number, put_number_then,
 };
 use crate::code::Refusal;
-use crate::name::{Password, Sequence, SessionToken, UserName};
+use crate::name::{Password, RoomName, Sequence, SessionToken, UserName};
 
 /// A request of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,9 +53,9 @@ pub enum Request {
         /// The new password.
         new: Password,
     },
-    /// Deletes an account and its queue.
+    /// Deletes an account and its queue, or a room.
     Delete {
-        /// The account.
+        /// The account or the room.
         user: UserName,
         /// Password of the account, if it has one.
         password: Option<Password>,
@@ -66,24 +65,28 @@ pub enum Request {
         /// Regular expression, unanchored.
         pattern: Option<ByteString>,
     },
-    /// Stores a message for a user.
+    /// Stores a message for a user or a room.
     Send {
-        /// The recipient.
+        /// The recipient: a user or a room.
         user: UserName,
         /// The text.
         text: ByteString,
     },
-    /// Acknowledges every message up to a number. Has no reply.
+    /// Acknowledges every message of a log up to a number. Has no reply.
     Ack {
+        /// The room; `None` for the inbox.
+        log: Option<RoomName>,
         /// Number of the last message.
         sequence: Sequence,
     },
     /// Checks that the server responds.
     Ping,
+    /// A request that concerns rooms or devices.
+    Room(RoomRequest),
 }
 
-/// The commands of clients, each with a flag for an optional first field. The
-/// classic framing needs the flag before the message is complete.
+/// The commands of the classic framing, each with a flag for an optional first field.
+/// The framing needs the flag before the message is complete.
 pub(crate) const REQUEST_COMMANDS: [(&str, bool); 11] = [
     (HELLO, false),
     ("create", false),
@@ -102,7 +105,7 @@ pub(crate) const REQUEST_COMMANDS: [(&str, bool); 11] = [
 pub(crate) const HELLO: &str = "hello";
 
 /// The commands whose fields may contain a password.
-const SECRET_COMMANDS: [&str; 5] = ["create", "login", "connect", "password", "delete"];
+const SECRET_COMMANDS: [&str; 6] = ["create", "login", "connect", "attach", "password", "delete"];
 
 impl Message for Request {
     fn command(&self) -> &'static str {
@@ -118,6 +121,7 @@ impl Message for Request {
             Self::Send { .. } => "send",
             Self::Ack { .. } => "ack",
             Self::Ping => "ping",
+            Self::Room(request) => request.command(),
         }
     }
 
@@ -151,8 +155,16 @@ impl Message for Request {
                 to.put_u8(b',');
                 to.put_slice(text.as_bytes());
             }
-            Self::Ack { sequence } => put_number(to, sequence.0),
+            Self::Ack {
+                log: None,
+                sequence,
+            } => put_number(to, sequence.0),
+            Self::Ack {
+                log: Some(room),
+                sequence,
+            } => put_number_then(to, sequence.0, room.as_str()),
             Self::Disconnect | Self::Ping => {}
+            Self::Room(request) => request.write_payload(to),
         }
     }
 
@@ -179,7 +191,7 @@ impl Message for Request {
             "send" => parse_send(payload),
             "ack" => parse_ack(payload),
             "ping" => no_fields(command, payload).map(|()| Self::Ping),
-            _ => Err(unknown_command(command)),
+            _ => RoomRequest::parse(command, payload).map(Self::Room),
         }
     }
 }
@@ -240,8 +252,16 @@ fn parse_send(payload: &str) -> Result<Request, Refusal> {
 }
 
 fn parse_ack(payload: &str) -> Result<Request, Refusal> {
-    let sequence = number(payload).ok_or_else(|| bad_request("ack takes a sequence number"))?;
+    let (sequence, room) = match payload.split_once(',') {
+        Some((sequence, room)) => (sequence, Some(room)),
+        None => (payload, None),
+    };
+    let sequence = number(sequence).ok_or_else(|| bad_request("ack takes a sequence number"))?;
     Ok(Request::Ack {
+        log: match room {
+            None | Some("") => None,
+            Some(room) => Some(room.parse()?),
+        },
         sequence: Sequence(sequence),
     })
 }

@@ -219,6 +219,7 @@ fn native_framing_of_every_request() {
     check_native_request(
         0,
         Request::Ack {
+            log: None,
             sequence: Sequence(18_446_744_073_709_551_615),
         },
         b"\0\0\0\x27\0\0\0\0ack\0\0\0\0\0\0\0\0\0\0\0\x0018446744073709551615",

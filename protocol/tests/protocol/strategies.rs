@@ -69,7 +69,7 @@ pub(crate) fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
         9 => common_request(any_text()),
         1 => (any::<u32>(), token).prop_map(|(version, session)| Request::Hello { version, session }),
-        1 => any::<u64>().prop_map(|number| Request::Ack { sequence: Sequence(number) }),
+        1 => any::<u64>().prop_map(|number| Request::Ack { log: None, sequence: Sequence(number) }),
     ]
 }
 

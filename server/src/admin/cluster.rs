@@ -143,7 +143,7 @@ async fn write_account(
     export::write(to, &Line::account(entry, cursor.sequence))?;
     loop {
         for message in &page.messages {
-            export::write(to, &export::line(&entry.account.name, message))?;
+            export::write(to, &export::line(entry.account.name.as_str(), message))?;
         }
         let Some(last) = page.messages.last().filter(|_| !page.complete) else {
             return Ok(());

@@ -8,8 +8,8 @@ use hark_protocol::UserName;
 
 use super::line::{Line, VERSION};
 use super::progress::Progress;
-use crate::shard::snapshot::{InboxSnapshot, StoreSnapshot};
-use crate::store::{Message, Position};
+use crate::shard::snapshot::{LogBounds, StoreSnapshot};
+use crate::store::{AccountEntry, Message, Position};
 
 /// Exports the store in a folder.
 pub(super) fn run(folder: &Path, to: impl Write) -> anyhow::Result<()> {
@@ -19,6 +19,14 @@ pub(super) fn run(folder: &Path, to: impl Write) -> anyhow::Result<()> {
         to.flush()?;
         Ok(damaged)
     });
+    let rooms = store
+        .logs()
+        .iter()
+        .filter(|log| log.account.is_none())
+        .count();
+    if rooms > 0 {
+        eprintln!("harkd: {rooms} rooms are not exported: the format has none");
+    }
     match unless_reader_has_gone(exported)? {
         None | Some(0) => Ok(()),
         Some(damaged) => bail!(
@@ -48,29 +56,27 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 fn export(store: &StoreSnapshot, to: &mut impl Write) -> anyhow::Result<u64> {
     write(to, &Line::Export { version: VERSION })?;
     let (mut damaged, mut progress) = (0, Progress::new("accounts exported"));
-    for inbox in store.inboxes() {
+    for log in store.logs() {
+        // The format has no rooms yet.
+        let Some(entry) = &log.account else { continue };
         progress.add(1);
-        write(to, &account(&inbox))?;
-        damaged += u64::from(!messages(store, &inbox, to)?);
+        write(to, &account(entry, &log))?;
+        damaged += u64::from(!messages(store, &log, to)?);
     }
     Ok(damaged)
 }
 
 /// The line of an account.
-pub(super) fn account(inbox: &InboxSnapshot) -> Line {
-    Line::account(&inbox.entry, inbox.cursor.sequence)
+pub(super) fn account(entry: &AccountEntry, log: &LogBounds) -> Line {
+    Line::account(entry, log.head.sequence)
 }
 
 /// Returns whether all messages could be read.
-fn messages(
-    store: &StoreSnapshot,
-    inbox: &InboxSnapshot,
-    to: &mut impl Write,
-) -> anyhow::Result<bool> {
-    let name = &inbox.entry.account.name;
-    let mut at = inbox.cursor;
+fn messages(store: &StoreSnapshot, log: &LogBounds, to: &mut impl Write) -> anyhow::Result<bool> {
+    let name = &log.name;
+    let mut at = log.head;
     loop {
-        let page = match store.read(&inbox.entry.account, at.sequence) {
+        let page = match store.read(log.id, at.sequence) {
             Ok(page) => page,
             Err(error) => {
                 eprintln!(
@@ -94,13 +100,13 @@ fn messages(
     }
 }
 
-fn gap(name: &UserName, from: Position, end: Position, to: &mut impl Write) -> anyhow::Result<()> {
+fn gap(name: &str, from: Position, end: Position, to: &mut impl Write) -> anyhow::Result<()> {
     let count = end.messages.saturating_sub(from.messages);
     let (from, through) = (from.sequence.0.saturating_add(1), end.sequence.0);
     write(
         to,
         &Line::Gap {
-            to: name.to_string(),
+            to: name.to_owned(),
             from,
             through,
             count,
@@ -109,9 +115,9 @@ fn gap(name: &UserName, from: Position, end: Position, to: &mut impl Write) -> a
 }
 
 /// The line of a message.
-pub(super) fn line(to: &UserName, message: &Message) -> Line {
+pub(super) fn line(to: &str, message: &Message) -> Line {
     Line::Message {
-        to: to.to_string(),
+        to: to.to_owned(),
         number: message.position.sequence.0,
         sender: message.sender.as_ref().map(UserName::to_string),
         time: message.time_ms,

@@ -451,7 +451,7 @@ mod tests {
         let zoe = r#"{"type":"account","name":"zoe"}"#;
         imported(folder.path(), zoe);
         let store = StoreSnapshot::open(folder.path()).unwrap();
-        let zoe = store.inboxes().pop().unwrap();
-        assert!(zoe.entry.account.incarnation > 9_000_000_005);
+        let zoe = store.logs().pop().unwrap();
+        assert!(zoe.id > 9_000_000_005);
     }
 }

@@ -11,7 +11,7 @@ use super::line::{Line, VERSION};
 use super::{export, print};
 use crate::ledger::{BlockContent, Malformed, decode};
 use crate::log::Block;
-use crate::shard::salvage::{self, SalvagedInbox, SalvagedStore};
+use crate::shard::salvage::{self, SalvagedLog, SalvagedStore};
 use crate::store::Message;
 
 /// Writes the readable parts of a store as its new log.
@@ -20,7 +20,11 @@ pub(super) fn rebuild(folder: &Path) -> anyhow::Result<()> {
     report(&store, &mut |line| print(line))?;
     print(format_args!(
         "salvaged {} accounts; the damaged log is kept in {}",
-        store.inboxes().len(),
+        store
+            .logs()
+            .iter()
+            .filter(|log| log.bounds.account.is_some())
+            .count(),
         damaged.display()
     ))
 }
@@ -39,11 +43,15 @@ pub(super) fn export(folder: &Path, to: impl Write) -> anyhow::Result<()> {
 
 fn lines(store: &SalvagedStore, to: &mut impl Write) -> anyhow::Result<()> {
     export::write(to, &Line::Export { version: VERSION })?;
-    for inbox in store.inboxes() {
-        export::write(to, &export::account(&inbox.inbox))?;
+    for log in store.logs() {
+        // The format has no rooms yet.
+        let Some(entry) = &log.bounds.account else {
+            continue;
+        };
+        export::write(to, &export::account(entry, &log.bounds))?;
         let mut written = Ok(());
-        store.visit(inbox, &mut |block| {
-            written = block_lines(inbox, &block, to);
+        store.visit(log, &mut |block| {
+            written = block_lines(log, &block, to);
             if written.is_ok() {
                 ControlFlow::Continue(())
             } else {
@@ -56,13 +64,13 @@ fn lines(store: &SalvagedStore, to: &mut impl Write) -> anyhow::Result<()> {
 }
 
 /// Writes the messages of a block that are not acknowledged.
-fn block_lines(inbox: &SalvagedInbox, block: &Block, to: &mut impl Write) -> anyhow::Result<()> {
-    let name = &inbox.inbox.entry.account.name;
+fn block_lines(log: &SalvagedLog, block: &Block, to: &mut impl Write) -> anyhow::Result<()> {
+    let name = &log.bounds.name;
     match decode(block).map_err(malformed)? {
         BlockContent::Gap(gap) => export::write(
             to,
             &Line::Gap {
-                to: name.to_string(),
+                to: name.clone(),
                 from: gap.first,
                 through: gap.end.sequence.0,
                 count: gap.messages,
@@ -75,7 +83,7 @@ fn block_lines(inbox: &SalvagedInbox, block: &Block, to: &mut impl Write) -> any
                     .map_err(malformed)?
                     .message(before.as_ref())
                     .map_err(malformed)?;
-                if message.position.sequence > inbox.inbox.cursor.sequence {
+                if message.position.sequence > log.bounds.head.sequence {
                     export::write(to, &export::line(name, &message))?;
                 }
                 before = Some(Arc::new(message));
@@ -109,9 +117,9 @@ fn report(
             "lost: commits {first} to {last}: their changes to accounts, acknowledgements and remembered sends"
         ))?;
     }
-    for inbox in store.inboxes() {
-        for loss in &inbox.losses {
-            let (name, gap) = (&inbox.inbox.entry.account.name, loss.gap);
+    for log in store.logs() {
+        for loss in &log.losses {
+            let (name, gap) = (&log.bounds.name, loss.gap);
             let (messages, last) = (gap.messages, gap.end.sequence);
             say(format_args!(
                 "{name}: lost {messages} messages, from number {} to {last}",
@@ -119,9 +127,9 @@ fn report(
             ))?;
         }
     }
-    for (inbox, blocks) in &store.unknown {
+    for (log, blocks) in &store.unknown {
         say(format_args!(
-            "lost: the account with number {inbox}, and {blocks} blocks of its messages"
+            "lost: the account or room with number {log}, and {blocks} blocks of its messages"
         ))?;
     }
     Ok(())

@@ -4,14 +4,17 @@
 
 use std::net::IpAddr;
 
-use hark_protocol::{Code, OkFields, Password, Refusal, Reply, UserName};
+use hark_protocol::{
+    Code, DeviceName, OkFields, Password, Refusal, Reply, RoomName, RoomRequest, UserName,
+};
 use tokio::time::Instant;
 
 use super::passwords::HashPermit;
-use super::replies::{LOGIN_REQUIRED, exists, no_such_user};
+use super::replies::{LOGIN_REQUIRED, exists, no_such_user, room_refusal};
 use super::{Chat, Fault, MayList, audit};
 use crate::store::{
-    Account, AccountEntry, Created, PasswordHash, Pending, Position, ReadLimit, Subscription,
+    Account, AccountEntry, Created, DeviceSubscription, PasswordHash, Pending, Position, ReadLimit,
+    Subscription,
 };
 
 /// The identity of a connection.
@@ -72,20 +75,57 @@ impl Chat {
     ) -> Result<(Authenticated, Subscription), Fault> {
         let authenticated = self.login(address, user, password).await?;
         let account = &authenticated.account;
-        // An inbox whose first message cannot be read fails here, before the takeover.
-        // After it the reply must follow without another await.
+        self.check_readable(account).await?;
+        if let Some(subscription) = self.store.receive(account).await? {
+            return Ok((authenticated, subscription));
+        }
+        let entry = self.store.account(&account.name).await?;
+        if entry.is_some_and(|entry| entry.account == *account) {
+            let explanation = format!("user {} has too many devices; forget one", account.name);
+            return Fault::refused(Code::TooMany, explanation);
+        }
+        Fault::refused(
+            Code::NoSuchUser,
+            format!("user {} was deleted", account.name),
+        )
+    }
+
+    /// Logs in to an account and attaches a device of it.
+    ///
+    /// # Errors
+    /// As [`Self::login`]; [`Code::TooMany`] if the user has too many devices;
+    /// [`Code::UnknownCommand`] if the store has no devices.
+    pub(super) async fn attach(
+        &self,
+        address: IpAddr,
+        user: UserName,
+        device: DeviceName,
+        password: Option<Password>,
+    ) -> Result<(Authenticated, DeviceSubscription), Fault> {
+        let request = RoomRequest::Attach {
+            user: user.clone(),
+            device: device.clone(),
+            password: None,
+        };
+        self.check_served(&request)?;
+        let authenticated = self.login(address, user, password).await?;
+        // As in `receive`: a takeover must not end in a failure.
+        self.check_readable(&authenticated.account).await?;
+        match self.store.attach(&authenticated.account, &device).await? {
+            Ok(subscription) => Ok((authenticated, subscription)),
+            Err(code) => Err(Fault::Refused(room_refusal(code, &request))),
+        }
+    }
+
+    /// Reads the first message of an inbox. An inbox that cannot be read fails here, before
+    /// a takeover. After a takeover the reply must follow without another await.
+    async fn check_readable(&self, account: &Account) -> Result<(), Fault> {
         let first = ReadLimit {
             messages: 1,
             bytes: 0,
         };
         self.store.read(account, Position::default(), first).await?;
-        match self.store.receive(account).await? {
-            Some(subscription) => Ok((authenticated, subscription)),
-            None => Fault::refused(
-                Code::NoSuchUser,
-                format!("user {} was deleted", account.name),
-            ),
-        }
+        Ok(())
     }
 
     /// Starts the creation of an account for a connection authenticated as `by`. The
@@ -194,6 +234,20 @@ impl Chat {
         }
     }
 
+    /// Returns the room that a `delete` of this name concerns, if it concerns one. An
+    /// account of an earlier version may have the name of a room.
+    ///
+    /// # Errors
+    /// If the store is unavailable.
+    pub(super) async fn room_to_delete(&self, name: &UserName) -> Result<Option<RoomName>, Fault> {
+        match name.as_str().parse() {
+            Ok(room) if self.store.has_rooms() => {
+                Ok(self.store.account(name).await?.is_none().then_some(room))
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// Deletes an account for a connection authenticated as `by`.
     ///
     /// # Errors
@@ -245,7 +299,7 @@ impl Chat {
 
     /// Returns whether `by` has the rights of an admin, which require a login with a
     /// password. A password that was set after the login does not count.
-    async fn is_admin(&self, by: Option<&Authenticated>) -> Result<bool, Fault> {
+    pub(super) async fn is_admin(&self, by: Option<&Authenticated>) -> Result<bool, Fault> {
         match by {
             Some(by) if by.by_password && self.rules.admins.contains(&by.account.name) => {
                 self.is_alive(&by.account).await

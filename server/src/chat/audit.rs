@@ -1,9 +1,9 @@
-//! The account events of the log, at info, so that an operator can audit them. `by` is
+//! The events of accounts and rooms in the log, at info, so that an operator can audit them. `by` is
 //! the user of the connection that acted, absent for an anonymous one.
 
 use std::net::IpAddr;
 
-use hark_protocol::UserName;
+use hark_protocol::{RoomName, UserName};
 
 use super::accounts::Authenticated;
 
@@ -44,6 +44,21 @@ pub(super) fn logged_in(user: &UserName, by_password: bool, address: IpAddr) {
 /// Logs a wrong password.
 pub(super) fn wrong_password(user: &UserName, address: IpAddr) {
     tracing::info!(%user, %address, "wrong password");
+}
+
+/// Logs that a room was created or changed.
+pub(super) fn room_set(room: &RoomName, by: &Authenticated, address: IpAddr) {
+    tracing::info!(%room, by = %by.account.name, %address, "room set");
+}
+
+/// Logs the deletion of a room.
+pub(super) fn room_deleted(room: &RoomName, by: &Authenticated, by_admin: bool, address: IpAddr) {
+    tracing::info!(%room, by = %by.account.name, by_admin, %address, "room deleted");
+}
+
+/// Logs that a user was expelled from a room.
+pub(super) fn expelled(room: &RoomName, user: &UserName, by: &Authenticated, address: IpAddr) {
+    tracing::info!(%room, %user, by = %by.account.name, %address, "user expelled");
 }
 
 /// Logs a send that was refused because the inbox of its recipient is full.

@@ -1,23 +1,28 @@
-//! The state machine of a delivery: the window of messages in flight to one
-//! connection, acknowledgements, lagging and caught-up. It has no I/O: events and
-//! times are arguments, and [`DeliveryWindow::step`] returns the next action.
+//! The state machine of a delivery: the window of messages in flight to one connection,
+//! over all logs that the connection reads: the inbox, and the rooms of a device. It has no
+//! I/O: messages and times are arguments, and [`DeliveryWindow::step`] returns the next
+//! action.
 //!
-//! It knows neither sockets nor stores. Invariant: messages are pushed in the
-//! order of their numbers, each once, and never more than the window holds.
+//! It knows neither sockets nor stores. Invariants: the messages of a log are pushed in the
+//! order of their numbers, each once; in flight are never more than the window holds; logs
+//! with messages take turns.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hark_protocol::Sequence;
 use hark_protocol::limits::{WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX};
+use hark_protocol::{RoomName, Sequence};
 use tokio::time::Instant;
 
-use crate::store::{Account, Message, Page, Position, ReadLimit, Unavailable};
+use crate::store::{Account, Message, Page, Point, Position, ReadLimit, Said, Unavailable};
 
-/// The minimum number of messages that one read asks for, even if the window has
-/// room for fewer: so a reader that acknowledges one by one does not cause a read
-/// for each message. The rest waits in the backlog.
+/// The maximum number of messages of a turn, if other logs have messages.
+const TURN_MESSAGES_MAX: usize = 16;
+
+/// The minimum number of messages that one read asks for if a single log has messages, even
+/// if the window has room for fewer: so a reader that acknowledges one by one does not cause
+/// a read for each message. The rest waits in the backlog.
 const READ_MESSAGES_MIN: usize = 64;
 
 /// The maximum number of bytes of text that one read yields; a longer first
@@ -28,141 +33,368 @@ const READ_BYTES_MAX: usize = 64 * 1024;
 /// The pause after a failed read before it is retried.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// The messages of one inbox on their way to one reader.
+/// A full table of rooms grows by this fraction.
+const GROWTH_DIVISOR: usize = 8;
+
+/// A log that the connection reads: [`INBOX`], or a room, by its place.
+pub(crate) type LogId = u32;
+
+/// The inbox.
+pub(crate) const INBOX: LogId = 0;
+
+/// The messages of one connection on their way to its reader.
 #[derive(Debug)]
 pub(crate) struct DeliveryWindow {
     /// Pushed and not acknowledged, in order.
     in_flight: VecDeque<Pushed>,
     in_flight_bytes: usize,
-    /// Known and not pushed yet, in order.
-    backlog: VecDeque<Arc<Message>>,
-    /// The highest number that has been pushed, or that was acknowledged
-    /// before this delivery began.
-    pushed: Sequence,
-    /// The last message of the backlog or, if that is empty, the last pushed one.
-    known: Position,
-    phase: WindowPhase,
+    inbox: LogState,
+    /// The rooms, by their places. Places are reused.
+    rooms: Vec<LogState>,
+    turns: Turns,
+    /// Known messages of one log that are not pushed yet, in order.
+    backlog: VecDeque<Push>,
+    /// The log of the backlog, or of the read under way.
+    backlog_of: LogId,
+    /// The next message of the log that has the turn.
+    next: Option<Push>,
+    read: ReadState,
+    /// The membership that ends. One at a time.
+    leaving: Option<Leaving>,
+    /// Whether the reader is to learn of missing messages.
+    has_gaps: bool,
+    is_ended: bool,
+}
+
+/// The state of one log: 24 bytes.
+#[derive(Debug, Default)]
+struct LogState {
+    /// The last message that has been pushed, or that was acknowledged before this delivery
+    /// began.
+    pushed: Point,
+    /// The number of its messages in flight.
+    in_flight: u16,
+    /// The place is in use.
+    is_active: bool,
+    /// It is among the logs that take turns.
+    is_queued: bool,
+    /// The store has messages that do not come from the subscription, or may have.
+    is_lagging: bool,
+}
+
+/// The logs that may have messages, in the order of their turns.
+#[derive(Debug, Default)]
+struct Turns {
+    /// The log that has the turn. Apart from the others, because most connections have one
+    /// log: it takes no memory.
+    first: Option<LogId>,
+    others: VecDeque<LogId>,
+    /// The pushes of this turn.
+    taken: usize,
 }
 
 #[derive(Debug)]
 struct Pushed {
+    log: LogId,
+    text_bytes: u32,
     position: Position,
-    text_bytes: usize,
+}
+
+/// Pushes of one log that leave the window.
+#[derive(Debug, Default)]
+struct Removed {
+    last: Option<Position>,
+    count: u16,
+    bytes: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Leaving {
+    log: LogId,
+    /// The last message of the membership.
+    last: Point,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum WindowPhase {
-    /// The store has messages that are not in the backlog, or may have.
-    Lagging,
-    /// A read of the store is under way.
+enum ReadState {
+    Idle,
+    /// A read of the log of the backlog is under way.
     Reading,
     /// The last read failed.
-    Failed { retry_at: Instant },
-    /// Every stored message arrives as an event.
-    CaughtUp,
-    /// The delivery has ended. Messages in flight can still be acknowledged.
-    Ended,
+    Failed {
+        retry_at: Instant,
+    },
+}
+
+/// A push to the reader, which acknowledges it.
+#[derive(Debug, Clone)]
+pub(crate) enum Push {
+    /// A message of the inbox.
+    Message(Arc<Message>),
+    /// A message of a room.
+    Said(Arc<Said>),
+    /// Missing messages.
+    Gap(LogGap),
+}
+
+/// Messages that were removed before they were delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LogGap {
+    /// The first number that may be missing.
+    pub(crate) from: Sequence,
+    /// The position of the last number that may be missing.
+    pub(crate) to: Position,
+    /// The number of missing messages.
+    pub(crate) count: u64,
 }
 
 /// The next action.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Step {
-    /// Write this message to the reader.
-    Push(Arc<Message>),
-    /// Subscribe to the events of the inbox, then read it, and pass the page to
+    /// Write this to the reader.
+    Push(LogId, Push),
+    /// Take the messages behind this point from the subscription to the log, and call
+    /// [`DeliveryWindow::handle_appended`], [`DeliveryWindow::handle_next`],
+    /// [`DeliveryWindow::handle_lagged`] or [`DeliveryWindow::handle_caught_up`].
+    Take(LogId, Point),
+    /// Subscribe to the events of the log, then read it, and pass the page to
     /// [`DeliveryWindow::handle_page`].
     Read {
-        /// The page begins after this position.
-        after: Position,
+        /// The log.
+        log: LogId,
+        /// The page begins after this point.
+        after: Point,
         /// The largest page.
         limit: ReadLimit,
     },
+    /// All messages of a membership that ends are pushed: write its end to the reader. The
+    /// log is removed.
+    Left(LogId),
     /// Wait until something is handled, or until [`DeliveryWindow::retry_at`].
     Wait,
 }
 
 impl DeliveryWindow {
-    /// Returns a window that begins after `cursor`, lagging.
-    pub(crate) fn new(cursor: Position) -> Self {
-        Self {
+    /// Returns a window for the inbox, which begins after `cursor`, lagging. With
+    /// `has_gaps`, the reader learns of missing messages.
+    pub(crate) fn new(cursor: Position, has_gaps: bool) -> Self {
+        let mut window = Self {
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
+            inbox: LogState::new(cursor.into()),
+            rooms: Vec::new(),
+            turns: Turns::default(),
             backlog: VecDeque::new(),
-            pushed: cursor.sequence,
-            known: cursor,
-            phase: WindowPhase::Lagging,
+            backlog_of: INBOX,
+            next: None,
+            read: ReadState::Idle,
+            leaving: None,
+            has_gaps,
+            is_ended: false,
+        };
+        window.inbox.is_lagging = true;
+        window.note_ready(INBOX);
+        window
+    }
+
+    /// Adds a room that begins after `cursor`. Returns its place.
+    pub(crate) fn add_room(&mut self, cursor: Point) -> LogId {
+        let state = LogState::new(cursor);
+        let free = self.rooms.iter().position(|room| !room.is_active);
+        let at = free.unwrap_or_else(|| {
+            if self.rooms.len() == self.rooms.capacity() {
+                self.rooms
+                    .reserve_exact(1 + self.rooms.len() / GROWTH_DIVISOR);
+            }
+            self.rooms.push(LogState::default());
+            self.rooms.len() - 1
+        });
+        if let Some(place) = self.rooms.get_mut(at) {
+            *place = state;
+        }
+        let log = at as LogId + 1;
+        self.note_ready(log);
+        log
+    }
+
+    /// Ends the membership in a room: the messages up to `last` are still pushed, then
+    /// [`Step::Left`] follows. Requires that no other one is ending.
+    pub(crate) fn leave(&mut self, log: LogId, last: Point) {
+        debug_assert!(self.leaving.is_none(), "memberships end one after another");
+        self.leaving = Some(Leaving { log, last });
+        let is_later = |push: &Push| push.position().messages > last.messages;
+        if self.backlog_of == log {
+            self.backlog.retain(|push| !is_later(push));
+        }
+        if self.turns.first == Some(log) {
+            self.next.take_if(|push| is_later(push));
+        }
+        self.note_ready(log);
+    }
+
+    /// Gives up the messages of the membership that ends which are not pushed yet: the store
+    /// does not have them any more.
+    pub(crate) fn skip_to_end(&mut self) {
+        let Some(Leaving { log, last }) = self.leaving else {
+            return;
+        };
+        if let Some(state) = self.log_mut(log)
+            && state.pushed.messages < last.messages
+        {
+            state.pushed = last;
+        }
+        self.note_ready(log);
+    }
+
+    /// Notes that a log may have messages.
+    pub(crate) fn note_ready(&mut self, log: LogId) {
+        if self.is_ended {
+            return;
+        }
+        if let Some(state) = self.log_mut(log)
+            && state.is_active
+            && !std::mem::replace(&mut state.is_queued, true)
+        {
+            self.turns.push(log);
         }
     }
 
     /// Returns the next action. Call it until it returns [`Step::Wait`].
     pub(crate) fn step(&mut self, now: Instant) -> Step {
-        if let Some(message) = self.next_push() {
-            return Step::Push(message);
+        if let ReadState::Failed { retry_at } = self.read
+            && now >= retry_at
+        {
+            self.read = ReadState::Idle;
         }
-        let is_due = match self.phase {
-            WindowPhase::Lagging => true,
-            WindowPhase::Failed { retry_at } => now >= retry_at,
-            WindowPhase::Reading | WindowPhase::CaughtUp | WindowPhase::Ended => false,
+        // Each log is looked at once; if one makes progress, an action follows.
+        for _ in 0..self.turns.len() {
+            if self.turns.is_over() {
+                self.end_turn();
+            }
+            let Some(log) = self.turns.first else {
+                return Step::Wait;
+            };
+            if let Some(length) = self.front_bytes(log) {
+                return match self.has_room_for(length) {
+                    true => self.push(log),
+                    false => Step::Wait,
+                };
+            }
+            if let Some(Leaving { log: of, last }) = self.leaving
+                && of == log
+                && self.pushed_of(log).messages >= last.messages
+            {
+                self.remove(log);
+                return Step::Left(log);
+            }
+            if !self.has_room_for(0) {
+                return Step::Wait;
+            }
+            match self.fetch(log) {
+                Some(step) => return step,
+                None => self.end_turn(),
+            }
+        }
+        Step::Wait
+    }
+
+    /// Returns the action that yields messages of a log, if there is one now.
+    fn fetch(&mut self, log: LogId) -> Option<Step> {
+        let state = self.log_mut(log)?;
+        let (after, is_lagging) = (state.pushed, state.is_lagging);
+        if !is_lagging && log != INBOX {
+            return Some(Step::Take(log, after));
+        }
+        if self.read == ReadState::Reading || (is_lagging && self.read != ReadState::Idle) {
+            return None;
+        }
+        if !self.backlog.is_empty() {
+            // The turn of its log is over: it reads the rest again.
+            self.backlog.clear();
+            self.handle_lagged(self.backlog_of);
+        }
+        if !is_lagging {
+            // Messages of the inbox come several at a time.
+            return Some(Step::Take(log, after));
+        }
+        self.read = ReadState::Reading;
+        self.backlog_of = log;
+        let messages = if self.turns.len() == 1 {
+            READ_MESSAGES_MIN.max(WINDOW_MESSAGES_MAX - self.in_flight.len())
+        } else {
+            TURN_MESSAGES_MAX
         };
-        if !is_due || !self.backlog.is_empty() || !self.has_room_for(0) {
-            return Step::Wait;
-        }
-        self.phase = WindowPhase::Reading;
-        let messages = READ_MESSAGES_MIN.max(WINDOW_MESSAGES_MAX - self.in_flight.len());
-        Step::Read {
-            after: self.known,
-            limit: ReadLimit {
-                messages,
-                bytes: READ_BYTES_MAX,
-            },
-        }
+        // Others take turns until its page comes.
+        self.dequeue(log);
+        let limit = ReadLimit {
+            messages,
+            bytes: READ_BYTES_MAX,
+        };
+        Some(Step::Read { log, after, limit })
     }
 
-    /// Returns whether [`Self::handle_appended`] may be called. Otherwise the
-    /// events stay in their buffer.
-    pub(crate) fn wants_messages(&self) -> bool {
-        self.phase == WindowPhase::CaughtUp && self.backlog.is_empty()
+    /// Returns whether nothing can be pushed before an acknowledgement.
+    pub(crate) fn is_full(&self) -> bool {
+        !self.has_room_for(0)
     }
 
-    /// Returns whether the delivery has not ended.
-    pub(crate) fn is_receiving(&self) -> bool {
-        self.phase != WindowPhase::Ended
-    }
-
-    /// Returns whether a pushed message is unacknowledged.
+    /// Returns whether a push is unacknowledged.
     pub(crate) fn awaits_ack(&self) -> bool {
         !self.in_flight.is_empty()
     }
 
-    /// Returns the highest number that has been pushed.
-    pub(crate) const fn pushed(&self) -> Sequence {
-        self.pushed
+    /// Returns the highest number of a log that has been pushed.
+    pub(crate) fn pushed(&self, log: LogId) -> Sequence {
+        Sequence(self.pushed_of(log).number)
+    }
+
+    /// Returns the log that is being read.
+    pub(crate) fn reading(&self) -> Option<LogId> {
+        (self.read == ReadState::Reading).then_some(self.backlog_of)
     }
 
     /// Returns the time at which a failed read is retried, if one failed.
     pub(crate) const fn retry_at(&self) -> Option<Instant> {
-        match self.phase {
-            WindowPhase::Failed { retry_at } => Some(retry_at),
+        match self.read {
+            ReadState::Failed { retry_at } => Some(retry_at),
             _ => None,
         }
     }
 
-    /// Takes messages that have been stored. Known messages are dropped. If one
-    /// is missing, it and the rest are left to a read.
+    /// Takes messages of the inbox that have been stored. Known messages are dropped. If
+    /// one is missing, it and the rest are left to a read.
     pub(crate) fn handle_appended(&mut self, messages: impl IntoIterator<Item = Arc<Message>>) {
-        if messages
+        self.backlog_of = INBOX;
+        let mut known = self.known();
+        let taken = messages
             .into_iter()
-            .try_for_each(|message| self.take(message))
-            .is_err()
-        {
-            self.handle_lagged();
+            .try_for_each(|message| self.take(&mut known, Push::Message(message)));
+        if taken.is_err() {
+            self.handle_lagged(INBOX);
         }
     }
 
-    /// Records that messages may have been stored that will not arrive as events.
-    pub(crate) fn handle_lagged(&mut self) {
-        if self.phase == WindowPhase::CaughtUp {
-            self.phase = WindowPhase::Lagging;
+    /// Takes the next message of a room, whose turn it is. If one is missing before it, both
+    /// are left to a read.
+    pub(crate) fn handle_next(&mut self, log: LogId, said: Arc<Said>) {
+        let (position, pushed) = (said.message.position, self.pushed_of(log));
+        if !position.follows(pushed.into()) {
+            self.handle_lagged(log);
+        } else if !self.is_beyond_end(log, position) && self.turns.first == Some(log) {
+            self.next = Some(Push::Said(said));
+        }
+    }
+
+    /// Notes that the subscription to a log has no messages at the moment.
+    pub(crate) fn handle_caught_up(&mut self, log: LogId) {
+        self.dequeue(log);
+    }
+
+    /// Records that messages of a log may have been stored that do not come from its
+    /// subscription.
+    pub(crate) fn handle_lagged(&mut self, log: LogId) {
+        if let Some(state) = self.log_mut(log) {
+            state.is_lagging = true;
         }
     }
 
@@ -174,34 +406,44 @@ impl DeliveryWindow {
     /// the gap on, and is retried.
     pub(crate) fn handle_page(
         &mut self,
-        page: Result<Page, Unavailable>,
+        page: Result<ReadPage, Unavailable>,
         now: Instant,
     ) -> Result<(), MissingMessages> {
-        if self.phase != WindowPhase::Reading {
+        let Some(log) = self.reading().filter(|_| !self.is_ended) else {
             return Ok(());
-        }
-        self.phase = WindowPhase::Failed {
+        };
+        self.read = ReadState::Failed {
             retry_at: now + RETRY_AFTER,
         };
+        self.resume(log);
         let Ok(page) = page else { return Ok(()) };
-        if let Some(start) = page
-            .starts_after
-            .filter(|start| start.sequence >= self.known.sequence)
-        {
-            self.known = start;
+        let before = self.known();
+        let mut known = before;
+        if let Some(start) = page.starts_after {
+            self.skip(&mut known, start);
         }
         page.messages
             .into_iter()
-            .try_for_each(|message| self.take(message))?;
-        self.phase = if page.complete {
-            WindowPhase::CaughtUp
-        } else {
-            WindowPhase::Lagging
-        };
+            .try_for_each(|message| self.take(&mut known, message))?;
+        // If a ring has moved beyond the end of its log, the read is repeated later.
+        if log == INBOX || known != before {
+            self.read = ReadState::Idle;
+        }
+        if let Some(state) = self.log_mut(log) {
+            // The ring of a room may have the next message already.
+            state.is_lagging = log == INBOX && !page.is_complete;
+        }
+        if page.is_complete
+            && self.backlog.is_empty()
+            && self.leaving.is_some_and(|leaving| leaving.log == log)
+        {
+            self.read = ReadState::Idle;
+            self.skip_to_end();
+        }
         Ok(())
     }
 
-    /// Takes an acknowledgement of everything up to `sequence`. Returns its
+    /// Takes an acknowledgement of everything in a log up to `sequence`. Returns its
     /// position for the store, or `None` if it acknowledges nothing new.
     ///
     /// # Errors
@@ -209,60 +451,206 @@ impl DeliveryWindow {
     /// acknowledgement is ignored.
     pub(crate) fn handle_ack(
         &mut self,
+        log: LogId,
         sequence: Sequence,
     ) -> Result<Option<Position>, NeverPushed> {
-        if sequence > self.pushed {
-            return Err(NeverPushed {
-                highest: self.pushed,
-            });
+        let highest = self.pushed(log);
+        if sequence > highest {
+            return Err(NeverPushed { highest });
         }
-        let mut taken = None;
+        let is_acknowledged =
+            |pushed: &Pushed| pushed.log == log && pushed.position.sequence <= sequence;
+        let mut removed = Removed::default();
         while let Some(pushed) = self
             .in_flight
-            .pop_front_if(|p| p.position.sequence <= sequence)
+            .pop_front_if(|pushed| is_acknowledged(pushed))
         {
-            self.in_flight_bytes -= pushed.text_bytes;
-            taken = Some(pushed.position);
+            removed.add(&pushed);
         }
-        Ok(taken)
+        // Behind messages of other logs there may be more.
+        let is_mixed = self.in_flight.front().is_some_and(|front| front.log != log);
+        let in_flight = self.log(log).map_or(0, |log| log.in_flight);
+        if is_mixed && in_flight > removed.count {
+            self.in_flight.retain(|pushed| {
+                let is_kept = !is_acknowledged(pushed);
+                if !is_kept {
+                    removed.add(pushed);
+                }
+                is_kept
+            });
+        }
+        self.in_flight_bytes -= removed.bytes;
+        if let Some(state) = self.log_mut(log) {
+            state.in_flight -= removed.count;
+        }
+        Ok(removed.last)
     }
 
-    /// Ends the delivery: no further message is pushed.
+    /// Ends the delivery: nothing further is pushed.
     pub(crate) fn end(&mut self) {
-        self.phase = WindowPhase::Ended;
+        self.is_ended = true;
         self.backlog = VecDeque::new();
+        self.next = None;
+        self.read = ReadState::Idle;
+        self.leaving = None;
+        self.turns = Turns::default();
+    }
+
+    /// Removes a room with its messages in flight.
+    fn remove(&mut self, log: LogId) {
+        self.dequeue(log);
+        self.leaving.take_if(|leaving| leaving.log == log);
+        let mut removed = Removed::default();
+        self.in_flight.retain(|pushed| {
+            let is_kept = pushed.log != log;
+            if !is_kept {
+                removed.add(pushed);
+            }
+            is_kept
+        });
+        self.in_flight_bytes -= removed.bytes;
+        if self.backlog_of == log {
+            self.backlog = VecDeque::new();
+            if self.read == ReadState::Reading {
+                self.read = ReadState::Idle;
+            }
+        }
+        if let Some(state) = self.log_mut(log) {
+            *state = LogState::default();
+        }
+    }
+
+    fn log(&self, log: LogId) -> Option<&LogState> {
+        match log.checked_sub(1) {
+            None => Some(&self.inbox),
+            Some(room) => self.rooms.get(room as usize),
+        }
+    }
+
+    fn log_mut(&mut self, log: LogId) -> Option<&mut LogState> {
+        match log.checked_sub(1) {
+            None => Some(&mut self.inbox),
+            Some(room) => self.rooms.get_mut(room as usize),
+        }
+    }
+
+    fn pushed_of(&self, log: LogId) -> Point {
+        self.log(log).map_or_else(Point::default, |log| log.pushed)
+    }
+
+    /// Returns the last message of the backlog or, if that is empty, the last pushed one.
+    fn known(&self) -> Position {
+        let last = self.backlog.back().map(Push::position);
+        last.unwrap_or_else(|| self.pushed_of(self.backlog_of).into())
+    }
+
+    /// Removes a log from those that take turns.
+    fn dequeue(&mut self, log: LogId) {
+        if self.turns.first == Some(log) {
+            self.next = None;
+        }
+        self.turns.remove(log);
+        if let Some(state) = self.log_mut(log) {
+            state.is_queued = false;
+        }
+    }
+
+    /// Gives the turn to the next log.
+    fn end_turn(&mut self) {
+        // The log takes it again.
+        self.next = None;
+        self.turns.rotate();
+    }
+
+    /// Gives the turn to a log, as it had it before a read.
+    fn resume(&mut self, log: LogId) {
+        self.dequeue(log);
+        if let Some(state) = self.log_mut(log) {
+            state.is_queued = true;
+        }
+        // It was the next message of another log, which takes it again.
+        self.next = None;
+        self.turns.push_front(log);
+    }
+
+    /// Returns whether a message of a log lies behind the end of the membership.
+    fn is_beyond_end(&self, log: LogId, position: Position) -> bool {
+        let leaving = self.leaving.filter(|leaving| leaving.log == log);
+        leaving.is_some_and(|leaving| position.messages > leaving.last.messages)
     }
 
     /// Puts a message into the backlog, unless it is known.
-    fn take(&mut self, message: Arc<Message>) -> Result<(), MissingMessages> {
-        let position = message.position;
-        if !self.is_receiving() || position.sequence <= self.known.sequence {
+    fn take(&mut self, known: &mut Position, push: Push) -> Result<(), MissingMessages> {
+        let position = push.position();
+        if self.is_ended
+            || position.sequence <= known.sequence
+            || self.is_beyond_end(self.backlog_of, position)
+        {
             return Ok(());
         }
-        if !position.follows(self.known) {
+        if !position.follows(*known) {
             return Err(MissingMessages {
-                after: self.known,
+                after: *known,
                 before: position,
             });
         }
-        self.known = position;
-        self.backlog.push_back(message);
+        *known = position;
+        self.backlog.push_back(push);
         Ok(())
     }
 
-    fn next_push(&mut self) -> Option<Arc<Message>> {
-        let text_bytes = self.backlog.front()?.text.len();
-        if !self.has_room_for(text_bytes) {
-            return None;
+    /// Skips messages that the store does not have any more. If any are missing, the reader
+    /// learns of them.
+    fn skip(&mut self, known: &mut Position, start: Position) {
+        let mut to = start;
+        if let Some(Leaving { last, .. }) = self.leaving
+            && self.is_beyond_end(self.backlog_of, to)
+        {
+            to = last.into();
         }
-        let message = self.backlog.pop_front()?;
-        self.pushed = message.position.sequence;
+        if to.sequence <= known.sequence {
+            return;
+        }
+        let gap = LogGap {
+            from: Sequence(known.sequence.0 + 1),
+            to,
+            count: to.messages.saturating_sub(known.messages),
+        };
+        *known = to;
+        if self.has_gaps && gap.count > 0 {
+            self.backlog.push_back(Push::Gap(gap));
+        } else if let Some(state) = self.log_mut(self.backlog_of) {
+            state.pushed = to.into();
+        }
+    }
+
+    /// Returns the bytes of the next push of the log that has the turn, if it is known.
+    fn front_bytes(&self, log: LogId) -> Option<usize> {
+        let known = self.backlog.front().filter(|_| self.backlog_of == log);
+        known.or(self.next.as_ref()).map(Push::text_bytes)
+    }
+
+    fn push(&mut self, log: LogId) -> Step {
+        let known = match self.backlog_of == log {
+            true => self.backlog.pop_front(),
+            false => None,
+        };
+        let Some(push) = known.or_else(|| self.next.take()) else {
+            return Step::Wait;
+        };
+        let (position, text_bytes) = (push.position(), push.text_bytes());
+        if let Some(state) = self.log_mut(log) {
+            state.pushed = position.into();
+            state.in_flight += 1;
+        }
         self.in_flight_bytes += text_bytes;
         self.in_flight.push_back(Pushed {
-            position: message.position,
-            text_bytes,
+            log,
+            text_bytes: text_bytes as u32,
+            position,
         });
-        Some(message)
+        self.turns.count();
+        Step::Push(log, push)
     }
 
     /// Returns whether the window has room for a text of this length.
@@ -272,7 +660,121 @@ impl DeliveryWindow {
     }
 }
 
-/// Messages of an inbox that were not delivered to the window, between two that
+impl Removed {
+    fn add(&mut self, pushed: &Pushed) {
+        self.last = Some(pushed.position);
+        self.count += 1;
+        self.bytes += pushed.text_bytes as usize;
+    }
+}
+
+impl LogState {
+    const fn new(cursor: Point) -> Self {
+        Self {
+            pushed: cursor,
+            in_flight: 0,
+            is_active: true,
+            is_queued: false,
+            is_lagging: false,
+        }
+    }
+}
+
+impl Turns {
+    fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.others.len()
+    }
+
+    /// Returns whether the turn is over: after some pushes, if others wait.
+    fn is_over(&self) -> bool {
+        self.taken >= TURN_MESSAGES_MAX && !self.others.is_empty()
+    }
+
+    fn push(&mut self, log: LogId) {
+        match self.first {
+            None => (self.first, self.taken) = (Some(log), 0),
+            Some(_) => self.others.push_back(log),
+        }
+    }
+
+    fn push_front(&mut self, log: LogId) {
+        if let Some(former) = self.first.replace(log) {
+            self.others.push_front(former);
+        }
+        self.taken = 0;
+    }
+
+    fn count(&mut self) {
+        self.taken += 1;
+    }
+
+    /// Ends the turn.
+    fn rotate(&mut self) {
+        self.taken = 0;
+        self.others.extend(self.first.take());
+        self.first = self.others.pop_front();
+    }
+
+    fn remove(&mut self, log: LogId) {
+        if self.first == Some(log) {
+            self.taken = 0;
+            self.first = self.others.pop_front();
+        } else {
+            self.others.retain(|other| *other != log);
+        }
+        if self.others.is_empty() {
+            self.others = VecDeque::new();
+        }
+    }
+}
+
+impl Push {
+    /// Returns its position in its log.
+    pub(crate) fn position(&self) -> Position {
+        match self {
+            Self::Message(message) => message.position,
+            Self::Said(said) => said.message.position,
+            Self::Gap(gap) => gap.to,
+        }
+    }
+
+    fn text_bytes(&self) -> usize {
+        match self {
+            Self::Message(message) => message.text.len(),
+            Self::Said(said) => said.message.text.len(),
+            Self::Gap(_) => 0,
+        }
+    }
+}
+
+/// A page of a log, as pushes.
+#[derive(Debug, Default)]
+pub(crate) struct ReadPage {
+    /// See [`Page::starts_after`].
+    pub(crate) starts_after: Option<Position>,
+    /// The messages.
+    pub(crate) messages: Vec<Push>,
+    /// Whether the page reached the end of the log.
+    pub(crate) is_complete: bool,
+}
+
+impl ReadPage {
+    /// Returns the page of an inbox.
+    pub(crate) fn of_inbox(page: Page) -> Self {
+        Self::new(page, Push::Message)
+    }
+
+    /// Returns a page whose messages become pushes.
+    pub(crate) fn new(page: Page, push: impl FnMut(Arc<Message>) -> Push) -> Self {
+        Self {
+            starts_after: page.starts_after,
+            messages: page.messages.into_iter().map(push).collect(),
+            is_complete: page.complete,
+        }
+    }
+}
+
+/// Messages of a log that were not delivered to the window, between two that
 /// were.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MissingMessages {
@@ -283,14 +785,12 @@ pub(crate) struct MissingMessages {
 }
 
 impl MissingMessages {
-    /// Logs the gap.
-    pub(crate) fn report(self, account: &Account) {
-        let (user, count) = (
-            &account.name,
-            self.before.messages.saturating_sub(self.after.messages + 1),
-        );
+    /// Logs the gap in the inbox of a user, or in a room that it reads.
+    pub(crate) fn report(self, account: &Account, room: Option<&RoomName>) {
+        let count = self.before.messages.saturating_sub(self.after.messages + 1);
+        let (user, room) = (&account.name, room.map(tracing::field::display));
         let (after, before) = (self.after.sequence, self.before.sequence);
-        tracing::error!(%user, count, %after, %before, "messages missing from a page");
+        tracing::error!(%user, room, count, %after, %before, "messages missing from a page");
     }
 }
 
@@ -303,403 +803,4 @@ pub struct NeverPushed {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The place of a message, if every number is used.
-    fn at(sequence: u64) -> Position {
-        Position {
-            sequence: Sequence(sequence),
-            messages: sequence,
-            bytes: 0,
-        }
-    }
-
-    fn message(sequence: u64, bytes: usize) -> Arc<Message> {
-        Arc::new(Message {
-            position: at(sequence),
-            sender: None,
-            time_ms: 0,
-            text: "x".repeat(bytes).into(),
-        })
-    }
-
-    fn page(sequences: impl IntoIterator<Item = u64>, complete: bool) -> Result<Page, Unavailable> {
-        let messages = sequences.into_iter().map(|n| message(n, 1)).collect();
-        Ok(Page {
-            messages,
-            complete,
-            ..Page::default()
-        })
-    }
-
-    /// A page that is followed by more.
-    fn part(messages: Vec<Arc<Message>>) -> Page {
-        Page {
-            messages,
-            ..Page::default()
-        }
-    }
-
-    fn caught_up() -> (DeliveryWindow, Instant) {
-        let now = Instant::now();
-        let mut window = DeliveryWindow::new(Position::default());
-        assert!(matches!(window.step(now), Step::Read { .. }));
-        window.handle_page(page([], true), now).unwrap();
-        (window, now)
-    }
-
-    #[track_caller]
-    fn pushes(window: &mut DeliveryWindow, now: Instant) -> Vec<u64> {
-        let mut pushed = Vec::new();
-        while let Step::Push(message) = window.step(now) {
-            pushed.push(message.position.sequence.0);
-        }
-        pushed
-    }
-
-    #[test]
-    fn it_reads_after_the_cursor_before_anything_else() {
-        let now = Instant::now();
-        let cursor = Position {
-            messages: 7,
-            ..at(41)
-        };
-        let mut window = DeliveryWindow::new(cursor);
-        let limit = ReadLimit {
-            messages: WINDOW_MESSAGES_MAX,
-            bytes: READ_BYTES_MAX,
-        };
-        assert_eq!(
-            window.step(now),
-            Step::Read {
-                after: cursor,
-                limit
-            }
-        );
-        assert_eq!(window.step(now), Step::Wait, "one read at a time");
-        assert!(!window.wants_messages());
-    }
-
-    #[test]
-    fn a_message_that_comes_by_a_read_and_as_an_event_is_pushed_once() {
-        let now = Instant::now();
-        let mut window = DeliveryWindow::new(Position::default());
-        window.step(now);
-        window.handle_page(page([1, 2], true), now).unwrap();
-        assert_eq!(pushes(&mut window, now), [1, 2]);
-        assert!(window.wants_messages());
-        for sequence in 1..=3 {
-            window.handle_appended([message(sequence, 1)]);
-        }
-        assert_eq!(pushes(&mut window, now), [3]);
-    }
-
-    #[test]
-    fn the_window_holds_256_messages_and_acks_make_room() {
-        let (mut window, now) = caught_up();
-        for sequence in 1..=300 {
-            window.handle_appended([message(sequence, 1)]);
-        }
-        assert_eq!(pushes(&mut window, now).len(), 256);
-        assert!(
-            !window.wants_messages(),
-            "what does not fit stays in the inbox's buffer"
-        );
-        let position = window.handle_ack(Sequence(10)).unwrap().unwrap();
-        assert_eq!(position.sequence, Sequence(10));
-        assert_eq!(pushes(&mut window, now), (257..=266).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn the_window_holds_a_mebibyte_but_at_least_one_message() {
-        let (mut window, now) = caught_up();
-        window.handle_appended([message(1, WINDOW_BYTES_MAX + 1)]);
-        window.handle_appended([message(2, 1)]);
-        assert_eq!(pushes(&mut window, now), [1]);
-        window.handle_ack(Sequence(1)).unwrap();
-        window.handle_appended([message(3, WINDOW_BYTES_MAX)]);
-        assert_eq!(
-            pushes(&mut window, now),
-            [2],
-            "3 would make it over a mebibyte"
-        );
-    }
-
-    #[test]
-    fn an_ack_above_what_was_pushed_counts_for_nothing() {
-        let (mut window, now) = caught_up();
-        window.handle_appended([message(1, 1)]);
-        pushes(&mut window, now);
-        assert_eq!(
-            window.handle_ack(Sequence(2)),
-            Err(NeverPushed {
-                highest: Sequence(1)
-            })
-        );
-        assert!(window.awaits_ack());
-        assert_eq!(window.handle_ack(Sequence(0)), Ok(None));
-        assert_eq!(window.handle_ack(Sequence(1)), Ok(Some(at(1))));
-        assert_eq!(
-            window.handle_ack(Sequence(1)),
-            Ok(None),
-            "twice is nothing new"
-        );
-    }
-
-    #[test]
-    fn numbers_with_gaps_are_no_missing_messages() {
-        let now = Instant::now();
-        let numbered = |sequence, messages| {
-            let position = Position {
-                sequence: Sequence(sequence),
-                messages,
-                bytes: 0,
-            };
-            Arc::new(Message {
-                position,
-                sender: None,
-                time_ms: 0,
-                text: "".into(),
-            })
-        };
-        let mut window = DeliveryWindow::new(Position {
-            sequence: Sequence(41),
-            messages: 7,
-            bytes: 0,
-        });
-        window.step(now);
-        let page = Page {
-            complete: true,
-            ..part(vec![numbered(50, 8), numbered(60, 9)])
-        };
-        window.handle_page(Ok(page), now).unwrap();
-        assert_eq!(pushes(&mut window, now), [50, 60]);
-        window.handle_appended([numbered(61, 10), numbered(99, 11)]);
-        assert_eq!(pushes(&mut window, now), [61, 99]);
-    }
-
-    #[test]
-    fn event_behind_a_gap_is_left_to_a_read() {
-        let (mut window, now) = caught_up();
-        window.handle_appended([message(1, 1), message(3, 1), message(4, 1)]);
-        assert!(!window.wants_messages());
-        assert_eq!(pushes(&mut window, now), [1], "the last step was the read");
-        window.handle_page(page([2, 3], true), now).unwrap();
-        window.handle_appended([message(3, 1), message(4, 1)]);
-        assert_eq!(pushes(&mut window, now), [2, 3, 4]);
-    }
-
-    #[test]
-    fn page_with_a_gap_is_retried_and_never_skipped() {
-        for (numbers, before) in [(&[1, 2, 4][..], &[1, 2][..]), (&[3, 4], &[])] {
-            let now = Instant::now();
-            let mut window = DeliveryWindow::new(Position::default());
-            window.step(now);
-            let missing = window
-                .handle_page(page(numbers.iter().copied(), true), now)
-                .unwrap_err();
-            let last = before.last().map_or(Position::default(), |last| at(*last));
-            assert_eq!(missing.after, last);
-            assert_eq!(pushes(&mut window, now), before);
-            assert!(!window.wants_messages());
-            let retry_at = window.retry_at().unwrap();
-            assert!(matches!(window.step(retry_at), Step::Read { after, .. } if after == last));
-            window
-                .handle_page(page(last.sequence.0 + 1..=4, true), retry_at)
-                .unwrap();
-            assert_eq!(
-                pushes(&mut window, retry_at),
-                (last.sequence.0 + 1..=4).collect::<Vec<_>>()
-            );
-        }
-    }
-
-    #[test]
-    fn page_may_start_after_a_later_cursor() {
-        let now = Instant::now();
-        let mut window = DeliveryWindow::new(at(2));
-        window.step(now);
-        let start = Page {
-            starts_after: Some(at(7)),
-            ..part(vec![message(8, 1)])
-        };
-        window.handle_page(Ok(start), now).unwrap();
-        assert_eq!(pushes(&mut window, now), [8]);
-    }
-
-    /// A long queue of texts of `bytes`, and a reader with a full window.
-    struct LongQueue {
-        window: DeliveryWindow,
-        now: Instant,
-        bytes: usize,
-        reads: usize,
-    }
-
-    impl LongQueue {
-        fn new(bytes: usize) -> Self {
-            let (window, now) = (DeliveryWindow::new(Position::default()), Instant::now());
-            Self {
-                window,
-                now,
-                bytes,
-                reads: 0,
-            }
-        }
-
-        /// Takes every step that is possible and returns the numbers of the pushes.
-        fn run(&mut self) -> Vec<u64> {
-            let mut pushed = Vec::new();
-            loop {
-                match self.window.step(self.now) {
-                    Step::Push(message) => pushed.push(message.position.sequence.0),
-                    Step::Wait => return pushed,
-                    Step::Read { after, limit } => {
-                        self.reads += 1;
-                        let count = limit.messages.min(limit.bytes / self.bytes).max(1) as u64;
-                        let messages = (1..=count)
-                            .map(|n| message(after.sequence.0 + n, self.bytes))
-                            .collect();
-                        self.window
-                            .handle_page(Ok(part(messages)), self.now)
-                            .unwrap();
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn each_ack_lets_the_next_message_in() {
-        // Windows that are full by messages, by bytes, and by few long texts.
-        for (bytes, held) in [
-            (1, 256),
-            (4096, 256),
-            (10_000, 104),
-            (60_000, 17),
-            (700_000, 1),
-        ] {
-            let mut queue = LongQueue::new(bytes);
-            assert_eq!(queue.run(), (1..=held).collect::<Vec<_>>());
-            for acked in 1..1000 {
-                queue.window.handle_ack(Sequence(acked)).unwrap().unwrap();
-                assert_eq!(queue.run(), [held + acked], "{held} of {bytes} bytes");
-            }
-        }
-    }
-
-    #[test]
-    fn acks_one_by_one_cost_few_reads() {
-        for (bytes, messages_of_a_read) in [(1, 64), (1024, 64), (4096, 16), (60_000, 1)] {
-            let mut queue = LongQueue::new(bytes);
-            queue.run();
-            queue.reads = 0;
-            for acked in 1..=1024 {
-                queue.window.handle_ack(Sequence(acked)).unwrap();
-                queue.run();
-            }
-            assert_eq!(
-                queue.reads,
-                1024 / messages_of_a_read,
-                "texts of {bytes} bytes"
-            );
-        }
-    }
-
-    #[test]
-    fn what_comes_while_it_lags_is_left_to_the_next_read() {
-        let (mut window, now) = caught_up();
-        window.handle_appended([message(1, 1)]);
-        assert_eq!(pushes(&mut window, now), [1]);
-        window.handle_lagged();
-        assert!(!window.wants_messages());
-        let Step::Read { after, .. } = window.step(now) else {
-            panic!("no read")
-        };
-        assert_eq!(after, at(1));
-    }
-
-    #[test]
-    fn who_does_not_read_has_little_of_a_long_queue_in_memory() {
-        let now = Instant::now();
-        let mut window = DeliveryWindow::new(Position::default());
-        let Step::Read { limit, .. } = window.step(now) else {
-            panic!("no read")
-        };
-        assert_eq!(
-            limit,
-            ReadLimit {
-                messages: WINDOW_MESSAGES_MAX,
-                bytes: 64 * 1024
-            }
-        );
-        let page = part(vec![message(1, 60_000)]);
-        window.handle_page(Ok(page), now).unwrap();
-        assert!(matches!(window.step(now), Step::Push(_)));
-        let Step::Read { after, limit } = window.step(now) else {
-            panic!("no read")
-        };
-        assert_eq!(
-            (after, limit.bytes),
-            (at(1), 64 * 1024),
-            "the window has room for more"
-        );
-    }
-
-    #[test]
-    fn window_is_filled_to_its_last_byte() {
-        let now = Instant::now();
-        let mut window = DeliveryWindow::new(Position::default());
-        let mut pages = VecDeque::from([
-            vec![message(1, WINDOW_BYTES_MAX - 10)],
-            vec![message(2, 10), message(3, 0), message(4, 1)],
-            vec![message(5, 1)],
-        ]);
-        let mut pushed = Vec::new();
-        loop {
-            match window.step(now) {
-                Step::Push(message) => pushed.push(message.position.sequence.0),
-                Step::Read { .. } => {
-                    let messages = pages.pop_front().unwrap();
-                    window.handle_page(Ok(part(messages)), now).unwrap();
-                }
-                Step::Wait => break,
-            }
-        }
-        assert_eq!(pushed, [1, 2, 3]);
-        assert_eq!(
-            pages.len(),
-            1,
-            "the next message is known, so nothing more is read"
-        );
-    }
-
-    #[test]
-    fn a_failed_read_is_tried_again_after_a_second() {
-        let now = Instant::now();
-        let mut window = DeliveryWindow::new(Position::default());
-        window.step(now);
-        window.handle_page(Err(Unavailable), now).unwrap();
-        assert_eq!(window.step(now), Step::Wait);
-        let retry_at = window.retry_at().unwrap();
-        assert_eq!(retry_at, now + RETRY_AFTER);
-        assert!(matches!(window.step(retry_at), Step::Read { .. }));
-    }
-
-    #[test]
-    fn after_its_end_it_pushes_nothing_but_takes_acks() {
-        let (mut window, now) = caught_up();
-        window.handle_appended([message(1, 1)]);
-        assert_eq!(pushes(&mut window, now), [1]);
-        window.handle_appended([message(2, 1)]);
-        window.end();
-        assert_eq!(window.step(now), Step::Wait);
-        window.handle_appended([message(3, 1)]);
-        window.handle_page(page([4], true), now).unwrap();
-        assert_eq!(window.step(now), Step::Wait);
-        assert_eq!(
-            window.handle_ack(Sequence(1)).unwrap().unwrap().sequence,
-            Sequence(1)
-        );
-    }
-}
+mod tests;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use hark_protocol::{Code, UserName};
 use tokio::time::Instant;
 
-use super::delivery_window::{DeliveryWindow, Step};
+use super::delivery_window::{DeliveryWindow, Push, ReadPage, Step};
 use super::{Chat, Fault};
 use crate::store::{Account, Event, Message, Position, Unavailable};
 
@@ -62,19 +62,22 @@ impl Chat {
         account: &Account,
         cursor: Position,
     ) -> Result<Vec<Arc<Message>>, Fault> {
-        let (mut window, now) = (DeliveryWindow::new(cursor), Instant::now());
+        let (mut window, now) = (DeliveryWindow::new(cursor, false), Instant::now());
         let mut messages = Vec::new();
         loop {
             match window.step(now) {
-                Step::Push(message) => messages.push(message),
-                Step::Read { after, limit } => {
-                    let page = self.store.read(account, after, limit).await?;
+                Step::Push(_, Push::Message(message)) => messages.push(message),
+                Step::Read { after, limit, .. } => {
+                    let page = self.store.read(account, after.into(), limit).await?;
+                    let page = ReadPage::of_inbox(page);
                     window.handle_page(Ok(page), now).map_err(|missing| {
-                        missing.report(account);
+                        missing.report(account, None);
                         Unavailable
                     })?;
                 }
-                Step::Wait => return Ok(messages),
+                Step::Push(..) | Step::Take(..) | Step::Left(_) | Step::Wait => {
+                    return Ok(messages);
+                }
             }
         }
     }

@@ -12,7 +12,7 @@ use regex::{Regex, RegexBuilder};
 use super::fair_semaphore::FairSemaphore;
 use super::{Chat, Fault};
 
-/// The most `list` commands that run at the same time. They are CPU-bound, and the rest
+/// The most pages of lists that are made at the same time. They are CPU-bound, and the rest
 /// of the chat has priority.
 const CONCURRENT_MAX: usize = 1;
 
@@ -21,7 +21,7 @@ const PAGE_NAMES: usize = 1024;
 
 /// The maximum number of bytes of names in one reply, so that other replies can
 /// interleave.
-const REPLY_BYTES_MAX: usize = 16 * 1024;
+pub(super) const REPLY_BYTES_MAX: usize = 16 * 1024;
 
 /// The maximum memory of a compiled pattern, in bytes.
 const COMPILED_BYTES_MAX: usize = 1024 * 1024;
@@ -30,7 +30,7 @@ const COMPILED_BYTES_MAX: usize = 1024 * 1024;
 /// to compile it: a character class of a few bytes takes milliseconds.
 const PATTERN_BYTES_MAX: usize = 1024;
 
-/// Returns the semaphore of all `list` commands.
+/// Returns the semaphore of all lists.
 pub(super) fn permits() -> FairSemaphore {
     FairSemaphore::new(CONCURRENT_MAX, "too many list commands are running")
 }
@@ -85,7 +85,11 @@ impl Chat {
     }
 }
 
-fn compile(pattern: &str) -> Result<Regex, Fault> {
+/// Compiles a pattern of `list` or `rooms`.
+///
+/// # Errors
+/// [`Code::BadPattern`] with the defect of the pattern.
+pub(super) fn compile(pattern: &str) -> Result<Regex, Fault> {
     if pattern.len() > PATTERN_BYTES_MAX {
         return Fault::refused(
             Code::BadPattern,

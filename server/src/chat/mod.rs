@@ -12,7 +12,9 @@
 //! | `passwords` | hashing, bounded and off the async threads |
 //! | `listing` | `list` |
 //! | `delivery_window` | the messages in flight to one connection |
-//! | `inbox_reader` | the delivery of one inbox, between window and store |
+//! | `delivery` | the delivery to one connection, between window and store |
+//! | `rooms` | the commands of rooms and devices |
+//! | `inbox` | access to an inbox without a delivery |
 //! | `replies` | the replies to requests that the store has decided |
 //! | `send_sessions` | the open send sessions and their connections |
 //! | `fetch_and_ack` | destructive reads, for clients that cannot acknowledge |
@@ -22,28 +24,33 @@
 mod accounts;
 mod audit;
 mod connection;
+mod delivery;
 pub(crate) mod delivery_window;
 mod fair_semaphore;
 mod fetch_and_ack;
-mod inbox_reader;
+mod inbox;
 mod listing;
 mod login_limiter;
 pub mod passwords;
 mod rate_limiter;
 mod replies;
+mod rooms;
 mod send_sessions;
 mod shutdown;
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use hark_protocol::limits::text_bytes_max;
 use hark_protocol::{Code, Failure, Refusal, Reply, UserName};
 use tokio::sync::{Semaphore, watch};
 
 use crate::limit::network;
-use crate::store::{Store, Unavailable};
+use crate::metrics::Metrics;
+use crate::store::{Store, Unavailable, unix_ms};
 use fair_semaphore::FairSemaphore;
 use login_limiter::LoginLimiter;
 use passwords::Hasher;
@@ -52,7 +59,10 @@ use send_sessions::SendSessions;
 
 pub use connection::{ClientConnection, Output};
 pub use delivery_window::NeverPushed;
+pub use inbox::Inbox;
 pub use rate_limiter::{RateLimiter, Rates};
+pub(crate) use replies::delivery;
+pub use rooms::MayCreateRooms;
 pub use shutdown::{Shutdown, ShutdownSignal};
 
 /// The budget for messages on their way to the store, over all connections, in units of
@@ -82,6 +92,8 @@ pub struct Rules {
     pub log_watcher: Option<UserName>,
     /// The permission to `list`.
     pub may_list: MayList,
+    /// The permission to create rooms.
+    pub rooms: MayCreateRooms,
     /// The rates of connections and users.
     pub rates: Rates,
 }
@@ -117,6 +129,7 @@ pub struct Chat {
     /// The budget for messages on their way to the store.
     budget: Arc<Semaphore>,
     lists: FairSemaphore,
+    metrics: Metrics,
 }
 
 impl Chat {
@@ -130,6 +143,7 @@ impl Chat {
             users: UserRateLimiter::new(&rules.rates),
             budget: Arc::new(Semaphore::new(BUDGET_UNITS)),
             lists: listing::permits(),
+            metrics: Metrics::new(store.metrics()),
             store,
             rules,
         }
@@ -139,6 +153,24 @@ impl Chat {
     #[must_use]
     pub const fn rules(&self) -> &Rules {
         &self.rules
+    }
+
+    /// Returns the figures.
+    #[must_use]
+    pub const fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Returns the number of accounts, if the store knows it.
+    #[must_use]
+    pub fn accounts(&self) -> Option<usize> {
+        self.store.accounts()
+    }
+
+    /// Returns the number of passwords that are hashed or wait for it.
+    #[must_use]
+    pub fn hashes_waiting(&self) -> usize {
+        self.hasher.waiting()
     }
 
     /// Returns the rate limiter of a new connection from `address`; none if it is
@@ -164,6 +196,12 @@ impl Chat {
     #[must_use]
     pub fn is_available(&self) -> bool {
         self.store.is_available()
+    }
+
+    /// Returns whether the store refuses sends for lack of space.
+    #[must_use]
+    pub fn is_low_on_space(&self) -> bool {
+        self.store.is_low_on_space()
     }
 }
 
@@ -205,8 +243,5 @@ impl From<Fault> for Reply {
 
 /// Returns the milliseconds since 1970, or 0 if the clock is before that.
 pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    unix_ms(SystemTime::now())
 }

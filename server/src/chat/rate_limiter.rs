@@ -23,6 +23,9 @@ pub struct Rates {
     pub user_commands: Option<Rate>,
     /// Bytes of texts from one user, over all its connections.
     pub user_bytes: Option<Rate>,
+    /// Deliveries of one user's messages to rooms: a message counts once for each attached
+    /// device.
+    pub user_deliveries: Option<Rate>,
     /// Whether the limits apply to the loopback, too.
     pub on_loopback: bool,
 }
@@ -34,6 +37,7 @@ impl Rates {
         bytes: None,
         user_commands: None,
         user_bytes: None,
+        user_deliveries: None,
         on_loopback: false,
     };
 
@@ -84,6 +88,13 @@ impl RateLimiter {
         })
     }
 
+    /// Returns whether both buckets are full, as those of a new limiter are.
+    #[must_use]
+    pub fn is_full(&self, now: Instant) -> bool {
+        let buckets = self.buckets.lock();
+        buckets.commands.is_full(now) && buckets.bytes.is_full(now)
+    }
+
     /// Charges a call, one of many that may wait at the same time, and returns the wait
     /// before it may run.
     ///
@@ -114,33 +125,46 @@ pub(super) struct UserRateLimiter {
 struct UserBuckets {
     commands: Option<Buckets<UserName>>,
     bytes: Option<Buckets<UserName>>,
+    deliveries: Option<Buckets<UserName>>,
+}
+
+/// What a request takes from the limits of its user, beside one command.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Cost {
+    /// Bytes of text.
+    pub(super) bytes: usize,
+    /// Deliveries to devices in rooms.
+    pub(super) deliveries: usize,
 }
 
 impl UserRateLimiter {
     /// Returns a limiter with full buckets.
     pub(super) fn new(rates: &Rates) -> Self {
-        let (commands, bytes) = (
-            rates.user_commands.map(Buckets::new),
-            rates.user_bytes.map(Buckets::new),
-        );
+        let buckets = UserBuckets {
+            commands: rates.user_commands.map(Buckets::new),
+            bytes: rates.user_bytes.map(Buckets::new),
+            deliveries: rates.user_deliveries.map(Buckets::new),
+        };
         Self {
-            buckets: Mutex::new(UserBuckets { commands, bytes }),
+            buckets: Mutex::new(buckets),
         }
     }
 
-    /// Charges a command of a user with this many bytes of text, and returns the wait
-    /// before the next.
-    fn charge_command(&self, user: &UserName, bytes: usize, now: Instant) -> Duration {
+    /// Charges a command of a user, and returns the wait before the next.
+    pub(super) fn charge_command(&self, user: &UserName, cost: Cost, now: Instant) -> Duration {
         let mut buckets = self.buckets.lock();
         let UserBuckets {
             commands,
-            bytes: all_bytes,
+            bytes,
+            deliveries,
         } = &mut *buckets;
         let charge = |buckets: &mut Option<Buckets<UserName>>, tokens| match buckets {
             Some(buckets) if tokens > 0 => buckets.charge(user.clone(), tokens, now),
             _ => Duration::ZERO,
         };
-        charge(commands, 1).max(charge(all_bytes, bytes as u64))
+        charge(commands, 1)
+            .max(charge(bytes, cost.bytes as u64))
+            .max(charge(deliveries, cost.deliveries as u64))
     }
 }
 
@@ -151,6 +175,8 @@ pub(super) struct Throttle {
     /// The connection's limiter, charged in addition to the user's.
     limiter: Option<Arc<RateLimiter>>,
     paused_until: Option<Instant>,
+    /// The pauses since the latest [`Self::take_paused`].
+    paused: Duration,
 }
 
 impl Throttle {
@@ -160,6 +186,7 @@ impl Throttle {
             is_exempt: rates.is_exempt(address),
             limiter: None,
             paused_until: None,
+            paused: Duration::ZERO,
         }
     }
 
@@ -187,10 +214,10 @@ impl Throttle {
         self.pause(wait, now);
     }
 
-    /// Charges a request of `user` with this many bytes of text.
+    /// Charges a request of `user`.
     pub(super) fn charge_request(
         &mut self,
-        bytes: usize,
+        cost: Cost,
         user: Option<&UserName>,
         users: &UserRateLimiter,
     ) {
@@ -202,9 +229,7 @@ impl Throttle {
             .limiter
             .as_ref()
             .map_or(Duration::ZERO, |limiter| limiter.charge_command(now));
-        let user_wait = user.map_or(Duration::ZERO, |user| {
-            users.charge_command(user, bytes, now)
-        });
+        let user_wait = user.map_or(Duration::ZERO, |user| users.charge_command(user, cost, now));
         self.pause(wait.max(user_wait), now);
     }
 
@@ -212,13 +237,21 @@ impl Throttle {
     pub(super) fn charge_login(&mut self, user: &UserName, users: &UserRateLimiter) {
         if !self.is_exempt {
             let now = Instant::now();
-            self.pause(users.charge_command(user, 0, now), now);
+            self.pause(users.charge_command(user, Cost::default(), now), now);
         }
     }
 
     fn pause(&mut self, wait: Duration, now: Instant) {
         if !wait.is_zero() {
-            self.paused_until = self.paused_until.max(Some(now + wait));
+            let until = now + wait;
+            let former = self.paused_until.map_or(now, |former| former.max(now));
+            self.paused += until.saturating_duration_since(former);
+            self.paused_until = self.paused_until.max(Some(until));
         }
+    }
+
+    /// Returns the pauses since the latest call.
+    pub(super) fn take_paused(&mut self) -> Duration {
+        std::mem::take(&mut self.paused)
     }
 }

@@ -156,7 +156,7 @@ variants! {
     }
     Created { 1 => Created, 2 => Exists, 3 => TooMany }
     Imported { 1 => Stored, 2 => Known, 3 => Behind(incarnation), 4 => NoSuchUser }
-    End { 1 => TakenOver, 2 => Deleted }
+    End { 1 => TakenOver, 2 => Deleted, 3 => Interrupted }
     Outcome { 1 => Stored(sequence), 2 => Refused(code) }
 }
 

@@ -15,7 +15,7 @@ use super::{Action, Now, timing};
 use crate::ledger::Context;
 use crate::log::{Block, ReadError};
 use crate::shard::readers::{PageError, read_page};
-use crate::store::{Account, End, Page, Position, ReadLimit};
+use crate::store::{Account, End, NAMELESS, Page, Position, ReadLimit};
 
 /// The events that wait for a frame to be stored.
 #[derive(Debug, Default)]
@@ -102,7 +102,7 @@ impl Owner {
                 delivered,
                 acknowledged,
             } => {
-                ledger.acknowledge(&account, acknowledged, changes);
+                ledger.acknowledge(&account, NAMELESS, acknowledged, changes);
                 self.resubscribe(flow, &account, generation, delivered, released)
             }
             Request::Read {
@@ -127,7 +127,7 @@ impl Owner {
                 return self.identities.unregister(&account, flow.server);
             }
             Request::Acknowledge(account, position) => {
-                ledger.acknowledge(&account, position, changes);
+                ledger.acknowledge(&account, NAMELESS, position, changes);
                 Answer::Flag(true)
             }
             Request::Import(import) => self.import(import),

@@ -15,7 +15,7 @@ use super::Storage;
 use super::member::Member;
 use super::message::{Answer, Message, Reply, Request};
 use super::{Action, ConnectionId, LogReply, LogRequest, Now, ServerId, ShardId};
-use crate::chat::delivery_window::{DeliveryWindow, Step};
+use crate::chat::delivery_window::{self as window, DeliveryWindow, INBOX, ReadPage, Step};
 use crate::store::{
     Account, Append, End, Event, Message as Text, PasswordHash, Position, ReadLimit, SendId,
     Subscription, Unavailable,
@@ -402,7 +402,7 @@ impl Host {
                 // A reader that has processed a later message at another server may
                 // acknowledge it before it is pushed here; that is ignored.
                 if let Some((subscription, window)) = reception
-                    && let Ok(Some(position)) = window.handle_ack(Sequence(number))
+                    && let Ok(Some(position)) = window.handle_ack(INBOX, Sequence(number))
                 {
                     let account = subscription.account().clone();
                     submitted = Some((
@@ -438,7 +438,7 @@ impl Host {
         if request >= READ {
             if let Some((_, window)) = &mut connection.reception {
                 let page = match reply {
-                    Reply::Answer(Answer::Page(page)) => Ok(page),
+                    Reply::Answer(Answer::Page(page)) => Ok(ReadPage::of_inbox(page)),
                     _ => Err(Unavailable),
                 };
                 window
@@ -451,7 +451,7 @@ impl Host {
             Reply::Unavailable => Answered::Unavailable,
             Reply::Subscribed(None) => Answered::Subscribed(false),
             Reply::Subscribed(Some(subscription)) => {
-                let window = DeliveryWindow::new(subscription.cursor());
+                let window = DeliveryWindow::new(subscription.cursor(), false);
                 connection.reception = Some((subscription, window));
                 Answered::Subscribed(true)
             }
@@ -475,6 +475,7 @@ impl Host {
             let Some((subscription, window)) = &mut connection.reception else {
                 continue;
             };
+            window.note_ready(INBOX);
             loop {
                 if let Some(end) = subscription.end() {
                     out.push(Output::Push(connection.client, *id, Push::Ended(end)));
@@ -482,10 +483,10 @@ impl Host {
                     break;
                 }
                 match window.step(instant) {
-                    Step::Push(message) => {
+                    Step::Push(_, window::Push::Message(message)) => {
                         out.push(Output::Push(connection.client, *id, Push::Message(message)))
                     }
-                    Step::Read { after, limit } => {
+                    Step::Read { after, limit, .. } => {
                         subscription.follow();
                         connection.reads += 1;
                         let account = subscription.account().clone();
@@ -494,18 +495,18 @@ impl Host {
                             connection.reads,
                             Request::Read {
                                 account,
-                                after,
+                                after: after.into(),
                                 limit,
                             },
                         ));
                     }
-                    Step::Wait if !window.wants_messages() => break,
-                    Step::Wait => match subscription.next_event() {
+                    Step::Take(..) => match subscription.next_event() {
                         Some(Event::Appended(messages)) => window.handle_appended(messages),
-                        Some(Event::Lagged) => window.handle_lagged(),
+                        Some(Event::Lagged) => window.handle_lagged(INBOX),
                         Some(Event::Ended(_)) => {}
-                        None => break,
+                        None => window.handle_caught_up(INBOX),
                     },
+                    Step::Push(..) | Step::Left(_) | Step::Wait => break,
                 }
             }
         }

@@ -25,6 +25,7 @@ use super::snapshot::{Part, Snapshots};
 use super::{Action, Config, LogReply, LogRequest, Now, ServerId, ShardId, timing};
 use crate::ledger::{Changes, Context, Ledger};
 use crate::log::Frame;
+use crate::store::unix_ms;
 
 /// The owner of a shard.
 #[derive(Debug)]
@@ -463,7 +464,7 @@ impl Owner {
                 .for_each(|block| self.blocks.insert(sequence, block, is_part));
         }
         let effects = &mut self.changes.effects;
-        for (inbox, cursor) in effects.cursors.drain(..) {
+        for (inbox, cursor) in effects.heads.drain(..) {
             self.blocks.release(inbox, cursor.sequence.0);
         }
         for inbox in effects.ended.drain(..) {
@@ -601,6 +602,7 @@ impl Owner {
     fn context(&self, now: Now) -> Context {
         Context {
             running: self.running(now),
+            wall_ms: unix_ms(now.wall),
             is_low_on_space: self.is_low_on_space,
         }
     }

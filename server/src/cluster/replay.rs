@@ -177,7 +177,7 @@ impl StreamReplay {
             return Err(ReplayError::NoSnapshot(self.first));
         }
         let replayed = (self.next() - self.first, self.bytes);
-        self.blocks.retain(|inbox| self.replay.cursor(inbox));
+        self.blocks.retain(|inbox| self.replay.head(inbox));
         let mut ledger = self.replay.finish(counter);
         ledger.vouch_for_senders();
         Ok(Replayed {

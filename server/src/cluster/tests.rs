@@ -12,7 +12,7 @@ use super::owner::Owner;
 use super::seat::Seat;
 use super::sim::stream::{Outcome, Stream};
 use super::{Action, Config, ConnectionId, LogRequest, Now, ServerId, Storage};
-use crate::ledger::Limits;
+use crate::ledger::{Limits, RoomLimits};
 use crate::store::{Account, Append, Created, End, Event, Page, Position, ReadLimit, Subscription};
 
 const LIMITS: Limits = Limits {
@@ -20,6 +20,7 @@ const LIMITS: Limits = Limits {
     sessions_max: 10,
     queued_messages_max: 1000,
     queued_bytes_max: 1 << 20,
+    rooms: RoomLimits::DEFAULT,
 };
 
 const TICK: Duration = Duration::from_millis(250);
@@ -518,7 +519,7 @@ fn connections_close_before_the_flow_opens_again() {
 
 #[test]
 fn server_that_stood_still_closes_everything_first() {
-    let (mut servers, owner, other) = Servers::pair();
+    let (mut servers, _, other) = Servers::pair();
     servers.create(other, "ann");
     servers.pause(other);
     servers.run(60.0);

@@ -1,7 +1,9 @@
 //! The command line of `harkd`: flags with their defaults and units, each also
 //! read from an environment variable `HARKD_…`.
 
+mod http;
 mod rate_limits;
+mod rooms;
 mod store;
 mod tls;
 
@@ -20,7 +22,9 @@ use crate::logging::Watchers;
 use crate::server::ConnectionLimits;
 use crate::shard::{COUNTER_MAX, ShardConfig, Sync};
 
+pub use http::{HttpArgs, ProxyNet};
 pub use rate_limits::RateLimitArgs;
+pub use rooms::RoomArgs;
 pub use store::{ClusterArgs, Purpose, StoreArgs, StorePlace};
 pub use tls::{TlsArgs, TlsArgsError};
 
@@ -90,9 +94,17 @@ pub struct ServeArgs {
     #[arg(long, env = "HARKD_LISTEN", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000",
           value_parser = parse_listen, help_heading = "Network")]
     pub listen: SocketAddr,
+    /// Address and port on which to serve metrics for Prometheus at `/metrics`; no login is
+    /// required [default: none]
+    #[arg(long, env = "HARKD_METRICS", value_name = "ADDRESS:PORT",
+          value_parser = parse_listen, help_heading = "Network")]
+    pub metrics: Option<SocketAddr>,
     /// TLS, and confirmations for a server that other machines can reach.
     #[command(flatten)]
     pub tls: TlsArgs,
+    /// HTTP and WebSocket.
+    #[command(flatten)]
+    pub http: HttpArgs,
     /// The store.
     #[command(flatten)]
     pub store: StoreArgs,
@@ -133,6 +145,9 @@ pub struct ServeArgs {
     /// admins only
     #[arg(long, env = "HARKD_LIST", value_enum, default_value_t = ListArg::All, help_heading = "Accounts")]
     pub list: ListArg,
+    /// Rooms.
+    #[command(flatten)]
+    pub rooms: RoomArgs,
     /// Largest frame, in bytes; the largest text is 256 bytes smaller
     #[arg(long, env = "HARKD_MAX_FRAME", value_name = "BYTES", default_value_t = FRAME_BYTES_DEFAULT,
           help_heading = "Limits",
@@ -388,6 +403,7 @@ impl ServeArgs {
                 ListArg::Users => MayList::Users,
                 ListArg::Admin => MayList::Admins,
             },
+            rooms: self.rooms.may_create(),
             rates: self.rate_limits.rates(),
         }
     }
@@ -404,6 +420,7 @@ impl ServeArgs {
             watch_logs: self.watch_logs.clone().map(watch),
             tls,
             tls_only: self.tls.is_tls_only(self.listen),
+            http: self.http.settings(),
         }
     }
 
@@ -434,6 +451,7 @@ impl ServeArgs {
             sessions_max: self.max_sessions,
             queued_messages_max: self.max_queued_messages,
             queued_bytes_max: self.max_queued_bytes,
+            rooms: self.rooms.limits(),
             sync: match self.sync {
                 SyncArg::Always => Sync::Always,
                 SyncArg::Os => Sync::Os,
@@ -533,7 +551,8 @@ mod tests {
             .iter()
             .map(|heading| heading.split(' ').next().unwrap());
         let expected = [
-            "Accounts", "Cluster", "Limits", "Logging", "Network", "Rate", "Store", "TLS",
+            "Accounts", "Cluster", "HTTP", "Limits", "Logging", "Network", "Rate", "Rooms",
+            "Store", "TLS",
         ];
         assert_eq!(first_words.collect::<Vec<_>>(), expected);
     }

@@ -43,6 +43,15 @@ pub struct RateLimitArgs {
     /// read later
     #[arg(long, env = "HARKD_MAX_USER_BYTES_PER_SECOND", value_name = "BYTES", default_value_t = 8 * MIB)]
     pub max_user_bytes_per_second: u64,
+    /// Deliveries per second of one user's messages to rooms, which count once for each
+    /// attached device of a member; further commands are read later
+    #[arg(
+        long,
+        env = "HARKD_MAX_USER_DELIVERIES_PER_SECOND",
+        value_name = "COUNT",
+        default_value_t = 100_000
+    )]
+    pub max_user_deliveries_per_second: u64,
     /// Also apply the limits to connections from this machine, such as those of a proxy or a
     /// tunnel, which are otherwise exempt
     #[arg(long, env = "HARKD_LIMIT_LOOPBACK", value_parser = super::parse_bool)]
@@ -66,6 +75,7 @@ impl RateLimitArgs {
             bytes: Rate::per_second(self.max_bytes_per_second),
             user_commands: Rate::per_second(self.max_user_commands_per_second),
             user_bytes: Rate::per_second(self.max_user_bytes_per_second),
+            user_deliveries: Rate::per_second(self.max_user_deliveries_per_second),
             on_loopback: self.limit_loopback,
         }
     }

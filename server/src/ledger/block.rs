@@ -128,6 +128,20 @@ impl BlockBuilder {
     }
 }
 
+/// Returns the block of consecutive messages; `None` without messages.
+#[cfg(test)]
+pub(crate) fn block_of(log: u64, messages: &[Message]) -> Option<Block> {
+    let (first, others) = messages.split_first()?;
+    let before = Position {
+        messages: first.position.messages - 1,
+        bytes: first.position.bytes - first.text.len() as u64,
+        ..first.position
+    };
+    let mut block = BlockBuilder::new(log, before, first);
+    others.iter().for_each(|message| block.push(message));
+    Some(block.finish())
+}
+
 /// Merges consecutive blocks of one inbox, each of them whole. Gaps stay as they are, and
 /// no block extends over messages that are missing between two of the given ones.
 pub(crate) fn merge(blocks: &[Block]) -> Result<Vec<Block>, Malformed> {

@@ -4,9 +4,14 @@
 //! Numbers are LEB128 (seven bits per byte, lowest first). A number near another one is
 //! stored as the zigzag code of the difference.
 
+use std::time::Duration;
+
 use hark_protocol::{Sequence, UserName};
 
 use crate::store::Position;
+
+/// The bound of times in seconds: over 8,000 years. Sums of them do not overflow.
+const SECONDS_BITS: u32 = 38;
 
 /// Bytes that the encoder never produces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -60,15 +65,38 @@ pub(super) fn take_near(rest: &mut &[u8], base: u64) -> Result<u64, Malformed> {
     Ok(base.wrapping_add(difference))
 }
 
+/// Writes a time in whole seconds.
+pub(super) fn put_seconds(to: &mut Vec<u8>, time: Duration) {
+    put_number(to, time.as_secs());
+}
+
+pub(super) fn take_seconds(rest: &mut &[u8]) -> Result<Duration, Malformed> {
+    seconds(take_number(rest)?)
+}
+
+/// Returns a time of so many seconds, if it can be one.
+pub(super) fn seconds(seconds: u64) -> Result<Duration, Malformed> {
+    if seconds >> SECONDS_BITS == 0 {
+        Ok(Duration::from_secs(seconds))
+    } else {
+        Err(Malformed)
+    }
+}
+
 pub(super) fn take_u32(rest: &mut &[u8]) -> Result<u32, Malformed> {
     u32::try_from(take_number(rest)?).map_err(|_| Malformed)
 }
 
 /// Reads eight bytes, lowest first.
 pub(super) fn take_fixed(rest: &mut &[u8]) -> Result<u64, Malformed> {
+    take_chunk(rest).map(u64::from_le_bytes)
+}
+
+/// Reads so many bytes.
+pub(super) fn take_chunk<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], Malformed> {
     let (bytes, left) = rest.split_first_chunk().ok_or(Malformed)?;
     *rest = left;
-    Ok(u64::from_le_bytes(*bytes))
+    Ok(*bytes)
 }
 
 pub(super) fn take_slice<'r>(rest: &mut &'r [u8], bytes: u64) -> Result<&'r [u8], Malformed> {
@@ -139,5 +167,8 @@ mod tests {
         );
         assert_eq!(take_text(&mut &[5, b'a'][..]), Err(Malformed));
         assert_eq!(take_fixed(&mut &[0; 7][..]), Err(Malformed));
+        let mut bytes = Vec::new();
+        put_number(&mut bytes, 1 << SECONDS_BITS);
+        assert_eq!(take_seconds(&mut &*bytes), Err(Malformed));
     }
 }

@@ -2,7 +2,6 @@
 //! are published when it is durable.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use hark_protocol::UserName;
 use hark_protocol::limits::OUTCOMES_REMEMBERED;
@@ -11,7 +10,9 @@ use super::block::BlockBuilder;
 use super::dedup::OutcomeRun;
 use super::record::{CLOCK_BYTES, Clock, Record};
 use crate::log::{Block, Frame};
-use crate::store::{Account, AccountEntry, End, Message, Outcome, Position, Publisher};
+use crate::store::{
+    Account, AccountEntry, DeviceId, End, Message, Notice, Outcome, Position, Publisher, Ring,
+};
 
 /// The longest run of outcomes in one record: more are never remembered.
 const RUN_LENGTH_MAX: u32 = OUTCOMES_REMEMBERED as u32;
@@ -29,6 +30,8 @@ pub(crate) struct Changes {
     outcomes: Option<(u32, OutcomeRun)>,
     /// A block is full.
     is_full: bool,
+    /// The device of the command that is decided: it is not notified.
+    pub(super) origin: Option<DeviceId>,
     /// The effects to publish when the frame is durable.
     pub(crate) effects: Effects,
 }
@@ -41,14 +44,20 @@ pub(crate) struct Effects {
     /// Numbers were reserved: without a sync, they could be assigned again after a power
     /// loss.
     pub(crate) is_reserving: bool,
-    /// Incarnations of accounts that ended.
+    /// Logs that ended, by id.
     pub(crate) ended: Vec<u64>,
-    /// Incarnations of accounts whose cursor moved, and the position it moved to.
-    pub(crate) cursors: Vec<(u64, Position)>,
+    /// Logs whose head moved, by id, and the position it moved to.
+    pub(crate) heads: Vec<(u64, Position)>,
     /// Accounts that were created, changed or ended, in order.
     pub(crate) accounts: Vec<AccountChange>,
     /// Messages for subscriptions.
     pub(crate) deliveries: Vec<Delivery>,
+    /// Rings of rooms that had none.
+    pub(crate) rings: Vec<Arc<Ring>>,
+    /// Messages for the attached members of rooms.
+    pub(crate) said: Vec<RoomDelivery>,
+    /// Notices for the subscriptions of devices.
+    pub(crate) notices: Vec<(Publisher, Notice)>,
     /// Subscriptions that ended.
     pub(crate) ends: Vec<SubscriptionEnd>,
 }
@@ -74,11 +83,22 @@ pub(crate) struct Delivery {
     pub(crate) messages: Vec<Arc<Message>>,
 }
 
+/// Messages for the attached members of a room, in the order of their numbers.
+#[derive(Debug)]
+pub(crate) struct RoomDelivery {
+    /// The ring of the room.
+    pub(crate) ring: Arc<Ring>,
+    /// The messages.
+    pub(crate) messages: Vec<Arc<Message>>,
+}
+
 /// The end of a subscription.
 #[derive(Debug)]
 pub(crate) struct SubscriptionEnd {
     /// The account whose inbox it was for.
     pub(crate) account: Account,
+    /// The device.
+    pub(crate) device: DeviceId,
     /// The subscription.
     pub(crate) publisher: Publisher,
     /// The reason.
@@ -86,13 +106,9 @@ pub(crate) struct SubscriptionEnd {
 }
 
 impl Changes {
-    /// Begins a frame. `counter` is the last assigned number.
-    pub(super) fn begin(&mut self, time_ms: u64, running: Duration, counter: u64) {
-        self.clock = Clock {
-            time_ms,
-            running,
-            counter,
-        };
+    /// Begins a frame.
+    pub(super) fn begin(&mut self, clock: Clock) {
+        self.clock = clock;
         self.records.clear();
         self.records.extend_from_slice(&self.clock.encode());
         self.is_full = false;
@@ -126,6 +142,11 @@ impl Changes {
         if let Some((slot, run)) = self.outcomes.take() {
             Record::Outcomes(slot, run).put(&mut self.records, self.clock.counter);
         }
+    }
+
+    /// Returns whether the frame has records or messages.
+    pub(super) fn is_empty(&self) -> bool {
+        self.records.len() <= CLOCK_BYTES && self.blocks.is_empty() && self.outcomes.is_none()
     }
 
     /// Returns the block at `at` if it belongs to this inbox.
@@ -191,17 +212,40 @@ impl Changes {
 
 impl Effects {
     /// Ends a subscription when the frame is durable.
-    pub(super) fn end(&mut self, account: &Account, publisher: Publisher, end: End) {
+    pub(super) fn end(
+        &mut self,
+        account: &Account,
+        device: DeviceId,
+        publisher: Publisher,
+        end: End,
+    ) {
         self.ends.push(SubscriptionEnd {
             account: account.clone(),
+            device,
             publisher,
             end,
         });
     }
 
-    /// Publishes messages and ends of subscriptions, in any order: an end drops all
-    /// messages of its subscription.
+    /// Notifies a device, unless it is a hint about its own command.
+    pub(super) fn notify(&mut self, publisher: &Publisher, notice: &Notice, is_from_device: bool) {
+        let mut notice = notice.clone();
+        match &mut notice {
+            Notice::Joined { is_own, .. } | Notice::Left { is_own, .. } => *is_own = is_from_device,
+            Notice::Seen { .. } | Notice::Device(_) if is_from_device => return,
+            Notice::Seen { .. } | Notice::Device(_) => {}
+        }
+        self.notices.push((publisher.clone(), notice));
+    }
+
+    /// Publishes notices, messages of inboxes, and ends of subscriptions. Messages and ends
+    /// may come in any order: an end drops all messages of its subscription. Notices come
+    /// before the messages of rooms, which the caller publishes: the device of a member that
+    /// left must know that before it gets a later message.
     pub(crate) fn publish(&mut self) {
+        for (publisher, notice) in self.notices.drain(..) {
+            publisher.notify(notice);
+        }
         for Delivery {
             publisher,
             messages,
@@ -221,16 +265,22 @@ impl Effects {
             is_awaited,
             is_reserving,
             ended,
-            cursors,
+            heads,
             accounts,
             deliveries,
+            rings,
+            said,
+            notices,
             ends,
         } = self;
         (*is_awaited, *is_reserving) = (false, false);
         ended.clear();
-        cursors.clear();
+        heads.clear();
         accounts.clear();
         deliveries.clear();
+        rings.clear();
+        said.clear();
+        notices.clear();
         ends.clear();
     }
 }

@@ -7,7 +7,10 @@
 
 use super::Ledger;
 use super::changes::Changes;
+use super::devices::Devices;
+use super::inboxes::Inbox;
 use super::record::Record;
+use super::rooms::RoomPlace;
 use crate::log::{CheckpointPart, Frame};
 
 /// Size at which a piece takes no more records.
@@ -19,6 +22,8 @@ pub(crate) struct Checkpoint {
     stage: Stage,
     /// The next slot.
     slot: u32,
+    /// The next place among the rooms.
+    rooms: RoomPlace,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +31,7 @@ enum Stage {
     #[default]
     Counter,
     Inboxes,
+    Rooms,
     Sessions,
     Complete,
 }
@@ -50,19 +56,28 @@ impl Checkpoint {
         changes: &mut Changes,
     ) -> Frame {
         let is_first = self.stage == Stage::Counter;
-        changes.begin(ledger.time_ms, ledger.running, ledger.numbers.last());
+        changes.begin(ledger.clock());
         if is_first {
             changes.record(&Record::Counter(ledger.numbers.reserved()));
+            if ledger.wall_recorded_ms > 0 {
+                changes.record(&Record::Wall(ledger.wall_recorded_ms));
+                changes.record(&Record::Stopped(ledger.stopped));
+            }
             self.stage = Stage::Inboxes;
         }
         if self.stage == Stage::Inboxes {
             let inboxes = ledger.inboxes.iter_from(self.slot);
-            let records = inboxes.map(|(slot, inbox)| (slot, Record::Account(inbox.record())));
-            self.take(records, bytes_max, changes, Stage::Sessions);
+            let records = inboxes.map(|(slot, inbox)| (slot, records_of(inbox)));
+            self.take(records, bytes_max, changes, Stage::Rooms);
+        }
+        if self.stage == Stage::Rooms
+            && ledger.rooms.write_from(&mut self.rooms, bytes_max, changes)
+        {
+            self.stage = Stage::Sessions;
         }
         if self.stage == Stage::Sessions && changes.record_bytes() < bytes_max {
             let sessions = ledger.sessions.records_from(self.slot);
-            let records = sessions.map(|session| (session.slot, Record::Session(session)));
+            let records = sessions.map(|session| (session.slot, vec![Record::Session(session)]));
             self.take(records, bytes_max, changes, Stage::Complete);
         }
         let part = CheckpointPart {
@@ -77,18 +92,38 @@ impl Checkpoint {
 
     fn take(
         &mut self,
-        records: impl Iterator<Item = (u32, Record)>,
+        records: impl Iterator<Item = (u32, Vec<Record>)>,
         bytes_max: usize,
         changes: &mut Changes,
         next: Stage,
     ) {
-        for (slot, record) in records {
+        for (slot, records) in records {
             if changes.record_bytes() >= bytes_max {
                 self.slot = slot;
                 return;
             }
-            changes.record(&record);
+            records.iter().for_each(|record| changes.record(record));
         }
         (self.stage, self.slot) = (next, 0);
     }
+}
+
+/// Returns the records of an account, its devices, and what it has beside them.
+fn records_of(inbox: &Inbox) -> Vec<Record> {
+    let id = inbox.log.id;
+    let mut records = vec![Record::Account(inbox.record())];
+    if let Devices::Nameless(device) = &inbox.devices {
+        records.push(Record::Connected(id, device.seen_s));
+    }
+    let devices = inbox.devices.entries().iter();
+    records.extend(devices.map(|device| Record::Device(id, device.state.clone())));
+    if let Some(profile) = &inbox.profile {
+        if !profile.blocked.is_empty() {
+            records.push(Record::Blocked(id, profile.blocked.clone()));
+        }
+        if profile.started.count > 0 {
+            records.push(Record::Started(id, profile.started));
+        }
+    }
+    records
 }

@@ -2,13 +2,14 @@
 
 #![expect(clippy::panic, reason = "a target fails by panicking")]
 
-use super::{Limits, Replay, block, record};
+use super::{Limits, Replay, RoomLimits, block, record};
 
 const LIMITS: Limits = Limits {
     accounts_max: 100,
     sessions_max: 100,
     queued_messages_max: 100,
     queued_bytes_max: 100,
+    rooms: RoomLimits::DEFAULT,
 };
 
 /// Decodes the bytes as the records of a frame, or as the messages of a block.

@@ -29,7 +29,7 @@ impl Ledger {
         cursor: Sequence,
         changes: &mut Changes,
     ) -> Created {
-        if self.inboxes.contains(name) {
+        if self.is_taken(name) {
             return Created::Exists;
         }
         if self.inboxes.len() >= self.limits.accounts_max {
@@ -60,17 +60,13 @@ impl Ledger {
             return Imported::NoSuchUser;
         };
         let sequence = message.position.sequence;
-        if sequence <= inbox.cursor.sequence || sequence == inbox.tail.sequence {
+        if sequence <= inbox.log.head.sequence || sequence == inbox.log.tail.sequence {
             return Imported::Known;
         }
-        if sequence < inbox.tail.sequence {
+        if sequence < inbox.log.tail.sequence {
             return Imported::Behind(inbox.account.incarnation);
         }
-        let position = Position {
-            sequence,
-            messages: inbox.tail.messages + 1,
-            bytes: inbox.tail.bytes + message.text.len() as u64,
-        };
+        let position = inbox.log.next_position(sequence.0, message.text.len());
         self.time_ms = self.time_ms.max(message.time_ms);
         inbox.push(
             Message {

@@ -1,16 +1,17 @@
 //! The accounts and their inboxes.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 
 use hark_protocol::UserName;
 use hashbrown::HashTable;
 
-use super::block::BlockBuilder;
-use super::changes::{AccountChange, Changes, Delivery};
+use super::changes::{AccountChange, Changes};
+use super::devices::Devices;
+use super::message_log::MessageLog;
+use super::profile::{Membership, Profile};
 use super::record::{AccountRecord, Record};
 use super::slots::Slots;
-use crate::store::{Account, AccountEntry, Message, PasswordHash, Position, Publisher};
+use crate::store::{Account, AccountEntry, NAMELESS, Notice, PasswordHash};
 
 /// All inboxes, by name.
 #[derive(Debug, Default)]
@@ -18,24 +19,20 @@ pub(super) struct Inboxes {
     inboxes: Slots<Inbox>,
     /// The slot of each inbox, by its name.
     by_name: HashTable<u32>,
+    /// The slot of each inbox, by the incarnation of its account.
+    by_id: HashTable<u32>,
     hasher: RandomState,
 }
 
-/// An account, its inbox, and the subscription to it.
+/// An account, its inbox, and its devices.
 #[derive(Debug)]
 pub(super) struct Inbox {
     pub(super) account: Account,
     pub(super) password: Option<PasswordHash>,
-    /// The position of the last forgotten message.
-    pub(super) cursor: Position,
-    /// The position of the last message.
-    pub(super) tail: Position,
-    pub(super) publisher: Option<Publisher>,
-    /// The index of its block in the frame under construction, valid only if that block
-    /// belongs to this inbox.
-    block_at: u32,
-    /// The index of its delivery, valid only if that belongs to its subscription.
-    delivery_at: u32,
+    pub(super) log: MessageLog,
+    pub(super) devices: Devices,
+    /// What the user has beside the inbox; `None` if it has nothing.
+    pub(super) profile: Option<Box<Profile>>,
 }
 
 impl Inboxes {
@@ -55,10 +52,37 @@ impl Inboxes {
     }
 
     fn slot(&self, name: &UserName) -> Option<u32> {
+        self.slot_of_text(name.as_str())
+    }
+
+    fn slot_of_text(&self, name: &str) -> Option<u32> {
         let found = self.by_name.find(self.hasher.hash_one(name), |slot| {
             is_of(&self.inboxes, *slot, name)
         });
         found.copied()
+    }
+
+    /// Returns the inbox whose name is this text.
+    pub(super) fn by_text(&self, name: &str) -> Option<&Inbox> {
+        self.inboxes.get(self.slot_of_text(name)?)
+    }
+
+    /// Returns the slot of the inbox of an account that has not ended.
+    fn slot_by_id(&self, id: u64) -> Option<u32> {
+        let found = self.by_id.find(self.hasher.hash_one(id), |slot| {
+            id_of(&self.inboxes, *slot) == Some(id)
+        });
+        found.copied()
+    }
+
+    /// Returns the inbox of an account, by its incarnation.
+    pub(super) fn by_id(&self, id: u64) -> Option<&Inbox> {
+        self.inboxes.get(self.slot_by_id(id)?)
+    }
+
+    /// Returns the inbox of an account, by its incarnation.
+    pub(super) fn by_id_mut(&mut self, id: u64) -> Option<&mut Inbox> {
+        self.inboxes.get_mut(self.slot_by_id(id)?)
     }
 
     /// Returns the inbox of this name.
@@ -83,16 +107,20 @@ impl Inboxes {
         let Self {
             inboxes,
             by_name,
+            by_id,
             hasher,
         } = self;
-        let hash = hasher.hash_one(&inbox.account.name);
+        let hash = hasher.hash_one(inbox.account.name.as_str());
+        let id_hash = hasher.hash_one(inbox.log.id);
         let slot = inboxes.insert(inbox).ok()?;
         let rehash = |slot: &u32| {
-            inboxes
-                .get(*slot)
-                .map_or(0, |inbox| hasher.hash_one(&inbox.account.name))
+            let inbox = inboxes.get(*slot);
+            inbox.map_or(0, |inbox| hasher.hash_one(inbox.account.name.as_str()))
         };
         by_name.insert_unique(hash, slot, rehash);
+        by_id.insert_unique(id_hash, slot, |slot| {
+            hasher.hash_one(id_of(inboxes, *slot).unwrap_or(0))
+        });
         Some(slot)
     }
 
@@ -101,16 +129,27 @@ impl Inboxes {
         let Self {
             inboxes,
             by_name,
+            by_id,
             hasher,
         } = self;
+        let name = name.as_str();
         let found = by_name.find_entry(hasher.hash_one(name), |slot| is_of(inboxes, *slot, name));
         let (slot, _) = found.ok()?.remove();
+        let id = id_of(inboxes, slot)?;
+        if let Ok(entry) = by_id.find_entry(hasher.hash_one(id), |other| *other == slot) {
+            entry.remove();
+        }
         inboxes.remove(slot)
     }
 
     /// Returns the inbox in a slot.
     pub(super) fn at(&mut self, slot: u32) -> Option<&mut Inbox> {
         self.inboxes.get_mut(slot)
+    }
+
+    /// Returns all inboxes.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Inbox> {
+        self.inboxes.iter_mut()
     }
 
     /// Returns the inboxes from this slot on, with their slots.
@@ -125,10 +164,14 @@ impl Inboxes {
 }
 
 /// Returns whether the inbox in a slot has this name.
-fn is_of(inboxes: &Slots<Inbox>, slot: u32, name: &UserName) -> bool {
-    inboxes
-        .get(slot)
-        .is_some_and(|inbox| inbox.account.name == *name)
+fn is_of(inboxes: &Slots<Inbox>, slot: u32, name: &str) -> bool {
+    let inbox = inboxes.get(slot);
+    inbox.is_some_and(|inbox| inbox.account.name.as_str() == name)
+}
+
+/// Returns the incarnation of the account in a slot.
+fn id_of(inboxes: &Slots<Inbox>, slot: u32) -> Option<u64> {
+    inboxes.get(slot).map(|inbox| inbox.log.id)
 }
 
 impl Inbox {
@@ -138,18 +181,16 @@ impl Inbox {
             name,
             incarnation,
             password,
-            cursor,
+            head,
             tail,
         } = record;
         let account = Account { name, incarnation };
         Self {
             account,
             password,
-            cursor,
-            tail,
-            publisher: None,
-            block_at: 0,
-            delivery_at: 0,
+            log: MessageLog::new(incarnation, head, tail),
+            devices: Devices::None,
+            profile: None,
         }
     }
 
@@ -159,8 +200,8 @@ impl Inbox {
             name: self.account.name.clone(),
             incarnation: self.account.incarnation,
             password: self.password.clone(),
-            cursor: self.cursor,
-            tail: self.tail,
+            head: self.log.head,
+            tail: self.log.tail,
         }
     }
 
@@ -182,56 +223,37 @@ impl Inbox {
         changes.effects.is_awaited = true;
     }
 
-    /// Adds the next message to the frame, and to the delivery to the subscription.
-    pub(super) fn push(&mut self, message: Message, changes: &mut Changes) {
-        let inbox = self.account.incarnation;
-        let is_full = match changes.block_of(inbox, self.block_at) {
-            Some(block) => {
-                block.push(&message);
-                block.is_full()
-            }
-            None => {
-                self.block_at = changes.add_block(BlockBuilder::new(inbox, self.tail, &message));
-                false
-            }
-        };
-        if is_full {
-            changes.note_full();
-        }
-        self.deliver(message, changes);
+    /// Returns what the user has beside the inbox, and creates it if there is nothing yet.
+    pub(super) fn profile_mut(&mut self) -> &mut Profile {
+        self.profile.get_or_insert_default()
     }
 
-    fn deliver(&mut self, message: Message, changes: &mut Changes) {
-        self.tail = message.position;
-        self.publisher.take_if(|publisher| publisher.is_ended());
-        let Some(publisher) = &self.publisher else {
-            return;
-        };
-        let deliveries = &mut changes.effects.deliveries;
-        match deliveries.get_mut(self.delivery_at as usize) {
-            Some(delivery) if delivery.publisher.is_same(publisher) => {
-                delivery.messages.push(Arc::new(message))
-            }
-            _ => {
-                self.delivery_at = deliveries.len() as u32;
-                let publisher = publisher.clone();
-                deliveries.push(Delivery {
-                    #[cfg(feature = "cluster")]
-                    inbox: self.account.incarnation,
-                    publisher,
-                    messages: vec![Arc::new(message)],
-                });
+    /// Returns the number of rooms to which the user is related in this way.
+    pub(super) fn count(&self, membership: Membership) -> usize {
+        let profile = self.profile.as_ref();
+        profile.map_or(0, |profile| profile.slots_of(membership).len())
+    }
+
+    /// Returns whether the user blocks an account.
+    pub(super) fn is_blocking(&self, account: u64) -> bool {
+        let profile = self.profile.as_ref();
+        profile.is_some_and(|profile| profile.blocked.contains(&account))
+    }
+
+    /// Notifies the attached devices that read rooms.
+    pub(super) fn notify(&mut self, notice: &Notice, changes: &mut Changes) {
+        let outlets = self.devices.outlets();
+        for (id, outlet) in outlets.filter(|(id, _)| *id != NAMELESS) {
+            if let Some(publisher) = outlet.publisher() {
+                let is_own = changes.origin == Some(id);
+                changes.effects.notify(publisher, notice, is_own);
             }
         }
     }
 
-    /// Returns the number of unacknowledged messages.
-    pub(super) const fn queued_messages(&self) -> u64 {
-        self.tail.messages.saturating_sub(self.cursor.messages)
-    }
-
-    /// Returns the bytes of their texts.
-    pub(super) const fn queued_bytes(&self) -> u64 {
-        self.tail.bytes.saturating_sub(self.cursor.bytes)
+    /// Returns whether a device that reads rooms is attached.
+    pub(super) fn is_attached(&mut self) -> bool {
+        let mut outlets = self.devices.outlets();
+        outlets.any(|(id, outlet)| id != NAMELESS && outlet.is_attached())
     }
 }

@@ -9,6 +9,10 @@
 //! | --- | --- |
 //! | `changes` | the results of decisions: one frame, and its effects |
 //! | `inboxes` | accounts and their inboxes |
+//! | `devices` | the devices of users, and what they hold back |
+//! | `profile` | what a user has beside its inbox |
+//! | `rooms` | rooms: members, messages, retention |
+//! | `message_log` | the messages of an inbox or a room |
 //! | `sessions`, `dedup` | send sessions and the outcomes of their sends |
 //! | `numbers` | the counter |
 //! | `record`, `block`, `bytes` | encoding of records and messages |
@@ -21,37 +25,45 @@ mod bytes;
 mod changes;
 mod checkpoint;
 mod dedup;
+mod devices;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod import;
 mod inboxes;
+mod message_log;
 mod numbers;
+mod profile;
 mod record;
 mod replay;
+mod rooms;
 mod sessions;
 mod slots;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use hark_protocol::{Code, Sequence, SessionToken, UserName};
+use hark_protocol::{Code, DeviceName, Sequence, SessionToken, UserName};
 
+use self::devices::AttachedAt;
 use self::inboxes::{Inbox, Inboxes};
 use self::numbers::Numbers;
-use self::record::{AccountRecord, Record};
+use self::record::{AccountRecord, Clock, Record};
+use self::rooms::Rooms;
 use self::sessions::Sessions;
 use crate::log::{Block, Frame};
 use crate::store::{
-    Account, AccountEntry, Append, Created, End, Message, Outcome, PasswordHash, Position,
-    Publisher, Subscription,
+    Account, AccountEntry, Append, Created, DeviceEntry, DeviceId, DeviceSubscription, End,
+    Message, NAMELESS, Notice, Outcome, PasswordHash, Position, Subscription,
 };
 
+#[cfg(test)]
+pub(crate) use self::block::block_of;
 pub(crate) use self::block::{BlockContent, Gap, decode, measure, merge};
 pub(crate) use self::bytes::Malformed;
-pub(crate) use self::changes::{AccountChange, Changes, SubscriptionEnd};
+pub(crate) use self::changes::{AccountChange, Changes, RoomDelivery, SubscriptionEnd};
 pub(crate) use self::checkpoint::Checkpoint;
 pub(crate) use self::dedup::Known;
 pub(crate) use self::import::Imported;
@@ -60,6 +72,7 @@ pub(crate) use self::numbers::NUMBERS_PER_SECOND_BITS;
 pub use self::numbers::{COUNTER_MAX, WrongClock};
 pub(crate) use self::numbers::{counter_at, until_next_second};
 pub(crate) use self::replay::Replay;
+pub use self::rooms::RoomLimits;
 
 /// The limits of a ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +85,8 @@ pub(crate) struct Limits {
     pub(crate) queued_messages_max: u64,
     /// Maximum bytes of their texts.
     pub(crate) queued_bytes_max: u64,
+    /// The limits of rooms.
+    pub(crate) rooms: RoomLimits,
 }
 
 /// The environment of a decision.
@@ -79,9 +94,23 @@ pub(crate) struct Limits {
 pub(crate) struct Context {
     /// The running time of the store. It never decreases, not even over a restart.
     pub(crate) running: Duration,
+    /// The wall clock, in milliseconds since 1970.
+    pub(crate) wall_ms: u64,
     /// Free space is below the reserve: no message is stored.
     pub(crate) is_low_on_space: bool,
 }
+
+/// The longest running time without a record of it.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// The most ends of attachments in the records of a frame.
+const INTERRUPTED_MAX: usize = 1000;
+
+/// The time between two records of the wall clock, in milliseconds.
+const WALL_INTERVAL_MS: u64 = 60_000;
+
+/// The part of a stop of the server that counts for the ages of messages.
+const STOP_COUNTED_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Accounts, inboxes, sessions and the counter, including all decisions of the frame
 /// under construction.
@@ -90,10 +119,24 @@ pub(crate) struct Ledger {
     limits: Limits,
     inboxes: Inboxes,
     sessions: Sessions,
+    rooms: Rooms,
     numbers: Numbers,
     /// The time of the last message, in milliseconds since 1970.
     time_ms: u64,
     running: Duration,
+    /// The running time of the last frame that was written.
+    recorded: Duration,
+    /// The part of all stops of the server that counts for ages.
+    stopped: Duration,
+    /// The retention clock, in whole seconds: running time and stops.
+    age: Duration,
+    /// The wall clock of the frame, in milliseconds since 1970.
+    wall_ms: u64,
+    /// The last record of the wall clock; 0 if there is none.
+    wall_recorded_ms: u64,
+    /// Accounts and devices whose attachment ended with a former process, and has no record
+    /// yet.
+    interrupted: Vec<(u64, DeviceId)>,
     /// Named senders have been checked by the caller: their accounts may be in other
     /// shards.
     are_senders_vouched_for: bool,
@@ -106,9 +149,16 @@ impl Ledger {
             limits,
             inboxes: Inboxes::default(),
             sessions: Sessions::new(limits.sessions_max),
+            rooms: Rooms::new(limits.rooms),
             numbers: Numbers::after(counter),
             time_ms: 0,
             running: Duration::ZERO,
+            recorded: Duration::ZERO,
+            stopped: Duration::ZERO,
+            age: Duration::ZERO,
+            wall_ms: 0,
+            wall_recorded_ms: 0,
+            interrupted: Vec::new(),
             are_senders_vouched_for: false,
         }
     }
@@ -130,31 +180,88 @@ impl Ledger {
         self.numbers.last()
     }
 
-    /// Begins a frame, and forgets expired sessions.
+    const fn clock(&self) -> Clock {
+        Clock {
+            time_ms: self.time_ms,
+            running: self.running,
+            counter: self.numbers.last(),
+        }
+    }
+
+    /// Returns the retention clock.
+    const fn age(&self) -> Duration {
+        seconds(self.running).saturating_add(self.stopped)
+    }
+
+    /// Begins a frame, and forgets expired sessions and messages.
     pub(crate) fn begin(&mut self, context: Context, changes: &mut Changes) {
         self.running = self.running.max(context.running);
-        changes.begin(self.time_ms, self.running, self.numbers.last());
+        self.wall_ms = context.wall_ms;
+        self.age = self.age();
+        changes.begin(self.clock());
         self.sessions.forget_idle(self.running, |forgotten| {
             if forgotten.is_recorded {
                 changes.record(&Record::SessionEnd(forgotten.slot));
             }
         });
+        self.expire_messages(changes);
+        let rest = self.interrupted.len().saturating_sub(INTERRUPTED_MAX);
+        for (account, device) in self.interrupted.drain(rest..) {
+            if let Some(inbox) = self.inboxes.by_id(account) {
+                inbox.write_detached(device, changes);
+            }
+        }
     }
 
-    /// Completes the frame; `None` if there is nothing to append.
-    pub(crate) fn finish(&self, changes: &mut Changes) -> Option<Frame> {
-        changes.take_frame(self.time_ms)
+    /// Counts the time since the last record of the wall clock, at most a day, for the ages
+    /// of messages. Called once, in the first frame after the store was opened.
+    pub(crate) fn count_stop(&mut self, changes: &mut Changes) {
+        let stop = Duration::from_millis(self.wall_ms.saturating_sub(self.wall_recorded_ms));
+        let counted = seconds(stop.min(STOP_COUNTED_MAX));
+        if self.wall_recorded_ms > 0 && !counted.is_zero() && !self.rooms.is_empty() {
+            self.stopped = self.stopped.saturating_add(counted);
+            changes.record(&Record::Stopped(self.stopped));
+        }
+        self.age = self.age();
+    }
+
+    /// Records the wall clock, if there are rooms and it was not recorded lately.
+    fn record_wall(&mut self, changes: &mut Changes) {
+        let is_due = self.wall_ms >= self.wall_recorded_ms.saturating_add(WALL_INTERVAL_MS);
+        if is_due && !self.rooms.is_empty() {
+            self.wall_recorded_ms = self.wall_ms;
+            changes.record(&Record::Wall(self.wall_ms));
+        }
+    }
+
+    /// Completes the frame; `None` if there is nothing to append. The running time is written
+    /// at least once an hour, because ages and lapses depend on it.
+    pub(crate) fn finish(&mut self, changes: &mut Changes) -> Option<Frame> {
+        self.rooms.finish(changes);
+        let is_clock_due = self.running.saturating_sub(self.recorded) >= CLOCK_INTERVAL;
+        if is_clock_due || !changes.is_empty() {
+            self.record_wall(changes);
+        }
+        let frame = changes
+            .take_frame(self.time_ms)
+            .or_else(|| is_clock_due.then(|| changes.take_whole_frame(self.time_ms)));
+        if frame.is_some() {
+            self.recorded = self.running;
+        }
+        frame
     }
 
     /// Completes a frame without changes.
-    pub(crate) fn finish_empty(&self, changes: &mut Changes) -> Frame {
+    pub(crate) fn finish_empty(&mut self, changes: &mut Changes) -> Frame {
+        self.record_wall(changes);
+        self.recorded = self.running;
         changes.take_whole_frame(self.time_ms)
     }
 
     /// Returns a frame without changes, outside of any other frame.
     #[cfg(feature = "cluster")]
     pub(crate) fn empty_frame(&self, changes: &mut Changes) -> Frame {
-        changes.begin(self.time_ms, self.running, self.numbers.last());
+        changes.begin(self.clock());
         changes.take_whole_frame(self.time_ms)
     }
 
@@ -165,7 +272,7 @@ impl Ledger {
         password: Option<PasswordHash>,
         changes: &mut Changes,
     ) -> Created {
-        if self.inboxes.contains(name) {
+        if self.is_taken(name) {
             return Created::Exists;
         }
         if self.inboxes.len() >= self.limits.accounts_max {
@@ -174,11 +281,17 @@ impl Ledger {
         self.insert(name, password, Position::default(), changes)
     }
 
+    /// Returns whether an account or a room has a name. Accounts of earlier versions may have
+    /// names of rooms.
+    fn is_taken(&self, name: &UserName) -> bool {
+        self.inboxes.contains(name) || self.rooms.contains(name.as_str())
+    }
+
     fn insert(
         &mut self,
         name: &UserName,
         password: Option<PasswordHash>,
-        cursor: Position,
+        head: Position,
         changes: &mut Changes,
     ) -> Created {
         let incarnation = self.next_number(changes);
@@ -186,8 +299,8 @@ impl Ledger {
             name: name.clone(),
             incarnation,
             password,
-            cursor,
-            tail: cursor,
+            head,
+            tail: head,
         };
         let slot = self.inboxes.insert(Inbox::new(record));
         let Some(inbox) = slot.and_then(|slot| self.inboxes.at(slot)) else {
@@ -219,7 +332,8 @@ impl Ledger {
         if !self.inboxes.is_alive(account) {
             return false;
         }
-        let Some(inbox) = self.inboxes.remove(&account.name) else {
+        self.leave_all(account, changes);
+        let Some(mut inbox) = self.inboxes.remove(&account.name) else {
             return false;
         };
         changes.record(&Record::AccountEnd(account.incarnation));
@@ -229,8 +343,10 @@ impl Ledger {
             .push(AccountChange::Ended(account.name.clone()));
         effects.ended.push(account.incarnation);
         effects.is_awaited = true;
-        if let Some(publisher) = inbox.publisher {
-            effects.end(account, publisher, End::Deleted);
+        for (device, outlet) in inbox.devices.outlets() {
+            if let Some(publisher) = outlet.take() {
+                effects.end(account, device, publisher, End::Deleted);
+            }
         }
         true
     }
@@ -293,7 +409,7 @@ impl Ledger {
     /// Stores a message, unless a rule forbids it.
     fn store(
         &mut self,
-        append: Append,
+        mut append: Append,
         context: Context,
         changes: &mut Changes,
     ) -> Result<Sequence, Code> {
@@ -303,26 +419,25 @@ impl Ledger {
         let is_vouched_for = self.are_senders_vouched_for;
         let sender = append
             .sender
+            .take()
             .filter(|sender| is_vouched_for || self.inboxes.is_alive(sender));
-        let inbox = self.inboxes.by_name(&append.to).ok_or(Code::NoSuchUser)?;
-        if sender.is_none() && !append.allow_anonymous {
+        let Some(inbox) = self.inboxes.by_name(&append.to) else {
+            return self.store_in_room(append, sender, context, changes);
+        };
+        let is_blocked = |sender: &Account| inbox.is_blocking(sender.incarnation);
+        if sender.as_ref().map_or(!append.allow_anonymous, is_blocked) {
             return Err(Code::Denied);
-        }
-        let bytes = append.text.len() as u64;
-        if inbox.queued_messages() >= self.limits.queued_messages_max
-            || inbox.queued_bytes().saturating_add(bytes) > self.limits.queued_bytes_max
-        {
-            return Err(Code::QueueFull);
         }
         if context.is_low_on_space {
             return Err(Code::NoSpace);
         }
-        let sequence = Sequence(next_number(&mut self.numbers, changes));
-        let position = Position {
-            sequence,
-            messages: inbox.tail.messages + 1,
-            bytes: inbox.tail.bytes + bytes,
-        };
+        // Last, because it may lapse a device.
+        let bytes = append.text.len() as u64;
+        if !inbox.has_room_for(bytes, &self.limits, changes) {
+            return Err(Code::QueueFull);
+        }
+        let number = next_number(&mut self.numbers, changes);
+        let position = inbox.log.next_position(number, append.text.len());
         self.time_ms = self.time_ms.max(append.time_ms);
         let sender = sender.map(|sender| sender.name);
         inbox.push(
@@ -335,72 +450,160 @@ impl Ledger {
             changes,
         );
         changes.effects.is_awaited = true;
-        Ok(sequence)
+        Ok(position.sequence)
     }
 
     /// Returns whether the inbox of an account has no subscription.
     pub(crate) fn is_free(&mut self, account: &Account) -> bool {
-        self.inboxes
-            .get_mut(account)
-            .is_some_and(|inbox| inbox.publisher.as_ref().is_none_or(Publisher::is_ended))
+        self.inboxes.get_mut(account).is_some_and(|inbox| {
+            let outlet = inbox.devices.outlet(NAMELESS);
+            outlet.is_none_or(|outlet| !outlet.is_attached())
+        })
     }
 
-    /// Subscribes to an inbox, and ends its former subscription. Returns `None` if the
-    /// account has ended.
+    /// Subscribes the nameless device to an inbox, and ends its former subscription. Returns
+    /// `None` if the account has ended, or has too many other devices.
     pub(crate) fn subscribe(
         &mut self,
         account: &Account,
         changes: &mut Changes,
     ) -> Option<Subscription> {
-        let inbox = self.inboxes.get_mut(account)?;
-        let (publisher, subscription) =
-            Subscription::new(account.clone(), inbox.queued_messages(), inbox.cursor);
-        if let Some(former) = inbox.publisher.replace(publisher) {
-            changes.effects.end(account, former, End::TakenOver);
-        }
+        let (_, subscription) = self.attach_to_inbox(account, None, changes).ok()?;
         Some(subscription)
     }
 
-    /// Forgets all messages up to `position`.
+    /// Returns the id of a device of a user, if it exists.
+    pub(crate) fn device(&self, account: &Account, name: &DeviceName) -> Option<DeviceId> {
+        let inbox = self.inboxes.get(&account.name);
+        let inbox = inbox.filter(|inbox| inbox.account == *account)?;
+        inbox.device(Some(name))
+    }
+
+    /// Attaches a device to an inbox and to all rooms of the user, and ends its former
+    /// attachment.
+    pub(crate) fn attach(
+        &mut self,
+        account: &Account,
+        name: &DeviceName,
+        changes: &mut Changes,
+    ) -> Result<DeviceSubscription, Code> {
+        let (device, inbox) = self.attach_to_inbox(account, Some(name), changes)?;
+        let rooms = self.attach_to_rooms(account, device, changes);
+        Ok(DeviceSubscription {
+            device,
+            inbox,
+            rooms,
+        })
+    }
+
+    fn attach_to_inbox(
+        &mut self,
+        account: &Account,
+        name: Option<&DeviceName>,
+        changes: &mut Changes,
+    ) -> Result<(DeviceId, Subscription), Code> {
+        let at = self.attached_at();
+        let inbox = self.inboxes.get_mut(account).ok_or(Code::NoSuchUser)?;
+        let device = match (inbox.device(name), name) {
+            (Some(device), _) => device,
+            (None, name) => {
+                let device = match name {
+                    Some(_) => next_number(&mut self.numbers, changes),
+                    None => NAMELESS,
+                };
+                let replaced = inbox.add_device(device, name, at, changes)?;
+                // It is not attached yet: it does not learn of itself.
+                let entries = inbox.device_entries(at.unix_s).into_iter();
+                for entry in entries.filter(|entry| name.is_some() && entry.name.as_ref() == name) {
+                    inbox.notify(&Notice::Device(entry), changes);
+                }
+                if let Some(replaced) = replaced {
+                    self.detach_from_rooms(account, replaced, changes);
+                }
+                device
+            }
+        };
+        let inbox = self.inboxes.get_mut(account).ok_or(Code::NoSuchUser)?;
+        let cursor = inbox.attach(device, at, changes);
+        let cursor = cursor.ok_or(Code::NoSuchUser)?;
+        let read = cursor.messages.max(inbox.log.head.messages);
+        let waiting = inbox.log.tail.messages.saturating_sub(read);
+        let (publisher, subscription) = Subscription::new(account.clone(), waiting, cursor);
+        let outlet = inbox.devices.outlet(device);
+        if let Some(former) = outlet.and_then(|outlet| outlet.replace(publisher)) {
+            changes.effects.end(account, device, former, End::TakenOver);
+        }
+        Ok((device, subscription))
+    }
+
+    /// Notes that a device is not attached any more.
+    pub(crate) fn detach(&mut self, account: &Account, device: DeviceId, changes: &mut Changes) {
+        let at = self.attached_at();
+        if let Some(inbox) = self.inboxes.get_mut(account) {
+            inbox.detach(device, at, changes);
+        }
+    }
+
+    /// Ends a device, the nameless one without a name. Returns whether it existed.
+    fn forget_device(
+        &mut self,
+        account: &Account,
+        name: Option<&DeviceName>,
+        changes: &mut Changes,
+    ) -> Result<bool, Code> {
+        let inbox = self.inboxes.get_mut(account).ok_or(Code::Denied)?;
+        let Some(device) = inbox.device(name) else {
+            return Ok(false);
+        };
+        inbox.forget_device(device, changes);
+        self.detach_from_rooms(account, device, changes);
+        Ok(true)
+    }
+
+    /// Returns the devices of a user.
+    fn devices(&mut self, account: &Account) -> Result<Vec<DeviceEntry>, Code> {
+        let now_s = self.attached_at().unix_s;
+        let inbox = self.inboxes.get_mut(account).ok_or(Code::Denied)?;
+        Ok(inbox.device_entries(now_s))
+    }
+
+    const fn attached_at(&self) -> AttachedAt {
+        AttachedAt {
+            running: seconds(self.running),
+            unix_s: (self.wall_ms / 1000) as u32,
+        }
+    }
+
+    /// Takes the acknowledgement of a device of all messages up to `position`.
     pub(crate) fn acknowledge(
         &mut self,
         account: &Account,
+        device: DeviceId,
         position: Position,
         changes: &mut Changes,
     ) {
-        let Some(inbox) = self.inboxes.get_mut(account) else {
-            return;
-        };
-        // A position from outside must not exceed the end of the inbox.
-        let position = if position.sequence < inbox.tail.sequence {
-            position
-        } else {
-            inbox.tail
-        };
-        if position.sequence <= inbox.cursor.sequence {
-            return;
+        let now = seconds(self.running);
+        if let Some(inbox) = self.inboxes.get_mut(account) {
+            inbox.acknowledge(device, position, now, changes);
         }
-        inbox.cursor = position;
-        changes.record(&Record::Cursor(account.incarnation, position));
-        changes
-            .effects
-            .cursors
-            .push((account.incarnation, position));
     }
 
-    /// Replaces blocks of an inbox by merged ones, except those that are acknowledged by
-    /// now. Changes no quota and notifies no subscription.
+    /// Replaces blocks of an inbox or a room by merged ones, except those that are released
+    /// by now. Changes no quota and notifies no subscription.
     pub(crate) fn replace_blocks(
         &mut self,
-        account: &Account,
+        log: u64,
         merged: impl IntoIterator<Item = Block>,
         changes: &mut Changes,
     ) {
-        let Some(inbox) = self.inboxes.get_mut(account) else {
-            return;
+        let inbox = self.inboxes.by_id_mut(log);
+        let head = match inbox {
+            Some(inbox) => Some(inbox.log.head),
+            None => self.rooms.head(log),
         };
+        let Some(head) = head else { return };
         for block in merged {
-            if block.last > inbox.cursor.sequence.0 {
+            if block.last > head.sequence.0 {
                 changes.add_merged(block);
             }
         }
@@ -429,38 +632,48 @@ impl Ledger {
         former: Self,
         lost: Vec<SubscriptionEnd>,
         now: Duration,
-    ) -> Vec<(Account, Position)> {
+    ) -> Vec<(Account, DeviceId, Position)> {
         for (token, open) in former.sessions.open_counts() {
             self.sessions.reopen(token, open, now);
         }
         let mut acks = Vec::new();
         let mut subscriptions = HashMap::new();
-        for Inbox {
-            account,
-            cursor,
-            publisher,
-            ..
-        } in former.inboxes.into_inboxes()
-        {
-            if self
-                .inboxes
-                .get_mut(&account)
-                .is_some_and(|inbox| inbox.cursor.sequence < cursor.sequence)
-            {
-                acks.push((account.clone(), cursor));
+        let mut with_rooms = HashSet::new();
+        for mut former in former.inboxes.into_inboxes() {
+            let account = former.account.clone();
+            if former.profile.is_some() {
+                with_rooms.insert(account.incarnation);
             }
-            if let Some(publisher) = publisher {
-                subscriptions.insert(account, publisher);
+            if let Some(inbox) = self.inboxes.get_mut(&account) {
+                let repeated = inbox.acks_since(&former);
+                let repeated = repeated.into_iter();
+                acks.extend(repeated.map(|(device, cursor)| (account.clone(), device, cursor)));
+            }
+            for (device, outlet) in former.devices.outlets() {
+                let publisher = outlet.take();
+                if let Some(publisher) = publisher.filter(|publisher| !publisher.is_ended()) {
+                    subscriptions.insert((account.clone(), device), publisher);
+                }
             }
         }
         // The subscription that was replaced or ended first is the committed one.
         for end in lost.into_iter().rev() {
-            subscriptions.insert(end.account, end.publisher);
+            subscriptions.insert((end.account, end.device), end.publisher);
         }
-        for (account, publisher) in subscriptions {
-            match self.inboxes.get_mut(&account) {
-                Some(inbox) => inbox.publisher.insert(publisher).lagged(),
-                None => publisher.end(End::Deleted),
+        for ((account, device), publisher) in subscriptions {
+            let Some(inbox) = self.inboxes.get_mut(&account) else {
+                publisher.end(End::Deleted);
+                continue;
+            };
+            // Notices about rooms are lost with the commit.
+            let has_rooms = inbox.profile.is_some() || with_rooms.contains(&account.incarnation);
+            match inbox.inherit_attachment(device) {
+                Some(_) if device != NAMELESS && has_rooms => publisher.end(End::Interrupted),
+                Some(outlet) => {
+                    publisher.lagged();
+                    outlet.replace(publisher);
+                }
+                None => publisher.end(End::TakenOver),
             }
         }
         acks
@@ -478,7 +691,7 @@ impl Ledger {
     pub(crate) fn positions(&self, account: &Account) -> Option<(Position, Position)> {
         let inbox = self.inboxes.get(&account.name);
         let inbox = inbox.filter(|inbox| inbox.account.incarnation == account.incarnation)?;
-        Some((inbox.cursor, inbox.tail))
+        Some((inbox.log.head, inbox.log.tail))
     }
 
     /// Returns the accounts in any order.
@@ -490,21 +703,32 @@ impl Ledger {
     pub(crate) fn inboxes(&self) -> impl Iterator<Item = (AccountEntry, Position, Position)> {
         self.inboxes
             .iter_from(0)
-            .map(|(_, inbox)| (inbox.entry(), inbox.cursor, inbox.tail))
+            .map(|(_, inbox)| (inbox.entry(), inbox.log.head, inbox.log.tail))
     }
 
-    /// Moves the last position of an inbox to a later one.
-    pub(crate) fn raise_tail(&mut self, account: &Account, tail: Position) {
-        if let Some(inbox) = self.inboxes.get_mut(account)
-            && inbox.tail.sequence < tail.sequence
-        {
-            inbox.tail = tail;
+    /// Moves the last position of an inbox or a room to a later one.
+    pub(crate) fn raise_tail(&mut self, log: u64, tail: Position) {
+        match self.inboxes.by_id_mut(log) {
+            Some(inbox) => inbox.log.raise_tail(tail),
+            None => self.rooms.raise_tail(log, tail),
         }
+    }
+
+    /// Returns the heads of all inboxes and rooms, by the ids of their logs.
+    pub(crate) fn heads(&self) -> impl Iterator<Item = (u64, Position)> {
+        let inboxes = self.inboxes.iter_from(0);
+        let inboxes = inboxes.map(|(_, inbox)| (inbox.log.id, inbox.log.head));
+        inboxes.chain(self.room_logs().map(|(id, _, head, _)| (id, head)))
     }
 
     fn next_number(&mut self, changes: &mut Changes) -> u64 {
         next_number(&mut self.numbers, changes)
     }
+}
+
+/// Returns a time in whole seconds, as records hold it.
+const fn seconds(time: Duration) -> Duration {
+    Duration::from_secs(time.as_secs())
 }
 
 fn next_number(numbers: &mut Numbers, changes: &mut Changes) -> u64 {

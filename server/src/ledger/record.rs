@@ -9,13 +9,22 @@
 //! | --- | --- |
 //! | 1 clock | time of the last message in ms, running time in ms, counter: u64 each, little endian |
 //! | 2 counter | bound of all numbers that may have been assigned |
-//! | 3 account | incarnation, name, password hash (empty: none), cursor, last position |
+//! | 3 account | incarnation, name, password hash (empty: none), head, tail |
 //! | 4 end of an account | incarnation |
-//! | 5 cursor | incarnation, position~ |
-//! | 6 tail | incarnation, position~ |
+//! | 5 head: the last forgotten message of a log | log, position~ |
+//! | 6 tail: the last message of a log | log, position~ |
 //! | 7 session | slot, token, time of the last use in ms, highest id, runs: count, then each |
 //! | 8 outcomes | slot, run |
 //! | 9 end of a session | slot |
+//! | 10 wall clock | ms since 1970 |
+//! | 11 stops | the part of all stops that counts for ages, in s |
+//! | 12 connected: the nameless device alone | account, Unix seconds of a `connect` (0: none) |
+//! | 13 device | account~, device~, its name's length (0: none) + 64 if it is attached + 128 if it has lapsed, name, cursor, the end of its attachment in s (unless attached), when it lapsed as a rank (if lapsed), its last acknowledgement in s near that end, Unix seconds as four bytes |
+//! | 14 end of a device | account, device |
+//! | 15 cursor of a device in its inbox | account, device, position~ |
+//! | 16 blocked accounts | account, count, each~ |
+//! | 17 conversations started | account, age in s, count |
+//! | 32–43 | records of rooms: see `rooms::record` |
 //!
 //! A position is number~, messages, bytes. A run is first id, length, and a byte: 0 and
 //! number~ for stored messages, else 1 + the index of the code in [`Code::ALL`].
@@ -23,14 +32,18 @@
 use std::time::Duration;
 
 use hark_protocol::limits::OUTCOMES_REMEMBERED;
-use hark_protocol::{Code, Sequence, SessionToken, UserName};
+use hark_protocol::{Code, DeviceName, Sequence, SessionToken, UserName};
 
 use super::bytes::{
-    Malformed, name, put_near, put_number, put_position, put_text, take_byte, take_fixed,
-    take_near, take_number, take_position, take_slice, take_text, take_u32,
+    Malformed, name, put_near, put_number, put_position, put_seconds, put_text, seconds, take_byte,
+    take_chunk, take_fixed, take_near, take_number, take_position, take_seconds, take_slice,
+    take_text, take_u32,
 };
 use super::dedup::{DedupTable, OutcomeRun};
-use crate::store::{Outcome, PasswordHash, Position};
+use super::devices::DeviceState;
+use super::profile::Started;
+use super::rooms::RoomRecord;
+use crate::store::{DeviceId, Outcome, PasswordHash, Position};
 
 /// Bytes of a [`Record::Clock`]. They are fixed, so that the record can be filled in when
 /// the frame is complete.
@@ -45,11 +58,19 @@ mod kind {
     pub(super) const COUNTER: u8 = 2;
     pub(super) const ACCOUNT: u8 = 3;
     pub(super) const ACCOUNT_END: u8 = 4;
-    pub(super) const CURSOR: u8 = 5;
+    pub(super) const HEAD: u8 = 5;
     pub(super) const TAIL: u8 = 6;
     pub(super) const SESSION: u8 = 7;
     pub(super) const OUTCOMES: u8 = 8;
     pub(super) const SESSION_END: u8 = 9;
+    pub(super) const WALL: u8 = 10;
+    pub(super) const STOPPED: u8 = 11;
+    pub(super) const CONNECTED: u8 = 12;
+    pub(super) const DEVICE: u8 = 13;
+    pub(super) const DEVICE_END: u8 = 14;
+    pub(super) const DEVICE_CURSOR: u8 = 15;
+    pub(super) const BLOCKED: u8 = 16;
+    pub(super) const STARTED: u8 = 17;
 }
 
 /// One record.
@@ -63,9 +84,9 @@ pub(super) enum Record {
     Account(AccountRecord),
     /// The account of this incarnation has ended.
     AccountEnd(u64),
-    /// The last forgotten position, by incarnation.
-    Cursor(u64, Position),
-    /// The last position, by incarnation.
+    /// The position of the last forgotten message of a log.
+    Head(u64, Position),
+    /// The position of the last message of a log.
     Tail(u64, Position),
     /// A session with all its remembered outcomes.
     Session(SessionRecord),
@@ -73,6 +94,25 @@ pub(super) enum Record {
     Outcomes(u32, OutcomeRun),
     /// The session in this slot is forgotten.
     SessionEnd(u32),
+    /// The wall clock, in milliseconds since 1970.
+    Wall(u64),
+    /// The part of all stops of the server that counts for the ages of messages.
+    Stopped(Duration),
+    /// The nameless device of an account is its only one, and was seen at this time in
+    /// Unix seconds; 0 if there is none.
+    Connected(u64, u32),
+    /// A device of an account.
+    Device(u64, DeviceState),
+    /// A device of an account has ended.
+    DeviceEnd(u64, DeviceId),
+    /// The cursor of a device in its inbox.
+    DeviceCursor(u64, DeviceId, Position),
+    /// All accounts that an account blocks.
+    Blocked(u64, Vec<u64>),
+    /// The conversations that an account started lately.
+    Started(u64, Started),
+    /// A record of a room.
+    Room(RoomRecord),
 }
 
 /// The clocks of a frame.
@@ -93,7 +133,7 @@ pub(super) struct AccountRecord {
     pub(super) name: UserName,
     pub(super) incarnation: u64,
     pub(super) password: Option<PasswordHash>,
-    pub(super) cursor: Position,
+    pub(super) head: Position,
     pub(super) tail: Position,
 }
 
@@ -120,14 +160,14 @@ impl Record {
                 to.push(kind::ACCOUNT_END);
                 put_number(to, *incarnation);
             }
-            Self::Cursor(incarnation, position) => {
-                to.push(kind::CURSOR);
-                put_number(to, *incarnation);
+            Self::Head(log, position) => {
+                to.push(kind::HEAD);
+                put_number(to, *log);
                 put_position(to, counter, *position);
             }
-            Self::Tail(incarnation, position) => {
+            Self::Tail(log, position) => {
                 to.push(kind::TAIL);
-                put_number(to, *incarnation);
+                put_number(to, *log);
                 put_position(to, counter, *position);
             }
             Self::Session(session) => session.put(to, counter),
@@ -140,6 +180,46 @@ impl Record {
                 to.push(kind::SESSION_END);
                 put_number(to, u64::from(*slot));
             }
+            Self::Wall(ms) => {
+                to.push(kind::WALL);
+                put_number(to, *ms);
+            }
+            Self::Stopped(time) => {
+                to.push(kind::STOPPED);
+                put_number(to, time.as_secs());
+            }
+            Self::Connected(account, seen_s) => {
+                to.push(kind::CONNECTED);
+                put_number(to, *account);
+                put_number(to, u64::from(*seen_s));
+            }
+            Self::Device(account, device) => put_device(to, counter, *account, device),
+            Self::DeviceEnd(account, device) => {
+                to.push(kind::DEVICE_END);
+                put_number(to, *account);
+                put_number(to, *device);
+            }
+            Self::DeviceCursor(account, device, cursor) => {
+                to.push(kind::DEVICE_CURSOR);
+                put_number(to, *account);
+                put_number(to, *device);
+                put_position(to, counter, *cursor);
+            }
+            Self::Blocked(account, blocked) => {
+                to.push(kind::BLOCKED);
+                put_number(to, *account);
+                put_number(to, blocked.len() as u64);
+                blocked
+                    .iter()
+                    .for_each(|blocked| put_near(to, counter, *blocked));
+            }
+            Self::Started(account, started) => {
+                to.push(kind::STARTED);
+                put_number(to, *account);
+                put_number(to, started.since.as_secs());
+                put_number(to, u64::from(started.count));
+            }
+            Self::Room(record) => record.put(to, counter),
         }
     }
 }
@@ -167,7 +247,7 @@ impl AccountRecord {
         put_number(to, self.incarnation);
         put_text(to, self.name.as_str());
         put_text(to, self.password.as_ref().map_or("", PasswordHash::as_str));
-        put_position(to, counter, self.cursor);
+        put_position(to, counter, self.head);
         put_position(to, counter, self.tail);
     }
 
@@ -177,13 +257,13 @@ impl AccountRecord {
         let name = name(take_slice(rest, bytes)?)?;
         let phc = take_text(rest)?;
         let password = (!phc.is_empty()).then(|| PasswordHash::new(phc));
-        let cursor = take_position(rest, counter)?;
+        let head = take_position(rest, counter)?;
         let tail = take_position(rest, counter)?;
         Ok(Self {
             name,
             incarnation,
             password,
-            cursor,
+            head,
             tail,
         })
     }
@@ -249,12 +329,38 @@ impl<'r> Records<'r> {
             kind::COUNTER => Record::Counter(take_number(rest)?),
             kind::ACCOUNT => Record::Account(AccountRecord::take(rest, self.counter)?),
             kind::ACCOUNT_END => Record::AccountEnd(take_number(rest)?),
-            kind::CURSOR => Record::Cursor(take_number(rest)?, take_position(rest, self.counter)?),
+            kind::HEAD => Record::Head(take_number(rest)?, take_position(rest, self.counter)?),
             kind::TAIL => Record::Tail(take_number(rest)?, take_position(rest, self.counter)?),
             kind::SESSION => Record::Session(SessionRecord::take(rest, self.counter)?),
             kind::OUTCOMES => Record::Outcomes(take_slot(rest)?, take_run(rest, self.counter)?),
             kind::SESSION_END => Record::SessionEnd(take_slot(rest)?),
-            _ => return Err(Malformed),
+            kind::WALL => Record::Wall(take_number(rest)?),
+            kind::STOPPED => Record::Stopped(take_seconds(rest)?),
+            kind::CONNECTED => Record::Connected(take_number(rest)?, take_u32(rest)?),
+            kind::DEVICE => {
+                let account = take_near(rest, self.counter)?;
+                Record::Device(account, take_device(rest, self.counter)?)
+            }
+            kind::DEVICE_END => Record::DeviceEnd(take_number(rest)?, take_number(rest)?),
+            kind::DEVICE_CURSOR => {
+                let (account, device) = (take_number(rest)?, take_number(rest)?);
+                Record::DeviceCursor(account, device, take_position(rest, self.counter)?)
+            }
+            kind::BLOCKED => {
+                let (account, count) = (take_number(rest)?, take_number(rest)?);
+                let blocked = (0..count).map(|_| take_near(rest, self.counter));
+                Record::Blocked(account, blocked.collect::<Result<_, _>>()?)
+            }
+            kind::STARTED => {
+                let account = take_number(rest)?;
+                let since = take_seconds(rest)?;
+                let count = take_u32(rest)?;
+                Record::Started(account, Started { since, count })
+            }
+            kind => {
+                let record = RoomRecord::take(kind, rest, self.counter);
+                Record::Room(record.ok_or(Malformed)??)
+            }
         })
     }
 }
@@ -272,6 +378,67 @@ impl Iterator for Records<'_> {
         }
         Some(record)
     }
+}
+
+/// The bits of a device beside the length of its name, which has at most 32 bytes.
+const IS_ATTACHED: u8 = 64;
+const HAS_LAPSED: u8 = 128;
+
+fn put_device(to: &mut Vec<u8>, counter: u64, account: u64, device: &DeviceState) {
+    let name = device.name.as_ref().map_or("", DeviceName::as_str);
+    let mut head = name.len() as u8;
+    if device.detached.is_none() {
+        head |= IS_ATTACHED;
+    }
+    if device.lapsed.is_some() {
+        head |= HAS_LAPSED;
+    }
+    to.push(kind::DEVICE);
+    put_near(to, counter, account);
+    put_near(to, counter, device.id);
+    to.push(head);
+    to.extend_from_slice(name.as_bytes());
+    put_position(to, counter, device.cursor);
+    if let Some(detached) = device.detached {
+        put_seconds(to, detached);
+    }
+    if let Some(rank) = device.lapsed {
+        put_number(to, u64::from(rank));
+    }
+    let detached_s = device.detached.unwrap_or_default().as_secs();
+    put_near(to, detached_s, device.acknowledged.as_secs());
+    to.extend_from_slice(&device.seen_s.to_le_bytes());
+}
+
+fn take_device(rest: &mut &[u8], counter: u64) -> Result<DeviceState, Malformed> {
+    let id = take_near(rest, counter)?;
+    let head = take_byte(rest)?;
+    let bytes = take_slice(rest, u64::from(head & !(IS_ATTACHED | HAS_LAPSED)))?;
+    let name = match std::str::from_utf8(bytes).map_err(|_| Malformed)? {
+        "" => None,
+        name => Some(name.parse().map_err(|_| Malformed)?),
+    };
+    let cursor = take_position(rest, counter)?;
+    let detached = if head & IS_ATTACHED == 0 {
+        Some(take_seconds(rest)?)
+    } else {
+        None
+    };
+    let lapsed = if head & HAS_LAPSED == 0 {
+        None
+    } else {
+        Some(take_u32(rest)?)
+    };
+    let detached_s = detached.unwrap_or_default().as_secs();
+    Ok(DeviceState {
+        id,
+        name,
+        cursor,
+        detached,
+        lapsed,
+        acknowledged: take_near(rest, detached_s).and_then(seconds)?,
+        seen_s: u32::from_le_bytes(take_chunk(rest)?),
+    })
 }
 
 fn take_slot(rest: &mut &[u8]) -> Result<u32, Malformed> {
@@ -350,12 +517,12 @@ mod tests {
         }
         table.record(u32::MAX, Outcome::Stored(Sequence(u64::MAX)));
         let account = |password: Option<PasswordHash>| {
-            let (cursor, tail) = (position(3), position(u64::MAX));
+            let (head, tail) = (position(3), position(u64::MAX));
             Record::Account(AccountRecord {
                 name: "bob".parse().unwrap(),
                 incarnation: 5,
                 password,
-                cursor,
+                head,
                 tail,
             })
         };
@@ -372,13 +539,13 @@ mod tests {
             used: Duration::ZERO,
             table,
         };
-        vec![
+        [
             clock(1 << 52),
             Record::Counter(u64::MAX),
             account(None),
             account(Some(PasswordHash::new("$argon2id$x"))),
             Record::AccountEnd(5),
-            Record::Cursor(5, position(0)),
+            Record::Head(5, position(0)),
             Record::Tail(5, position((1 << 52) + 3)),
             Record::Session(session),
             Record::Outcomes(
@@ -391,7 +558,47 @@ mod tests {
             ),
             clock(0),
             Record::SessionEnd(0),
+            Record::Wall(1_800_000_000_000),
+            Record::Stopped(Duration::from_secs(7)),
+            Record::Connected(5, u32::MAX),
+            device(5, None),
+            device(5, Some("phone")),
+            Record::DeviceEnd(5, 7),
+            Record::DeviceCursor(5, 7, position(9)),
+            Record::Blocked(5, vec![1, 9, 3]),
+            Record::Started(
+                5,
+                Started {
+                    since: Duration::from_secs(9),
+                    count: 3,
+                },
+            ),
         ]
+        .into_iter()
+        .chain(RoomRecord::samples().into_iter().map(Record::Room))
+        .collect()
+    }
+
+    /// The age of an old store in seconds, and a number of its beginning.
+    const YEARS_S: u64 = 5 * 366 * 86_400;
+    const BEGINNING: u64 = 1_793_491_200 << 21;
+
+    /// Returns the record of a device, with times of an old store.
+    fn device(account: u64, name: Option<&str>) -> Record {
+        let state = DeviceState {
+            id: name.map_or(0, |_| account + (YEARS_S << 20)),
+            name: name.map(|name| name.parse().unwrap()),
+            cursor: Position {
+                sequence: Sequence(account + (YEARS_S << 20)),
+                messages: 200_000_000,
+                bytes: 30 << 30,
+            },
+            detached: name.map(|_| Duration::from_secs(YEARS_S)),
+            lapsed: name.map(|_| 7),
+            acknowledged: Duration::from_secs(YEARS_S / 2),
+            seen_s: u32::MAX,
+        };
+        Record::Device(account, state)
     }
 
     fn encode(records: &[Record]) -> Vec<u8> {
@@ -421,6 +628,27 @@ mod tests {
                 assert_eq!(decoded, Err(Malformed), "{record:?} up to {end}");
             }
         }
+    }
+
+    #[test]
+    fn device_of_an_old_store_takes_80_bytes() {
+        let mut bytes = Vec::new();
+        let counter = BEGINNING + (YEARS_S << 21);
+        device(BEGINNING, Some(&"x".repeat(32))).put(&mut bytes, counter);
+        assert!(bytes.len() <= 80, "{} bytes", bytes.len());
+    }
+
+    #[test]
+    fn membership_of_an_old_store_takes_48_bytes() {
+        const COUNT: u64 = 100;
+        let step = (YEARS_S << 21) / COUNT;
+        let counter = BEGINNING + (YEARS_S << 21);
+        let mut bytes = Vec::new();
+        for record in RoomRecord::memberships(BEGINNING, COUNT, step) {
+            record.put(&mut bytes, counter);
+        }
+        let bytes = bytes.len() as u64 / COUNT;
+        assert!(bytes <= 48, "{bytes} bytes for a member and a cursor");
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Replay of the records of a log into a ledger.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use super::bytes::Malformed;
@@ -16,8 +15,6 @@ use super::{Ledger, Limits};
 #[derive(Debug)]
 pub(crate) struct Replay {
     ledger: Ledger,
-    /// The slots of the inboxes by incarnation.
-    by_incarnation: HashMap<u64, u32>,
     /// The persisted counter.
     reserved: Option<u64>,
     /// The running time of the frame.
@@ -29,7 +26,6 @@ impl Replay {
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
             ledger: Ledger::new(limits, 0),
-            by_incarnation: HashMap::new(),
             reserved: None,
             running: Duration::ZERO,
         }
@@ -52,18 +48,24 @@ impl Replay {
                 self.running = clock.running;
                 self.ledger.running = self.ledger.running.max(clock.running);
                 self.ledger.time_ms = self.ledger.time_ms.max(clock.time_ms);
+                self.ledger.recorded = self.ledger.running;
             }
             Record::Counter(bound) => self.reserved = self.reserved.max(Some(bound)),
             Record::Account(account) => self.account(account),
             Record::AccountEnd(incarnation) => self.end(incarnation),
-            Record::Cursor(incarnation, position) => {
-                if let Some(inbox) = self.inbox(incarnation) {
-                    inbox.cursor = position;
+            Record::Head(log, position) => {
+                if let Some(inbox) = self.inbox(log) {
+                    inbox.log.head = position;
+                    inbox.devices.replay_head(position);
+                } else {
+                    self.ledger.rooms.replay_head(log, position);
                 }
             }
-            Record::Tail(incarnation, position) => {
-                if let Some(inbox) = self.inbox(incarnation) {
-                    inbox.tail = position;
+            Record::Tail(log, position) => {
+                if let Some(inbox) = self.inbox(log) {
+                    inbox.log.raise_tail(position);
+                } else {
+                    self.ledger.rooms.raise_tail(log, position);
                 }
             }
             Record::Session(session) => self.ledger.sessions.restore(session),
@@ -73,6 +75,25 @@ impl Replay {
                     .replay_outcomes(slot, run, self.running)
             }
             Record::SessionEnd(slot) => self.ledger.sessions.replay_end(slot),
+            Record::Wall(ms) => self.ledger.wall_recorded_ms = ms,
+            Record::Stopped(time) => self.ledger.stopped = self.ledger.stopped.max(time),
+            Record::Room(record) => self.ledger.rooms.replay(record),
+            Record::DeviceCursor(account, id, cursor) => {
+                let now = super::seconds(self.running);
+                let inbox = self.inbox(account);
+                if let Some(device) = inbox.and_then(|inbox| inbox.devices.get_mut(id)) {
+                    (device.state.cursor, device.state.acknowledged) = (cursor, now);
+                }
+            }
+            Record::Connected(account, _)
+            | Record::Device(account, _)
+            | Record::DeviceEnd(account, _)
+            | Record::Blocked(account, _)
+            | Record::Started(account, _) => {
+                if let Some(inbox) = self.inbox(account) {
+                    replay_user(inbox, record);
+                }
+            }
         }
     }
 
@@ -80,40 +101,31 @@ impl Replay {
         if let Some(inbox) = self.inbox(record.incarnation) {
             // A record never gives an account another name.
             if inbox.account.name == record.name {
-                *inbox = Inbox::new(record);
+                inbox.password = record.password;
+                (inbox.log.head, inbox.log.tail) = (record.head, record.tail);
             }
             return;
         }
-        if let Some(former) = self.ledger.inboxes.remove(&record.name) {
-            self.by_incarnation.remove(&former.account.incarnation);
-        }
-        let incarnation = record.incarnation;
-        if let Some(slot) = self.ledger.inboxes.insert(Inbox::new(record)) {
-            self.by_incarnation.insert(incarnation, slot);
-        }
+        self.ledger.inboxes.remove(&record.name);
+        self.ledger.inboxes.insert(Inbox::new(record));
     }
 
     fn end(&mut self, incarnation: u64) {
-        if let Some(slot) = self.by_incarnation.remove(&incarnation)
-            && let Some(name) = self
-                .ledger
-                .inboxes
-                .at(slot)
-                .map(|inbox| inbox.account.name.clone())
-        {
+        let inbox = self.ledger.inboxes.by_id(incarnation);
+        if let Some(name) = inbox.map(|inbox| inbox.account.name.clone()) {
             self.ledger.inboxes.remove(&name);
         }
     }
 
     fn inbox(&mut self, incarnation: u64) -> Option<&mut Inbox> {
-        self.ledger
-            .inboxes
-            .at(*self.by_incarnation.get(&incarnation)?)
+        self.ledger.inboxes.by_id_mut(incarnation)
     }
 
-    /// Returns the replayed cursor of an inbox; `None` if there is no such account.
-    pub(crate) fn cursor(&mut self, incarnation: u64) -> Option<u64> {
-        self.inbox(incarnation).map(|inbox| inbox.cursor.sequence.0)
+    /// Returns the number of the last forgotten message of a log; `None` if the log has
+    /// ended.
+    pub(crate) fn head(&mut self, log: u64) -> Option<u64> {
+        let inbox = self.inbox(log).map(|inbox| inbox.log.head.sequence.0);
+        inbox.or_else(|| self.ledger.rooms.replayed_head(log))
     }
 
     /// Returns the persisted counter, if there is one.
@@ -124,8 +136,33 @@ impl Replay {
     /// Returns the replayed ledger. Its numbers come after the persisted counter and
     /// after `counter`.
     pub(crate) fn finish(mut self, counter: u64) -> Ledger {
+        let running = Duration::from_secs(self.ledger.running.as_secs());
+        for inbox in self.ledger.inboxes.iter_mut() {
+            let devices = inbox.devices.end_attachments(running).into_iter();
+            let interrupted = devices.map(|device| (inbox.log.id, device));
+            self.ledger.interrupted.extend(interrupted);
+        }
+        self.ledger.rooms.finish_replay();
+        for (account, slot, membership) in self.ledger.rooms.memberships() {
+            if let Some(inbox) = self.ledger.inboxes.by_id_mut(account) {
+                inbox.profile_mut().add(slot, membership);
+            }
+        }
+        self.ledger.age = self.ledger.age();
         self.ledger.sessions.finish_replay();
         self.ledger.numbers = Numbers::after(counter.max(self.reserved.unwrap_or(0)));
         self.ledger
+    }
+}
+
+/// Replays a record of a user's devices, or of what it has beside them.
+fn replay_user(inbox: &mut Inbox, record: Record) {
+    match record {
+        Record::Connected(_, seen_s) => inbox.devices.replay_connected(seen_s),
+        Record::Device(_, state) => inbox.devices.restore(state),
+        Record::DeviceEnd(_, id) => drop(inbox.devices.remove(id)),
+        Record::Blocked(_, blocked) => inbox.profile_mut().blocked = blocked,
+        Record::Started(_, started) => inbox.profile_mut().started = started,
+        _ => {}
     }
 }

@@ -1,6 +1,24 @@
 //! [`Slots`]: items in numbered slots, which stay fixed while the items live, so that a
 //! checkpoint can traverse them in pieces between changes.
 
+/// The fraction of its length by which a table grows.
+const GROWTH_DIVISOR: usize = 8;
+
+/// Grows a full table by a fraction instead of doubling it: it lives long, and there are
+/// many.
+pub(super) fn grow<T>(table: &mut Vec<T>) {
+    if table.len() == table.capacity() {
+        table.reserve_exact(1 + table.len() / GROWTH_DIVISOR);
+    }
+}
+
+/// Shrinks a table that is less than half full.
+pub(super) fn shrink<T>(table: &mut Vec<T>) {
+    if table.len() <= table.capacity() / 2 {
+        table.shrink_to(table.len() + table.len() / GROWTH_DIVISOR);
+    }
+}
+
 /// Items by slot number. Free slots are reused.
 #[derive(Debug)]
 pub(super) struct Slots<T> {
@@ -84,6 +102,11 @@ impl<T> Slots<T> {
             .iter()
             .zip(from..)
             .filter_map(|(item, slot)| item.as_ref().map(|item| (slot, item)))
+    }
+
+    /// Returns all items.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.items.iter_mut().flatten()
     }
 
     /// Returns all items by value.

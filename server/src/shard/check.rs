@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use hark_protocol::{Sequence, UserName};
+use hark_protocol::Sequence;
 
 use super::ShardConfig;
 use super::open::replay_frame;
-use super::snapshot::{InboxSnapshot, StoreSnapshot, inboxes};
+use super::snapshot::{LogBounds, StoreSnapshot, logs};
 use crate::ledger::{self, Gap, Malformed, Replay};
 use crate::log::disk::repair::{DamagedBlock, Repair, RepairError};
 use crate::log::{Block, OpenError, ReadError};
@@ -22,11 +22,11 @@ pub(crate) struct Findings {
     pub(crate) accounts: usize,
     /// The number of unacknowledged messages, including lost ones.
     pub(crate) messages: u64,
-    /// Unreadable messages, by account.
-    pub(crate) losses: Vec<(UserName, Loss)>,
+    /// Unreadable messages, by the name of their account or room.
+    pub(crate) losses: Vec<(String, Loss)>,
 }
 
-/// Unreadable messages of one inbox.
+/// Unreadable messages of one log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Loss {
     /// The gap that replaces them.
@@ -52,66 +52,60 @@ pub(crate) enum CheckError {
 /// Reads everything in the store of a folder, without changes.
 pub(crate) fn check(folder: &Path) -> Result<Findings, CheckError> {
     let store = StoreSnapshot::open(folder)?;
-    let inboxes = store.inboxes();
+    let logs = store.logs();
     let mut findings = Findings {
-        accounts: inboxes.len(),
+        accounts: logs.iter().filter(|log| log.account.is_some()).count(),
         messages: 0,
         losses: Vec::new(),
     };
-    for inbox in inboxes {
-        findings.messages += inbox.tail.messages.saturating_sub(inbox.cursor.messages);
-        let (id, after) = (inbox.entry.account.incarnation, inbox.cursor.sequence.0);
+    for log in logs {
+        findings.messages += log.tail.messages.saturating_sub(log.head.messages);
         let mut pieces = Vec::new();
-        store.log.visit(id, after, &mut |found| {
+        store.log.visit(log.id, log.head.sequence.0, &mut |found| {
             pieces.push(CheckedBlock::from(found));
             ControlFlow::Continue(())
         })?;
-        let losses = losses(&pieces, inbox.cursor, inbox.tail).into_iter();
+        let losses = losses(&pieces, log.head, log.tail).into_iter();
         findings
             .losses
-            .extend(losses.map(|loss| (inbox.entry.account.name.clone(), loss)));
+            .extend(losses.map(|loss| (log.name.clone(), loss)));
     }
     Ok(findings)
 }
 
 /// Replaces unreadable messages with gaps, and returns the gaps.
-pub(crate) fn drop_damaged(folder: &Path) -> Result<Vec<(UserName, Loss)>, CheckError> {
+pub(crate) fn drop_damaged(folder: &Path) -> Result<Vec<(String, Loss)>, CheckError> {
     let mut replay = Replay::new(ShardConfig::UNBOUNDED.limits());
     let mut repair = Repair::open(folder, &mut |records| {
         replay_frame(&mut replay, folder, records)
     })?;
-    let inboxes = inboxes(&replay.finish(0));
-    let cursors: HashMap<_, _> = inboxes
+    let logs = logs(&replay.finish(0));
+    let heads: HashMap<_, _> = logs
         .iter()
-        .map(|inbox| (inbox.entry.account.incarnation, inbox.cursor.sequence.0))
+        .map(|log| (log.id, log.head.sequence.0))
         .collect();
-    repair.retain(&mut |inbox| cursors.get(&inbox).copied());
+    repair.retain(&mut |log| heads.get(&log).copied());
     let mut dropped = Vec::new();
-    for inbox in inboxes {
-        let losses = losses_of(&repair, &inbox)?;
+    for log in logs {
+        let losses = losses_of(&repair, &log)?;
         if !losses.is_empty() {
-            let id = inbox.entry.account.incarnation;
-            let gaps: Vec<_> = losses.iter().map(|loss| loss.gap.block(id)).collect();
-            repair.replace(id, gaps)?;
-            dropped.extend(
-                losses
-                    .into_iter()
-                    .map(|loss| (inbox.entry.account.name.clone(), loss)),
-            );
+            let gaps: Vec<_> = losses.iter().map(|loss| loss.gap.block(log.id)).collect();
+            repair.replace(log.id, gaps)?;
+            let losses = losses.into_iter();
+            dropped.extend(losses.map(|loss| (log.name.clone(), loss)));
         }
     }
     repair.close()?;
     Ok(dropped)
 }
 
-fn losses_of(repair: &Repair, inbox: &InboxSnapshot) -> Result<Vec<Loss>, ReadError> {
+fn losses_of(repair: &Repair, log: &LogBounds) -> Result<Vec<Loss>, ReadError> {
     let mut pieces = Vec::new();
-    let after = inbox.cursor.sequence.0;
-    repair.visit(inbox.entry.account.incarnation, after, &mut |found| {
+    repair.visit(log.id, log.head.sequence.0, &mut |found| {
         pieces.push(CheckedBlock::from(found));
         ControlFlow::Continue(())
     })?;
-    Ok(losses(&pieces, inbox.cursor, inbox.tail))
+    Ok(losses(&pieces, log.head, log.tail))
 }
 
 /// A block, and whether it is readable.
@@ -138,11 +132,11 @@ impl From<Result<Block, DamagedBlock>> for CheckedBlock {
     }
 }
 
-/// Returns the losses between the cursor and the last position of an inbox, given its
-/// blocks in order.
-pub(super) fn losses(pieces: &[CheckedBlock], cursor: Position, tail: Position) -> Vec<Loss> {
+/// Returns the losses between the head and the last position of a log, given its blocks
+/// in order.
+pub(super) fn losses(pieces: &[CheckedBlock], head: Position, tail: Position) -> Vec<Loss> {
     let (mut losses, mut damaged) = (Vec::new(), Vec::new());
-    let mut known = cursor;
+    let mut known = head;
     for piece in pieces {
         match *piece {
             CheckedBlock::Damaged { first, last } => damaged.push((first, last)),
@@ -187,6 +181,8 @@ fn fill(losses: &mut Vec<Loss>, damaged: &mut Vec<(u64, u64)>, from: Position, t
 #[cfg(test)]
 mod tests {
     use std::fs;
+
+    use hark_protocol::UserName;
 
     use super::*;
     use crate::log::Opener as _;
@@ -368,10 +364,10 @@ mod tests {
     /// Reads all messages. Returns the texts, and the counts at which pages start late.
     fn read(folder: &Path) -> (Vec<String>, Vec<u64>) {
         let store = StoreSnapshot::open(folder).unwrap();
-        let account = store.inboxes().pop().unwrap().entry.account;
+        let log = store.logs().pop().unwrap().id;
         let (mut texts, mut skipped, mut after) = (Vec::new(), Vec::new(), Sequence(0));
         loop {
-            let page = store.read(&account, after).unwrap();
+            let page = store.read(log, after).unwrap();
             if let Some(start) = page.starts_after {
                 skipped.push(start.messages);
                 after = start.sequence;
@@ -429,7 +425,7 @@ mod tests {
         ));
         let (store, damaged) = salvage::rebuild(folder).unwrap();
         assert_eq!(store.lost().commits.len(), 1);
-        let gaps = store.inboxes()[0].losses.iter().map(|loss| loss.gap);
+        let gaps = store.logs()[0].losses.iter().map(|loss| loss.gap);
         let gaps: Vec<_> = gaps
             .map(|gap| (gap.first, gap.end.sequence.0, gap.messages))
             .collect();
@@ -473,9 +469,9 @@ mod tests {
         let (store, _) = salvage::rebuild(folder).unwrap();
         assert!(
             store
-                .inboxes()
+                .logs()
                 .iter()
-                .all(|inbox| inbox.inbox.entry.account.name != bob)
+                .all(|log| log.bounds.name != bob.as_str())
         );
         drop(store);
         check(folder).unwrap();
@@ -493,7 +489,7 @@ mod tests {
         ));
         let (store, _) = salvage::rebuild(folder).unwrap();
         assert_eq!(
-            (store.lost().commits.len(), store.inboxes()[0].losses.len()),
+            (store.lost().commits.len(), store.logs()[0].losses.len()),
             (0, 0)
         );
         drop(store);

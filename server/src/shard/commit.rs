@@ -5,21 +5,22 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use hark_protocol::SessionToken;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::completion::{Completion, Sent};
 use super::merge::MergedBlocks;
 use super::open::OpenShard;
-use super::queue::{Acks, ShardCommand, Wait};
+use super::queue::{Acks, DeviceAcks, ShardCommand, Wait};
 use super::recovery::{Failed, Recovery};
+use super::rings::Rings;
 use super::{ShardConfig, SharedShard, Sync};
 use crate::ledger::{Changes, Checkpoint, Context, Ledger, SubscriptionEnd};
 use crate::log::{AppendError, Durability, Frame, Log, Opener, RECORD_BYTES_MAX};
 use crate::store::{
-    Burst, Completer, Created, Fence, Operation, Outcome, Position, QueuedSend, Subscription,
-    Unavailable,
+    Account, Burst, Completer, DeviceId, DeviceSubscription, Fence, NAMELESS, Operation, Position,
+    QueuedSend, RoomOperation, Unavailable, unix_ms,
 };
 
 /// Maximum commands in one commit.
@@ -36,6 +37,9 @@ const RECORDS_DIVISOR: u64 = 8;
 /// How long acknowledgements may stay unsynced if no other record forces a sync. Until
 /// then, their messages keep their space.
 const ACKS_SYNC_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The time between two moves of cursors in rooms.
+const ROOM_ACKS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long the commit thread waits for commands before it checks whether the log needs
 /// maintenance, and the interval during maintenance.
@@ -70,10 +74,14 @@ pub(super) struct Committer {
     completions: Vec<Completion>,
     /// The permits of the commit's messages. Empty between commits.
     permits: Vec<OwnedSemaphorePermit>,
+    /// Messages for the attached members of rooms.
+    rings: Rings,
     /// The merge in this commit. Empty between commits.
     merged: Option<MergedBlocks>,
     /// Commands that were taken and are not decided.
     backlog: VecDeque<ShardCommand>,
+    /// Devices that were detached while no append was possible.
+    detached: Vec<(Account, DeviceId)>,
     /// Cursors that were appended without a sync since.
     unsynced: HashMap<u64, Position>,
     /// The size of a segment of the log.
@@ -83,8 +91,12 @@ pub(super) struct Committer {
     acks_committed: Instant,
     synced: Instant,
     started: Instant,
+    /// The time at which all cursors in rooms were saved.
+    room_acks_committed: Option<Instant>,
     /// The running time of the store when this process started.
     running_before: Duration,
+    /// The time for which the store was not open is counted.
+    is_stop_counted: bool,
 }
 
 /// The free space of the log.
@@ -95,64 +107,6 @@ enum Space {
     Low,
     /// Only appends that reclaim space are possible.
     None,
-}
-
-/// The completion of a send that waits for its commit.
-#[derive(Debug)]
-pub(super) struct Sent {
-    completer: Completer<Outcome>,
-    outcome: Result<Outcome, Unavailable>,
-    fence: Option<Fence>,
-}
-
-impl Sent {
-    fn complete(self) {
-        self.completer.complete(self.outcome);
-    }
-
-    /// Completes the send as unavailable, and closes the fence against later sends of its
-    /// connection.
-    pub(super) fn fail(self) {
-        if let Some(fence) = self.fence {
-            fence.close();
-        }
-        self.completer.complete(Err(Unavailable));
-    }
-}
-
-/// Another completion that waits for its commit.
-#[derive(Debug)]
-pub(super) enum Completion {
-    Created(Completer<Created>, Created),
-    Flag(Completer<bool>, bool),
-    Subscribed(Completer<Option<Subscription>>, Option<Subscription>),
-    Opened(SessionToken, Completer<bool>, bool),
-}
-
-impl Completion {
-    fn complete(self) {
-        match self {
-            Self::Created(completer, created) => completer.complete(Ok(created)),
-            Self::Flag(completer, flag) | Self::Opened(_, completer, flag) => {
-                completer.complete(Ok(flag))
-            }
-            Self::Subscribed(completer, subscription) => completer.complete(Ok(subscription)),
-        }
-    }
-
-    /// Completes it as unavailable. Returns a session that was opened and is unused.
-    pub(super) fn fail(self) -> Option<SessionToken> {
-        match self {
-            Self::Created(completer, _) => completer.complete(Err(Unavailable)),
-            Self::Flag(completer, _) => completer.complete(Err(Unavailable)),
-            Self::Subscribed(completer, _) => completer.complete(Err(Unavailable)),
-            Self::Opened(token, completer, is_open) => {
-                completer.complete(Err(Unavailable));
-                return is_open.then_some(token);
-            }
-        }
-        None
-    }
 }
 
 /// A closed shard, and the request to close it.
@@ -180,6 +134,8 @@ impl Committer {
         let OpenShard { log, ledger } = opened;
         let mut committer = Self {
             running_before: ledger.running(),
+            is_stop_counted: false,
+            room_acks_committed: None,
             config,
             shared,
             opener,
@@ -193,8 +149,10 @@ impl Committer {
             sent: Vec::new(),
             completions: Vec::new(),
             permits: Vec::new(),
+            rings: Rings::default(),
             merged: None,
             backlog: VecDeque::new(),
+            detached: Vec::new(),
             unsynced: HashMap::new(),
             segment_bytes: log.segment_bytes(),
             space: Space::Ample,
@@ -249,14 +207,26 @@ impl Committer {
     fn commit(&mut self, acks: Acks) -> Option<Completer<()>> {
         let context = Context {
             running: self.now(),
+            wall_ms: unix_ms(SystemTime::now()),
             is_low_on_space: self.space != Space::Ample,
         };
         self.ledger.begin(context, &mut self.changes);
+        if !std::mem::replace(&mut self.is_stop_counted, true) {
+            self.ledger.count_stop(&mut self.changes);
+        }
         if !acks.is_empty() {
             self.acks_committed = Instant::now();
         }
+        for (account, device) in self.detached.drain(..) {
+            self.ledger.detach(&account, device, &mut self.changes);
+        }
         self.acknowledge(acks);
+        self.acknowledge_rooms();
         let closing = self.decide_backlog(context);
+        if closing.is_some() {
+            self.room_acks_committed = None;
+            self.acknowledge_rooms();
+        }
         // If this commit stalls, the watchdog refuses these as well.
         self.shared.queue.put_back(self.backlog.drain(..));
         self.finish();
@@ -270,12 +240,43 @@ impl Committer {
         let bytes_max = self.record_bytes_max() / 2;
         let mut acks = acks.into_iter();
         while self.changes.record_bytes() < bytes_max
-            && let Some((account, position)) = acks.next()
+            && let Some(((account, device), position)) = acks.next()
         {
             self.ledger
-                .acknowledge(&account, position, &mut self.changes);
+                .acknowledge(&account, device, position, &mut self.changes);
         }
-        acks.for_each(|(account, position)| self.shared.queue.acknowledge(&account, position));
+        self.put_back_acks(acks);
+    }
+
+    fn put_back_acks(&self, acks: impl Iterator<Item = ((Account, DeviceId), Position)>) {
+        for ((account, device), position) in acks {
+            self.shared.queue.acknowledge(&account, device, position);
+        }
+    }
+
+    /// Moves cursors in rooms, at most once a second.
+    fn acknowledge_rooms(&mut self) {
+        let committed = self.room_acks_committed;
+        if committed.is_some_and(|committed| committed.elapsed() < ROOM_ACKS_INTERVAL) {
+            return;
+        }
+        let bytes_max = self.record_bytes_max() / 2;
+        let mut acks = self.shared.queue.take_room_acks().into_iter();
+        while self.changes.record_bytes() < bytes_max
+            && let Some((device, acks)) = acks.next()
+        {
+            acknowledge_rooms(&mut self.ledger, device, acks, &mut self.changes);
+        }
+        if acks.len() == 0 {
+            self.room_acks_committed = Some(Instant::now());
+        }
+        for (device, DeviceAcks { account, points }) in acks {
+            for (room, point) in points {
+                self.shared
+                    .queue
+                    .acknowledge_room(&account, device, room, point);
+            }
+        }
     }
 
     /// Decides as much of the backlog as fits into one frame.
@@ -313,6 +314,9 @@ impl Committer {
                 ShardCommand::Operation(operation) => {
                     let completion = self.decide(operation, context.running);
                     self.completions.extend(completion);
+                }
+                ShardCommand::Detach(account, device) => {
+                    self.ledger.detach(&account, device, &mut self.changes);
                 }
                 // Sent only while there is no log.
                 ShardCommand::Recovered(_) => {}
@@ -369,7 +373,7 @@ impl Committer {
             fits
         });
         self.ledger
-            .replace_blocks(&merged.account, fitting, &mut self.changes);
+            .replace_blocks(merged.inbox, fitting, &mut self.changes);
         self.merged = Some(merged);
     }
 
@@ -399,13 +403,46 @@ impl Committer {
                 let may_subscribe = takes_over || ledger.is_free(&account);
                 // The former subscription may have acknowledged after this command was
                 // taken.
-                if let Some(position) = self.shared.queue.take_ack(&account) {
-                    ledger.acknowledge(&account, position, changes);
+                if let Some(position) = self.shared.queue.take_ack(&account, NAMELESS) {
+                    ledger.acknowledge(&account, NAMELESS, position, changes);
                 }
+                // Acknowledgements without a takeover are awaited.
+                changes.effects.is_awaited |= !takes_over;
                 let subscription = may_subscribe
                     .then(|| ledger.subscribe(&account, changes))
                     .flatten();
                 Completion::Subscribed(completer, subscription)
+            }
+            Operation::Room(RoomOperation::Command {
+                caller,
+                origin,
+                command,
+                completer,
+            }) => {
+                let answer = ledger.command(&caller, origin, command, changes);
+                Completion::Room(completer, answer)
+            }
+            Operation::Room(RoomOperation::Attach(account, name, completer)) => {
+                // The former attachment may have acknowledged after this command was taken.
+                if let Some(device) = ledger.device(&account, &name) {
+                    let queue = &self.shared.queue;
+                    if let Some(position) = queue.take_ack(&account, device) {
+                        ledger.acknowledge(&account, device, position, changes);
+                    }
+                    if let Some(acks) = queue.take_room_acks_of(device) {
+                        acknowledge_rooms(ledger, device, acks, changes);
+                    }
+                }
+                let attached = ledger.attach(&account, &name, changes);
+                let attached = attached.map(|attached| {
+                    let (queue, device) = (Arc::clone(&self.shared.queue), attached.device);
+                    let detach = move || queue.push(ShardCommand::Detach(account.clone(), device));
+                    DeviceSubscription {
+                        inbox: attached.inbox.on_drop(detach),
+                        ..attached
+                    }
+                });
+                Completion::Attached(completer, attached)
             }
             Operation::OpenSession(token, from, completer) => {
                 let is_open = ledger.open_session(&token, from, now);
@@ -421,6 +458,7 @@ impl Committer {
             | Operation::Appends(_)
             | Operation::Read { .. }
             | Operation::Acknowledge(..)
+            | Operation::Room(_)
             | Operation::Close(_) => {
                 operation.refuse();
                 return None;
@@ -445,10 +483,14 @@ impl Committer {
             } else {
                 self.durability()
             };
+            let messages = self.sent.len();
             self.shared
                 .in_flight
                 .put(&mut self.sent, &mut self.completions);
+            let began = Instant::now();
             let appended = self.append_frame(frame, durability);
+            let metrics = &self.shared.metrics;
+            metrics.record_commit(began.elapsed(), messages);
             let now = self.now();
             for token in self
                 .shared
@@ -465,18 +507,25 @@ impl Committer {
         self.shared
             .directory
             .change(&mut self.changes.effects.accounts);
+        let rings = self.changes.effects.rings.drain(..);
+        self.shared.open_rings.add(rings);
         self.sent.drain(..).rev().for_each(Sent::complete);
         self.completions.drain(..).for_each(Completion::complete);
         self.permits.clear();
-        self.changes.effects.publish();
-        self.changes.effects.clear();
+        let effects = &mut self.changes.effects;
+        effects.publish();
+        self.rings
+            .publish(effects.said.drain(..), &self.shared.fan_out);
+        effects.clear();
     }
 
     /// Returns whether a frame is due although no command was decided: space is also
-    /// reclaimed without traffic.
+    /// reclaimed without traffic, and a command may await a sync of earlier frames.
     fn is_maintenance_due(&self) -> bool {
         let is_unsynced = !self.unsynced.is_empty()
-            && (self.space != Space::Ample || self.synced.elapsed() >= ACKS_SYNC_INTERVAL);
+            && (self.space != Space::Ample
+                || self.changes.effects.is_awaited
+                || self.synced.elapsed() >= ACKS_SYNC_INTERVAL);
         is_unsynced || self.log.as_ref().is_some_and(|log| log.has_pending_work())
     }
 
@@ -499,13 +548,15 @@ impl Committer {
         self.shared
             .is_open
             .store(space != Space::None, Ordering::Release);
+        self.shared
+            .is_low_on_space
+            .store(space != Space::Ample, Ordering::Release);
     }
 
     /// Answers commands while no append is possible. Acknowledgements wait. Returns a
     /// request to close.
     fn wait_for_space(&mut self, acks: Acks) -> Option<Completer<()>> {
-        acks.into_iter()
-            .for_each(|(account, position)| self.shared.queue.acknowledge(&account, position));
+        self.put_back_acks(acks.into_iter());
         let closing = self.refuse();
         if self.log.as_ref().is_some_and(|log| log.has_pending_work()) {
             match self.append_frame(Frame::default(), Durability::Machine) {
@@ -553,8 +604,8 @@ impl Committer {
         self.shared
             .readers
             .cursors
-            .advance(&effects.cursors, &effects.ended);
-        self.unsynced.extend(effects.cursors.drain(..));
+            .advance(&effects.heads, &effects.ended);
+        self.unsynced.extend(effects.heads.drain(..));
         if durability == Durability::Process && self.config.sync == Sync::Always {
             return;
         }
@@ -644,6 +695,7 @@ impl Committer {
                     tracing::info!("store available again");
                     return None;
                 }
+                ShardCommand::Detach(account, device) => self.detached.push((account, device)),
                 other => other.refuse(),
             }
         }
@@ -654,18 +706,16 @@ impl Committer {
         let now = self.now();
         let former = std::mem::replace(&mut self.ledger, opened.ledger);
         let lost = std::mem::take(&mut self.lost);
-        for (account, position) in self.ledger.inherit_from(former, lost, now) {
-            self.shared.queue.acknowledge(&account, position);
-        }
+        let acks = self.ledger.inherit_from(former, lost, now);
+        let acks = acks.into_iter();
+        self.put_back_acks(acks.map(|(account, device, position)| ((account, device), position)));
         self.serve(opened.log);
     }
 
     /// Resumes service from an open log, whose ledger is in place.
     fn serve(&mut self, log: Box<dyn Log>) {
         self.shared.directory.replace(self.ledger.accounts());
-        let cursors = self.ledger.inboxes();
-        let cursors = cursors.map(|(entry, cursor, _)| (entry.account.incarnation, cursor));
-        self.shared.readers.cursors.replace(cursors);
+        self.shared.readers.cursors.replace(self.ledger.heads());
         self.shared.readers.set(Some(log.reader()));
         self.log = Some(log);
         self.shared.is_open.store(true, Ordering::Release);
@@ -685,6 +735,18 @@ impl Committer {
     /// Returns the running time of the store.
     fn now(&self) -> Duration {
         self.running_before + self.started.elapsed()
+    }
+}
+
+/// Moves the cursors of a device in rooms.
+fn acknowledge_rooms(
+    ledger: &mut Ledger,
+    device: DeviceId,
+    DeviceAcks { account, points }: DeviceAcks,
+    changes: &mut Changes,
+) {
+    for place in points {
+        ledger.acknowledge_room(&account, device, place, changes);
     }
 }
 

@@ -1,11 +1,11 @@
-//! [`Cursors`]: the acknowledged positions of the inboxes, for readers.
+//! [`Cursors`]: the heads of the inboxes and rooms, for readers.
 
 use std::collections::HashMap;
 
 use crate::store::Position;
 use crate::sync::RwLock;
 
-/// The cursors by incarnation, without those at the start of an inbox.
+/// The heads by the ids of the logs, without those at the start of a log.
 ///
 /// A cursor moves here before its blocks are released in the log. So if a reader misses a
 /// released block, the cursor that it reads afterwards covers the block.
@@ -17,13 +17,9 @@ pub(super) struct Cursors {
 }
 
 impl Cursors {
-    /// Returns the cursor of an inbox.
-    pub(super) fn get(&self, incarnation: u64) -> Position {
-        self.cursors
-            .read()
-            .get(&incarnation)
-            .copied()
-            .unwrap_or_default()
+    /// Returns the head of a log.
+    pub(super) fn get(&self, log: u64) -> Position {
+        self.cursors.read().get(&log).copied().unwrap_or_default()
     }
 
     /// Replaces all cursors.
@@ -35,15 +31,15 @@ impl Cursors {
         *self.cursors.write() = cursors;
     }
 
-    /// Records moved cursors and ended accounts.
+    /// Records moved heads and ended logs.
     pub(super) fn advance(&self, moved: &[(u64, Position)], ended: &[u64]) {
         if moved.is_empty() && ended.is_empty() {
             return;
         }
         let mut cursors = self.cursors.write();
         cursors.extend(moved.iter().copied());
-        for incarnation in ended {
-            cursors.remove(incarnation);
+        for log in ended {
+            cursors.remove(log);
         }
     }
 }

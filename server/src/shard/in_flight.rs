@@ -3,7 +3,7 @@
 
 use hark_protocol::SessionToken;
 
-use super::commit::{Completion, Sent};
+use super::completion::{Completion, Sent};
 use crate::sync::Mutex;
 
 /// The answers, moved here by the commit thread for the duration of an append.

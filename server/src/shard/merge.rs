@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::ledger;
 use crate::log::{Block, Reader};
-use crate::store::Account;
 
 /// The number of blocks of one message that are worth a merge; few in tests, so that
 /// every test of reads has merges.
@@ -23,11 +22,12 @@ const MERGE_BYTES: usize = 1 << 20;
 /// Pages for fewer messages show nothing about an inbox.
 const PAGE_MESSAGES_MIN: usize = 2;
 
-/// Merged blocks of an inbox, to be appended. Until they are dropped, no other blocks of
+/// Merged blocks of an inbox or a room, to be appended. Until they are dropped, no other blocks of
 /// the shard are merged: ranges of merged blocks never overlap in part.
 #[derive(Debug)]
 pub(super) struct MergedBlocks {
-    pub(super) account: Account,
+    /// The id of the inbox or room.
+    pub(super) inbox: u64,
     pub(super) blocks: Vec<Block>,
     /// The log that holds the original blocks.
     pub(super) log: Arc<dyn Reader>,
@@ -64,17 +64,17 @@ pub(super) const fn is_scattered(singles: usize, messages: usize, is_complete: b
     singles >= SINGLES_MIN || is_half
 }
 
-/// Merges blocks of an inbox after a number, if there are enough of one message. Blocks
+/// Merges blocks of an inbox or a room after a number, if there are enough of one message. Blocks
 /// on the disk.
 pub(super) fn merge(
     log: Arc<dyn Reader>,
-    account: Account,
+    inbox: u64,
     after: u64,
     permit: MergePermit,
 ) -> Option<MergedBlocks> {
     let mut found = Vec::new();
     let (mut singles, mut bytes) = (0, 0);
-    let read = log.read(account.incarnation, after, &mut |block| {
+    let read = log.read(inbox, after, &mut |block| {
         let is_single = block.first == block.last;
         let is_large = block.payload.len() >= LARGE_BYTES;
         let is_full = bytes >= MERGE_BYTES || found.len() >= MERGE_BLOCKS_MAX;
@@ -96,7 +96,7 @@ pub(super) fn merge(
     }
     let blocks = ledger::merge(&found).ok()?;
     Some(MergedBlocks {
-        account,
+        inbox,
         blocks,
         log,
         _permit: permit,

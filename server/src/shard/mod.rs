@@ -4,29 +4,34 @@
 //! | file | content |
 //! | --- | --- |
 //! | `queue` | commands and acknowledgements that wait for the commit thread |
-//! | `commit` | the commit thread: one frame for all waiting commands |
+//! | `commit`, `completion` | the commit thread: one frame for all waiting commands |
 //! | `open`, `recovery` | the start, and reopening the log after a failure |
 //! | `watchdog`, `in_flight` | slow commits, and their answers |
 //! | `offline`, `snapshot` | stores that are open without being served |
 //! | `check`, `salvage` | damage of a store, and recovery from it |
 //! | `directory`, `readers`, `cursors` | committed state, for other threads |
+//! | `rings` | messages for the attached members of rooms |
+//! | `history` | reading rooms backwards |
 //! | `merge` | inboxes in many small blocks |
 
 pub(crate) mod check;
 mod commit;
+mod completion;
 mod cursors;
 mod directory;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod history;
 mod in_flight;
 #[cfg(any(test, feature = "fuzzing"))]
-mod kept;
+pub(crate) mod kept;
 mod merge;
 pub(crate) mod offline;
 mod open;
 mod queue;
 pub(crate) mod readers;
 mod recovery;
+mod rings;
 pub(crate) mod salvage;
 pub(crate) mod snapshot;
 #[cfg(test)]
@@ -45,16 +50,23 @@ use self::in_flight::AnswersInFlight;
 use self::open::CounterFloor;
 use self::queue::{Queue, ShardCommand};
 use self::readers::Readers;
+use self::rings::OpenRings;
 use self::watchdog::{Deadlines, Progress, Watchdog, Watched};
+use hark_protocol::{Sequence, UserName};
+
 use crate::ledger::Limits;
 use crate::log::Opener;
 use crate::log::disk::{DiskConfig, DiskOpener};
 use crate::log::memory::MemoryOpener;
-use crate::store::{Account, Completer, Operation, Page, Position, ReadLimit, Store};
+use crate::metrics::StoreMetrics;
+use crate::store::{
+    Completer, FanOut, History, NAMELESS, Operation, Page, PastPage, Position, ReadLimit,
+    RoomOperation, Store,
+};
 use crate::sync::Mutex;
 
 pub use self::open::StartError;
-pub use crate::ledger::{COUNTER_MAX, WrongClock};
+pub use crate::ledger::{COUNTER_MAX, RoomLimits, WrongClock};
 
 /// The limits and the durability of a shard.
 #[derive(Debug, Clone)]
@@ -67,6 +79,8 @@ pub struct ShardConfig {
     pub queued_messages_max: u64,
     /// Maximum bytes of their texts.
     pub queued_bytes_max: u64,
+    /// The limits of rooms.
+    pub rooms: RoomLimits,
     /// The durability that an answer waits for.
     pub sync: Sync,
     /// A number that is not below any number ever used. If it is set, numbers do not
@@ -92,6 +106,7 @@ impl ShardConfig {
         sessions_max: 250_000,
         queued_messages_max: 100_000,
         queued_bytes_max: 256 * 1024 * 1024,
+        rooms: RoomLimits::DEFAULT,
         sync: Sync::Always,
         numbers_after: None,
         segment_bytes: None,
@@ -109,6 +124,7 @@ impl ShardConfig {
             sessions_max: self.sessions_max,
             queued_messages_max: self.queued_messages_max,
             queued_bytes_max: self.queued_bytes_max,
+            rooms: self.rooms,
         }
     }
 
@@ -148,8 +164,15 @@ struct SharedShard {
     in_flight: Arc<AnswersInFlight>,
     directory: Directory,
     readers: Readers,
+    /// The rooms with attached members.
+    open_rings: OpenRings,
+    /// Wakes the attached members of rooms.
+    fan_out: FanOut,
     /// The log is open.
     is_open: AtomicBool,
+    metrics: StoreMetrics,
+    /// Whether sends are refused for lack of space.
+    is_low_on_space: AtomicBool,
 }
 
 impl ShardStore {
@@ -222,24 +245,42 @@ impl ShardStore {
     /// runtime.
     fn read_blocking(
         &self,
-        account: Account,
+        log: u64,
         after: Position,
         limit: ReadLimit,
         completer: Completer<Page>,
     ) {
         let shared = Arc::clone(&self.shared);
-        let read = move || {
-            let (page, is_scattered) = shared.readers.read(&account, after, limit);
+        run_blocking(move || {
+            let (page, is_scattered) = shared.readers.read(log, after, limit);
             completer.complete(page);
-            if is_scattered && let Some(merged) = shared.readers.merge(&account, after) {
+            if is_scattered && let Some(merged) = shared.readers.merge(log, after) {
                 shared.queue.push(ShardCommand::Replace(Box::new(merged)));
             }
-        };
-        match tokio::runtime::Handle::try_current() {
-            // The caller awaits the outcome instead of the thread.
-            Ok(runtime) => drop(runtime.spawn_blocking(read)),
-            Err(_) => read(),
-        }
+        });
+    }
+
+    /// Reads a room backwards, as [`Self::read_blocking`] does.
+    fn read_back_blocking(
+        &self,
+        history: History,
+        before: Sequence,
+        limit: ReadLimit,
+        completer: Completer<PastPage>,
+    ) {
+        let shared = Arc::clone(&self.shared);
+        run_blocking(move || {
+            completer.complete(shared.readers.read_back(history, before, limit));
+        });
+    }
+}
+
+/// Runs a read on a blocking thread of the runtime, or at once if there is none.
+fn run_blocking(read: impl FnOnce() + Send + 'static) {
+    match tokio::runtime::Handle::try_current() {
+        // The caller awaits the outcome instead of the thread.
+        Ok(runtime) => drop(runtime.spawn_blocking(read)),
+        Err(_) => read(),
     }
 }
 
@@ -257,18 +298,62 @@ impl Store for ShardStore {
                 after,
                 limit,
                 completer,
-            } => self.read_blocking(account, after, limit, completer),
+            } => self.read_blocking(account.incarnation, after, limit, completer),
             Operation::Acknowledge(account, position) => {
-                self.shared.queue.acknowledge(&account, position);
+                self.shared.queue.acknowledge(&account, NAMELESS, position);
             }
+            Operation::Room(RoomOperation::AcknowledgeInbox(account, device, position)) => {
+                self.shared.queue.acknowledge(&account, device, position);
+            }
+            Operation::Room(RoomOperation::AcknowledgeRoom(account, device, room, point)) => {
+                self.shared
+                    .queue
+                    .acknowledge_room(&account, device, room, point);
+            }
+            Operation::Room(RoomOperation::Read {
+                room,
+                after,
+                limit,
+                completer,
+            }) => self.read_blocking(room, after.into(), limit, completer),
+            Operation::Room(RoomOperation::ReadBack {
+                history,
+                before,
+                limit,
+                completer,
+            }) => self.read_back_blocking(history, before, limit, completer),
             // The chat takes over sessions of one server.
             Operation::OnTakeover(..) => {}
+            attach @ Operation::Room(RoomOperation::Attach(..)) => {
+                self.shared.fan_out.start();
+                self.shared.queue.push(ShardCommand::Operation(attach));
+            }
             change => self.shared.queue.push(ShardCommand::Operation(change)),
         }
     }
 
+    fn has_rooms(&self) -> bool {
+        true
+    }
+
+    fn attached_devices(&self, room: &UserName) -> usize {
+        self.shared.open_rings.attached_devices(room)
+    }
+
     fn is_available(&self) -> bool {
         self.shared.is_open.load(Ordering::Acquire) && !self.shared.progress.is_slow()
+    }
+
+    fn accounts(&self) -> Option<usize> {
+        Some(self.shared.directory.len())
+    }
+
+    fn metrics(&self) -> Option<&StoreMetrics> {
+        Some(&self.shared.metrics)
+    }
+
+    fn is_low_on_space(&self) -> bool {
+        self.shared.is_low_on_space.load(Ordering::Acquire)
     }
 }
 

@@ -126,6 +126,8 @@ impl OfflineStore {
         self.opened.ledger.begin(
             Context {
                 running,
+                // The time since the server stopped counts when it starts again.
+                wall_ms: 0,
                 is_low_on_space: false,
             },
             &mut self.changes,

@@ -50,7 +50,7 @@ pub(crate) fn open(
 ) -> Result<OpenShard, StartError> {
     let mut replay = Replay::new(limits);
     let mut log = opener.open(&mut |records| replay_frame(&mut replay, opener.path(), records))?;
-    log.retain(&mut |inbox| replay.cursor(inbox));
+    log.retain(&mut |inbox| replay.head(inbox));
     let counter = match floor {
         CounterFloor::After(number) => number,
         CounterFloor::Clock => counter(replay.counter().is_none())?,

@@ -1,5 +1,5 @@
 //! The queue of the commit thread: commands in order of arrival, and the latest
-//! acknowledgement of each inbox.
+//! acknowledgements of each device.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::merge::MergedBlocks;
 use super::open::OpenShard;
-use crate::store::{Account, Operation, Position};
+use crate::store::{Account, DeviceId, Operation, Point, Position};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// How long acknowledgements linger before they are committed on their own.
@@ -17,6 +17,8 @@ const ACKS_LINGER: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(super) enum ShardCommand {
     Operation(Operation),
+    /// The attachment of a device has ended.
+    Detach(Account, DeviceId),
     /// Blocks that replace older ones.
     Replace(Box<MergedBlocks>),
     /// The log is open again after a failure.
@@ -28,7 +30,7 @@ impl ShardCommand {
     pub(super) fn refuse(self) {
         match self {
             Self::Operation(operation) => operation.refuse(),
-            Self::Replace(_) | Self::Recovered(_) => {}
+            Self::Detach(..) | Self::Replace(_) | Self::Recovered(_) => {}
         }
     }
 
@@ -37,16 +39,28 @@ impl ShardCommand {
     const fn is_patient(&self) -> bool {
         matches!(
             self,
-            Self::Operation(Operation::CloseSession(_)) | Self::Recovered(_)
+            Self::Operation(Operation::CloseSession(_)) | Self::Detach(..) | Self::Recovered(_)
         )
     }
 }
 
-/// Pending acknowledgements: the latest one of each inbox.
-pub(super) type Acks = HashMap<Account, Position>;
+/// Pending acknowledgements of inboxes: the latest one of each device.
+pub(super) type Acks = HashMap<(Account, DeviceId), Position>;
+
+/// Pending acknowledgements of rooms, by device.
+pub(super) type RoomAcks = HashMap<DeviceId, DeviceAcks>;
+
+/// The pending acknowledgements of rooms by one device.
+#[derive(Debug)]
+pub(super) struct DeviceAcks {
+    /// The account of the device.
+    pub(super) account: Account,
+    /// The latest one of each room, in any order.
+    pub(super) points: Vec<(u64, Point)>,
+}
 
 /// The queue. It is bounded by its callers: each append holds a permit, each connection
-/// has few other commands in flight, and each inbox has one acknowledgement.
+/// has few other commands in flight, and each device has one acknowledgement for each log.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     // A lock, because any thread may push. It is held for one push, or for taking
@@ -59,6 +73,8 @@ pub(super) struct Queue {
 struct QueueState {
     commands: Vec<ShardCommand>,
     acks: Acks,
+    /// They wait for another commit, or for the next second.
+    room_acks: RoomAcks,
     /// The commit thread is asleep and must be woken.
     is_waiting: bool,
     /// The commit thread makes no progress: commands are refused at once.
@@ -105,13 +121,13 @@ impl Queue {
     }
 
     /// Adds an acknowledgement.
-    pub(super) fn acknowledge(&self, account: &Account, position: Position) {
+    pub(super) fn acknowledge(&self, account: &Account, device: DeviceId, position: Position) {
         let mut state = self.state.lock();
         if state.is_closed {
             return;
         }
         let is_first = state.acks.is_empty();
-        match state.acks.entry(account.clone()) {
+        match state.acks.entry((account.clone(), device)) {
             Entry::Vacant(vacant) => {
                 vacant.insert(position);
             }
@@ -125,9 +141,42 @@ impl Queue {
         }
     }
 
-    /// Takes the pending acknowledgement of this inbox.
-    pub(super) fn take_ack(&self, account: &Account) -> Option<Position> {
-        self.state.lock().acks.remove(account)
+    /// Adds an acknowledgement of a room. It does not wake the commit thread.
+    pub(super) fn acknowledge_room(
+        &self,
+        account: &Account,
+        device: DeviceId,
+        room: u64,
+        point: Point,
+    ) {
+        let mut state = self.state.lock();
+        if state.is_closed {
+            return;
+        }
+        let acks = state.room_acks.entry(device).or_insert_with(|| DeviceAcks {
+            account: account.clone(),
+            points: Vec::new(),
+        });
+        match acks.points.iter_mut().find(|(other, _)| *other == room) {
+            Some((_, latest)) if latest.number < point.number => *latest = point,
+            Some(_) => {}
+            None => acks.points.push((room, point)),
+        }
+    }
+
+    /// Takes all pending acknowledgements of rooms.
+    pub(super) fn take_room_acks(&self) -> RoomAcks {
+        std::mem::take(&mut self.state.lock().room_acks)
+    }
+
+    /// Takes the pending acknowledgements of rooms by this device.
+    pub(super) fn take_room_acks_of(&self, device: DeviceId) -> Option<DeviceAcks> {
+        self.state.lock().room_acks.remove(&device)
+    }
+
+    /// Takes the pending acknowledgement of this device.
+    pub(super) fn take_ack(&self, account: &Account, device: DeviceId) -> Option<Position> {
+        self.state.lock().acks.remove(&(account.clone(), device))
     }
 
     /// Refuses queued and later commands that have an answer, until [`Self::resume`].
@@ -166,6 +215,7 @@ impl Queue {
         state.is_closed = true;
         let commands = std::mem::take(&mut state.commands);
         state.acks.clear();
+        state.room_acks.clear();
         drop(state);
         commands.into_iter().for_each(ShardCommand::refuse);
     }

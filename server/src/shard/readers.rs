@@ -7,10 +7,11 @@ use std::sync::atomic::AtomicBool;
 use hark_protocol::Sequence;
 
 use super::cursors::Cursors;
+use super::history::read_back;
 use super::merge::{MergePermit, MergedBlocks, is_scattered, is_small_single, merge};
 use crate::ledger::{self, BlockContent, Malformed};
 use crate::log::{Block, ReadError, Reader};
-use crate::store::{Account, Page, Position, ReadLimit, Unavailable};
+use crate::store::{History, Page, PastPage, Position, ReadLimit, Unavailable};
 use crate::sync::RwLock;
 
 /// The reader of the log, while the log is open.
@@ -40,47 +41,59 @@ impl Readers {
     /// Blocks on the disk.
     pub(super) fn read(
         &self,
-        account: &Account,
+        log: u64,
         after: Position,
         limit: ReadLimit,
     ) -> (Result<Page, Unavailable>, bool) {
         let Some(reader) = self.reader.read().clone() else {
             return (Err(Unavailable), false);
         };
-        let from = self.start(account, after);
-        match scan(&*reader, account.incarnation, from, limit) {
+        let from = self.start(log, after);
+        match scan(&*reader, log, from, limit) {
             Ok(scan) => {
                 let is_scattered = scan.is_scattered();
                 (
-                    Ok(self.hide_acknowledged(scan.page, account, after)),
+                    Ok(self.hide_acknowledged(scan.page, log, after)),
                     is_scattered,
                 )
             }
             Err(error) => {
-                tracing::error!(%error, account = %account.name, "messages cannot be read");
+                tracing::error!(%error, log, "messages cannot be read");
                 (Err(Unavailable), false)
             }
         }
     }
 
-    /// Merges blocks of an inbox after a position, unless that is under way. Blocks on
-    /// the disk.
-    pub(super) fn merge(&self, account: &Account, after: Position) -> Option<MergedBlocks> {
-        let permit = MergePermit::take(&self.is_merging)?;
-        let log = self.reader.read().clone()?;
-        let from = self.start(account, after);
-        merge(log, account.clone(), from.0, permit)
+    /// Reads a room backwards. Blocks on the disk.
+    pub(super) fn read_back(
+        &self,
+        history: History,
+        before: Sequence,
+        limit: ReadLimit,
+    ) -> Result<PastPage, Unavailable> {
+        let reader = self.reader.read().clone().ok_or(Unavailable)?;
+        read_back(&*reader, history, before, limit).map_err(|error| {
+            tracing::error!(%error, room = history.room, "messages cannot be read");
+            Unavailable
+        })
     }
 
-    fn start(&self, account: &Account, after: Position) -> Sequence {
-        let cursor = self.cursors.get(account.incarnation);
-        after.sequence.max(cursor.sequence)
+    /// Merges blocks of an inbox or room after a position, unless that is under way.
+    /// Blocks on the disk.
+    pub(super) fn merge(&self, log: u64, after: Position) -> Option<MergedBlocks> {
+        let permit = MergePermit::take(&self.is_merging)?;
+        let reader = self.reader.read().clone()?;
+        merge(reader, log, self.start(log, after).0, permit)
+    }
+
+    fn start(&self, log: u64, after: Position) -> Sequence {
+        after.sequence.max(self.cursors.get(log).sequence)
     }
 
     /// Removes the messages that were acknowledged during the read.
-    fn hide_acknowledged(&self, mut page: Page, account: &Account, after: Position) -> Page {
+    fn hide_acknowledged(&self, mut page: Page, log: u64, after: Position) -> Page {
         // Must follow the read: see [`Cursors`].
-        let cursor = self.cursors.get(account.incarnation);
+        let cursor = self.cursors.get(log);
         if cursor.sequence > after.sequence {
             page.messages
                 .retain(|message| message.position.sequence > cursor.sequence);
@@ -107,7 +120,7 @@ pub(crate) enum PageError {
     },
 }
 
-/// Reads messages of an inbox after `after`. A page does not extend over a gap: it starts
+/// Reads messages of an inbox or a room after `after`. A page does not extend over a gap: it starts
 /// with one, or ends before it.
 pub(crate) fn read_page(
     reader: &dyn Reader,

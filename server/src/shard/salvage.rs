@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::ShardConfig;
 use super::check::{CheckError, CheckedBlock, Loss, losses};
 use super::open::replay_frame;
-use super::snapshot::{InboxSnapshot, inboxes};
+use super::snapshot::{LogBounds, logs};
 use crate::ledger::{Changes, Checkpoint, Ledger, Replay};
 use crate::log::disk::repair::RepairError;
 use crate::log::disk::salvage::{Lost, Rebuild, Salvage};
@@ -25,15 +25,15 @@ type Open = fn(&Path, &mut dyn FnMut(&[u8]) -> Result<(), OpenError>) -> Result<
 pub(crate) struct SalvagedStore {
     log: Salvage,
     ledger: Ledger,
-    inboxes: Vec<SalvagedInbox>,
-    /// Inboxes with messages whose accounts are lost, and their numbers of blocks.
+    logs: Vec<SalvagedLog>,
+    /// Logs with messages whose accounts or rooms are lost, and their numbers of blocks.
     pub(crate) unknown: Vec<(InboxId, usize)>,
 }
 
-/// An inbox that is at least partly readable.
+/// An inbox or a room that is at least partly readable.
 #[derive(Debug, Clone)]
-pub(crate) struct SalvagedInbox {
-    pub(crate) inbox: InboxSnapshot,
+pub(crate) struct SalvagedLog {
+    pub(crate) bounds: LogBounds,
     pub(crate) losses: Vec<Loss>,
 }
 
@@ -52,23 +52,21 @@ impl SalvagedStore {
         let mut store = Self {
             log,
             ledger,
-            inboxes: Vec::new(),
+            logs: Vec::new(),
             unknown: Vec::new(),
         };
-        for inbox in inboxes(&store.ledger) {
-            let inbox = store.measure(inbox)?;
-            store
-                .ledger
-                .raise_tail(&inbox.inbox.entry.account, inbox.inbox.tail);
-            store.inboxes.push(inbox);
+        for bounds in logs(&store.ledger) {
+            let log = store.measure(bounds)?;
+            store.ledger.raise_tail(log.bounds.id, log.bounds.tail);
+            store.logs.push(log);
         }
-        store.unknown = store.unknown_inboxes()?;
+        store.unknown = store.unknown_logs()?;
         Ok(store)
     }
 
-    /// Returns the inboxes in the order of their names.
-    pub(crate) fn inboxes(&self) -> &[SalvagedInbox] {
-        &self.inboxes
+    /// Returns all inboxes in the order of their names, then all rooms.
+    pub(crate) fn logs(&self) -> &[SalvagedLog] {
+        &self.logs
     }
 
     /// Returns the losses besides messages.
@@ -76,21 +74,17 @@ impl SalvagedStore {
         self.log.lost()
     }
 
-    /// Visits the blocks of an inbox in order, with gaps for unreadable ones.
+    /// Visits the blocks of a log in order, with gaps for unreadable ones.
     pub(crate) fn visit(
         &self,
-        inbox: &SalvagedInbox,
+        log: &SalvagedLog,
         visit: &mut dyn FnMut(Block) -> ControlFlow<()>,
     ) -> Result<(), ReadError> {
-        let id = inbox.inbox.entry.account.incarnation;
-        let mut gaps = inbox
-            .losses
-            .iter()
-            .map(|loss| loss.gap.block(id))
-            .peekable();
+        let id = log.bounds.id;
+        let mut gaps = log.losses.iter().map(|loss| loss.gap.block(id)).peekable();
         let mut is_ended = false;
         self.log
-            .visit(id, inbox.inbox.cursor.sequence.0, &mut |found| {
+            .visit(id, log.bounds.head.sequence.0, &mut |found| {
                 let first = match &found {
                     Ok(block) => block.first,
                     Err(damaged) => damaged.first,
@@ -112,34 +106,30 @@ impl SalvagedStore {
         Ok(())
     }
 
-    /// Determines the losses of an inbox, and its end.
-    fn measure(&self, mut inbox: InboxSnapshot) -> Result<SalvagedInbox, ReadError> {
+    /// Determines the losses of a log, and its end.
+    fn measure(&self, mut bounds: LogBounds) -> Result<SalvagedLog, ReadError> {
         let mut pieces = Vec::new();
-        let id = inbox.entry.account.incarnation;
-        self.log.visit(id, inbox.cursor.sequence.0, &mut |found| {
+        let (id, head) = (bounds.id, bounds.head);
+        self.log.visit(id, head.sequence.0, &mut |found| {
             pieces.push(CheckedBlock::from(found));
             ControlFlow::Continue(())
         })?;
         // The record of the last position may be lost.
         for piece in &pieces {
             if let CheckedBlock::Whole { end, .. } = piece
-                && end.sequence > inbox.tail.sequence
+                && end.sequence > bounds.tail.sequence
             {
-                inbox.tail = *end;
+                bounds.tail = *end;
             }
         }
-        let losses = losses(&pieces, inbox.cursor, inbox.tail);
-        Ok(SalvagedInbox { inbox, losses })
+        let losses = losses(&pieces, head, bounds.tail);
+        Ok(SalvagedLog { bounds, losses })
     }
 
-    fn unknown_inboxes(&self) -> Result<Vec<(InboxId, usize)>, ReadError> {
-        let known: HashSet<_> = self
-            .inboxes
-            .iter()
-            .map(|inbox| inbox.inbox.entry.account.incarnation)
-            .collect();
+    fn unknown_logs(&self) -> Result<Vec<(InboxId, usize)>, ReadError> {
+        let known: HashSet<_> = self.logs.iter().map(|log| log.bounds.id).collect();
         let mut unknown = HashMap::new();
-        // Blocks left by deleted accounts are no loss.
+        // Blocks left by accounts and rooms that ended are no loss.
         let is_certain = self.lost().commits.is_empty() && !self.lost().has_no_checkpoint;
         for inbox in self
             .log
@@ -162,9 +152,9 @@ impl SalvagedStore {
 pub(crate) fn rebuild(folder: &Path) -> Result<(SalvagedStore, PathBuf), CheckError> {
     let store = SalvagedStore::read(folder, Salvage::open_for_rebuild)?;
     let mut rebuild = store.log.rebuild()?;
-    for inbox in &store.inboxes {
+    for log in &store.logs {
         let (mut frame, mut bytes, mut failed) = (Frame::default(), 0, None);
-        store.visit(inbox, &mut |block| {
+        store.visit(log, &mut |block| {
             bytes += block.payload.len();
             frame.blocks.push(block);
             if bytes < FRAME_BYTES {

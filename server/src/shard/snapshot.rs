@@ -10,7 +10,7 @@ use super::readers::{PageError, read_page};
 use crate::ledger::{Ledger, Replay};
 use crate::log::OpenError;
 use crate::log::disk::snapshot;
-use crate::store::{Account, AccountEntry, Page, Position, ReadLimit};
+use crate::store::{AccountEntry, Page, Position, ReadLimit};
 
 /// A page of an export.
 const PAGE: ReadLimit = ReadLimit {
@@ -25,12 +25,17 @@ pub(crate) struct StoreSnapshot {
     pub(super) log: snapshot::LogSnapshot,
 }
 
-/// An account and its inbox.
+/// The bounds of the messages of an inbox or a room.
 #[derive(Debug, Clone)]
-pub(crate) struct InboxSnapshot {
-    pub(crate) entry: AccountEntry,
-    /// The position of the last acknowledged message.
-    pub(crate) cursor: Position,
+pub(crate) struct LogBounds {
+    /// The number of the creation of its account or room.
+    pub(crate) id: u64,
+    /// The name of its account or room.
+    pub(crate) name: String,
+    /// The account, if it is an inbox.
+    pub(crate) account: Option<AccountEntry>,
+    /// The position of the last forgotten message.
+    pub(crate) head: Position,
     /// The position of the last message.
     pub(crate) tail: Position,
 }
@@ -48,27 +53,34 @@ impl StoreSnapshot {
         })
     }
 
-    /// Returns the inboxes in the order of their names.
-    pub(crate) fn inboxes(&self) -> Vec<InboxSnapshot> {
-        inboxes(&self.ledger)
+    /// Returns all inboxes in the order of their names, then all rooms.
+    pub(crate) fn logs(&self) -> Vec<LogBounds> {
+        logs(&self.ledger)
     }
 
     /// Reads a page of messages.
-    pub(crate) fn read(&self, account: &Account, after: Sequence) -> Result<Page, PageError> {
-        read_page(&*self.log.reader(), account.incarnation, after, PAGE)
+    pub(crate) fn read(&self, log: u64, after: Sequence) -> Result<Page, PageError> {
+        read_page(&*self.log.reader(), log, after, PAGE)
     }
 }
 
-/// Returns the inboxes of a ledger in the order of their names.
-pub(super) fn inboxes(ledger: &Ledger) -> Vec<InboxSnapshot> {
-    let inboxes = ledger.inboxes();
-    let mut inboxes: Vec<_> = inboxes
-        .map(|(entry, cursor, tail)| InboxSnapshot {
-            entry,
-            cursor,
-            tail,
-        })
-        .collect();
-    inboxes.sort_by(|a, b| a.entry.account.name.cmp(&b.entry.account.name));
-    inboxes
+/// Returns the logs of a ledger: all inboxes in the order of their names, then all rooms.
+pub(super) fn logs(ledger: &Ledger) -> Vec<LogBounds> {
+    let inboxes = ledger.inboxes().map(|(entry, head, tail)| LogBounds {
+        id: entry.account.incarnation,
+        name: entry.account.name.to_string(),
+        account: Some(entry),
+        head,
+        tail,
+    });
+    let rooms = ledger.room_logs().map(|(id, name, head, tail)| LogBounds {
+        id,
+        name: name.to_string(),
+        account: None,
+        head,
+        tail,
+    });
+    let mut logs: Vec<_> = inboxes.chain(rooms).collect();
+    logs.sort_by(|a, b| (a.account.is_none(), &a.name).cmp(&(b.account.is_none(), &b.name)));
+    logs
 }

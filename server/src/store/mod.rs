@@ -6,24 +6,39 @@
 
 #[cfg(test)]
 pub(crate) mod contract;
+mod fan_out;
 mod operation;
 mod pending;
 pub(crate) mod quota;
+mod ring;
+mod rooms;
+mod said;
 mod subscription;
 
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytestring::ByteString;
-use hark_protocol::{Code, RequestId, Sequence, SessionToken, UserName};
+use hark_protocol::{Code, DeviceName, RequestId, Sequence, SessionToken, UserName};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
+use crate::metrics::StoreMetrics;
+
+pub(crate) use fan_out::FanOut;
 pub use operation::{OnTakeover, Operation};
 pub use pending::{Completer, Pending};
+pub use ring::{Next, Registration, Ring, name_hash};
+pub use rooms::{
+    AttachedRoom, DeviceEntry, DeviceId, DeviceSubscription, History, Joined, MemberPage, NAMELESS,
+    Notice, PastPage, Point, RoomAnswer, RoomCommand, RoomEntry, RoomOperation, RoomPage,
+};
+pub use said::{Encoding, Said};
 pub use subscription::{
-    BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, Publisher, Subscription,
+    BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, NOTICES_MAX, Publisher, Ready,
+    Subscription, Waker,
 };
 
 /// The default log levels of libraries.
@@ -53,9 +68,30 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Accepts an operation. Called by the other methods.
     fn submit(&self, operation: Operation);
 
+    /// Returns whether the store serves rooms and devices. Otherwise their operations are
+    /// [`Unavailable`].
+    fn has_rooms(&self) -> bool {
+        false
+    }
+
     /// Returns whether the store is healthy, as far as it knows. An unhealthy store answers
     /// [`Unavailable`].
     fn is_available(&self) -> bool;
+
+    /// Returns the number of accounts, if the store knows it.
+    fn accounts(&self) -> Option<usize> {
+        None
+    }
+
+    /// Returns the figures of the store, if it has any.
+    fn metrics(&self) -> Option<&StoreMetrics> {
+        None
+    }
+
+    /// Returns whether the store refuses sends for lack of space, as far as it knows.
+    fn is_low_on_space(&self) -> bool {
+        false
+    }
 
     /// Returns the epoch of new connections, if the store has epochs. When it increases,
     /// every connection of an earlier epoch must be closed without reading more from it,
@@ -64,6 +100,86 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// the earlier epoch.
     fn epoch(&self) -> Option<watch::Receiver<u64>> {
         None
+    }
+
+    /// Carries out a command of a user that concerns rooms or devices. A refusal changes
+    /// nothing. A command may be repeated: if the state is as asked, it succeeds. `origin`
+    /// is the device of the connection, if it is attached: it is not notified of its own
+    /// command.
+    fn room_command(
+        &self,
+        caller: &Account,
+        origin: Option<DeviceId>,
+        command: RoomCommand,
+    ) -> Pending<Result<RoomAnswer, Code>> {
+        ask(self, |completer| {
+            Operation::Room(RoomOperation::Command {
+                caller: caller.clone(),
+                origin,
+                command,
+                completer,
+            })
+        })
+    }
+
+    /// Attaches a device of a user to its inbox and its rooms, until the subscription is
+    /// dropped. A former attachment of the device gets [`End::TakenOver`].
+    fn attach(
+        &self,
+        account: &Account,
+        device: &DeviceName,
+    ) -> Pending<Result<DeviceSubscription, Code>> {
+        ask(self, |completer| {
+            let operation = RoomOperation::Attach(account.clone(), device.clone(), completer);
+            Operation::Room(operation)
+        })
+    }
+
+    /// Acknowledges, for a device, every message of the inbox up to `position`, as
+    /// [`Self::acknowledge`] does for the nameless device.
+    fn acknowledge_inbox(&self, account: &Account, device: DeviceId, position: Position) {
+        let operation = RoomOperation::AcknowledgeInbox(account.clone(), device, position);
+        self.submit(Operation::Room(operation));
+    }
+
+    /// Acknowledges, for a device, every message of a room up to `point`. It may be saved a
+    /// second later.
+    fn acknowledge_room(&self, account: &Account, device: DeviceId, room: u64, point: Point) {
+        let operation = RoomOperation::AcknowledgeRoom(account.clone(), device, room, point);
+        self.submit(Operation::Room(operation));
+    }
+
+    /// Reads the messages of a room after `after`, as [`Self::read`] does. Messages that
+    /// retention removed are skipped.
+    fn read_room(&self, room: u64, after: Point, limit: ReadLimit) -> Pending<Page> {
+        ask(self, |completer| {
+            Operation::Room(RoomOperation::Read {
+                room,
+                after,
+                limit,
+                completer,
+            })
+        })
+    }
+
+    /// Reads the last messages of a room before a number (0: from the end), up to `limit`,
+    /// which one long message may exceed. `history` is the answer to
+    /// [`RoomCommand::History`].
+    fn read_back(&self, history: History, before: Sequence, limit: ReadLimit) -> Pending<PastPage> {
+        ask(self, |completer| {
+            Operation::Room(RoomOperation::ReadBack {
+                history,
+                before,
+                limit,
+                completer,
+            })
+        })
+    }
+
+    /// Returns the number of devices that are attached to the room of this name, as far as
+    /// this server knows; 0 if there is no such room.
+    fn attached_devices(&self, _room: &UserName) -> usize {
+        0
     }
 
     /// Creates an account, with a password if there is one.
@@ -164,6 +280,13 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         self.submit(Operation::Acknowledge(account.clone(), position));
     }
 
+    /// Resolves when the acknowledgements of an inbox so far are durable: a subscription
+    /// decides them first. A subscription that is granted because there is no other ends at
+    /// once.
+    fn sync_acknowledgements(&self, account: &Account) -> Pending<Option<Subscription>> {
+        self.receive_if_free(account)
+    }
+
     /// Opens a session, after all earlier appends. Returns false if there are too many
     /// sessions, in total or `from` this network, whose quota is a quarter; `None` counts
     /// towards no quota. The session is remembered until [`Self::close_session`], which must
@@ -202,6 +325,12 @@ fn ask<T>(
     let (completer, pending) = Pending::new();
     store.submit(operation(completer));
     pending
+}
+
+/// Returns a time in milliseconds since 1970, or 0 if it is before that.
+pub(crate) fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The failure of an operation whose outcome is unknown.

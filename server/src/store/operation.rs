@@ -8,7 +8,7 @@ use hark_protocol::{SessionToken, UserName};
 
 use super::{
     Account, AccountEntry, Burst, Completer, Created, Page, PasswordHash, Position, ReadLimit,
-    Subscription,
+    RoomOperation, Subscription,
 };
 
 /// An operation of a store. [`Store`](super::Store) has a method for each.
@@ -63,6 +63,8 @@ pub enum Operation {
     CloseSession(SessionToken),
     /// Calls a function when the session is opened at another server.
     OnTakeover(SessionToken, OnTakeover),
+    /// Concerns rooms or devices.
+    Room(RoomOperation),
     /// Closes the store.
     Close(Completer<()>),
 }

@@ -439,6 +439,7 @@ async fn drain(server: &Harkd, count: u64) -> Vec<Delivery> {
         bob.write(
             0,
             Request::Ack {
+                log: None,
                 sequence: message.sequence,
             },
         )

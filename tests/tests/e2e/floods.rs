@@ -209,6 +209,7 @@ async fn throttled_session_stores_once_in_order(one: Front, other: Front) {
             bob.write(
                 0,
                 Request::Ack {
+                    log: None,
                     sequence: message.sequence,
                 },
             )

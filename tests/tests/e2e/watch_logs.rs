@@ -334,6 +334,7 @@ async fn slow_watcher_learns_what_it_missed() {
         wire.write(
             0,
             Request::Ack {
+                log: None,
                 sequence: Sequence(number),
             },
         )

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use hark_protocol::UserName;
+use hark_protocol::message::RoomMode;
+use hark_protocol::{DeviceName, RoomName, UserName};
 
 const AFTER_HELP: &str = "\
 Without a command, hark is a chat in the terminal. If stdin or stdout is not a terminal, \
@@ -14,9 +15,13 @@ hark reads one command per line and prints one line for each, in order:
   notok CODE TEXT      refused; nothing was changed
   unknown TEXT         the outcome is unknown
   notsent TEXT         not done; the request was not sent
-Between them it prints `message NUMBER SENDER TIME TEXT` for each received message. SENDER is a \
-comma if the sender was anonymous. In TEXT, \\n, \\t, \\\\ and \\u{...} are escape sequences. \
-Empty lines and lines that begin with # are skipped.
+Before the `ok COUNT` of rooms, history and devices it prints a line for each: \
+`room NAME MODE MEMBERS UNREAD NUMBER`, `past NUMBER SENDER TIME TEXT` or `device NAME TIME WAITING`; \
+`-` stands for no unread count and no name.
+Between them it prints `message NUMBER SENDER TIME TEXT` for each received message, \
+`said ROOM NUMBER SENDER TIME TEXT` for each message of a room, and `gap LOG FROM TO COUNT` for \
+messages that the server has removed. SENDER is a comma if the sender was anonymous, LOG if it is \
+the inbox. In TEXT, \\n, \\t, \\\\ and \\u{...} are escape sequences. Empty lines and lines that begin with # are skipped.
 
 Passwords are read from a prompt without echo, from --password-file, or from HARK_PASSWORD.
 
@@ -90,8 +95,12 @@ pub(crate) struct Settings {
         value_name = "FILE"
     )]
     pub(crate) new_password_file: Option<PathBuf>,
-    /// Directory of the record of seen messages and of the history [default:
-    /// hark in $XDG_STATE_HOME or ~/.local/state].
+    /// The device that receives. Each device of a user gets every message [default:
+    /// a name that was made up at the first start].
+    #[arg(long, global = true, env = "HARK_DEVICE", value_name = "NAME")]
+    pub(crate) device: Option<DeviceName>,
+    /// Directory of the record of seen messages, of the device name and of the
+    /// history [default: hark in $XDG_STATE_HOME or ~/.local/state].
     #[arg(long, global = true, env = "HARK_STATE_DIR", value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
 }
@@ -99,20 +108,20 @@ pub(crate) struct Settings {
 /// A single task, instead of the chat.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Task {
-    /// Send a message to a user.
+    /// Send a message to a user or a room.
     Send {
         /// Send as this user, without taking over its messages [default:
         /// anonymous].
         #[arg(long = "as", env = "HARK_AS", value_name = "USER")]
         as_user: Option<UserName>,
-        /// The recipient.
+        /// The recipient: a user, or a room such as #team.
         user: UserName,
         /// The text; several words are joined by spaces.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         text: Vec<String>,
     },
-    /// Receive as a user: print its messages, one per line, and acknowledge
-    /// each after printing it.
+    /// Receive as a user, with its rooms: print the messages, one per line, and
+    /// acknowledge each after printing it.
     Listen {
         /// Print each message as a line of JSON.
         #[arg(long, env = "HARK_JSON")]
@@ -128,12 +137,12 @@ pub(crate) enum Task {
         /// The name of the account.
         user: UserName,
     },
-    /// Delete an account and its messages.
+    /// Delete an account and its messages, or a room.
     Delete {
         /// Delete as this user [default: anonymous].
         #[arg(long = "as", env = "HARK_AS", value_name = "USER")]
         as_user: Option<UserName>,
-        /// The account.
+        /// The account or the room.
         user: UserName,
     },
     /// List the users, one per line.
@@ -149,6 +158,8 @@ pub(crate) enum Task {
         /// The account.
         user: UserName,
     },
+    #[command(flatten)]
+    InRooms(RoomTask),
     /// Check that the server responds.
     Ping,
     /// Show the log of the server live, over gRPC. The server must run with
@@ -163,6 +174,129 @@ pub(crate) enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+}
+
+/// A single task of rooms or devices.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RoomTask {
+    /// Create a room, or change one of yours.
+    Room {
+        #[command(flatten)]
+        login: Login,
+        /// The room, such as #team.
+        room: RoomName,
+        /// `open`: any user may join and read back; `news`: as open, but only
+        /// owners send; `invite`: invited users may join.
+        #[arg(default_value = "open", value_parser = parse_mode)]
+        mode: RoomMode,
+        /// How long messages are kept, such as 90d or 12h [default: as before, or
+        /// the server's default].
+        #[arg(value_parser = parse_keep)]
+        keep: Option<u64>,
+    },
+    /// Become a member of a room.
+    Join(InRoom),
+    /// Leave a room.
+    Leave(InRoom),
+    /// List your rooms, then open ones: name, mode, members, unread messages and
+    /// last number.
+    Rooms {
+        #[command(flatten)]
+        login: Login,
+        /// A regular expression, unanchored [default: all rooms].
+        pattern: Option<String>,
+    },
+    /// Invite a user to your room.
+    Invite(OfMember),
+    /// Expel a user from your room.
+    Expel(OfMember),
+    /// Make a member an owner of your room.
+    Own(OfMember),
+    /// List the members of a room, one per line.
+    Members(InRoom),
+    /// Print the last messages of a room, the oldest first.
+    History {
+        #[command(flatten)]
+        login: Login,
+        /// The room.
+        room: RoomName,
+        /// Number of messages, at most 256.
+        #[arg(default_value_t = 20)]
+        count: u32,
+        /// Only messages with lower numbers [default: all].
+        #[arg(
+            long,
+            env = "HARK_BEFORE",
+            value_name = "NUMBER",
+            default_value_t = 0,
+            hide_default_value = true
+        )]
+        before: u64,
+    },
+    /// Mark the messages of a room as read up to a number.
+    Seen {
+        #[command(flatten)]
+        login: Login,
+        /// The room.
+        room: RoomName,
+        /// The number.
+        number: u64,
+    },
+    /// Begin or resume the conversation with a user; print its room.
+    Talk(WithUser),
+    /// Block a user: no conversation, and no messages.
+    Block(WithUser),
+    /// End the block of a user.
+    Unblock(WithUser),
+    /// List your devices: name, time of the last connection, waiting messages.
+    Devices {
+        #[command(flatten)]
+        login: Login,
+    },
+    /// Forget a device of yours.
+    Forget {
+        #[command(flatten)]
+        login: Login,
+        /// The device [default: the one without a name].
+        name: Option<DeviceName>,
+    },
+}
+
+/// The user of a command.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Login {
+    /// Do it as this user.
+    #[arg(long = "as", env = "HARK_AS", value_name = "USER")]
+    pub(crate) as_user: Option<UserName>,
+}
+
+/// A command about a room.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct InRoom {
+    #[command(flatten)]
+    pub(crate) login: Login,
+    /// The room, such as #team.
+    pub(crate) room: RoomName,
+}
+
+/// A command about a member of a room.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct OfMember {
+    #[command(flatten)]
+    pub(crate) login: Login,
+    /// The room, such as #team.
+    pub(crate) room: RoomName,
+    /// The user.
+    pub(crate) user: UserName,
+}
+
+/// A command about another user.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct WithUser {
+    #[command(flatten)]
+    pub(crate) login: Login,
+    /// The other user.
+    pub(crate) user: UserName,
 }
 
 /// Selection and format of log events.
@@ -222,6 +356,15 @@ fn parse_servers(text: &str) -> Result<String, String> {
         }
     }
     Ok(text.to_owned())
+}
+
+fn parse_mode(text: &str) -> Result<RoomMode, String> {
+    RoomMode::parse(text).ok_or_else(|| "expected open, news or invite".to_owned())
+}
+
+fn parse_keep(text: &str) -> Result<u64, String> {
+    hark_client::command::seconds(text)
+        .ok_or_else(|| "expected seconds, or a time such as 90d, 12h or 30m".to_owned())
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {

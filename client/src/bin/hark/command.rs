@@ -2,18 +2,22 @@
 //! commands themselves are defined in the library.
 
 use hark_client::handle::Names;
+use hark_client::rooms::{Device, Joined};
 use hark_client::{Handle, RequestError};
-use hark_protocol::Password;
+use hark_protocol::message::RoomEntry;
+use hark_protocol::{Delivery, DeviceName, Password, RoomName};
 
-pub(crate) use hark_client::command::{COMMANDS, Command, help, parse};
+pub(crate) use hark_client::command::{COMMANDS, Command, Completes, help, parse};
 
-/// Passwords for a command.
+/// Passwords and the device for a command.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Secrets {
     /// Password of the account.
     pub(crate) password: Option<Password>,
     /// New password, for `password`.
     pub(crate) new_password: Option<Password>,
+    /// The device that receives; `None` for that of `connect`.
+    pub(crate) device: Option<DeviceName>,
 }
 
 /// Result of a successful command.
@@ -22,9 +26,16 @@ pub(crate) enum Done {
     Plain,
     /// The number of queued messages.
     Connected(u64),
-    /// Whether the account existed.
+    /// Whether the account or room existed.
     Deleted(bool),
     Listed(Names),
+    Joined(Joined),
+    /// The room of a conversation.
+    Talking(RoomName),
+    Rooms(Vec<RoomEntry>),
+    /// Messages of a room, the oldest first.
+    Past(Vec<Delivery>),
+    Devices(Vec<Device>),
 }
 
 /// Sends a command to the server and waits for the answer. `help` and `quit`
@@ -37,11 +48,16 @@ pub(crate) async fn execute(
     let Secrets {
         password,
         new_password,
+        device,
     } = secrets;
     match command {
         Command::Create(user) => handle.create(user, password).await.map(plain),
         Command::Login(user) => handle.login(user, password).await.map(plain),
-        Command::Connect(user) => handle.connect(user, password).await.map(Done::Connected),
+        Command::Connect(user) => match device {
+            Some(device) => handle.receive(user, device, password).await,
+            None => handle.connect(user, password).await,
+        }
+        .map(Done::Connected),
         Command::Disconnect => handle.disconnect().await.map(plain),
         Command::Delete(user) => handle.delete(user, password).await.map(Done::Deleted),
         Command::List(pattern) => handle.list(pattern).await.map(Done::Listed),
@@ -53,6 +69,33 @@ pub(crate) async fn execute(
             (_, None) => Err(RequestError::NotSent("no new password given".into())),
         },
         Command::Help | Command::Quit => Ok(Done::Plain),
+        command => execute_in_rooms(handle, command).await,
+    }
+}
+
+/// Sends a command of rooms or devices.
+async fn execute_in_rooms(handle: &Handle, command: Command) -> Result<Done, RequestError> {
+    match command {
+        Command::Room(room, mode, keep_s) => handle.room(room, mode, keep_s).await.map(plain),
+        Command::Join(room) => handle.join(room).await.map(Done::Joined),
+        Command::Leave(room) => handle.leave(room).await.map(plain),
+        Command::Invite(room, user) => handle.invite(room, user).await.map(plain),
+        Command::Expel(room, user) => handle.expel(room, user).await.map(plain),
+        Command::Own(room, user) => handle.own(room, user).await.map(plain),
+        Command::Talk(user) => handle.talk(user).await.map(Done::Talking),
+        Command::Block(user) => handle.block(user).await.map(plain),
+        Command::Unblock(user) => handle.unblock(user).await.map(plain),
+        Command::Rooms(pattern) => handle.rooms(pattern).await.map(Done::Rooms),
+        Command::Members(room) => handle.members(room, None).await.map(Done::Listed),
+        Command::History(room, count, before) => {
+            let mut page = handle.history(room, before, count).await?;
+            page.messages.reverse();
+            Ok(Done::Past(page.messages))
+        }
+        Command::Seen(room, number) => handle.seen(room, number).await.map(plain),
+        Command::Devices => handle.devices().await.map(Done::Devices),
+        Command::Forget(device) => handle.forget(device).await.map(plain),
+        _ => Ok(Done::Plain),
     }
 }
 

@@ -1,8 +1,10 @@
 //! The stable output format: one line for each command and each message.
 //! Scripts depend on it; the help documents it.
 
+use hark_client::rooms::Device;
 use hark_client::{Message, RequestError};
-use hark_protocol::{Delivery, UserName};
+use hark_protocol::message::{Gap, RoomEntry};
+use hark_protocol::{Delivery, DeviceName, RoomName, UserName};
 use jiff::Timestamp;
 
 use crate::command::Done;
@@ -30,6 +32,11 @@ fn ok(done: &Done) -> String {
     match done {
         Done::Plain => "ok".to_owned(),
         Done::Connected(queued) => format!("ok {queued}"),
+        Done::Joined(joined) => format!("ok {} {}", joined.last, joined.held),
+        Done::Talking(room) => format!("ok {room}"),
+        Done::Rooms(rooms) => counted("room", rooms.iter().map(room)),
+        Done::Devices(devices) => counted("device", devices.iter().map(device)),
+        Done::Past(messages) => counted("past", messages.iter().map(delivery)),
         Done::Deleted(true) => "ok deleted".to_owned(),
         Done::Deleted(false) => "ok absent".to_owned(),
         Done::Listed(answer) => {
@@ -53,13 +60,60 @@ fn ok(done: &Done) -> String {
     }
 }
 
-/// Formats a message. A comma, which no name contains, stands for an anonymous
-/// sender.
-pub(crate) fn message(delivery: &Delivery) -> String {
+/// Formats lines that begin with a word, and their count.
+fn counted(word: &str, lines: impl ExactSizeIterator<Item = String>) -> String {
+    let count = lines.len();
+    let lines: String = lines.map(|line| format!("{word} {line}\n")).collect();
+    format!("{lines}ok {count}")
+}
+
+/// Formats a room.
+pub(crate) fn room(room: &RoomEntry) -> String {
+    let unread = room
+        .unread
+        .map_or_else(|| "-".to_owned(), |unread| unread.to_string());
+    let (name, mode) = (&room.name, room.mode.as_str());
+    format!("{name} {mode} {} {unread} {}", room.members, room.last)
+}
+
+/// Formats a device.
+pub(crate) fn device(device: &Device) -> String {
+    let name = device.name.as_ref().map_or("-", DeviceName::as_str);
+    format!("{name} {} {}", time(device.seen_ms), device.waiting)
+}
+
+/// Formats a message of the inbox or of a room.
+pub(crate) fn message(room: Option<&RoomName>, message: &Delivery) -> String {
+    match room {
+        None => format!("message {}", delivery(message)),
+        Some(room) => format!("said {room} {}", delivery(message)),
+    }
+}
+
+/// Formats missing messages. A comma stands for the inbox.
+pub(crate) fn gap(gap: &Gap) -> String {
+    let log = gap.log.as_ref().map_or(",", RoomName::as_str);
+    format!("gap {log} {} {} {}", gap.from, gap.to, gap.count)
+}
+
+/// Formats missing messages as a JSON object on one line.
+pub(crate) fn json_gap(gap: &Gap) -> String {
+    let object = serde_json::json!({"gap": {
+        "room": gap.log.as_ref().map(RoomName::as_str),
+        "from": gap.from.0,
+        "to": gap.to.0,
+        "count": gap.count,
+    }});
+    escape_json(&object.to_string())
+}
+
+/// Formats a message without its log. A comma, which no name contains, stands for
+/// an anonymous sender.
+pub(crate) fn delivery(delivery: &Delivery) -> String {
     let sender = delivery.sender.as_ref().map_or(",", UserName::as_str);
     let (sender, text) = (escape_name(sender), escape_line(&delivery.text));
     format!(
-        "message {} {sender} {} {text}",
+        "{} {sender} {} {text}",
         delivery.sequence,
         time(delivery.time_ms)
     )
@@ -71,6 +125,7 @@ pub(crate) fn json(message: &Message) -> String {
     let object = serde_json::json!({
         "sequence": delivery.sequence.0,
         "user": message.user.as_str(),
+        "room": message.room.as_ref().map(RoomName::as_str),
         "sender": delivery.sender.as_ref().map(UserName::as_str),
         "time_ms": delivery.time_ms,
         "text": &*delivery.text,
@@ -91,6 +146,7 @@ pub(crate) fn time(time_ms: u64) -> String {
 mod tests {
     use super::*;
     use hark_client::handle::Names;
+    use hark_protocol::message::RoomMode;
     use hark_protocol::{Code, Refusal, Sequence};
 
     #[test]
@@ -102,7 +158,7 @@ mod tests {
             text: "one, two\n\x1b[31m".into(),
         };
         assert_eq!(
-            message(&delivery),
+            message(None, &delivery),
             r"message 7 amy 2023-11-14T22:13:20.123Z one, two\n\u{1b}[31m"
         );
         let nobodys = Delivery {
@@ -111,7 +167,44 @@ mod tests {
             text: "".into(),
             ..delivery
         };
-        assert_eq!(message(&nobodys), "message 7 , 18446744073709551615 ");
+        assert_eq!(message(None, &nobodys), "message 7 , 18446744073709551615 ");
+        let team = "#team".parse().unwrap();
+        assert_eq!(
+            message(Some(&team), &nobodys),
+            "said #team 7 , 18446744073709551615 "
+        );
+    }
+
+    #[test]
+    fn room_and_device_lines_have_a_count() {
+        let entry = |name: &str, unread| RoomEntry {
+            name: name.parse().unwrap(),
+            mode: RoomMode::Open,
+            members: 3,
+            unread,
+            last: Sequence(7),
+        };
+        let rooms = vec![entry("#team", Some(2)), entry("#all", None)];
+        assert_eq!(
+            outcome(&Ok(Done::Rooms(rooms))),
+            "room #team open 3 2 7\nroom #all open 3 - 7\nok 2"
+        );
+        let device = Device {
+            name: None,
+            seen_ms: 1_700_000_000_123,
+            waiting: 1,
+        };
+        assert_eq!(
+            outcome(&Ok(Done::Devices(vec![device]))),
+            "device - 2023-11-14T22:13:20.123Z 1\nok 1"
+        );
+        let missing = Gap {
+            log: None,
+            from: Sequence(1),
+            to: Sequence(7),
+            count: 3,
+        };
+        assert_eq!(gap(&missing), "gap , 1 7 3");
     }
 
     #[test]

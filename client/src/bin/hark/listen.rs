@@ -23,7 +23,7 @@ pub(crate) async fn run(
     user: UserName,
     printing: Printing,
 ) -> Result<Exit, Failure> {
-    let secrets = setup::secrets(settings)?;
+    let secrets = setup::receiving(settings)?;
     let mut stop = signals::stop()?;
     let (handle, mut events) = setup::client(settings)?;
     tokio::select! {
@@ -45,10 +45,18 @@ pub(crate) async fn run(
                 let line = if is_json {
                     lines::json(&message)
                 } else {
-                    lines::message(&message.delivery)
+                    lines::message(message.room.as_ref(), &message.delivery)
                 };
                 output::message(message, &line)?;
                 remaining = remaining.map(|remaining| remaining - 1);
+            }
+            Some(Event::Gap(gap)) => {
+                let line = if printing.is_json {
+                    lines::json_gap(&gap.gap)
+                } else {
+                    lines::gap(&gap.gap)
+                };
+                output::gap(gap, &line)?;
             }
             Some(other) => {
                 if let Some(exit) = say(settings, &other) {

@@ -31,8 +31,9 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use hark_protocol::{Sequence, UserName};
 
-use crate::args::{CommandLine, Settings, Task};
+use crate::args::{CommandLine, InRoom, OfMember, RoomTask, Settings, Task, WithUser};
 use crate::command::Command;
 use crate::exit::{Exit, Failure};
 use crate::listen::Printing;
@@ -90,8 +91,45 @@ async fn run(settings: &Settings, task: Task) -> Result<Exit, Failure> {
         #[cfg(feature = "grpc")]
         Task::Logs(arguments) => return logs::run(settings, arguments).await,
         Task::User { arguments } => return user::run(arguments),
+        Task::InRooms(task) => in_rooms(task),
     };
     once::run(settings, as_user, command).await
+}
+
+/// Returns the user and the command of a task of rooms or devices.
+fn in_rooms(task: RoomTask) -> (Option<UserName>, Command) {
+    let (login, command) = match task {
+        RoomTask::Room {
+            login,
+            room,
+            mode,
+            keep,
+        } => (login, Command::Room(room, mode, keep)),
+        RoomTask::Join(InRoom { login, room }) => (login, Command::Join(room)),
+        RoomTask::Leave(InRoom { login, room }) => (login, Command::Leave(room)),
+        RoomTask::Members(InRoom { login, room }) => (login, Command::Members(room)),
+        RoomTask::Rooms { login, pattern } => (login, Command::Rooms(pattern.map(Into::into))),
+        RoomTask::Invite(OfMember { login, room, user }) => (login, Command::Invite(room, user)),
+        RoomTask::Expel(OfMember { login, room, user }) => (login, Command::Expel(room, user)),
+        RoomTask::Own(OfMember { login, room, user }) => (login, Command::Own(room, user)),
+        RoomTask::History {
+            login,
+            room,
+            count,
+            before,
+        } => (login, Command::History(room, count, Sequence(before))),
+        RoomTask::Seen {
+            login,
+            room,
+            number,
+        } => (login, Command::Seen(room, Sequence(number))),
+        RoomTask::Talk(WithUser { login, user }) => (login, Command::Talk(user)),
+        RoomTask::Block(WithUser { login, user }) => (login, Command::Block(user)),
+        RoomTask::Unblock(WithUser { login, user }) => (login, Command::Unblock(user)),
+        RoomTask::Devices { login } => (login, Command::Devices),
+        RoomTask::Forget { login, name } => (login, Command::Forget(name)),
+    };
+    (login.as_user, command)
 }
 
 /// Runs the chat in a terminal, or in a pipe if stdin or stdout is not a

@@ -13,7 +13,7 @@ use crate::args::Settings;
 use crate::command::{self, Command, Done, Secrets};
 use crate::exit::{Exit, Failure};
 use crate::text::{escape, escape_name};
-use crate::{lines, output, setup};
+use crate::{lines, setup};
 
 /// How long a deletion waits for its answer, if the server can be reached: longer than the
 /// servers of a cluster wait for one of them that was killed.
@@ -54,20 +54,57 @@ pub(crate) async fn run(
 const fn takes_as(command: &Command) -> bool {
     matches!(
         command,
-        Command::Send(..) | Command::Delete(_) | Command::List(_)
+        Command::Send(..)
+            | Command::Delete(_)
+            | Command::List(_)
+            | Command::Room(..)
+            | Command::Join(_)
+            | Command::Leave(_)
+            | Command::Invite(..)
+            | Command::Expel(..)
+            | Command::Own(..)
+            | Command::Talk(_)
+            | Command::Block(_)
+            | Command::Unblock(_)
+            | Command::Rooms(_)
+            | Command::Members(_)
+            | Command::History(..)
+            | Command::Seen(..)
+            | Command::Devices
+            | Command::Forget(_)
     )
 }
 
 fn print(done: &Done) -> Result<(), Failure> {
-    let Done::Listed(answer) = done else {
-        return output::line(&lines::outcome(&Ok(done.clone())));
-    };
     let mut out = std::io::stdout().lock();
-    for name in &answer.names {
-        writeln!(out, "{}", escape_name(name.as_str()))?;
-    }
-    if answer.is_truncated {
-        eprintln!("hark: the list is truncated by the server");
+    match done {
+        Done::Listed(answer) => {
+            for name in &answer.names {
+                writeln!(out, "{}", escape_name(name.as_str()))?;
+            }
+            if answer.is_truncated {
+                eprintln!("hark: the list is truncated by the server");
+            }
+        }
+        Done::Talking(room) => writeln!(out, "{room}")?,
+        Done::Rooms(rooms) => {
+            for room in rooms {
+                writeln!(out, "{}", lines::room(room))?;
+            }
+        }
+        Done::Devices(devices) => {
+            for device in devices {
+                writeln!(out, "{}", lines::device(device))?;
+            }
+        }
+        Done::Past(messages) => {
+            for message in messages {
+                writeln!(out, "{}", lines::delivery(message))?;
+            }
+        }
+        Done::Plain | Done::Connected(_) | Done::Deleted(_) | Done::Joined(_) => {
+            writeln!(out, "{}", lines::outcome(&Ok(done.clone())))?;
+        }
     }
     Ok(out.flush()?)
 }

@@ -3,7 +3,7 @@
 
 use std::io::{self, Write as _};
 
-use hark_client::{Event, Message};
+use hark_client::{Event, Message, MissingMessages};
 
 use crate::exit::Failure;
 use crate::text::{escape, escape_name};
@@ -19,6 +19,13 @@ pub(crate) fn line(line: &str) -> Result<(), Failure> {
 pub(crate) fn message(message: Message, shown: &str) -> Result<(), Failure> {
     line(shown)?;
     message.ack().map_err(Failure::local)
+}
+
+/// Prints missing messages as `shown`, then acknowledges the gap.
+pub(crate) fn gap(gap: MissingMessages, shown: &str) -> Result<(), Failure> {
+    line(shown)?;
+    gap.ack();
+    Ok(())
 }
 
 /// Reports and returns whether the event ends the receiving.

@@ -29,7 +29,7 @@ const LINE_BYTES_MAX: u64 = FRAME_BYTES_MAX as u64;
 
 /// Reads commands until the end of stdin, and waits for all the answers.
 pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
-    let secrets = setup::secrets(settings)?;
+    let secrets = setup::receiving(settings)?;
     let stop = signals::stop()?;
     let (handle, events) = setup::client(settings)?;
     let (answers, answers_in) = mpsc::channel(ANSWERS_MAX);
@@ -281,8 +281,12 @@ impl Printer {
 
     fn take(&mut self, event: Event) -> Result<(), Failure> {
         if let Event::Message(message) = event {
-            let line = lines::message(&message.delivery);
+            let line = lines::message(message.room.as_ref(), &message.delivery);
             return output::message(message, &line);
+        }
+        if let Event::Gap(gap) = event {
+            let line = lines::gap(&gap.gap);
+            return output::gap(gap, &line);
         }
         if matches!(event, Event::CaughtUp { .. }) || output::report_end(&event) {
             self.behind = None;

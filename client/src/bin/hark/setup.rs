@@ -1,7 +1,7 @@
 //! Creation of a client from the command line: settings, passwords and files.
 
 use std::fs;
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,12 +9,17 @@ use etcetera::BaseStrategy as _;
 use hark_client::seen::FileSeenStore;
 use hark_client::{Client, Config, Events, Handle, Trust};
 use hark_prompt::Quiet;
-use hark_protocol::Password;
+use hark_protocol::{DeviceName, Password};
+use rand::RngExt as _;
+use rand::distr::Alphanumeric;
 use zeroize::Zeroizing;
 
 use crate::args::Settings;
 use crate::command::Secrets;
 use crate::exit::Failure;
+
+/// Length of the random part of a device name, in characters.
+const DEVICE_CHARS: usize = 8;
 
 /// Returns the directory for this user's state.
 pub(crate) fn state_dir(settings: &Settings) -> Result<PathBuf, Failure> {
@@ -29,9 +34,57 @@ pub(crate) fn state_dir(settings: &Settings) -> Result<PathBuf, Failure> {
         .join("hark"))
 }
 
+/// Returns the directory for the state of the device: a device that was chosen for
+/// this run has its own.
+fn device_dir(settings: &Settings) -> Result<PathBuf, Failure> {
+    let state = state_dir(settings)?;
+    Ok(match &settings.device {
+        Some(device) => state.join("devices").join(device.as_str()),
+        None => state,
+    })
+}
+
+/// Returns the name of the device. It is made up at the first start, and kept in a
+/// file.
+fn device(settings: &Settings) -> Result<DeviceName, Failure> {
+    if let Some(device) = &settings.device {
+        return Ok(device.clone());
+    }
+    let path = state_dir(settings)?.join("device");
+    let name = kept_device(&path).map_err(|error| {
+        let path = path.display();
+        Failure::local(format!("cannot keep the device name in {path}: {error}"))
+    })?;
+    name.trim()
+        .parse()
+        .map_err(|bad| Failure::local(format!("{}: {bad}", path.display())))
+}
+
+/// Reads the device name in a file, or makes one up. The lock serializes the first
+/// starts of several processes.
+fn kept_device(path: &Path) -> io::Result<String> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)?;
+    let mut file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(path)?;
+    file.lock()?;
+    let mut name = String::new();
+    file.read_to_string(&mut name)?;
+    if name.trim().is_empty() {
+        let suffix = rand::rng().sample_iter(&Alphanumeric).take(DEVICE_CHARS);
+        let suffix: String = suffix.map(char::from).collect();
+        name = format!("hark-{}\n", suffix.to_lowercase());
+        file.write_all(name.as_bytes())?;
+    }
+    Ok(name)
+}
+
 /// Starts a client with a record of seen messages in files.
 pub(crate) fn client(settings: &Settings) -> Result<(Handle, Events), Failure> {
-    let seen = FileSeenStore::new(&state_dir(settings)?.join("taken"), &settings.server);
+    let seen = FileSeenStore::new(&device_dir(settings)?.join("taken"), &settings.server);
     Ok(Client::connect(Config {
         seen: Arc::new(seen),
         ..config(settings)?
@@ -63,11 +116,20 @@ fn trust(settings: &Settings) -> Option<Trust> {
     named.or_else(|| settings.tls.then_some(Trust::System))
 }
 
+/// Returns the passwords and the device for a run that receives.
+pub(crate) fn receiving(settings: &Settings) -> Result<Secrets, Failure> {
+    Ok(Secrets {
+        device: Some(device(settings)?),
+        ..secrets(settings)?
+    })
+}
+
 /// Returns the passwords from files and the environment.
 pub(crate) fn secrets(settings: &Settings) -> Result<Secrets, Failure> {
     Ok(Secrets {
         password: given(settings.password_file.as_deref(), "HARK_PASSWORD")?,
         new_password: given(settings.new_password_file.as_deref(), "HARK_NEW_PASSWORD")?,
+        device: None,
     })
 }
 

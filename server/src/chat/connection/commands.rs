@@ -9,20 +9,29 @@ use std::sync::Arc;
 
 use bytestring::ByteString;
 use hark_protocol::limits::VERSION;
-use hark_protocol::{Code, Password, Refusal, Reply, Request, SessionToken, UserName};
+use hark_protocol::{
+    Code, DeviceName, OkFields, Password, Refusal, Reply, Request, RoomRequest, SessionToken,
+    UserName,
+};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::chat::accounts::Authenticated;
+use crate::chat::replies::LOGIN_REQUIRED;
+use crate::chat::rooms::{Caller, Part, Rest};
 use crate::chat::send_sessions::OpenSession;
 use crate::chat::shutdown::ShutdownSignal;
 use crate::chat::{Chat, Fault};
-use crate::store::{Append, Created, Pending, Subscription, Unavailable};
+use crate::store::{
+    Append, Created, DeviceId, DeviceSubscription, Pending, Subscription, Unavailable,
+};
 
 /// A command in progress.
 pub(super) type RunningCommand = Pin<Box<dyn Future<Output = Result<Done, Fault>> + Send>>;
 
 /// The result of a [`RunningCommand`], to be applied to the connection.
 pub(super) enum Done {
+    /// A part of an answer.
+    Part(Part),
     Replies(Vec<Reply>),
     Reply(Reply),
     Hello(OpenSession),
@@ -30,6 +39,8 @@ pub(super) enum Done {
     LoggedIn(Authenticated),
     LoggedOut,
     Receiving(Authenticated, Subscription),
+    /// Begins the delivery of a device.
+    Attached(Authenticated, Box<DeviceSubscription>),
     Creating(UserName, Pending<Created>),
     Permitted(Box<(Append, OwnedSemaphorePermit)>),
 }
@@ -39,6 +50,8 @@ pub(super) struct CommandContext {
     pub(super) chat: Arc<Chat>,
     pub(super) address: IpAddr,
     pub(super) user: Option<Authenticated>,
+    /// The device of the user that is attached to the connection.
+    pub(super) device: Option<DeviceId>,
     pub(super) shutdown: Arc<ShutdownSignal>,
 }
 
@@ -53,6 +66,12 @@ impl CommandContext {
             Request::Password { user, old, new } => Box::pin(self.set_password(user, old, new)),
             Request::Delete { user, password } => Box::pin(self.delete(user, password)),
             Request::List { pattern } => Box::pin(self.list(pattern)),
+            Request::Room(RoomRequest::Attach {
+                user,
+                device,
+                password,
+            }) => Box::pin(self.attach(user, device, password)),
+            Request::Room(request) => Box::pin(self.room(request)),
             Request::Disconnect => Box::pin(ready(Ok(Done::LoggedOut))),
             // The connection answers these at once.
             Request::Send { .. } | Request::Ack { .. } | Request::Ping => {
@@ -98,6 +117,19 @@ impl CommandContext {
         Ok(Done::Receiving(authenticated, subscription))
     }
 
+    async fn attach(
+        self,
+        user: UserName,
+        device: DeviceName,
+        password: Option<Password>,
+    ) -> Result<Done, Fault> {
+        let (authenticated, attached) = self
+            .chat
+            .attach(self.address, user, device, password)
+            .await?;
+        Ok(Done::Attached(authenticated, Box::new(attached)))
+    }
+
     async fn set_password(
         self,
         user: UserName,
@@ -111,10 +143,35 @@ impl CommandContext {
     }
 
     async fn delete(self, user: UserName, password: Option<Password>) -> Result<Done, Fault> {
+        if self.user.is_some()
+            && let Some(room) = self.chat.room_to_delete(&user).await?
+        {
+            let is_admin = self.chat.is_admin(self.user.as_ref()).await?;
+            let existed = self.caller()?.delete_room(room, is_admin).await?;
+            return Ok(Done::Reply(Reply::Ok(OkFields::Deleted(existed))));
+        }
         self.chat
             .delete(self.address, self.user.as_ref(), user, password)
             .await
             .map(Done::Reply)
+    }
+
+    async fn room(self, request: RoomRequest) -> Result<Done, Fault> {
+        self.chat.check_served(&request)?;
+        self.caller()?.answer(request).await.map(Done::Part)
+    }
+
+    /// Returns the user of the connection, which a request of rooms needs.
+    fn caller(self) -> Result<Caller, Fault> {
+        match self.user {
+            Some(user) => Ok(Caller {
+                chat: self.chat,
+                address: self.address,
+                user,
+                device: self.device,
+            }),
+            None => Fault::refused(Code::Denied, LOGIN_REQUIRED),
+        }
     }
 
     async fn list(self, pattern: Option<ByteString>) -> Result<Done, Fault> {
@@ -124,6 +181,11 @@ impl CommandContext {
             .await
             .map(Done::Replies)
     }
+}
+
+/// Continues an answer.
+pub(super) fn continue_answer(rest: Rest) -> RunningCommand {
+    Box::pin(async move { rest.await.map(Done::Part) })
 }
 
 /// Waits for a share of the budget for messages.

@@ -16,22 +16,28 @@ use std::task::{Context, Poll, ready};
 
 use bytestring::ByteString;
 use hark_protocol::limits::{SENDS_UNANSWERED_MAX, VERSION};
+use hark_protocol::message::RoomReply;
 use hark_protocol::{
-    ByeReason, Code, Malformed, OkFields, Refusal, Reply, Request, RequestId, Sequence,
+    ByeReason, Code, Malformed, OkFields, Refusal, Reply, Request, RequestId, RoomName, Sequence,
     SessionToken, UserName,
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use self::commands::{CommandContext, Done, RunningCommand};
+use self::commands::{CommandContext, Done, RunningCommand, continue_answer};
 use self::sends::{ConnectionSends, SendSession, units};
 use super::accounts::Authenticated;
-use super::inbox_reader::{InboxReader, Received};
-use super::rate_limiter::{RateLimiter, Throttle};
+use super::delivery::{DeliveryReader, Received};
+use super::delivery_window::INBOX;
+use super::rate_limiter::{Cost, RateLimiter, Throttle};
 use super::replies::{created_reply, sent_reply};
+use super::rooms::Part;
 use super::shutdown::{Shutdown, ShutdownSignal};
 use super::{Chat, Fault, NeverPushed, audit};
-use crate::store::{Account, Append, Created, End, Message, Outcome, Pending, Unavailable};
+use crate::metrics::Counts;
+use crate::store::{
+    Account, Append, Created, DeviceId, End, Message, Outcome, Pending, Said, Unavailable,
+};
 
 /// The output of a connection.
 #[derive(Debug)]
@@ -40,6 +46,11 @@ pub enum Output {
     Reply(Option<RequestId>, Reply),
     /// A message for the connected user.
     Push(Arc<Message>),
+    /// A message of a room of the user.
+    Said(Arc<Said>),
+    /// Another push that concerns rooms and devices: `gap`, `joined`, `left`, `seen` or
+    /// `device`.
+    Notice(RoomReply),
     /// The end of the delivery.
     Bye(ByeReason),
     /// The end of the output: the front closes the connection. Acknowledgements that
@@ -63,10 +74,14 @@ pub struct ClientConnection {
     /// A request that waits until `answers` is empty.
     waiting: Option<Box<(Option<RequestId>, Request)>>,
     running: Option<(Option<RequestId>, RunningCommand)>,
-    inbox_reader: Option<InboxReader>,
+    delivery: Option<DeliveryReader>,
+    /// A push that waits for replies.
+    held: Option<Output>,
     /// The end of the delivery, until `bye` goes out.
     ended: Option<End>,
     stage: ConnectionStage,
+    /// The counts for the metrics since the latest pause of the output.
+    counts: Counts,
 }
 
 /// The stage of a connection.
@@ -111,9 +126,11 @@ impl ClientConnection {
             answers: VecDeque::new(),
             waiting: None,
             running: None,
-            inbox_reader: None,
+            delivery: None,
+            held: None,
             ended: None,
             stage: ConnectionStage::Open,
+            counts: Counts::default(),
         }
     }
 
@@ -153,7 +170,7 @@ impl ClientConnection {
     /// Returns whether a push is unacknowledged.
     #[must_use]
     pub fn awaits_ack(&self) -> bool {
-        self.inbox_reader
+        self.delivery
             .as_ref()
             .is_some_and(|reader| reader.window().awaits_ack())
     }
@@ -165,7 +182,7 @@ impl ClientConnection {
             return None;
         }
         let retry_at = self
-            .inbox_reader
+            .delivery
             .as_ref()
             .and_then(|reader| reader.window().retry_at());
         [self.throttle.paused_until(), retry_at]
@@ -200,7 +217,7 @@ impl ClientConnection {
                 is_hello: true,
             }) => self.refuse_hello(id, refusal),
             Err(malformed) => self.answer(id, PendingReply::Reply(Reply::NotOk(malformed.refusal))),
-            Ok(Request::Ack { sequence }) => self.handle_ack(sequence),
+            Ok(Request::Ack { log, sequence }) => self.handle_ack(log.as_ref(), sequence),
             Ok(Request::Ping) => self.answer(id, PendingReply::Reply(Reply::Ok(OkFields::None))),
             Ok(Request::Send { user, text }) => self.send(id, user, text),
             Ok(Request::Create {
@@ -295,26 +312,49 @@ impl ClientConnection {
     /// Acknowledges every push, for a framing without acknowledgements (classic).
     pub fn acknowledge_all(&mut self) {
         if let Some(pushed) = self
-            .inbox_reader
+            .delivery
             .as_ref()
-            .map(|reader| reader.window().pushed())
+            .map(|reader| reader.window().pushed(INBOX))
         {
-            self.handle_ack(pushed);
+            self.handle_ack(None, pushed);
         }
     }
 
-    /// Acknowledges every push up to `sequence`, as [`Request::Ack`] does, for a front
-    /// that replies to acknowledgements.
+    /// Acknowledges every push of a log up to `sequence`, as [`Request::Ack`] does, for a
+    /// front that replies to acknowledgements. The log is a room, or the inbox.
     ///
     /// # Errors
-    /// [`NeverPushed`] if the number is above the last push since the latest `connect`;
-    /// the acknowledgement is ignored.
-    pub fn acknowledge(&mut self, sequence: Sequence) -> Result<(), NeverPushed> {
-        match &mut self.inbox_reader {
-            Some(reader) => reader.acknowledge(sequence, &*self.chat.store),
+    /// [`NeverPushed`] if the number is above the last push since the latest `connect` or
+    /// `attach`; the acknowledgement is ignored. That of a room which the connection does not
+    /// receive is ignored without an error.
+    pub fn acknowledge(
+        &mut self,
+        log: Option<&RoomName>,
+        sequence: Sequence,
+    ) -> Result<(), NeverPushed> {
+        match &mut self.delivery {
+            Some(reader) => {
+                reader.acknowledge(log, sequence, &*self.chat.store)?;
+                self.counts.acknowledgements += 1;
+                Ok(())
+            }
+            None if log.is_some() => Ok(()),
             None => Err(NeverPushed {
                 highest: Sequence(0),
             }),
+        }
+    }
+
+    /// Resolves when the acknowledgements so far are durable. A failure means that they may
+    /// not be.
+    pub fn sync_acknowledgements(&self) -> impl Future<Output = Result<(), Unavailable>> + use<> {
+        let reader = self.delivery.as_ref();
+        let synced = reader.map(|reader| self.chat.store.sync_acknowledgements(reader.account()));
+        async move {
+            match synced {
+                Some(synced) => synced.await.map(drop),
+                None => Ok(()),
+            }
         }
     }
 
@@ -338,6 +378,34 @@ impl ClientConnection {
 
     /// Polls for the next output.
     pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Output> {
+        let polled = self.poll_output(cx, now);
+        self.count(&polled);
+        polled
+    }
+
+    /// Counts an output. The counts are added up when there is none.
+    fn count(&mut self, polled: &Poll<Output>) {
+        let metrics = &self.chat.metrics;
+        match polled {
+            Poll::Ready(Output::Push(_) | Output::Said(_)) => self.counts.deliveries += 1,
+            Poll::Ready(Output::Reply(_, Reply::Ok(OkFields::Stored(_)))) => {
+                self.counts.stored += 1;
+            }
+            Poll::Ready(Output::Reply(_, Reply::NotOk(refusal))) => {
+                metrics.record_refusal(refusal.code);
+            }
+            Poll::Ready(Output::Reply(..) | Output::Notice(_) | Output::Bye(_)) => {}
+            Poll::Ready(Output::Close) | Poll::Pending => {
+                metrics.add(&mut self.counts);
+                let paused = self.throttle.take_paused();
+                if !paused.is_zero() {
+                    metrics.record_pause(paused);
+                }
+            }
+        }
+    }
+
+    fn poll_output(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Output> {
         if self.stage == ConnectionStage::Closed {
             return Poll::Pending;
         }
@@ -350,37 +418,57 @@ impl ClientConnection {
                 return Poll::Ready(Output::Reply(id, reply));
             }
             if let Some(end) = self.ended.take() {
-                return Poll::Ready(Output::Bye(self.bye(end)));
+                match self.bye(end) {
+                    Some(reason) => return Poll::Ready(Output::Bye(reason)),
+                    None => self.end(),
+                }
             }
             if self.stage != ConnectionStage::Open {
                 return self.poll_end();
             }
-            let Some(reader) = &mut self.inbox_reader else {
+            if let Some(push) = self.held.take() {
+                return Poll::Ready(push);
+            }
+            let Some(delivery) = &mut self.delivery else {
                 return Poll::Pending;
             };
-            match ready!(reader.poll(cx, now, &*self.chat.store)) {
-                Received::Message(message) => return Poll::Ready(Output::Push(message)),
+            let push = match ready!(delivery.poll(cx, now, &*self.chat.store)) {
+                Received::Message(message) => Output::Push(message),
+                Received::Said(said) => Output::Said(said),
+                Received::Notice(notice) => Output::Notice(notice),
                 // The store completes a request before it notifies of its effects: a user
                 // that deletes itself gets the reply first, and a `connect` that takes over
                 // from its own connection has replaced this reader.
-                Received::End(end) => self.ended = Some(end),
+                Received::End(end) => {
+                    self.ended = Some(end);
+                    continue;
+                }
+            };
+            if self.answers.is_empty() && self.running.is_none() {
+                return Poll::Ready(push);
             }
+            // The store has completed the request that caused the push, if it is one of this
+            // connection: its reply comes first.
+            self.held = Some(push);
         }
     }
 
     /// Charges a request to the rate limits. Acknowledgements are exempt, since a delay
     /// would hold up the delivery that they make room for.
     fn charge(&mut self, request: &Result<Request, Malformed>) {
-        let bytes = match request {
+        let cost = match request {
             Ok(Request::Ack { .. }) => return,
-            Ok(Request::Send { text, .. }) => text.len(),
-            _ => 0,
+            Ok(Request::Send { user: to, text }) => Cost {
+                bytes: text.len(),
+                deliveries: self.chat.store.attached_devices(to),
+            },
+            _ => Cost::default(),
         };
         let user = self
             .user
             .as_ref()
             .map(|authenticated| &authenticated.account.name);
-        self.throttle.charge_request(bytes, user, &self.chat.users);
+        self.throttle.charge_request(cost, user, &self.chat.users);
     }
 
     /// Sets the identity of the connection. The login counts as a command of the user, so
@@ -402,13 +490,23 @@ impl ClientConnection {
             .map(|authenticated| &authenticated.account)
     }
 
-    fn bye(&mut self, end: End) -> ByeReason {
+    /// Returns the device that is attached to the connection, if it has the user's name.
+    fn device(&self) -> Option<DeviceId> {
+        let reader = self.delivery.as_ref()?;
+        let is_user = self.account() == Some(reader.account());
+        reader.device().filter(|_| is_user)
+    }
+
+    /// Applies the end of the delivery. Returns the reason for the client, or `None` if the
+    /// connection closes, so that the client connects and attaches again.
+    fn bye(&mut self, end: End) -> Option<ByeReason> {
         match end {
-            End::TakenOver => ByeReason::TakenOver,
+            End::TakenOver => Some(ByeReason::TakenOver),
             End::Deleted => {
                 self.user = None;
-                ByeReason::Deleted
+                Some(ByeReason::Deleted)
             }
+            End::Interrupted => None,
         }
     }
 
@@ -442,23 +540,32 @@ impl ClientConnection {
                 }
                 Err(unavailable) => Fault::from(unavailable).into(),
             },
-            PendingReply::Sent { to, outcome } => match ready!(Pin::new(outcome).poll(cx)) {
-                // The client repeats the send of unknown outcome and every later one, so
-                // the outcome of a later one must not reach it.
-                Ok(_) if self.sends.has_unknown_outcome() => Fault::from(Unavailable).into(),
-                Ok(outcome) => {
-                    if outcome == Outcome::Refused(Code::QueueFull) {
-                        audit::queue_full(to, self.user.as_ref(), self.address);
+            PendingReply::Sent { to, outcome } => {
+                let reply = match ready!(Pin::new(outcome).poll(cx)) {
+                    // The client repeats the send of unknown outcome and every later one, so
+                    // the outcome of a later one must not reach it.
+                    Ok(_) if self.sends.has_unknown_outcome() => Fault::from(Unavailable).into(),
+                    Ok(outcome) => {
+                        if outcome == Outcome::Refused(Code::QueueFull) {
+                            audit::queue_full(to, self.user.as_ref(), self.address);
+                        }
+                        sent_reply(
+                            outcome,
+                            to,
+                            self.user.is_none(),
+                            self.chat.rules.text_bytes_max(),
+                        )
                     }
-                    sent_reply(outcome, to, self.chat.rules.text_bytes_max())
-                }
-                Err(unavailable) => {
-                    if self.sends.fence_off() {
-                        self.end();
+                    Err(unavailable) => {
+                        if self.sends.fence_off() {
+                            self.end();
+                        }
+                        Fault::from(unavailable).into()
                     }
-                    Fault::from(unavailable).into()
-                }
-            },
+                };
+                self.chat.metrics.record_unstored(&reply);
+                reply
+            }
         };
         self.answers.pop_front();
         if self.answers.is_empty() {
@@ -494,6 +601,7 @@ impl ClientConnection {
             chat: Arc::clone(&self.chat),
             address: self.address,
             user: self.user.clone(),
+            device: self.device(),
             shutdown: Arc::clone(&self.shutdown),
         };
         self.running = Some((id, context.start(request)));
@@ -517,6 +625,13 @@ impl ClientConnection {
     fn finish(&mut self, id: Option<RequestId>, done: Done) {
         let reply = match done {
             Done::Reply(reply) => reply,
+            Done::Part(Part { replies, rest }) => {
+                let replies = replies.into_iter();
+                self.answers
+                    .extend(replies.map(|reply| (id, PendingReply::Reply(reply))));
+                self.running = rest.map(|rest| (id, continue_answer(rest)));
+                return;
+            }
             Done::Replies(replies) => {
                 self.answers.extend(
                     replies
@@ -559,9 +674,16 @@ impl ClientConnection {
             Done::Receiving(authenticated, subscription) => {
                 let queued = subscription.queued();
                 self.become_user(authenticated);
-                self.inbox_reader = Some(InboxReader::new(subscription));
-                self.ended = None;
+                self.stop_receiving();
+                self.delivery = Some(DeliveryReader::new(subscription));
                 Reply::Ok(OkFields::Queued(queued))
+            }
+            Done::Attached(authenticated, attached) => {
+                let fields = OkFields::Attached(attached.inbox.queued(), attached.rooms.len());
+                self.become_user(authenticated);
+                self.stop_receiving();
+                self.delivery = Some(DeliveryReader::attached(*attached));
+                Reply::Ok(fields)
             }
         };
         self.answer(id, PendingReply::Reply(reply));
@@ -587,17 +709,18 @@ impl ClientConnection {
     /// Ends the delivery without a `bye`.
     fn stop_receiving(&mut self) {
         self.ended = None;
-        if let Some(reader) = &mut self.inbox_reader {
-            reader.end();
+        self.held = None;
+        if let Some(delivery) = &mut self.delivery {
+            delivery.end();
         }
     }
 
-    fn handle_ack(&mut self, sequence: Sequence) {
-        let Err(never_pushed) = self.acknowledge(sequence) else {
+    fn handle_ack(&mut self, log: Option<&RoomName>, sequence: Sequence) {
+        let Err(never_pushed) = self.acknowledge(log, sequence) else {
             return;
         };
         let (user, address) = (
-            self.inbox_reader.as_ref().map(|r| &r.account().name),
+            self.delivery.as_ref().map(|r| &r.account().name),
             self.address,
         );
         match user {

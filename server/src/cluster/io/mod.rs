@@ -37,7 +37,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use self::driver::Driver;
 use self::operation::Input;
 use super::Config;
-use crate::ledger::Limits;
+use crate::ledger::{Limits, RoomLimits};
 use crate::store::{Operation, Store};
 
 pub use self::nodes::{BadNodes, Nodes};
@@ -144,6 +144,7 @@ impl ClusterConfig {
             sessions_max: self.sessions_max,
             queued_messages_max: self.queued_messages_max,
             queued_bytes_max: self.queued_bytes_max,
+            rooms: RoomLimits::DEFAULT,
         }
     }
 }

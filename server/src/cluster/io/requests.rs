@@ -111,6 +111,8 @@ impl Driver {
                 self.sessions.on_takeover(&token, on_takeover);
                 self.member.open_session(token, now, &mut self.actions);
             }
+            // Not served yet: see `Store::has_rooms`.
+            room @ Operation::Room(_) => room.refuse(),
             Operation::CloseSession(_) | Operation::Close(_) => {}
         }
     }

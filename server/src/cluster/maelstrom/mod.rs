@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use super::Config;
 use super::entry::NEWEST_FORMAT;
-use crate::ledger::Limits;
+use crate::ledger::{Limits, RoomLimits};
 use server::Server;
 
 /// The number of shards.
@@ -43,6 +43,7 @@ const CONFIG: Config = Config {
         sessions_max: 100_000,
         queued_messages_max: 1_000_000,
         queued_bytes_max: 1 << 30,
+        rooms: RoomLimits::DEFAULT,
     },
     window_bytes: 1 << 20,
     frame_bytes_max: 32 << 10,

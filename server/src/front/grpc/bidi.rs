@@ -12,10 +12,10 @@ use hark_grpc::v1::{ChatReply, ChatRequest};
 use hark_protocol::{ByeReason, Frame, Reply, Request};
 use tonic::{Status, Streaming};
 
-use super::call::{Call, ended};
 use crate::chat::Output;
-use crate::front::delivery;
+use crate::front::call::{Call, CallError};
 use crate::front::drain::DRAIN_TIMEOUT;
+use crate::front::push;
 
 /// The maximum number of requests handled in one poll. Acknowledgements have no reply
 /// that would end it.
@@ -92,14 +92,16 @@ impl Bidi {
     fn outgoing(&mut self, output: Output) -> Option<ChatReply> {
         match output {
             Output::Reply(id, reply) => reply::outgoing(id, reply),
-            Output::Push(message) => reply::outgoing(None, Reply::String(delivery(&message))),
+            Output::Push(_) | Output::Said(_) | Output::Notice(_) => {
+                push(output).and_then(|pushed| reply::outgoing(None, pushed))
+            }
             Output::Bye(reason) => {
                 self.said_bye |= reason == ByeReason::Shutdown;
                 reply::outgoing(None, Reply::Bye(reason))
             }
             Output::Close => {
                 if !self.requests_ended && !self.said_bye {
-                    self.end = Err(ended());
+                    self.end = Err(CallError::Ended.into());
                 }
                 self.call.drain(DRAIN_TIMEOUT);
                 None
@@ -110,7 +112,7 @@ impl Bidi {
     /// Polls for the next output, or the end.
     fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<Result<Output, End>> {
         if !self.call.is_draining() {
-            return self.call.poll(cx).map_err(Err);
+            return self.call.poll(cx).map_err(|error| Err(error.into()));
         }
         if !self.requests_ended && self.call.poll_drained(cx).is_pending() {
             return Poll::Pending;

@@ -5,23 +5,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
-use hark_grpc::v1::chat_server;
+use hark_grpc::rooms::WithLogin;
+use hark_grpc::v1::chat_request::Command;
 use hark_grpc::v1::{
-    AckReply, AckRequest, ChatReply, ChatRequest, ConnectReply, ConnectRequest, CreateReply,
-    CreateRequest, Credentials, DeleteReply, DeleteRequest, ListReply, ListRequest, PasswordReply,
-    PasswordRequest, SendReply, SendRequest,
+    AckReply, AckRequest, AttachReply, AttachRequest, ChatReply, ChatRequest, ConnectReply,
+    ConnectRequest, CreateReply, CreateRequest, Credentials, DeleteReply, DeleteRequest,
+    DevicesReply, DevicesRequest, ForgetReply, ForgetRequest, HistoryReply, HistoryRequest,
+    JoinReply, JoinRequest, LeaveReply, LeaveRequest, ListReply, ListRequest, MemberReply,
+    MemberRequest, MembersReply, MembersRequest, PasswordReply, PasswordRequest, RoomReply,
+    RoomRequest, RoomsReply, RoomsRequest, SeenReply, SeenRequest, SendReply, SendRequest,
+    TalkReply, TalkRequest, UserReply, UserRequest, chat_server,
 };
 use hark_grpc::{request, status};
-use hark_protocol::RequestId;
+use hark_protocol::{OkFields, Refusal, RequestId};
 use tonic::{Code, Extensions, Request, Response, Status, Streaming};
 
-use super::Caller;
 use super::abortable::Abortable;
 use super::bidi::Bidi;
-use super::call::Call;
-use super::connect::{DeliveryStream, Receipts};
-use super::list::Pages;
+use super::caller;
+use super::connect::{Delivered, DeliveryStream, Receipts};
+use super::list::{Part, Parts};
 use crate::chat::Chat;
+use crate::front::call::Call;
 
 /// A response stream.
 type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -46,7 +51,7 @@ impl ChatService {
     }
 
     fn call<T>(&self, request: Request<T>) -> Result<(Call, T), Status> {
-        let call = Call::new(&self.chat, request.extensions())?;
+        let call = Call::new(&self.chat, caller(request.extensions())?);
         Ok((call, request.into_inner()))
     }
 
@@ -56,11 +61,45 @@ impl ChatService {
         login: Option<Credentials>,
         extensions: &Extensions,
     ) -> Result<Call, Status> {
-        let mut call = Call::new(&self.chat, extensions)?;
+        let mut call = Call::new(&self.chat, caller(extensions)?);
         if let Some(credentials) = login {
             call.request(credentials.try_into()).await?;
         }
         Ok(call)
+    }
+
+    /// Makes a request as its caller.
+    async fn ask<T: WithLogin>(
+        &self,
+        request: Request<T>,
+        convert: impl FnOnce(T) -> Result<hark_protocol::Request, Refusal>,
+    ) -> Result<OkFields, Status> {
+        let (_, extensions, mut request) = request.into_parts();
+        let mut call = self.call_as(request.take_login(), &extensions).await?;
+        Ok(call.request(convert(request)).await?)
+    }
+
+    /// Makes a request as its caller, with an answer of many parts.
+    async fn ask_for_parts<T: WithLogin, P: Part + 'static>(
+        &self,
+        request: Request<T>,
+        convert: impl FnOnce(T) -> Result<hark_protocol::Request, Refusal>,
+    ) -> Result<Response<ResponseStream<P>>, Status> {
+        let (_, extensions, mut request) = request.into_parts();
+        let call = self.call_as(request.take_login(), &extensions).await?;
+        let parts = Parts::new(call, convert(request)).await?;
+        Ok(Response::new(Box::pin(parts)))
+    }
+
+    /// Begins the delivery of a `Connect` or an `Attach`.
+    async fn deliver<T: Delivered>(
+        &self,
+        mut call: Call,
+        request: Result<hark_protocol::Request, Refusal>,
+    ) -> Result<Response<ResponseStream<T>>, Status> {
+        let fields = call.request(request).await?;
+        let stream = DeliveryStream::new(call, &fields, &self.receipts, self.ack_timeout);
+        Ok(Response::new(Box::pin(stream)))
     }
 }
 
@@ -74,19 +113,27 @@ fn own_credentials(delete: &mut DeleteRequest) -> Option<Credentials> {
     })
 }
 
+/// Converts the request of a command.
+fn of<T>(command: fn(T) -> Command) -> impl FnOnce(T) -> Result<hark_protocol::Request, Refusal> {
+    move |request| command(request).try_into()
+}
+
 #[tonic::async_trait]
 impl chat_server::Chat for ChatService {
     type ListStream = ResponseStream<ListReply>;
     type ConnectStream = ResponseStream<ConnectReply>;
+    type AttachStream = ResponseStream<AttachReply>;
+    type RoomsStream = ResponseStream<RoomsReply>;
+    type MembersStream = ResponseStream<MembersReply>;
+    type DevicesStream = ResponseStream<DevicesReply>;
+    type HistoryStream = ResponseStream<HistoryReply>;
     type BiDiChatStream = ResponseStream<ChatReply>;
 
     async fn create(
         &self,
         request: Request<CreateRequest>,
     ) -> Result<Response<CreateReply>, Status> {
-        let (_, extensions, mut request) = request.into_parts();
-        let mut call = self.call_as(request.login.take(), &extensions).await?;
-        call.request(request.try_into()).await?;
+        self.ask(request, of(Command::Create)).await?;
         Ok(Response::new(CreateReply {}))
     }
 
@@ -94,9 +141,7 @@ impl chat_server::Chat for ChatService {
         &self,
         request: Request<PasswordRequest>,
     ) -> Result<Response<PasswordReply>, Status> {
-        let (_, extensions, mut request) = request.into_parts();
-        let mut call = self.call_as(request.login.take(), &extensions).await?;
-        call.request(request.try_into()).await?;
+        self.ask(request, of(Command::Password)).await?;
         Ok(Response::new(PasswordReply {}))
     }
 
@@ -147,39 +192,145 @@ impl chat_server::Chat for ChatService {
         &self,
         request: Request<ListRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
-        let (_, extensions, mut request) = request.into_parts();
-        let mut call = self.call_as(request.login.take(), &extensions).await?;
-        call.wait_until_ready().await?;
-        Ok(Response::new(Box::pin(Pages::new(call, request.into()))))
+        self.ask_for_parts(request, |request: ListRequest| Ok(request.into()))
+            .await
     }
 
     async fn connect(
         &self,
         request: Request<ConnectRequest>,
     ) -> Result<Response<Self::ConnectStream>, Status> {
-        let (mut call, request) = self.call(request)?;
-        let queued = call
-            .request(request.try_into())
-            .await?
-            .as_queued()
-            .unwrap_or_default();
-        let reception = DeliveryStream::new(call, queued, &self.receipts, self.ack_timeout);
-        Ok(Response::new(Box::pin(reception)))
+        let (call, request) = self.call(request)?;
+        self.deliver(call, request.try_into()).await
+    }
+
+    async fn attach(
+        &self,
+        request: Request<AttachRequest>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let (call, request) = self.call(request)?;
+        self.deliver(call, Command::Attach(request).try_into())
+            .await
     }
 
     async fn ack(&self, request: Request<AckRequest>) -> Result<Response<AckReply>, Status> {
-        let AckRequest { receipt, sequence } = request.into_inner();
-        self.receipts
-            .acknowledge(&receipt, sequence)
-            .map_err(|refusal| status::refused(&refusal))?;
+        let AckRequest {
+            receipt,
+            sequence,
+            room,
+        } = request.into_inner();
+        let acknowledged = match room.filter(|room| !room.is_empty()) {
+            Some(room) => room
+                .parse()
+                .map_err(Refusal::from)
+                .and_then(|room| self.receipts.acknowledge(&receipt, Some(&room), sequence)),
+            None => self.receipts.acknowledge(&receipt, None, sequence),
+        };
+        acknowledged.map_err(|refusal| status::refused(&refusal))?;
         Ok(Response::new(AckReply {}))
+    }
+
+    async fn room(&self, request: Request<RoomRequest>) -> Result<Response<RoomReply>, Status> {
+        self.ask(request, of(Command::Room)).await?;
+        Ok(Response::new(RoomReply {}))
+    }
+
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
+        let fields = self.ask(request, of(Command::Join)).await?;
+        let (last, held) = fields.as_joined().unwrap_or_default();
+        Ok(Response::new(JoinReply { last: last.0, held }))
+    }
+
+    async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveReply>, Status> {
+        self.ask(request, of(Command::Leave)).await?;
+        Ok(Response::new(LeaveReply {}))
+    }
+
+    async fn invite(
+        &self,
+        request: Request<MemberRequest>,
+    ) -> Result<Response<MemberReply>, Status> {
+        self.ask(request, of(Command::Invite)).await?;
+        Ok(Response::new(MemberReply {}))
+    }
+
+    async fn expel(
+        &self,
+        request: Request<MemberRequest>,
+    ) -> Result<Response<MemberReply>, Status> {
+        self.ask(request, of(Command::Expel)).await?;
+        Ok(Response::new(MemberReply {}))
+    }
+
+    async fn own(&self, request: Request<MemberRequest>) -> Result<Response<MemberReply>, Status> {
+        self.ask(request, of(Command::Own)).await?;
+        Ok(Response::new(MemberReply {}))
+    }
+
+    async fn talk(&self, request: Request<TalkRequest>) -> Result<Response<TalkReply>, Status> {
+        let fields = self.ask(request, of(Command::Talk)).await?;
+        let room = fields.as_room();
+        Ok(Response::new(TalkReply {
+            room: room.map_or_else(String::new, |room| room.to_string()),
+        }))
+    }
+
+    async fn block(&self, request: Request<UserRequest>) -> Result<Response<UserReply>, Status> {
+        self.ask(request, of(Command::Block)).await?;
+        Ok(Response::new(UserReply {}))
+    }
+
+    async fn unblock(&self, request: Request<UserRequest>) -> Result<Response<UserReply>, Status> {
+        self.ask(request, of(Command::Unblock)).await?;
+        Ok(Response::new(UserReply {}))
+    }
+
+    async fn rooms(
+        &self,
+        request: Request<RoomsRequest>,
+    ) -> Result<Response<Self::RoomsStream>, Status> {
+        self.ask_for_parts(request, of(Command::Rooms)).await
+    }
+
+    async fn members(
+        &self,
+        request: Request<MembersRequest>,
+    ) -> Result<Response<Self::MembersStream>, Status> {
+        self.ask_for_parts(request, of(Command::Members)).await
+    }
+
+    async fn devices(
+        &self,
+        request: Request<DevicesRequest>,
+    ) -> Result<Response<Self::DevicesStream>, Status> {
+        self.ask_for_parts(request, of(Command::Devices)).await
+    }
+
+    async fn forget(
+        &self,
+        request: Request<ForgetRequest>,
+    ) -> Result<Response<ForgetReply>, Status> {
+        self.ask(request, of(Command::Forget)).await?;
+        Ok(Response::new(ForgetReply {}))
+    }
+
+    async fn history(
+        &self,
+        request: Request<HistoryRequest>,
+    ) -> Result<Response<Self::HistoryStream>, Status> {
+        self.ask_for_parts(request, of(Command::History)).await
+    }
+
+    async fn seen(&self, request: Request<SeenRequest>) -> Result<Response<SeenReply>, Status> {
+        self.ask(request, of(Command::Seen)).await?;
+        Ok(Response::new(SeenReply {}))
     }
 
     async fn bi_di_chat(
         &self,
         request: Request<Streaming<ChatRequest>>,
     ) -> Result<Response<Self::BiDiChatStream>, Status> {
-        let caller = Caller::of(request.extensions())?.clone();
+        let caller = caller(request.extensions())?.clone();
         let (call, requests) = self.call(request)?;
         let shutdown = call.shutdown();
         let call = call.limited(&caller);

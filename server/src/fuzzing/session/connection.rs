@@ -171,6 +171,7 @@ impl Connection {
             Output::Reply(Some(id), reply) => self.handle_answer(id, reply, model),
             Output::Reply(None, reply) => panic!("unsolicited {reply:?}"),
             Output::Push(message) => self.handle_push(&message, model),
+            Output::Said(_) | Output::Notice(_) => panic!("a push of a room"),
             Output::Bye(reason) => self.handle_bye(reason, model),
             Output::Close => self.client_connection = None,
         })

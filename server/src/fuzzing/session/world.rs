@@ -15,7 +15,7 @@ use super::model::{
 };
 use super::rights::{PASSWORDS, Rights, tried};
 use super::{Kind, Op};
-use crate::chat::{Chat, Rates, Rules};
+use crate::chat::{Chat, MayCreateRooms, Rates, Rules};
 use crate::shard::fuzzing::{Home, weak_hash};
 use crate::shard::{ShardConfig, ShardStore};
 use crate::store::{Created, Store};
@@ -101,6 +101,7 @@ impl Server {
             admins: rights.admins(),
             log_watcher: None,
             may_list: rights.may_list,
+            rooms: MayCreateRooms::Users,
             rates: Rates::NONE,
         };
         assert_eq!(text_bytes_max(rules.frame_bytes_max), TEXT_BYTES_MAX);
@@ -167,6 +168,7 @@ impl World {
             Kind::AckNothing => self.tell(
                 c,
                 Request::Ack {
+                    log: None,
                     sequence: Sequence(u64::MAX),
                 },
             ),
@@ -464,7 +466,13 @@ impl World {
             let acked = &mut self.model.inboxes[reader].acked;
             *acked = position.max(*acked);
         }
-        self.tell(c, Request::Ack { sequence });
+        self.tell(
+            c,
+            Request::Ack {
+                log: None,
+                sequence,
+            },
+        );
     }
 
     /// Breaks the link, if there is one, and reconnects the client: it resumes its session and

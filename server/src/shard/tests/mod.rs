@@ -3,6 +3,7 @@
 mod faults;
 mod model;
 mod reading;
+mod rooms;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -98,6 +98,7 @@ async fn session_runs_on_one_stream() {
     let connect = Command::Connect(hark_grpc::v1::ConnectRequest { user, password });
     let connected = Connected {
         queued: 1,
+        rooms: None,
         receipt: String::new(),
     };
     assert_eq!(session.ask(9, connect).await, Reply::Connected(connected));

@@ -13,6 +13,7 @@ use super::server::{Server, Subscription, code, to};
 async fn ack(client: &mut ChatClient<Channel>, receipt: &str, sequence: u64) -> Result<(), Status> {
     let request = AckRequest {
         receipt: receipt.to_owned(),
+        room: None,
         sequence,
     };
     client.ack(request).await.map(drop)

@@ -208,7 +208,12 @@ async fn sends_are_answered_before_bye() {
                     })
                 );
             }
-            (id, Reply::Ok(Ok { sequence: Some(_) })) => assert_eq!(id, answered + 1),
+            (
+                id,
+                Reply::Ok(Ok {
+                    sequence: Some(_), ..
+                }),
+            ) => assert_eq!(id, answered + 1),
             other => panic!("{other:?} is neither"),
         }
         answered += 1;

@@ -13,8 +13,8 @@ use hark_grpc::v1::{
     Bye, ChatReply, ChatRequest, ConnectReply, ConnectRequest, Connected, CreateRequest, Message,
     Ok, Send, SendRequest, chat_reply, connect_reply,
 };
-use hark_server::chat::{Chat, MayList, Rates, Rules};
-use hark_server::front::Settings;
+use hark_server::chat::{Chat, MayCreateRooms, MayList, Rates, Rules};
+use hark_server::front::{HttpSettings, Settings};
 use hark_server::server::{self, ConnectionLimits};
 use hark_server::shard::{ShardConfig, ShardStore};
 use hark_server::store::Store;
@@ -40,6 +40,7 @@ pub(crate) const RULES: Rules = Rules {
     admins: Vec::new(),
     log_watcher: None,
     may_list: MayList::All,
+    rooms: MayCreateRooms::Users,
     rates: Rates::NONE,
 };
 
@@ -56,6 +57,11 @@ pub(crate) const SETTINGS: Settings = Settings {
     watch_logs: None,
     tls: None,
     tls_only: false,
+    http: HttpSettings {
+        hosts: Vec::new(),
+        origins: Vec::new(),
+        proxies: Vec::new(),
+    },
 };
 
 impl Server {
@@ -283,7 +289,7 @@ impl Session {
     pub(crate) async fn ok(&mut self, id: u32, command: Command) {
         assert_eq!(
             self.ask(id, command).await,
-            chat_reply::Reply::Ok(Ok { sequence: None })
+            chat_reply::Reply::Ok(Ok::default())
         );
     }
 
@@ -294,6 +300,7 @@ impl Session {
                 replied,
                 chat_reply::Reply::Ok(Ok {
                     sequence: Some(sequence),
+                    ..
                 }),
             )) if replied == id => sequence,
             other => panic!("{other:?} does not answer the send {id}"),

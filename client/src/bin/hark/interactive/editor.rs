@@ -1,4 +1,4 @@
-//! Completion with the Tab key: commands, and names of known users.
+//! Completion with the Tab key: commands, and names of known users and rooms.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -6,20 +6,20 @@ use std::sync::{Arc, Mutex};
 
 use hark_client::sync::lock;
 
-use hark_protocol::UserName;
+use hark_protocol::{RoomName, UserName};
 use rustyline::completion::Completer;
 use rustyline::highlight::Highlighter;
 use rustyline::hint::Hinter;
 use rustyline::validate::Validator;
 use rustyline::{Context, Helper};
 
-use crate::command::COMMANDS;
+use crate::command::{COMMANDS, Completes};
 use crate::text::is_unsafe;
 
 /// Largest number of names kept for completion.
 const NAMES_MAX: usize = 10_000;
 
-/// Known user names, shared between the chat and the completion.
+/// Known names of users and rooms, shared between the chat and the completion.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SeenNames {
     // Held for one lookup or insertion.
@@ -38,11 +38,29 @@ impl SeenNames {
         }
     }
 
-    fn starting_with(&self, prefix: &str) -> Vec<String> {
+    /// Adds rooms, as [`Self::learn`] does. Every room name is a user name.
+    pub(crate) fn learn_rooms<'a>(&self, seen: impl IntoIterator<Item = &'a RoomName>) {
+        let names = seen
+            .into_iter()
+            .filter_map(|room| room.as_str().parse().ok());
+        self.learn(&names.collect::<Vec<UserName>>());
+    }
+
+    fn starting_with(&self, prefix: &str, kind: Completes) -> Vec<String> {
+        let is_wanted = |name: &&UserName| {
+            let is_room = name.as_str().starts_with(RoomName::MARK);
+            match kind {
+                Completes::Nothing => false,
+                Completes::Users => !is_room,
+                Completes::Rooms => is_room,
+                Completes::Recipients => true,
+            }
+        };
         let names = lock(&self.names);
         let matching = names
             .range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
-            .take_while(|name| name.as_str().starts_with(prefix));
+            .take_while(|name| name.as_str().starts_with(prefix))
+            .filter(is_wanted);
         matching.map(|name| format!("{name} ")).collect()
     }
 }
@@ -61,7 +79,7 @@ impl Completion {
         let mut words = earlier.split_whitespace();
         let candidates = match (words.next(), words.next()) {
             (None, _) => commands_starting_with(word),
-            (Some(command), None) if takes_user(command) => self.names.starting_with(word),
+            (Some(command), None) => self.names.starting_with(word, completes(command)),
             _ => Vec::new(),
         };
         (start, candidates)
@@ -83,10 +101,9 @@ fn commands_starting_with(prefix: &str) -> Vec<String> {
         .collect()
 }
 
-fn takes_user(command: &str) -> bool {
-    COMMANDS
-        .iter()
-        .any(|entry| entry.name == command && entry.takes_user)
+fn completes(command: &str) -> Completes {
+    let entry = COMMANDS.iter().find(|entry| entry.name == command);
+    entry.map_or(Completes::Nothing, |entry| entry.completes)
 }
 
 impl Completer for Completion {
@@ -124,6 +141,7 @@ mod tests {
             "user3".parse().unwrap(),
             "amy\u{202e}".parse().unwrap(),
         ]);
+        names.learn_rooms(&["#team".parse().unwrap()]);
         let (found, candidates) = Completion { names }.candidates(before);
         assert_eq!(
             (found, candidates),
@@ -136,10 +154,13 @@ mod tests {
 
     #[test]
     fn commands_come_first_and_then_names() {
-        check("se", 0, &["send "]);
-        check("d", 0, &["disconnect", "delete "]);
+        check("se", 0, &["send ", "seen "]);
+        check("d", 0, &["disconnect", "delete ", "devices"]);
         check("send us", 5, &["user2 ", "user3 "]);
-        check("send ", 5, &["user2 ", "user3 "]);
+        check("send ", 5, &["#team ", "user2 ", "user3 "]);
+        check("send #", 5, &["#team "]);
+        check("join ", 5, &["#team "]);
+        check("talk ", 5, &["user2 ", "user3 "]);
         check("send user2 us", 11, &[]);
         check("list us", 5, &[]);
     }

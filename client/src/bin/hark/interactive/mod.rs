@@ -7,7 +7,7 @@ mod prompt;
 pub(crate) mod style;
 mod terminal;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,8 +17,9 @@ use std::time::Duration;
 use bytestring::ByteString;
 use futures::FutureExt as _;
 use hark_client::sync::lock;
-use hark_client::{Event, Events, Handle, LinkState, Message, RequestError};
-use hark_protocol::{Code, Password, Refusal, UserName};
+use hark_client::{Event, Events, Handle, LinkState, Message, MissingMessages, RequestError};
+use hark_protocol::message::LeftReason;
+use hark_protocol::{Code, Password, Refusal, RoomName, Sequence, UserName};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
@@ -47,12 +48,15 @@ const PENDING_AFTER: Duration = Duration::from_millis(400);
 /// acknowledgement.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 
+/// Time between two moves of read marks.
+const MARK_EVERY: Duration = Duration::from_secs(1);
+
 /// Largest number of commands and sends that are pending.
 const JOBS_MAX: usize = 2048;
 
 /// Runs the chat until the user leaves.
 pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
-    let secrets = setup::secrets(settings)?;
+    let secrets = setup::receiving(settings)?;
     let (mut interrupts, mut termination) = (signals::interrupts()?, signals::termination()?);
     let style = Style::of_terminal();
     let names = SeenNames::default();
@@ -73,6 +77,8 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
         user: Mutex::default(),
         current_server: CurrentServer::new(&settings.server),
         identity_changes: watch::Sender::default(),
+        marks: Mutex::default(),
+        is_marking: AtomicBool::new(false),
         showing: tokio::sync::Mutex::default(),
         jobs: TaskTracker::new(),
     });
@@ -121,6 +127,11 @@ struct Chat {
     /// Number of commands that change the user and have not printed their
     /// outcome, which precedes the user's messages.
     identity_changes: watch::Sender<usize>,
+    // The rooms with messages that were shown and are not marked as read; held for
+    // one access.
+    marks: Mutex<BTreeMap<RoomName, Sequence>>,
+    /// Whether marks are being sent.
+    is_marking: AtomicBool,
     /// Held from displaying a message until acknowledging it.
     showing: tokio::sync::Mutex<()>,
     /// Commands that continue after the prompt has returned.
@@ -437,6 +448,11 @@ impl Chat {
             }
             (Command::Create(user), _) => self.names.learn([user]),
             (_, Done::Listed(answer)) => self.names.learn(&answer.names),
+            (Command::Room(room, ..) | Command::Join(room), _) => self.names.learn_rooms([room]),
+            (_, Done::Talking(room)) => self.names.learn_rooms([room]),
+            (_, Done::Rooms(rooms)) => {
+                self.names.learn_rooms(rooms.iter().map(|room| &room.name));
+            }
             _ => {}
         }
     }
@@ -475,8 +491,10 @@ impl Chat {
         // printed its outcome. Bounded by one window, since none is
         // acknowledged.
         let mut held = VecDeque::new();
+        let mut marking = tokio::time::interval(MARK_EVERY);
         loop {
             tokio::select! {
+                _ = marking.tick() => self.spawn_marks(),
                 event = events.next() => match event {
                     // Link states are shown at once.
                     Some(Event::Link(state)) => self.show_link(&state, &mut shown).await,
@@ -493,6 +511,20 @@ impl Chat {
         identity_settled(&mut identity_changes).await;
         for event in held {
             self.show_event(event).await;
+        }
+    }
+
+    /// Starts to mark shown messages as read, if there are any and the former marks
+    /// are answered.
+    fn spawn_marks(self: &Arc<Self>) {
+        let is_idle = !self.is_marking.load(Ordering::Relaxed);
+        if is_idle && !lock(&self.marks).is_empty() && !self.jobs.is_closed() {
+            self.is_marking.store(true, Ordering::Relaxed);
+            let chat = Arc::clone(self);
+            self.jobs.spawn(async move {
+                chat.mark_read().await;
+                chat.is_marking.store(false, Ordering::Relaxed);
+            });
         }
     }
 
@@ -514,7 +546,26 @@ impl Chat {
                 ))
                 .await;
             }
-            Event::Link(_) | Event::CaughtUp { .. } => {}
+            Event::Gap(gap) => self.show_gap(gap).await,
+            Event::Joined { room, .. } => {
+                self.names.learn_rooms([&room]);
+                self.notice(&format!("you are now in {room}")).await;
+            }
+            Event::Left { room, reason } => {
+                let cause = match reason {
+                    LeftReason::Left => format!("you have left {room}"),
+                    LeftReason::Expelled => format!("you were expelled from {room}"),
+                    LeftReason::Deleted => format!("{room} was deleted"),
+                };
+                self.notice(&cause).await;
+            }
+            Event::NewDevice { name: Some(name) } => {
+                self.notice(&format!("you have a new device: {name}")).await;
+            }
+            Event::NewDevice { name: None }
+            | Event::Seen { .. }
+            | Event::Link(_)
+            | Event::CaughtUp { .. } => {}
         }
     }
 
@@ -522,12 +573,33 @@ impl Chat {
     async fn show_message(&self, message: Message) {
         let _showing = self.showing.lock().await;
         self.names.learn(&message.delivery.sender);
+        self.names.learn_rooms(&message.room);
+        let room = message.room.as_ref();
         self.terminal
-            .show(self.style.message(&message.delivery, &style::now()))
+            .show(self.style.message(room, &message.delivery, &style::now()))
             .await;
+        if let Some(room) = &message.room {
+            lock(&self.marks).insert(room.clone(), message.delivery.sequence);
+        }
         if let Err(error) = message.ack() {
             self.notice(&format!("this message will be delivered again: {error}"))
                 .await;
+        }
+    }
+
+    /// Shows that messages are missing, then acknowledges the gap.
+    async fn show_gap(&self, gap: MissingMessages) {
+        let _showing = self.showing.lock().await;
+        self.notice(&style::missing(&gap.gap)).await;
+        gap.ack();
+    }
+
+    /// Marks the messages of rooms that were shown as read. A mark is a convenience:
+    /// its failure is not reported.
+    async fn mark_read(&self) {
+        let marks = std::mem::take(&mut *lock(&self.marks));
+        for (room, number) in marks {
+            drop(self.handle.seen(room, number).await);
         }
     }
 

@@ -2,8 +2,10 @@
 //! lines.
 
 use hark_client::handle::Names;
+use hark_client::rooms::Device;
 use hark_client::{LinkState, RequestError};
-use hark_protocol::{Delivery, UserName};
+use hark_protocol::message::{Gap, RoomEntry};
+use hark_protocol::{Delivery, DeviceName, RoomName, UserName};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 
@@ -44,6 +46,14 @@ impl Style {
         self.paint("1;36", text)
     }
 
+    fn room(self, text: &str) -> String {
+        if text.is_empty() {
+            String::new()
+        } else {
+            self.paint("35", text)
+        }
+    }
+
     pub(crate) fn good(self, text: &str) -> String {
         self.paint("32", text)
     }
@@ -54,7 +64,12 @@ impl Style {
 
     /// Formats a message with the local time; the date is shown unless it is
     /// that of `now`.
-    pub(crate) fn message(self, delivery: &Delivery, now: &Zoned) -> String {
+    pub(crate) fn message(
+        self,
+        room: Option<&RoomName>,
+        delivery: &Delivery,
+        now: &Zoned,
+    ) -> String {
         let time = local_time(delivery.time_ms, now);
         let sender = escape_name(
             delivery
@@ -62,9 +77,11 @@ impl Style {
                 .as_ref()
                 .map_or("(anonymous)", UserName::as_str),
         );
-        let indent = time.chars().count() + sender.chars().count() + 3;
-        let text = block(&delivery.text, indent);
-        format!("{} {}: {text}", self.dim(&time), self.name(&sender))
+        let room = room.map_or_else(String::new, |room| format!("{room} "));
+        let indent = [&*time, &room, &sender].map(|part| part.chars().count());
+        let text = block(&delivery.text, indent.iter().sum::<usize>() + 3);
+        let (time, room, sender) = (self.dim(&time), self.room(&room), self.name(&sender));
+        format!("{time} {room}{sender}: {text}")
     }
 
     /// Formats a sent message with its status.
@@ -147,11 +164,79 @@ impl Style {
             (Command::Password(Some(user)), _) => {
                 format!("the password of {} was changed", name(user))
             }
+            (Command::Members(room), Done::Listed(answer)) => {
+                format!("{room}: {}", self.names(answer))
+            }
             (_, Done::Listed(answer)) => self.names(answer),
+            (Command::History(room, ..), Done::Past(messages)) => self.past(room, messages),
+            (_, Done::Rooms(rooms)) => self.rooms(rooms),
+            (_, Done::Devices(devices)) => self.devices(devices),
+            (Command::Room(room, mode, _), _) => {
+                format!("{} is {}", self.room(room.as_str()), mode.as_str())
+            }
+            (Command::Join(room), Done::Joined(joined)) => format!(
+                "you are in {}; {} messages can be read back by history",
+                self.room(room.as_str()),
+                joined.held
+            ),
+            (Command::Leave(room), _) => format!("you have left {}", self.room(room.as_str())),
+            (Command::Talk(user), Done::Talking(room)) => format!(
+                "you talk with {}: send {} TEXT",
+                name(user),
+                self.room(room.as_str())
+            ),
             (Command::Disconnect, _) => "you are logged out".to_owned(),
             (Command::Ping, _) => "the server responds".to_owned(),
             _ => self.good("done"),
         }
+    }
+
+    fn rooms(self, rooms: &[RoomEntry]) -> String {
+        if rooms.is_empty() {
+            return "no rooms".to_owned();
+        }
+        let lines: Vec<_> = rooms.iter().map(|room| self.room_line(room)).collect();
+        lines.join("\n")
+    }
+
+    fn room_line(self, room: &RoomEntry) -> String {
+        let unread = match room.unread {
+            None => self.dim("not a member"),
+            Some(0) => "no unread messages".to_owned(),
+            Some(1) => self.good("1 unread message"),
+            Some(unread) => self.good(&format!("{unread} unread messages")),
+        };
+        let members = match room.members {
+            1 => "1 member".to_owned(),
+            members => format!("{members} members"),
+        };
+        let (name, mode) = (self.room(room.name.as_str()), room.mode.as_str());
+        format!("{name}: {mode}, {members}, {unread}")
+    }
+
+    fn devices(self, devices: &[Device]) -> String {
+        let now = now();
+        let line = |device: &Device| {
+            let name = device.name.as_ref().map_or("(no name)", DeviceName::as_str);
+            let (seen, waiting) = (local_time(device.seen_ms, &now), device.waiting);
+            format!(
+                "{}: last seen {seen}, {waiting} messages waiting",
+                self.name(name)
+            )
+        };
+        let lines: Vec<_> = devices.iter().map(line).collect();
+        lines.join("\n")
+    }
+
+    fn past(self, room: &RoomName, messages: &[Delivery]) -> String {
+        if messages.is_empty() {
+            return format!("no messages in {}", self.room(room.as_str()));
+        }
+        let now = now();
+        let lines = messages
+            .iter()
+            .map(|message| self.message(Some(room), message, &now));
+        lines.collect::<Vec<_>>().join("\n")
     }
 
     fn names(self, answer: &Names) -> String {
@@ -192,6 +277,15 @@ impl Style {
             }
             LinkState::Connecting | LinkState::Closed => None,
         }
+    }
+}
+
+/// Returns the notice of missing messages.
+pub(crate) fn missing(gap: &Gap) -> String {
+    let place = gap.log.as_ref().map_or("your inbox", RoomName::as_str);
+    match gap.count {
+        1 => format!("1 message of {place} is missing: the server has removed it"),
+        count => format!("{count} messages of {place} are missing: the server has removed them"),
     }
 }
 
@@ -241,18 +335,27 @@ mod tests {
     #[test]
     fn message_shows_local_time_and_older_date() {
         assert_eq!(
-            PLAIN.message(&delivery("hello, again", 2), &noon()),
+            PLAIN.message(None, &delivery("hello, again", 2), &noon()),
             "10:00 user2: hello, again"
         );
+        let team = "#team".parse().unwrap();
         assert_eq!(
-            PLAIN.message(&delivery("old", 13), &noon()),
+            PLAIN.message(Some(&team), &delivery("one\ntwo", 2), &noon()),
+            "10:00 #team user2: one\n                   two"
+        );
+        assert_eq!(
+            PLAIN.message(None, &delivery("old", 13), &noon()),
             "2026-11-20 23:00 user2: old"
         );
     }
 
     #[test]
     fn message_is_escaped_and_indented() {
-        let shown = PLAIN.message(&delivery("one\n10:01 bob: \x1b[2J\u{202e}", 2), &noon());
+        let shown = PLAIN.message(
+            None,
+            &delivery("one\n10:01 bob: \x1b[2J\u{202e}", 2),
+            &noon(),
+        );
         assert_eq!(
             shown,
             "10:00 user2: one\n             10:01 bob: \\u{1b}[2J\\u{202e}"
@@ -264,10 +367,14 @@ mod tests {
         let colored = Style { is_colored: true };
         assert!(
             colored
-                .message(&delivery("x", 1), &noon())
+                .message(None, &delivery("x", 1), &noon())
                 .contains("\x1b[")
         );
-        assert!(!PLAIN.message(&delivery("x", 1), &noon()).contains('\x1b'));
+        assert!(
+            !PLAIN
+                .message(None, &delivery("x", 1), &noon())
+                .contains('\x1b')
+        );
     }
 
     #[test]

@@ -1,5 +1,10 @@
 //! The rules on the pure ledger, and the property that a replay reproduces its state.
 
+mod device_model;
+mod devices;
+mod room_model;
+mod rooms;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -10,42 +15,48 @@ use proptest::prelude::*;
 use super::dedup::DedupTable;
 use super::*;
 use crate::log::CheckpointPart;
-use crate::store::SendId;
+use crate::store::{RoomEntry, SendId};
 
-const LIMITS: Limits = Limits {
+pub(super) const LIMITS: Limits = Limits {
     accounts_max: 3,
     sessions_max: 3,
     queued_messages_max: 6,
     queued_bytes_max: 60,
+    rooms: RoomLimits::DEFAULT,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// A ledger with its log, driven by hand.
-struct Driver {
-    ledger: Ledger,
-    changes: Changes,
-    context: Context,
-    checkpoint: Option<Checkpoint>,
-    frames: Vec<Frame>,
+pub(super) struct Driver {
+    pub(super) ledger: Ledger,
+    pub(super) changes: Changes,
+    pub(super) context: Context,
+    pub(super) checkpoint: Option<Checkpoint>,
+    pub(super) frames: Vec<Frame>,
 }
 
 /// The state that a replay must reproduce.
 #[derive(Debug, PartialEq)]
 struct State {
-    accounts: BTreeMap<String, AccountRecord>,
+    /// All records of a checkpoint but those of sessions, sorted.
+    records: Vec<String>,
+    /// The rooms of each account.
+    rooms: BTreeMap<String, Vec<String>>,
     sessions: BTreeMap<String, (u32, DedupTable)>,
     reserved: u64,
     time_ms: u64,
+    running: Duration,
+    age: Duration,
+    /// Derived from the records: sizes, senders and expiries of rooms.
+    derived: Vec<String>,
 }
 
-fn state(ledger: &Ledger) -> State {
-    let accounts = ledger.inboxes.iter_from(0).map(|(_, inbox)| inbox.record());
+fn state(ledger: &mut Ledger) -> State {
     let sessions = ledger.sessions.records_from(0);
     State {
-        accounts: accounts
-            .map(|account| (account.name.to_string(), account))
-            .collect(),
+        records: records(ledger),
+        rooms: rooms(ledger),
         sessions: sessions
             .map(|session| {
                 (
@@ -56,10 +67,66 @@ fn state(ledger: &Ledger) -> State {
             .collect(),
         reserved: ledger.numbers.reserved(),
         time_ms: ledger.time_ms,
+        running: ledger.running,
+        age: ledger.age,
+        derived: ledger.rooms.derived(),
     }
 }
 
-fn name(text: &str) -> UserName {
+/// Returns what a checkpoint records, independent of slots. A replay ends all attachments.
+fn records(ledger: &Ledger) -> Vec<String> {
+    let mut changes = Changes::default();
+    let frame = Checkpoint::default().next_piece_of(usize::MAX, ledger, &mut changes);
+    let records = record::Records::new(&frame.records).map(Result::unwrap);
+    let mut records: Vec<_> = records
+        .filter_map(|record| match record {
+            Record::Clock(_) | Record::Session(_) => None,
+            Record::Device(account, mut device) => {
+                device.detached.get_or_insert(seconds(ledger.running));
+                Some(Record::Device(account, device))
+            }
+            other => Some(other),
+        })
+        .map(|record| format!("{record:?}"))
+        .collect();
+    records.sort_unstable();
+    records
+}
+
+/// Returns the records that only one of two states has.
+fn difference<'r>(left: &'r [String], right: &'r [String]) -> (Vec<&'r str>, Vec<&'r str>) {
+    let only = |of: &'r [String], other: &[String]| {
+        let only = of.iter().filter(|record| !other.contains(record));
+        only.map(String::as_str).collect()
+    };
+    (only(left, right), only(right, left))
+}
+
+fn rooms(ledger: &Ledger) -> BTreeMap<String, Vec<String>> {
+    let inboxes = ledger.inboxes.iter_from(0).map(|(_, inbox)| inbox);
+    let accounts = inboxes.map(|inbox| inbox.account.clone());
+    accounts
+        .map(|account| {
+            let rooms = all_rooms(ledger, &account).into_iter();
+            let mut rooms: Vec<_> = rooms.map(|room| format!("{room:?}")).collect();
+            rooms.sort_unstable();
+            (account.name.to_string(), rooms)
+        })
+        .collect()
+}
+
+/// Returns all pages of the rooms of a user.
+pub(super) fn all_rooms(ledger: &Ledger, account: &Account) -> Vec<RoomEntry> {
+    let (mut rooms, mut from) = (Vec::new(), Some(0));
+    while let Some(place) = from {
+        let page = ledger.rooms(account, place).unwrap();
+        rooms.extend(page.rooms);
+        from = page.next;
+    }
+    rooms
+}
+
+pub(super) fn name(text: &str) -> UserName {
     text.parse().unwrap()
 }
 
@@ -68,7 +135,7 @@ fn token(text: &str) -> SessionToken {
 }
 
 /// Returns a message without a sender or a session.
-fn text(to: &str, text: &str) -> Append {
+pub(super) fn text(to: &str, text: &str) -> Append {
     Append {
         to: name(to),
         sender: None,
@@ -98,9 +165,10 @@ impl Driver {
         Self::with(LIMITS)
     }
 
-    fn with(limits: Limits) -> Self {
+    pub(super) fn with(limits: Limits) -> Self {
         let context = Context {
             running: Duration::ZERO,
+            wall_ms: 0,
             is_low_on_space: false,
         };
         let (mut ledger, mut changes) = (Ledger::new(limits, 1000), Changes::default());
@@ -114,23 +182,27 @@ impl Driver {
         }
     }
 
-    fn create(&mut self, user: &str) -> Created {
+    pub(super) fn create(&mut self, user: &str) -> Created {
         self.ledger.create(&name(user), None, &mut self.changes)
     }
 
-    fn account(&self, user: &str) -> Option<Account> {
+    pub(super) fn account(&self, user: &str) -> Option<Account> {
         self.ledger
             .accounts()
             .map(|entry| entry.account)
             .find(|account| account.name == name(user))
     }
 
-    fn append(&mut self, append: Append) -> Outcome {
+    pub(super) fn append(&mut self, append: Append) -> Outcome {
         self.ledger.append(append, self.context, &mut self.changes)
     }
 
     #[track_caller]
-    fn check_send(&mut self, append: Append, expected: Result<(), Code>) -> Option<Sequence> {
+    pub(super) fn check_send(
+        &mut self,
+        append: Append,
+        expected: Result<(), Code>,
+    ) -> Option<Sequence> {
         let outcome = self.append(append);
         match (outcome, expected) {
             (Outcome::Stored(number), Ok(())) => Some(number),
@@ -140,7 +212,7 @@ impl Driver {
     }
 
     /// Ends the frame and begins the next. Returns whether it had to be appended.
-    fn next_frame(&mut self) -> bool {
+    pub(super) fn next_frame(&mut self) -> bool {
         let is_appended = self.end_frame();
         self.ledger.begin(self.context, &mut self.changes);
         is_appended
@@ -155,7 +227,7 @@ impl Driver {
     }
 
     /// Appends a small piece of a checkpoint.
-    fn checkpoint(&mut self) {
+    pub(super) fn checkpoint(&mut self) {
         self.end_frame();
         let checkpoint = self.checkpoint.get_or_insert_default();
         let piece = checkpoint.next_piece_of(60, &self.ledger, &mut self.changes);
@@ -183,8 +255,17 @@ impl Driver {
         &self.frames[first..]
     }
 
-    fn replayed(&self, times: usize) -> Ledger {
-        let mut replay = Replay::new(self.ledger.limits);
+    pub(super) fn replayed(&self, times: usize) -> Ledger {
+        self.replay(times, self.ledger.limits)
+    }
+
+    /// Returns the ledger after a restart with other limits.
+    pub(super) fn replayed_with(&self, limits: Limits) -> Ledger {
+        self.replay(1, limits)
+    }
+
+    fn replay(&self, times: usize, limits: Limits) -> Ledger {
+        let mut replay = Replay::new(limits);
         for frame in self.needed_frames() {
             (0..times).for_each(|_| replay.frame(&frame.records).unwrap());
         }
@@ -192,20 +273,36 @@ impl Driver {
     }
 
     #[track_caller]
-    fn check_replay(&mut self) {
+    pub(super) fn check_replay(&mut self) {
         // Beginning a frame may forget sessions.
         self.next_frame();
         while self.next_frame() {}
-        let expected = state(&self.ledger);
-        assert_eq!(state(&self.replayed(1)), expected);
-        assert_eq!(state(&self.replayed(2)), expected, "each frame twice");
+        // A frame records the running time, at which attachments end.
+        let frame = self.ledger.finish_empty(&mut self.changes);
+        self.frames.push(frame);
+        self.ledger.begin(self.context, &mut self.changes);
+        let expected = state(&mut self.ledger);
+        for times in [1, 2] {
+            let replayed = state(&mut self.replayed(times));
+            assert_eq!(
+                difference(&replayed.records, &expected.records),
+                (vec![], vec![]),
+                "after {times} replays of each frame"
+            );
+            assert!(replayed == expected, "{replayed:?} instead of {expected:?}");
+        }
     }
 
     /// Returns the messages of an account in all frames.
-    fn messages(&self, account: &Account) -> Vec<Message> {
+    pub(super) fn messages(&self, account: &Account) -> Vec<Message> {
+        self.messages_of(account.incarnation)
+    }
+
+    /// Returns the messages of a log in all frames.
+    pub(super) fn messages_of(&self, log: u64) -> Vec<Message> {
         let blocks = self.frames.iter().flat_map(|frame| &frame.blocks);
         let mut messages: Vec<Arc<Message>> = Vec::new();
-        for block in blocks.filter(|block| block.inbox == account.incarnation) {
+        for block in blocks.filter(|block| block.inbox == log) {
             let Ok(BlockContent::Messages(stored)) = decode(block) else {
                 panic!("{block:?}")
             };
@@ -222,11 +319,14 @@ impl Driver {
 fn merged_blocks_replace_only_unacknowledged_messages() {
     let mut driver = Driver::new();
     driver.create("bob");
+    let bob = driver.account("bob").unwrap();
+    // Acknowledgements come from a device.
+    drop(driver.ledger.subscribe(&bob, &mut driver.changes));
+    driver.next_frame();
     for content in ["1", "2", "3", "4"] {
         driver.check_send(text("bob", content), Ok(()));
         driver.next_frame();
     }
-    let bob = driver.account("bob").unwrap();
     let blocks: Vec<_> = driver
         .frames
         .iter()
@@ -239,16 +339,16 @@ fn merged_blocks_replace_only_unacknowledged_messages() {
         let position = messages[number].position;
         driver
             .ledger
-            .acknowledge(&bob, position, &mut driver.changes);
+            .acknowledge(&bob, NAMELESS, position, &mut driver.changes);
     };
     let check = |driver: &mut Driver, expected: &[Block]| {
-        let before = state(&driver.ledger);
+        let before = state(&mut driver.ledger);
         let was_awaited = driver.changes.effects.is_awaited;
         let (ledger, changes) = (&mut driver.ledger, &mut driver.changes);
-        ledger.replace_blocks(&bob, merged.clone(), changes);
+        ledger.replace_blocks(bob.incarnation, merged.clone(), changes);
         assert!(changes.effects.deliveries.is_empty());
         assert_eq!(changes.effects.is_awaited, was_awaited);
-        assert_eq!(state(&driver.ledger), before);
+        assert_eq!(state(&mut driver.ledger), before);
         driver.next_frame();
         assert_eq!(driver.frames.last().unwrap().merged, expected);
     };
@@ -345,9 +445,13 @@ fn no_space_refuses_sends_alone_and_is_forgotten() {
     );
     assert!(!driver.next_frame(), "it writes nothing");
     driver.check_send(send("s", 3, "eve", "x"), Err(Code::NoSuchUser));
-    driver
-        .ledger
-        .acknowledge(&bob, driver.messages(&bob)[0].position, &mut driver.changes);
+    drop(driver.ledger.subscribe(&bob, &mut driver.changes));
+    driver.ledger.acknowledge(
+        &bob,
+        NAMELESS,
+        driver.messages(&bob)[0].position,
+        &mut driver.changes,
+    );
     assert_eq!(driver.create("amy"), Created::Created);
     assert!(driver.ledger.delete(&bob, &mut driver.changes));
     driver.create("bob");
@@ -547,13 +651,14 @@ fn acknowledgement_never_leads_back_or_beyond_the_inbox() {
     let mut driver = Driver::new();
     driver.create("bob");
     let bob = driver.account("bob").unwrap();
+    drop(driver.ledger.subscribe(&bob, &mut driver.changes));
     (0..3).for_each(|_| _ = driver.check_send(text("bob", "x"), Ok(())));
     driver.next_frame();
     let messages = driver.messages(&bob);
     let mut cursor_after = |position| {
         driver
             .ledger
-            .acknowledge(&bob, position, &mut driver.changes);
+            .acknowledge(&bob, NAMELESS, position, &mut driver.changes);
         driver.ledger.inboxes().next().unwrap().1
     };
     assert_eq!(cursor_after(messages[1].position), messages[1].position);
@@ -609,6 +714,33 @@ fn imported_messages_keep_their_numbers() {
     let number = driver.check_send(text("bob", "x"), Ok(())).unwrap();
     assert!(number.0 > 90_000_000);
     driver.check_replay();
+}
+
+#[test]
+fn largest_times_do_not_overflow() {
+    let mut records = Vec::new();
+    let clock = record::Clock {
+        time_ms: u64::MAX,
+        running: Duration::from_millis(u64::MAX),
+        counter: u64::MAX,
+    };
+    Record::Clock(clock).put(&mut records, 0);
+    Record::Wall(1).put(&mut records, 0);
+    Record::Stopped(Duration::from_secs((1 << 38) - 1)).put(&mut records, 0);
+    let mut replay = Replay::new(LIMITS);
+    replay.frame(&records).unwrap();
+    let mut ledger = replay.finish(1000);
+    let context = Context {
+        running: Duration::MAX,
+        wall_ms: u64::MAX,
+        is_low_on_space: false,
+    };
+    ledger.begin(context, &mut Changes::default());
+    ledger.count_stop(&mut Changes::default());
+    assert_eq!(ledger.age(), Duration::MAX);
+    records.clear();
+    Record::Stopped(Duration::from_secs(1 << 38)).put(&mut records, 0);
+    assert_eq!(Replay::new(LIMITS).frame(&records), Err(Malformed));
 }
 
 #[derive(Debug, Clone)]
@@ -698,7 +830,9 @@ fn step(driver: &mut Driver, op: Op) {
             to,
             in_order,
         } => {
-            let table = state(&driver.ledger).sessions.remove(session(n).as_str());
+            let table = state(&mut driver.ledger)
+                .sessions
+                .remove(session(n).as_str());
             let highest = table.map_or(0, |(_, table)| table.highest());
             let mut append = send(
                 "s",
@@ -719,9 +853,10 @@ fn step(driver: &mut Driver, op: Op) {
             let Some(message) = messages.get(nth) else {
                 return;
             };
+            drop(driver.ledger.subscribe(&account, &mut driver.changes));
             driver
                 .ledger
-                .acknowledge(&account, message.position, &mut driver.changes);
+                .acknowledge(&account, NAMELESS, message.position, &mut driver.changes);
         }
         Op::OpenSession(n) => {
             driver

@@ -1,0 +1,415 @@
+//! The delivery to a connection, since its latest successful `connect` or `attach`: the
+//! [`DeliveryWindow`], the [`Subscription`] and the [rings](Ring) that feed it, and the read
+//! in progress. It moves messages between them and the store; the window decides.
+//!
+//! Notices come in order, and each before the messages behind it. So while a membership
+//! ends, the notices behind its end wait until its last messages are pushed.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use hark_protocol::message::{Gap, LeftReason, RoomReply};
+use hark_protocol::{RoomName, Sequence};
+use tokio::time::Instant;
+
+use super::delivery_window::{DeliveryWindow, INBOX, LogId, NeverPushed, Push, ReadPage, Step};
+use crate::store::{
+    Account, AttachedRoom, DeviceId, DeviceSubscription, End, Event, Events, Message, Next, Notice,
+    Page, Pending, Point, Ready, Registration, Ring, Said, Store, Subscription, Unavailable,
+    name_hash,
+};
+
+/// The reader of the logs of one connection.
+#[derive(Debug)]
+pub(super) struct DeliveryReader {
+    window: DeliveryWindow,
+    account: Account,
+    /// `None` once the delivery has ended. Acknowledgements still count.
+    events: Option<Events>,
+    read: Option<Box<Pending<Page>>>,
+    /// `None` for `connect`.
+    device: Option<Box<AttachedDevice>>,
+}
+
+/// A device that is attached, with its rooms.
+#[derive(Debug)]
+struct AttachedDevice {
+    id: DeviceId,
+    /// By their places in the window.
+    rooms: Vec<Option<RoomSource>>,
+    /// There may be notices.
+    has_notices: bool,
+    /// The membership that ends in the window.
+    leaving: Option<LeavingRoom>,
+}
+
+/// The place of the device in the ring of a room: 16 bytes.
+#[derive(Debug)]
+struct RoomSource(Registration);
+
+#[derive(Debug)]
+struct LeavingRoom {
+    log: LogId,
+    reason: LeftReason,
+    is_own: bool,
+}
+
+/// The output of a [`DeliveryReader`].
+pub(super) enum Received {
+    /// A message to push.
+    Message(Arc<Message>),
+    /// A message of a room to push.
+    Said(Arc<Said>),
+    /// Another push.
+    Notice(RoomReply),
+    /// The end of the delivery.
+    End(End),
+}
+
+impl DeliveryReader {
+    /// Returns a reader of an inbox, beginning at its cursor.
+    pub(super) fn new(subscription: Subscription) -> Self {
+        Self::of_inbox(subscription, false)
+    }
+
+    /// Returns a reader for a device: of the inbox, and of the rooms.
+    pub(super) fn attached(attached: DeviceSubscription) -> Self {
+        let mut reader = Self::of_inbox(attached.inbox, true);
+        let mut device = AttachedDevice {
+            id: attached.device,
+            rooms: Vec::with_capacity(attached.rooms.len()),
+            has_notices: true,
+            leaving: None,
+        };
+        if let Some(events) = &reader.events {
+            for room in attached.rooms {
+                device.add(room, &mut reader.window, events);
+            }
+        }
+        reader.device = Some(Box::new(device));
+        reader
+    }
+
+    fn of_inbox(subscription: Subscription, has_gaps: bool) -> Self {
+        let window = DeliveryWindow::new(subscription.cursor(), has_gaps);
+        let (account, events) = subscription.into_events();
+        Self {
+            window,
+            account,
+            events: Some(events),
+            read: None,
+            device: None,
+        }
+    }
+
+    /// Ends the delivery. Messages in flight can still be acknowledged.
+    pub(super) fn end(&mut self) {
+        self.window.end();
+        self.events = None;
+        self.read = None;
+        for source in self.device.iter_mut().flat_map(|device| &mut device.rooms) {
+            source.iter_mut().for_each(|source| source.0.end());
+        }
+    }
+
+    /// Polls for the next output.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        store: &dyn Store,
+    ) -> Poll<Received> {
+        let Some(events) = &mut self.events else {
+            return Poll::Pending;
+        };
+        // Registers the waker, for the end and for everything that becomes ready later.
+        if let Poll::Ready(end) = events.poll_end(cx) {
+            self.end();
+            return Poll::Ready(Received::End(end));
+        }
+        // A full window leaves what is ready: the next message does not wake the task again.
+        let ready = match self.window.is_full() {
+            true => None,
+            false => Some(events.take_ready()),
+        };
+        self.note_ready(ready);
+        loop {
+            if let Some(notice) = self.next_notice() {
+                return Poll::Ready(Received::Notice(notice));
+            }
+            self.poll_read(cx, now);
+            match self.window.step(now) {
+                Step::Push(log, push) => {
+                    return Poll::Ready(match push {
+                        Push::Message(message) => Received::Message(message),
+                        Push::Said(said) => Received::Said(said),
+                        Push::Gap(gap) => Received::Notice(RoomReply::Gap(Gap {
+                            log: self.ring(log).map(|ring| ring.name().clone()),
+                            from: gap.from,
+                            to: gap.to.sequence,
+                            count: gap.count,
+                        })),
+                    });
+                }
+                Step::Take(INBOX, _) => self.take_from_inbox(),
+                Step::Take(log, after) => self.take_from_ring(log, after),
+                Step::Read { log, after, limit } => {
+                    let read = match self.ring(log) {
+                        Some(ring) => store.read_room(ring.id(), after, limit),
+                        None => {
+                            if let Some(events) = &mut self.events {
+                                events.follow();
+                            }
+                            store.read(&self.account, after.into(), limit)
+                        }
+                    };
+                    self.read = Some(Box::new(read));
+                }
+                Step::Left(log) => {
+                    if let Some(left) = self.remove(log) {
+                        return Poll::Ready(Received::Notice(left));
+                    }
+                }
+                Step::Wait => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Acknowledges every message of a log up to `sequence`. That of a room which the device
+    /// does not read any more is ignored.
+    ///
+    /// # Errors
+    /// [`NeverPushed`] for a number above the last push.
+    pub(super) fn acknowledge(
+        &mut self,
+        log: Option<&RoomName>,
+        sequence: Sequence,
+        store: &dyn Store,
+    ) -> Result<(), NeverPushed> {
+        let device = self.device.as_deref();
+        let log = match log {
+            None => INBOX,
+            Some(name) => match device.and_then(|device| device.find(name)) {
+                Some(log) => log,
+                None => return Ok(()),
+            },
+        };
+        let Some(position) = self.window.handle_ack(log, sequence)? else {
+            return Ok(());
+        };
+        match (device, self.ring(log)) {
+            (Some(device), Some(ring)) => {
+                store.acknowledge_room(&self.account, device.id, ring.id(), position.into());
+            }
+            (Some(device), None) => {
+                store.acknowledge_inbox(&self.account, device.id, position);
+            }
+            (None, _) => store.acknowledge(&self.account, position),
+        }
+        Ok(())
+    }
+
+    /// Returns the device that is attached, unless this is a `connect`.
+    pub(super) fn device(&self) -> Option<DeviceId> {
+        self.device.as_ref().map(|device| device.id)
+    }
+
+    /// Returns the account of the inbox.
+    pub(super) const fn account(&self) -> &Account {
+        &self.account
+    }
+
+    /// Returns the window of messages in flight.
+    pub(super) const fn window(&self) -> &DeliveryWindow {
+        &self.window
+    }
+
+    /// Returns the ring of a room.
+    fn ring(&self, log: LogId) -> Option<&Arc<Ring>> {
+        let device = self.device.as_ref()?;
+        let source = device.rooms.get(log.checked_sub(1)? as usize)?;
+        source.as_ref().map(|source| source.0.ring())
+    }
+
+    fn note_ready(&mut self, ready: Option<Ready>) {
+        if ready.is_some_and(Ready::has_messages) {
+            self.window.note_ready(INBOX);
+        }
+        let Some(device) = &mut self.device else {
+            return;
+        };
+        let Some(ready) = ready else {
+            device.has_notices |= self.events.as_ref().is_some_and(Events::has_new_notices);
+            return;
+        };
+        device.has_notices |= ready.has_notices();
+        if ready.has_places() {
+            let places = (1..).take(device.rooms.len());
+            for log in places.filter(|log| ready.has_place(*log)) {
+                self.window.note_ready(log);
+            }
+        }
+    }
+
+    /// Applies notices, until one is to be pushed.
+    fn next_notice(&mut self) -> Option<RoomReply> {
+        let (Some(device), Some(events)) = (&mut self.device, &mut self.events) else {
+            return None;
+        };
+        while device.has_notices && device.leaving.is_none() {
+            let Some(notice) = events.next_notice() else {
+                device.has_notices = false;
+                break;
+            };
+            match notice {
+                Notice::Device(entry) => {
+                    return Some(RoomReply::Device {
+                        name: entry.name,
+                        seen_ms: u64::from(entry.seen_s) * 1000,
+                        waiting: entry.waiting,
+                    });
+                }
+                Notice::Seen { room, number } => {
+                    let sequence = Sequence(number);
+                    return Some(RoomReply::Seen { room, sequence });
+                }
+                Notice::Joined { room, is_own } => {
+                    let (name, last) = (room.ring.name().clone(), Sequence(room.cursor.number));
+                    device.add(room, &mut self.window, events);
+                    if !is_own {
+                        return Some(RoomReply::Joined { room: name, last });
+                    }
+                }
+                Notice::Left {
+                    room,
+                    reason,
+                    at,
+                    is_own,
+                    ..
+                } => {
+                    if let Some(log) = device.place_of(room) {
+                        device.leaving = Some(LeavingRoom {
+                            log,
+                            reason,
+                            is_own,
+                        });
+                        let last = Point {
+                            number: at.number.saturating_sub(1),
+                            ..at
+                        };
+                        self.window.leave(log, last);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Passes the page of a finished read to the window.
+    fn poll_read(&mut self, cx: &mut Context<'_>, now: Instant) {
+        let Some(read) = &mut self.read else { return };
+        let Poll::Ready(page) = Pin::new(&mut **read).poll(cx) else {
+            return;
+        };
+        self.read = None;
+        let ring = self.window.reading().and_then(|log| self.ring(log));
+        let name = ring.map(|ring| ring.name().clone());
+        let page: Result<_, Unavailable> = page.map(|page| match &name {
+            None => ReadPage::of_inbox(page),
+            Some(name) => ReadPage::new(page, |message| {
+                Push::Said(Arc::new(Said::new(name.clone(), message)))
+            }),
+        });
+        if let Err(missing) = self.window.handle_page(page, now) {
+            missing.report(&self.account, name.as_ref());
+        }
+    }
+
+    fn take_from_inbox(&mut self) {
+        let event = self.events.as_mut().and_then(Events::next_event);
+        match event {
+            Some(Event::Appended(messages)) => self.window.handle_appended(messages),
+            Some(Event::Lagged) => self.window.handle_lagged(INBOX),
+            // The end wakes the task again.
+            Some(Event::Ended(_)) | None => self.window.handle_caught_up(INBOX),
+        }
+    }
+
+    fn take_from_ring(&mut self, log: LogId, after: Point) {
+        let next = self.ring(log).map_or(Next::End, |ring| ring.next(after));
+        // A notice before the message may end the membership: it comes first.
+        let device = self.device.as_mut();
+        let events = self.events.as_ref();
+        if let Some(device) = device
+            && events.is_some_and(Events::has_new_notices)
+            && !device.has_notices
+        {
+            device.has_notices = true;
+            return;
+        }
+        match next {
+            Next::Message(said) => self.window.handle_next(log, said),
+            Next::End => self.window.handle_caught_up(log),
+            Next::Behind if self.is_deleted(log) => self.window.skip_to_end(),
+            Next::Behind => self.window.handle_lagged(log),
+        }
+    }
+
+    /// Returns whether the messages of a room have ended with it.
+    fn is_deleted(&self, log: LogId) -> bool {
+        let leaving = self
+            .device
+            .as_ref()
+            .and_then(|device| device.leaving.as_ref());
+        leaving.is_some_and(|left| left.log == log && left.reason == LeftReason::Deleted)
+    }
+
+    /// Removes a room whose last message is pushed. Returns the last push.
+    fn remove(&mut self, log: LogId) -> Option<RoomReply> {
+        if self.window.reading().is_none() {
+            self.read = None;
+        }
+        let device = self.device.as_mut()?;
+        let left = device.leaving.take()?;
+        let place = device.rooms.get_mut(log.checked_sub(1)? as usize)?;
+        let source = place.take()?;
+        (!left.is_own).then(|| RoomReply::Left {
+            room: source.0.ring().name().clone(),
+            reason: left.reason,
+        })
+    }
+}
+
+impl AttachedDevice {
+    /// Adds a room.
+    fn add(&mut self, room: AttachedRoom, window: &mut DeliveryWindow, events: &Events) {
+        let log = window.add_room(room.cursor);
+        let source = RoomSource(Registration::new(room.ring, events.waker(), log));
+        let at = (log - 1) as usize;
+        match self.rooms.get_mut(at) {
+            Some(place) => *place = Some(source),
+            None => {
+                self.rooms.reserve_exact(1);
+                self.rooms.push(Some(source));
+            }
+        }
+    }
+
+    /// Returns the log of the room with this name.
+    fn find(&self, name: &RoomName) -> Option<LogId> {
+        let hash = name_hash(name);
+        self.find_by(|ring| ring.name_hash() == hash && ring.name() == name)
+    }
+
+    /// Returns the log of the room with this id.
+    fn place_of(&self, id: u64) -> Option<LogId> {
+        self.find_by(|ring| ring.id() == id)
+    }
+
+    fn find_by(&self, is_it: impl Fn(&Ring) -> bool) -> Option<LogId> {
+        let mut rooms = self.rooms.iter();
+        let at = rooms.position(|source| source.as_ref().is_some_and(|s| is_it(s.0.ring())));
+        at.map(|at| at as LogId + 1)
+    }
+}

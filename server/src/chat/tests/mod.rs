@@ -1,0 +1,5 @@
+//! Tests of connections over a store.
+
+mod devices;
+mod model;
+mod rooms;

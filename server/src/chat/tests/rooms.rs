@@ -1,0 +1,350 @@
+//! Rooms, from the commands to the pushes, over a store in memory.
+
+use std::sync::Arc;
+
+use hark_protocol::message::LeftReason;
+use hark_protocol::{Code, OkFields, Request, RoomRequest, Sequence};
+
+use super::devices::{Client, Pushed, chat, room, user};
+use crate::chat::Chat;
+use crate::shard::{RoomLimits, ShardConfig, ShardStore};
+
+fn config() -> ShardConfig {
+    ShardConfig {
+        numbers_after: Some(0),
+        ..ShardConfig::DEFAULT
+    }
+}
+
+fn memory(config: ShardConfig) -> Arc<Chat> {
+    chat(Arc::new(ShardStore::memory(config).unwrap()))
+}
+
+/// Returns a chat with users, of which the first has created `#team`.
+async fn team(users: &[&str]) -> (Arc<Chat>, Vec<Client>) {
+    team_with(config(), users).await
+}
+
+async fn team_with(config: ShardConfig, users: &[&str]) -> (Arc<Chat>, Vec<Client>) {
+    let chat = memory(config);
+    let mut clients = Vec::new();
+    for name in users {
+        let create = Request::Create {
+            user: user(name),
+            password: None,
+        };
+        Client::new(&chat).ok(create).await;
+        clients.push(Client::attach(&chat, name, "phone").await);
+    }
+    clients[0].create_room("#team").await;
+    (chat, clients)
+}
+
+fn said(number: u64, text: &str) -> Pushed {
+    Pushed::Said("#team".to_owned(), number, text.to_owned())
+}
+
+fn join() -> RoomRequest {
+    RoomRequest::Join(room("#team"))
+}
+
+fn leave() -> RoomRequest {
+    RoomRequest::Leave(room("#team"))
+}
+
+#[tokio::test]
+async fn members_get_messages_on_all_devices() {
+    let (chat, mut clients) = team(&["amy", "bob"]).await;
+    let [amy, bob] = &mut clients[..] else {
+        panic!()
+    };
+    let mut laptop = Client::attach(&chat, "bob", "laptop").await;
+    assert_eq!(bob.pushes(1).await, [Pushed::Device("laptop".to_owned())]);
+    amy.say("#team", "before").await;
+    bob.room(join()).await;
+    assert_eq!(laptop.pushes(1).await, [Pushed::Joined("#team".to_owned())]);
+    let number = amy.say("#team", "x").await;
+    for reader in [bob, &mut laptop] {
+        assert_eq!(reader.pushes(1).await, [said(number, "x")]);
+        assert!(reader.pushes.is_empty());
+    }
+    assert_eq!(
+        amy.pushes(2).await.last(),
+        Some(&said(number, "x")),
+        "its own"
+    );
+}
+
+#[tokio::test]
+async fn reply_to_a_send_precedes_its_own_push() {
+    let (_, mut clients) = team(&["amy"]).await;
+    let amy = &mut clients[0];
+    for nth in 0..200 {
+        let number = amy.say("#team", "x").await;
+        assert!(amy.pushes.is_empty(), "message {nth}");
+        assert_eq!(amy.pushes(1).await, [said(number, "x")]);
+        amy.ack("#team", number);
+    }
+}
+
+#[tokio::test]
+async fn messages_below_the_leave_come_before_it() {
+    let (chat, mut clients) = team(&["amy", "bob"]).await;
+    let [amy, bob] = &mut clients[..] else {
+        panic!()
+    };
+    bob.room(join()).await;
+    let mut control = Client::login(&chat, "bob").await;
+    let mut numbers = Vec::new();
+    for _ in 0..300 {
+        numbers.push(amy.say("#team", "x").await);
+    }
+    control.room(leave()).await;
+    amy.say("#team", "after").await;
+    // The window is full: the rest and the end wait for acknowledgements.
+    let pushed = bob.pushes(256).await;
+    bob.take_ready().await;
+    assert!(bob.pushes.is_empty());
+    assert_eq!(pushed.last(), Some(&said(numbers[255], "x")));
+    bob.ack("#team", numbers[255]);
+    let pushed = bob.pushes(45).await;
+    let left = Pushed::Left("#team".to_owned(), LeftReason::Left);
+    assert_eq!(pushed[43], said(numbers[299], "x"));
+    assert_eq!(pushed[44], left, "the last push");
+    bob.ack("#team", numbers[299]);
+    bob.take_ready().await;
+    assert!(bob.pushes.is_empty());
+}
+
+#[tokio::test]
+async fn rejoin_begins_at_the_new_number() {
+    let (_, mut clients) = team(&["amy", "bob"]).await;
+    let [amy, bob] = &mut clients[..] else {
+        panic!()
+    };
+    bob.room(join()).await;
+    let first = amy.say("#team", "1").await;
+    bob.room(leave()).await;
+    amy.say("#team", "2").await;
+    let OkFields::Joined(last, held) = bob.room(join()).await else {
+        panic!("no fields")
+    };
+    assert_eq!(held, 2);
+    let third = amy.say("#team", "3").await;
+    assert!(last.0 < third);
+    // Its own end of the membership is not pushed to the device.
+    assert_eq!(bob.pushes(2).await, [said(first, "1"), said(third, "3")]);
+}
+
+#[tokio::test]
+async fn deleted_room_is_no_part_of_its_successor() {
+    let (_, mut clients) = team(&["amy", "bob"]).await;
+    let [amy, bob] = &mut clients[..] else {
+        panic!()
+    };
+    bob.room(join()).await;
+    let first = amy.say("#team", "old").await;
+    assert_eq!(bob.pushes(1).await, [said(first, "old")]);
+    let delete = Request::Delete {
+        user: user("#team"),
+        password: None,
+    };
+    amy.ok(delete).await;
+    assert_eq!(
+        bob.pushes(1).await,
+        [Pushed::Left("#team".to_owned(), LeftReason::Deleted)]
+    );
+    amy.create_room("#team").await;
+    let send = Request::Send {
+        user: user("#team"),
+        text: "x".into(),
+    };
+    assert_eq!(bob.refused(send).await, Code::Denied);
+    bob.room(join()).await;
+    bob.ack("#team", first);
+    let number = amy.say("#team", "new").await;
+    assert_eq!(bob.pushes(1).await, [said(number, "new")]);
+}
+
+#[tokio::test]
+async fn expelled_member_learns_of_it() {
+    let (_, mut clients) = team(&["amy", "bob"]).await;
+    let [amy, bob] = &mut clients[..] else {
+        panic!()
+    };
+    bob.room(join()).await;
+    let number = amy.say("#team", "x").await;
+    let expel = RoomRequest::Expel {
+        room: room("#team"),
+        user: user("bob"),
+    };
+    amy.room(expel).await;
+    amy.say("#team", "y").await;
+    let left = Pushed::Left("#team".to_owned(), LeftReason::Expelled);
+    assert_eq!(bob.pushes(2).await, [said(number, "x"), left]);
+    bob.take_ready().await;
+    assert!(bob.pushes.is_empty());
+}
+
+#[tokio::test]
+async fn unacknowledged_messages_come_again() {
+    let (chat, mut clients) = team(&["amy", "bob"]).await;
+    let [amy, bob] = &mut clients[..] else {
+        panic!()
+    };
+    bob.room(join()).await;
+    let one = amy.say("#team", "1").await;
+    let two = amy.say("#team", "2").await;
+    assert_eq!(bob.pushes(2).await, [said(one, "1"), said(two, "2")]);
+    bob.ack("#team", one);
+    let mut again = Client::attach(&chat, "bob", "phone").await;
+    assert_eq!(again.pushes(1).await, [said(two, "2")]);
+    assert_eq!(bob.pushes(1).await, [Pushed::Bye]);
+    let three = amy.say("#team", "3").await;
+    assert_eq!(again.pushes(1).await, [said(three, "3")]);
+    bob.take_ready().await;
+    assert!(bob.pushes.is_empty());
+}
+
+#[tokio::test]
+async fn lagging_member_learns_of_removed_messages() {
+    let rooms = RoomLimits {
+        room_bytes_max: 600_000,
+        ..RoomLimits::DEFAULT
+    };
+    let config = ShardConfig { rooms, ..config() };
+    let users = ["amy", "bob", "cat", "dan", "eve", "fay"];
+    let (chat, mut clients) = team_with(config, &users).await;
+    for client in &mut clients[1..] {
+        client.room(join()).await;
+    }
+    let lagging = clients.remove(1);
+    drop(lagging);
+    // No sender may have more than a quarter of the room.
+    let text = "x".repeat(10_000);
+    let mut numbers = Vec::new();
+    for _ in 0..12 {
+        for sender in &mut clients[..] {
+            numbers.push(sender.say("#team", &text).await);
+            sender.pushes.clear();
+            sender.ack("#team", numbers[numbers.len() - 1]);
+        }
+    }
+    let mut bob = Client::attach(&chat, "bob", "phone").await;
+    let pushed = bob.pushes(2).await;
+    let Pushed::Gap(log, from, to, count) = &pushed[0] else {
+        panic!("{:?}", pushed[0])
+    };
+    assert_eq!(log, "#team");
+    assert!(*from <= numbers[0] && *count > 0);
+    let removed = numbers.iter().filter(|number| **number <= *to).count();
+    assert_eq!(removed as u64, *count);
+    assert_eq!(pushed[1], said(numbers[removed], &text), "the next message");
+    // The gap comes again until it is acknowledged.
+    let to = *to;
+    let mut bob = Client::attach(&chat, "bob", "phone").await;
+    assert_eq!(bob.pushes(1).await[0], pushed[0]);
+    bob.ack("#team", to);
+    let mut bob = Client::attach(&chat, "bob", "phone").await;
+    assert_eq!(bob.pushes(1).await[0], pushed[1]);
+}
+
+#[tokio::test]
+async fn long_inbox_leaves_no_room_starved() {
+    let (_, mut clients) = team(&["amy", "bob"]).await;
+    let [amy, bob] = &mut clients[..] else {
+        panic!()
+    };
+    bob.room(join()).await;
+    for _ in 0..300 {
+        amy.say("bob", "x").await;
+    }
+    let number = amy.say("#team", "y").await;
+    let pushed = bob.pushes(256).await;
+    assert!(pushed[..17].contains(&said(number, "y")), "a turn is 16");
+}
+
+#[tokio::test]
+async fn slow_member_reads_the_store() {
+    let (_, mut clients) = team(&["amy", "bob"]).await;
+    let [amy, bob] = &mut clients[..] else {
+        panic!()
+    };
+    bob.room(join()).await;
+    // More than a ring holds. Half of them is sent without waiting for the reader.
+    let mut numbers = Vec::new();
+    for nth in 0..1500 {
+        numbers.push(amy.say("#team", &nth.to_string()).await);
+        amy.pushes.clear();
+        amy.ack("#team", numbers[nth]);
+    }
+    for (nth, number) in numbers.iter().enumerate() {
+        if bob.pushes.is_empty() {
+            assert_eq!(bob.next().await, None);
+        }
+        assert_eq!(bob.pushes.remove(0), said(*number, &nth.to_string()));
+        bob.ack("#team", *number);
+    }
+}
+
+#[tokio::test]
+async fn read_mark_reaches_other_devices() {
+    let (chat, mut clients) = team(&["amy", "bob"]).await;
+    let [amy, bob] = &mut clients[..] else {
+        panic!()
+    };
+    bob.room(join()).await;
+    let mut laptop = Client::attach(&chat, "bob", "laptop").await;
+    assert_eq!(bob.pushes(1).await, [Pushed::Device("laptop".to_owned())]);
+    let number = amy.say("#team", "x").await;
+    let seen = RoomRequest::Seen {
+        room: room("#team"),
+        sequence: Sequence(number),
+    };
+    bob.room(seen).await;
+    let mark = Pushed::Seen("#team".to_owned(), number);
+    let pushed = laptop.pushes(2).await;
+    assert!(pushed.contains(&mark) && pushed.contains(&said(number, "x")));
+    assert_eq!(bob.pushes(1).await, [said(number, "x")]);
+    bob.take_ready().await;
+    assert!(bob.pushes.is_empty(), "not to the device itself");
+}
+
+#[tokio::test]
+async fn every_member_of_a_large_room_is_woken() {
+    let names: Vec<_> = (0..60).map(|n| format!("user{n}")).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let (_, mut clients) = team(&names).await;
+    for client in &mut clients[1..] {
+        client.room(join()).await;
+    }
+    for _ in 0..3 {
+        let (amy, others) = clients.split_first_mut().unwrap();
+        // Others wait for their message when it is sent.
+        let waiting = others.iter_mut().map(|client| client.pushes(1));
+        let waiting = futures::future::join_all(waiting);
+        let (number, pushed) = tokio::join!(amy.say("#team", "x"), waiting);
+        for pushed in pushed {
+            assert_eq!(pushed, [said(number, "x")]);
+        }
+        for client in &mut clients {
+            client.ack("#team", number);
+        }
+    }
+}
+
+#[tokio::test]
+async fn device_with_many_unread_notices_is_disconnected() {
+    let (chat, mut clients) = team(&["amy", "bob"]).await;
+    let bob = &mut clients[1];
+    let mut control = Client::login(&chat, "bob").await;
+    for _ in 0..130 {
+        control.room(join()).await;
+        control.room(leave()).await;
+    }
+    control.room(join()).await;
+    assert_eq!(bob.pushes(1).await, [Pushed::Closed]);
+    let mut bob = Client::attach(&chat, "bob", "phone").await;
+    let number = clients[0].say("#team", "x").await;
+    assert_eq!(bob.pushes(1).await, [said(number, "x")]);
+}
