@@ -16,7 +16,7 @@ use tracing_subscriber::prelude::*;
 
 use crate::admin;
 use crate::chat::Chat;
-use crate::config::{Cli, LogFormat, ServeArgs};
+use crate::config::{Cli, LogFormat, Purpose, ServeArgs};
 use crate::front::{MayWatch, Tls};
 use crate::logging::{self, LineLimiter, Watchers};
 use crate::server::{self, ConnectionLimits};
@@ -66,9 +66,11 @@ fn serve(arguments: &ServeArgs) -> anyhow::Result<()> {
 }
 
 async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
-    arguments
-        .tls
-        .check(arguments.listen, arguments.require_password)?;
+    arguments.tls.check(
+        arguments.listen,
+        arguments.http.has_proxy(),
+        arguments.require_password,
+    )?;
     let tls = arguments.tls.read()?;
     let place = arguments.store.place()?;
     tracing::info!(
@@ -89,7 +91,12 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
     let rules = arguments.rules();
     let store = arguments
         .store
-        .open(arguments.shard(), Some(rules.text_bytes_max()))
+        .open(
+            arguments.shard(),
+            Purpose::Server {
+                text_bytes_max: rules.text_bytes_max(),
+            },
+        )
         .await?;
     check_log_watcher(arguments, &*store).await?;
     check_admins(arguments, &*store).await?;

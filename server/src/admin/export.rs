@@ -7,8 +7,9 @@ use anyhow::bail;
 use hark_protocol::UserName;
 
 use super::line::{Line, VERSION};
+use super::progress::Progress;
 use crate::shard::snapshot::{LogBounds, StoreSnapshot};
-use crate::store::{AccountEntry, Message, PasswordHash, Position};
+use crate::store::{AccountEntry, Message, Position};
 
 /// Exports the store in a folder.
 pub(super) fn run(folder: &Path, to: impl Write) -> anyhow::Result<()> {
@@ -54,10 +55,11 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// Returns the number of accounts with damaged messages.
 fn export(store: &StoreSnapshot, to: &mut impl Write) -> anyhow::Result<u64> {
     write(to, &Line::Export { version: VERSION })?;
-    let mut damaged = 0;
+    let (mut damaged, mut progress) = (0, Progress::new("accounts exported"));
     for log in store.logs() {
         // The format has no rooms yet.
         let Some(entry) = &log.account else { continue };
+        progress.add(1);
         write(to, &account(entry, &log))?;
         damaged += u64::from(!messages(store, &log, to)?);
     }
@@ -66,14 +68,7 @@ fn export(store: &StoreSnapshot, to: &mut impl Write) -> anyhow::Result<u64> {
 
 /// The line of an account.
 pub(super) fn account(entry: &AccountEntry, log: &LogBounds) -> Line {
-    Line::Account {
-        name: entry.account.name.to_string(),
-        password: entry
-            .password
-            .as_ref()
-            .map(|hash| PasswordHash::as_str(hash).to_owned()),
-        cursor: log.head.sequence.0,
-    }
+    Line::account(entry, log.head.sequence)
 }
 
 /// Returns whether all messages could be read.

@@ -14,6 +14,7 @@
 //! | `delivery_window` | the messages in flight to one connection |
 //! | `delivery` | the delivery to one connection, between window and store |
 //! | `rooms` | the commands of rooms and devices |
+//! | `inbox` | access to an inbox without a delivery |
 //! | `replies` | the replies to requests that the store has decided |
 //! | `send_sessions` | the open send sessions and their connections |
 //! | `fetch_and_ack` | destructive reads, for clients that cannot acknowledge |
@@ -27,6 +28,7 @@ mod delivery;
 pub(crate) mod delivery_window;
 mod fair_semaphore;
 mod fetch_and_ack;
+mod inbox;
 mod listing;
 mod login_limiter;
 pub mod passwords;
@@ -56,6 +58,7 @@ use send_sessions::SendSessions;
 
 pub use connection::{ClientConnection, Output};
 pub use delivery_window::NeverPushed;
+pub use inbox::Inbox;
 pub use rate_limiter::{RateLimiter, Rates};
 pub(crate) use replies::delivery;
 pub use rooms::MayCreateRooms;
@@ -172,6 +175,12 @@ impl Chat {
     #[must_use]
     pub fn is_available(&self) -> bool {
         self.store.is_available()
+    }
+
+    /// Returns whether the store refuses sends for lack of space.
+    #[must_use]
+    pub fn is_low_on_space(&self) -> bool {
+        self.store.is_low_on_space()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The command line of `harkd`: flags with their defaults and units, each also
 //! read from an environment variable `HARKD_…`.
 
+mod http;
 mod rate_limits;
 mod rooms;
 mod store;
@@ -21,9 +22,10 @@ use crate::logging::Watchers;
 use crate::server::ConnectionLimits;
 use crate::shard::{COUNTER_MAX, ShardConfig, Sync};
 
+pub use http::{HttpArgs, ProxyNet};
 pub use rate_limits::RateLimitArgs;
 pub use rooms::RoomArgs;
-pub use store::{ClusterArgs, StoreArgs, StorePlace};
+pub use store::{ClusterArgs, Purpose, StoreArgs, StorePlace};
 pub use tls::{TlsArgs, TlsArgsError};
 
 /// A self-hosted chat server: every acknowledged message is on disk and will be delivered
@@ -62,21 +64,25 @@ pub enum AdminCommand {
         #[arg(long)]
         drop_damaged: bool,
     },
-    /// Print the accounts and unread messages of a store as JSON lines
-    #[command(override_usage = "harkd export [OPTIONS] <FOLDER>")]
+    /// Print the accounts and unread messages of a store as JSON lines: of a cluster at any
+    /// time, of a folder while its server is stopped
+    #[command(override_usage = "harkd export [OPTIONS] [STORE]")]
     Export {
-        /// The store's folder
-        folder: PathBuf,
+        /// The store: a folder, or a cluster as in --store [default: that of --store]
+        #[arg(value_name = "STORE")]
+        place: Option<PathBuf>,
         /// Export the intact parts of a damaged store, with gaps for the rest
         #[arg(long)]
         salvage: bool,
     },
     /// Import accounts and messages from JSON lines on standard input. Message numbers are
     /// kept; existing accounts and messages are skipped
-    #[command(override_usage = "harkd import [OPTIONS] <FOLDER>")]
+    #[command(override_usage = "harkd import [OPTIONS] [STORE]")]
     Import {
-        /// The store's folder, created if it does not exist
-        folder: PathBuf,
+        /// The store, created if it does not exist: a folder, or a cluster as in --store
+        /// [default: that of --store]
+        #[arg(value_name = "STORE")]
+        place: Option<PathBuf>,
     },
 }
 
@@ -91,6 +97,9 @@ pub struct ServeArgs {
     /// TLS, and confirmations for a server that other machines can reach.
     #[command(flatten)]
     pub tls: TlsArgs,
+    /// HTTP and WebSocket.
+    #[command(flatten)]
+    pub http: HttpArgs,
     /// The store.
     #[command(flatten)]
     pub store: StoreArgs,
@@ -406,6 +415,7 @@ impl ServeArgs {
             watch_logs: self.watch_logs.clone().map(watch),
             tls,
             tls_only: self.tls.is_tls_only(self.listen),
+            http: self.http.settings(),
         }
     }
 
@@ -536,7 +546,8 @@ mod tests {
             .iter()
             .map(|heading| heading.split(' ').next().unwrap());
         let expected = [
-            "Accounts", "Cluster", "Limits", "Logging", "Network", "Rate", "Rooms", "Store", "TLS",
+            "Accounts", "Cluster", "HTTP", "Limits", "Logging", "Network", "Rate", "Rooms",
+            "Store", "TLS",
         ];
         assert_eq!(first_words.collect::<Vec<_>>(), expected);
     }

@@ -20,13 +20,13 @@ use hark_grpc::{request, status};
 use hark_protocol::{OkFields, Refusal, RequestId};
 use tonic::{Code, Extensions, Request, Response, Status, Streaming};
 
-use super::Caller;
 use super::abortable::Abortable;
 use super::bidi::Bidi;
-use super::call::Call;
+use super::caller;
 use super::connect::{Delivered, DeliveryStream, Receipts};
 use super::list::{Part, Parts};
 use crate::chat::Chat;
+use crate::front::call::Call;
 
 /// A response stream.
 type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -51,7 +51,7 @@ impl ChatService {
     }
 
     fn call<T>(&self, request: Request<T>) -> Result<(Call, T), Status> {
-        let call = Call::new(&self.chat, request.extensions())?;
+        let call = Call::new(&self.chat, caller(request.extensions())?);
         Ok((call, request.into_inner()))
     }
 
@@ -61,7 +61,7 @@ impl ChatService {
         login: Option<Credentials>,
         extensions: &Extensions,
     ) -> Result<Call, Status> {
-        let mut call = Call::new(&self.chat, extensions)?;
+        let mut call = Call::new(&self.chat, caller(extensions)?);
         if let Some(credentials) = login {
             call.request(credentials.try_into()).await?;
         }
@@ -76,7 +76,7 @@ impl ChatService {
     ) -> Result<OkFields, Status> {
         let (_, extensions, mut request) = request.into_parts();
         let mut call = self.call_as(request.take_login(), &extensions).await?;
-        call.request(convert(request)).await
+        Ok(call.request(convert(request)).await?)
     }
 
     /// Makes a request as its caller, with an answer of many parts.
@@ -330,7 +330,7 @@ impl chat_server::Chat for ChatService {
         &self,
         request: Request<Streaming<ChatRequest>>,
     ) -> Result<Response<Self::BiDiChatStream>, Status> {
-        let caller = Caller::of(request.extensions())?.clone();
+        let caller = caller(request.extensions())?.clone();
         let (call, requests) = self.call(request)?;
         let shutdown = call.shutdown();
         let call = call.limited(&caller);

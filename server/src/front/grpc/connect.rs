@@ -17,8 +17,8 @@ use hark_grpc::v1::{AttachReply, ConnectReply, Connected, attach_reply, connect_
 use hark_protocol::{ByeReason, Code, OkFields, Refusal, Reply, RoomName, Sequence};
 use tonic::Status;
 
-use super::call::{Call, ended};
 use crate::chat::Output;
+use crate::front::call::{Call, CallError};
 use crate::front::push;
 use crate::sync::Mutex;
 
@@ -176,10 +176,10 @@ impl<T: Delivered> DeliveryStream<T> {
                     Some(Reply::Bye(reason))
                 }
                 Ok(output) => push(output),
-                Err(status) => return Poll::Ready(Some(Err(status))),
+                Err(error) => return Poll::Ready(Some(Err(error.into()))),
             };
             let Some(pushed) = pushed else {
-                return Poll::Ready(Some(Err(ended())));
+                return Poll::Ready(Some(Err(CallError::Ended.into())));
             };
             let event = reply::outgoing(None, pushed).and_then(|pushed| pushed.reply);
             if let Some(event) = event.and_then(T::event) {

@@ -14,8 +14,8 @@ use hark_grpc::v1::{
 use hark_protocol::{OkFields, Refusal, Reply, Request, RequestId};
 use tonic::Status;
 
-use super::call::{Call, answer, ended};
 use crate::chat::Output;
+use crate::front::call::{Call, CallError, answer};
 
 /// An item of a stream.
 pub(super) trait Part: Sized {
@@ -77,11 +77,11 @@ impl<T: Part> Stream for Parts<T> {
 }
 
 /// Returns the end of the answer.
-fn last_part<T: Part>(last: Result<Output, Status>) -> Result<Option<T>, Status> {
+fn last_part<T: Part>(last: Result<Output, CallError>) -> Result<Option<T>, Status> {
     let Output::Reply(_, reply) = last? else {
-        return Err(ended());
+        return Err(CallError::Ended.into());
     };
-    answer(reply).map(|fields| T::end(&fields))
+    Ok(T::end(&answer(reply)?))
 }
 
 /// Returns whether the end of a list says that it is truncated.
