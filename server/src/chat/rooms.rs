@@ -32,8 +32,8 @@ pub enum MayCreateRooms {
     Users,
     /// Admins. Users join rooms, and talk to each other.
     Admins,
-    /// Nobody: the server has no commands of rooms.
-    Nobody,
+    /// No user: the server has no commands of rooms.
+    Off,
 }
 
 /// A part of an answer.
@@ -72,12 +72,16 @@ impl Chat {
     /// # Errors
     /// [`Code::UnknownCommand`].
     pub(super) fn check_served(&self, request: &RoomRequest) -> Result<(), Fault> {
-        let is_of_devices = matches!(
+        let is_of_inbox = matches!(
             request,
-            RoomRequest::Attach { .. } | RoomRequest::Devices | RoomRequest::Forget(_)
+            RoomRequest::Attach { .. }
+                | RoomRequest::Devices
+                | RoomRequest::Forget(_)
+                | RoomRequest::Block(_)
+                | RoomRequest::Unblock(_)
         );
-        let has_rooms = is_of_devices || self.rules.rooms != MayCreateRooms::Nobody;
-        if self.store.has_rooms() && has_rooms {
+        let is_served = is_of_inbox || self.rules.rooms != MayCreateRooms::Off;
+        if self.store.has_rooms() && is_served {
             Ok(())
         } else {
             Fault::refused(Code::UnknownCommand, NOT_SERVED)
@@ -225,7 +229,7 @@ impl Caller {
         match self.chat.rules.rooms {
             MayCreateRooms::Users => Ok(true),
             MayCreateRooms::Admins => self.chat.is_admin(Some(&self.user)).await,
-            MayCreateRooms::Nobody => Ok(false),
+            MayCreateRooms::Off => Ok(false),
         }
     }
 

@@ -33,6 +33,7 @@ mod numbers;
 mod page;
 mod password_memory;
 mod receiving;
+mod rooms;
 mod secrets;
 mod sending;
 mod slow_peers;
