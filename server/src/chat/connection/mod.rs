@@ -75,8 +75,8 @@ pub struct ClientConnection {
     waiting: Option<Box<(Option<RequestId>, Request)>>,
     running: Option<(Option<RequestId>, RunningCommand)>,
     delivery: Option<DeliveryReader>,
-    /// A push that waits for replies.
-    held: Option<Output>,
+    /// A push that waits for replies. Boxed, because it is rare.
+    held: Option<Box<Output>>,
     /// The end of the delivery, until `bye` goes out.
     ended: Option<End>,
     stage: ConnectionStage,
@@ -427,7 +427,7 @@ impl ClientConnection {
                 return self.poll_end();
             }
             if let Some(push) = self.held.take() {
-                return Poll::Ready(push);
+                return Poll::Ready(*push);
             }
             let Some(delivery) = &mut self.delivery else {
                 return Poll::Pending;
@@ -449,7 +449,7 @@ impl ClientConnection {
             }
             // The store has completed the request that caused the push, if it is one of this
             // connection: its reply comes first.
-            self.held = Some(push);
+            self.held = Some(push.into());
         }
     }
 
