@@ -36,7 +36,7 @@ pub fn run(place: &StoreArgs, command: AdminCommand) -> anyhow::Result<()> {
 }
 
 /// Prints a line. A closed pipe is not an error.
-fn print(line: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
+pub(crate) fn print(line: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
     match writeln!(io::stdout(), "{line}") {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => Ok(written?),

@@ -128,6 +128,13 @@ impl UserRateLimiter {
         }
     }
 
+    /// Changes the rates. Buckets stay as empty as they are.
+    pub(super) fn set_rates(&self, rates: &Rates) {
+        let mut buckets = self.buckets.lock();
+        set_rate(&mut buckets.commands, rates.user_commands);
+        set_rate(&mut buckets.bytes, rates.user_bytes);
+    }
+
     /// Charges a command of a user with this many bytes of text, and returns the wait
     /// before the next.
     fn charge_command(&self, user: &UserName, bytes: usize, now: Instant) -> Duration {
@@ -141,6 +148,13 @@ impl UserRateLimiter {
             _ => Duration::ZERO,
         };
         charge(commands, 1).max(charge(all_bytes, bytes as u64))
+    }
+}
+
+fn set_rate(buckets: &mut Option<Buckets<UserName>>, rate: Option<Rate>) {
+    match (buckets.as_mut(), rate) {
+        (Some(buckets), Some(rate)) => buckets.set_rate(rate),
+        _ => *buckets = rate.map(Buckets::new),
     }
 }
 

@@ -152,6 +152,24 @@ impl StoreArgs {
         Ok(place)
     }
 
+    /// Checks what can be checked without opening the store.
+    ///
+    /// # Errors
+    /// As [`Self::place`]; if a file with credentials cannot be read, or the place is no
+    /// folder.
+    pub fn check(&self) -> anyhow::Result<()> {
+        match self.place()? {
+            StorePlace::Memory => Ok(()),
+            StorePlace::Folder(folder) if folder.exists() && !folder.is_dir() => anyhow::bail!(
+                "cannot open store {}: not a folder; choose another --store",
+                folder.display()
+            ),
+            StorePlace::Folder(_) => Ok(()),
+            #[cfg(feature = "cluster")]
+            StorePlace::Cluster(_) => self.cluster.credentials().map(drop),
+        }
+    }
+
     fn parse_place(&self) -> anyhow::Result<StorePlace> {
         let Some(store) = &self.store else {
             return match etcetera::choose_base_strategy() {

@@ -1,11 +1,11 @@
 //! The flags of TLS, and the rule that a server that other machines can reach is insecure only
 //! on purpose. [`crate::front`] has the handshake.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
 
+use super::ListenAddress;
 use crate::front::{Tls, TlsError};
 
 /// The flags of TLS, and the confirmations for an insecure server.
@@ -49,7 +49,7 @@ pub enum TlsArgsError {
     #[error("other machines can reach {listen}: add {}", .missing.join(", and "))]
     Exposed {
         /// The address.
-        listen: SocketAddr,
+        listen: ListenAddress,
         /// The flags that are missing.
         missing: Vec<&'static str>,
     },
@@ -67,7 +67,11 @@ impl TlsArgs {
     ///
     /// # Errors
     /// [`TlsArgsError`], with all flags that are missing.
-    pub fn check(&self, listen: SocketAddr, require_password: bool) -> Result<(), TlsArgsError> {
+    pub fn check(
+        &self,
+        listen: &ListenAddress,
+        require_password: bool,
+    ) -> Result<(), TlsArgsError> {
         // Not left to clap, which treats a variable set to false as present.
         if self.tls_only && self.tls_cert.is_none() {
             return Err(TlsArgsError::NoCertificate);
@@ -82,9 +86,10 @@ impl TlsArgs {
         if !require_password && !self.allow_open_accounts {
             missing.push("--require-password (or --allow-open-accounts)");
         }
-        if is_loopback(listen) || missing.is_empty() {
+        if listen.is_local() || missing.is_empty() {
             Ok(())
         } else {
+            let listen = listen.clone();
             Err(TlsArgsError::Exposed { listen, missing })
         }
     }
@@ -97,19 +102,15 @@ impl TlsArgs {
         let (Some(certificate), Some(key)) = (&self.tls_cert, &self.tls_key) else {
             return Ok(None);
         };
-        Tls::read(certificate.clone(), key.clone()).map(Some)
+        Tls::read(certificate, key).map(Some)
     }
 
     /// Returns whether a server that listens on `listen` refuses plain text.
     #[must_use]
-    pub fn is_tls_only(&self, listen: SocketAddr) -> bool {
-        let is_plaintext_allowed = self.allow_plaintext || is_loopback(listen);
+    pub fn is_tls_only(&self, listen: &ListenAddress) -> bool {
+        let is_plaintext_allowed = self.allow_plaintext || listen.is_local();
         self.tls_only || (self.tls_cert.is_some() && !is_plaintext_allowed)
     }
-}
-
-fn is_loopback(listen: SocketAddr) -> bool {
-    listen.ip().to_canonical().is_loopback()
 }
 
 #[cfg(test)]
@@ -127,7 +128,7 @@ mod tests {
     #[track_caller]
     fn check(listen: &str, words: &[&str], expected: Option<&str>) {
         let (listen, flags) = (listen.parse().unwrap(), flags(words));
-        let refusal = flags.tls.check(listen, flags.require_password).err();
+        let refusal = flags.tls.check(&listen, flags.require_password).err();
         assert_eq!(
             refusal.map(|refusal| refusal.to_string()).as_deref(),
             expected,
@@ -143,6 +144,7 @@ mod tests {
             "127.0.0.1:3000",
             "127.9.9.9:0",
             "[::1]:3000",
+            "unix:/run/hark/harkd.sock",
             "[::ffff:127.0.0.1]:1",
         ] {
             check(listen, &[], None);
@@ -186,7 +188,7 @@ mod tests {
         let is_tls_only = |listen: &str, words: &[&str]| {
             flags(&[TLS, words].concat())
                 .tls
-                .is_tls_only(listen.parse().unwrap())
+                .is_tls_only(&listen.parse().unwrap())
         };
         assert!(is_tls_only("0.0.0.0:1", &[]));
         assert!(!is_tls_only("0.0.0.0:1", &["--allow-plaintext"]));
@@ -195,7 +197,7 @@ mod tests {
         assert!(
             !flags(&["--allow-plaintext"])
                 .tls
-                .is_tls_only("0.0.0.0:1".parse().unwrap())
+                .is_tls_only(&"0.0.0.0:1".parse().unwrap())
         );
     }
 
@@ -210,7 +212,7 @@ mod tests {
         let refusal = |words: &[&str]| {
             flags(words)
                 .tls
-                .check("127.0.0.1:1".parse().unwrap(), false)
+                .check(&"127.0.0.1:1".parse().unwrap(), false)
         };
         assert_eq!(refusal(&["--tls-only"]), Err(TlsArgsError::NoCertificate));
         let both = [TLS, &["--tls-only", "--allow-plaintext"]].concat();

@@ -16,10 +16,11 @@ use std::time::Duration;
 use bytes::BytesMut;
 use hark_protocol::{Code, Delivery, Refusal, Reply};
 use rustls::AlertDescription;
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader};
+use tokio::net::{TcpStream, UnixStream};
 
 use crate::chat::{Chat, ClientConnection, ShutdownSignal};
+use crate::listener::{Accepted, Stream};
 use crate::store::Message;
 use grpc::Grpc;
 use wire::{Framing, Wire};
@@ -43,8 +44,6 @@ pub struct Settings {
     pub watch_logs: Option<WatchLogs>,
     /// The certificate, if there is one.
     pub tls: Option<Tls>,
-    /// Whether plaintext connections are refused.
-    pub tls_only: bool,
 }
 
 /// All fronts of a server.
@@ -78,8 +77,8 @@ impl Fronts {
         &self.settings
     }
 
-    /// Serves one connection to its end. A plaintext connection of the wire front is
-    /// returned instead, so that the caller can serve it in a task that holds nothing
+    /// Serves one connection to its end. A plaintext connection of the wire front over TCP
+    /// is returned instead, so that the caller can serve it in a task that holds nothing
     /// else.
     ///
     /// # Errors
@@ -87,10 +86,18 @@ impl Fronts {
     /// not an error.
     pub async fn serve(
         &self,
-        stream: TcpStream,
-        address: IpAddr,
+        accepted: Accepted,
         shutdown: Arc<ShutdownSignal>,
     ) -> io::Result<Option<Wire<TcpStream>>> {
+        let (address, refuses_plaintext) = (accepted.address, accepted.refuses_plaintext);
+        let stream = match accepted.stream {
+            Stream::Tcp(stream) => stream,
+            // Boxed, so that connections over TCP do not reserve memory for it.
+            Stream::Unix(stream) => {
+                Box::pin(self.serve_unix(stream, address, shutdown)).await?;
+                return Ok(None);
+            }
+        };
         let first = tokio::select! {
             first = first_byte(&stream) => first?,
             () = self.idle_timeout(address) => None,
@@ -103,13 +110,35 @@ impl Fronts {
                 Box::pin(self.serve_tls(stream, address, shutdown)).await?;
                 Ok(None)
             }
-            Some(first) if self.settings.tls_only => {
+            Some(first) if refuses_plaintext => {
                 tracing::info!(%address, "plaintext connection refused (--allow-plaintext is not set)");
                 let refusal = Refusal::new(Code::Denied, TLS_ONLY);
                 Box::pin(refuse_as(stream, first, address, &refusal)).await?;
                 Ok(None)
             }
             Some(first) => self.serve_as(stream, first, address, shutdown).await,
+        }
+    }
+
+    /// Serves a connection over a Unix socket, without TLS.
+    async fn serve_unix(
+        &self,
+        stream: UnixStream,
+        address: IpAddr,
+        shutdown: Arc<ShutdownSignal>,
+    ) -> io::Result<()> {
+        let mut stream = peekable(stream);
+        let first = tokio::select! {
+            first = first_buffered(&mut stream) => first?,
+            () = self.idle_timeout(address) => None,
+            () = shutdown_requested(&shutdown) => None,
+        };
+        match first {
+            Some(first) => match self.serve_as(stream, first, address, shutdown).await? {
+                Some(wire) => wire.run().await,
+                None => Ok(()),
+            },
+            None => Ok(()),
         }
     }
 
@@ -178,21 +207,43 @@ impl Fronts {
 ///
 /// # Errors
 /// An error of the socket.
-pub async fn refuse(stream: TcpStream, address: IpAddr, refusal: Refusal) -> io::Result<()> {
-    let Ok(first) = tokio::time::timeout(REFUSAL_TIMEOUT, first_byte(&stream)).await else {
-        return Ok(());
-    };
-    match first? {
+pub async fn refuse(stream: Stream, address: IpAddr, refusal: Refusal) -> io::Result<()> {
+    match stream {
+        Stream::Tcp(stream) => {
+            let Ok(first) = tokio::time::timeout(REFUSAL_TIMEOUT, first_byte(&stream)).await else {
+                return Ok(());
+            };
+            refuse_first(stream, first?, address, &refusal).await
+        }
+        Stream::Unix(stream) => {
+            let mut stream = peekable(stream);
+            let first = first_buffered(&mut stream);
+            let Ok(first) = tokio::time::timeout(REFUSAL_TIMEOUT, first).await else {
+                return Ok(());
+            };
+            refuse_first(stream, first?, address, &refusal).await
+        }
+    }
+}
+
+/// Refuses a connection by its first byte, if there is one.
+async fn refuse_first(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    first: Option<u8>,
+    address: IpAddr,
+    refusal: &Refusal,
+) -> io::Result<()> {
+    match first {
         None => Ok(()),
         // A handshake would cost more than the connection that is refused.
         Some(tls::HANDSHAKE) => tls::refuse(stream, AlertDescription::InternalError).await,
-        Some(first) => refuse_as(stream, first, address, &refusal).await,
+        Some(first) => refuse_as(stream, first, address, refusal).await,
     }
 }
 
 /// Refuses a connection in the protocol of its first byte.
 async fn refuse_as(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
     first: u8,
     address: IpAddr,
     refusal: &Refusal,
@@ -223,7 +274,7 @@ fn protocol(first: u8, address: IpAddr, frame_bytes_max: usize) -> Option<WirePr
         // The preface of HTTP/2 is `PRI * HTTP/2.0`.
         b'P' => Some(WireProtocol::Grpc),
         tls::HANDSHAKE => {
-            tracing::debug!(%address, "connection closed: TLS inside TLS");
+            tracing::debug!(%address, "connection closed: TLS inside TLS, or on a Unix socket");
             None
         }
         other => {
@@ -254,8 +305,20 @@ async fn open_tls(
     let Some(mut stream) = tls.accept(stream, address).await else {
         return Ok(None);
     };
-    let first = stream.fill_buf().await?.first().copied();
+    let first = first_buffered(&mut stream).await?;
     Ok(first.map(|first| (stream, first)))
+}
+
+/// Returns a stream whose first byte can be read ahead. Its buffer has one byte, and later
+/// reads bypass it.
+fn peekable(stream: UnixStream) -> BufReader<UnixStream> {
+    BufReader::with_capacity(1, stream)
+}
+
+/// Waits for the first byte, which stays unread. Returns `None` if the peer closes first.
+/// Cancel-safe.
+async fn first_buffered(stream: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Option<u8>> {
+    Ok(stream.fill_buf().await?.first().copied())
 }
 
 /// Waits for a request to shut down.

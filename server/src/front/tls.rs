@@ -13,6 +13,7 @@ use bytes::BytesMut;
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{AlertDescription, InconsistentKeys, ServerConfig};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -50,8 +51,6 @@ pub struct Tls {
 
 #[derive(Debug)]
 struct TlsState {
-    certificate: PathBuf,
-    key: PathBuf,
     // Locked because a reload may coincide with handshakes. Held for one copy of the
     // pointer.
     current: Mutex<Arc<ServerConfig>>,
@@ -115,26 +114,17 @@ impl Tls {
     ///
     /// # Errors
     /// If a file cannot be read, the two do not match, or the key is world-accessible.
-    pub fn read(certificate: PathBuf, key: PathBuf) -> Result<Self, TlsError> {
-        let current = Mutex::new(Arc::new(read(&certificate, &key)?));
+    pub fn read(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
+        let current = Mutex::new(Arc::new(read(certificate, key)?));
         Ok(Self {
-            shared: Arc::new(TlsState {
-                certificate,
-                key,
-                current,
-            }),
+            shared: Arc::new(TlsState { current }),
         })
     }
 
-    /// Reloads the files for later handshakes. Open connections continue. Blocks while
-    /// it reads two small files.
-    ///
-    /// # Errors
-    /// As [`Self::read`]; the former certificate stays in use.
-    pub fn reload(&self) -> Result<(), TlsError> {
-        let config = Arc::new(read(&self.shared.certificate, &self.shared.key)?);
+    /// Uses another certificate for later handshakes. Open connections continue.
+    pub fn replace(&self, new: &Self) {
+        let config = Arc::clone(&new.shared.current.lock());
         *self.shared.current.lock() = config;
-        Ok(())
     }
 
     /// Completes the handshake within [`HANDSHAKE_TIMEOUT`]. Returns `None` if it fails,
@@ -162,7 +152,10 @@ impl Tls {
 ///
 /// # Errors
 /// An error of the socket.
-pub(super) async fn refuse(stream: TcpStream, alert: AlertDescription) -> io::Result<()> {
+pub(super) async fn refuse(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    alert: AlertDescription,
+) -> io::Result<()> {
     const FATAL: u8 = 2;
     // An alert record (RFC 8446, sections 5.1 and 6).
     let record = [0x15, 0x03, 0x03, 0, 2, FATAL, alert.into()];

@@ -101,7 +101,7 @@ impl ClientConnection {
     #[must_use]
     pub fn new(chat: Arc<Chat>, address: IpAddr, shutdown: Arc<ShutdownSignal>) -> Self {
         Self {
-            throttle: Throttle::new(address, &chat.rules.rates),
+            throttle: Throttle::new(address, &chat.rules().rates),
             chat,
             address,
             shutdown,
@@ -227,7 +227,7 @@ impl ClientConnection {
 
     /// Sends a message, pipelined. Waits for a share of the budget if none is free.
     fn send(&mut self, id: Option<RequestId>, to: UserName, text: ByteString) {
-        let rules = &self.chat.rules;
+        let rules = self.chat.rules();
         let refusal = if rules.require_password && self.user.is_none() {
             Some(Code::Denied)
         } else if text.len() > rules.text_bytes_max() {
@@ -450,7 +450,7 @@ impl ClientConnection {
                     if outcome == Outcome::Refused(Code::QueueFull) {
                         audit::queue_full(to, self.user.as_ref(), self.address);
                     }
-                    sent_reply(outcome, to, self.chat.rules.text_bytes_max())
+                    sent_reply(outcome, to, self.chat.rules().text_bytes_max())
                 }
                 Err(unavailable) => {
                     if self.sends.fence_off() {
@@ -541,7 +541,7 @@ impl ClientConnection {
             }
             Done::Hello(session) => {
                 self.sends.set_session(SendSession::Open(session));
-                Reply::Ok(OkFields::Hello(VERSION, self.chat.rules.frame_bytes_max))
+                Reply::Ok(OkFields::Hello(VERSION, self.chat.rules().frame_bytes_max))
             }
             Done::NoSession(fault) => return self.refuse_hello(id, fault),
             Done::LoggedIn(authenticated) => {

@@ -50,7 +50,6 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -319,7 +318,7 @@ async fn drained(stopping: &CancellationToken, calls: &TaskTracker) {
 /// # Errors
 /// An error of the connection.
 pub(super) async fn refuse(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
     refusal: &Refusal,
     timeout: Duration,
 ) -> io::Result<()> {
