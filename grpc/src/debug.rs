@@ -2,7 +2,10 @@
 
 use std::fmt::{Debug, Formatter, Result};
 
-use crate::v1::{ConnectRequest, CreateRequest, Credentials, DeleteRequest, PasswordRequest};
+use crate::v1::{
+    ConnectRequest, CreateRequest, Credentials, DeleteRequest, PasswordRequest,
+    SetUserPasswordRequest,
+};
 
 macro_rules! shown_without_password {
     ($($message:ident),*) => {$(
@@ -19,5 +22,6 @@ shown_without_password!(
     CreateRequest,
     PasswordRequest,
     DeleteRequest,
-    ConnectRequest
+    ConnectRequest,
+    SetUserPasswordRequest
 );

@@ -5,6 +5,8 @@
 //! those below it; all use the token buckets of [`limit`]. `ARCHITECTURE.md` has the map.
 
 pub mod admin;
+mod administration;
+mod bans;
 pub mod chat;
 #[cfg(feature = "cluster")]
 pub mod cluster;

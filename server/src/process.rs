@@ -5,13 +5,19 @@ use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Context;
 use hark_protocol::UserName;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::Layer;
 use tracing_subscriber::prelude::*;
 
 use crate::admin;
+use crate::administration::{AdminSocket, Administration, ReloadRequest};
+use crate::bans::Bans;
 use crate::chat::Chat;
 use crate::config::{
     Configuration, ConfigurationError, ListenAddress, LogFormat, ServeArgs,
@@ -115,10 +121,26 @@ async fn run(
     check_admins(settings, &*store).await?;
     let chat = Arc::new(Chat::new(Arc::clone(&store), rules));
     let fronts = settings.settings(&log.watchers, tls.clone());
-    let server = Server::new(Arc::clone(&chat), fronts, limits);
-    let shutdown = shutdown_signal()?;
+    let folder = settings.store.folder()?;
+    let bans = Arc::new(folder.as_deref().map_or_else(|| Ok(Bans::default()), Bans::read)?);
+    let server = Server::with_bans(Arc::clone(&chat), fronts, limits, Arc::clone(&bans));
+    let drain = Arc::<Notify>::default();
+    let shutdown = shutdown_signal(Arc::clone(&drain))?;
+    let (reload, requests) = mpsc::channel(1);
+    let admin = Administration {
+        store: Arc::clone(&store),
+        folder,
+        server: Arc::clone(&server),
+        bans,
+        log: log.level.clone(),
+        reload,
+        drain,
+        started: Instant::now(),
+        heavy: Administration::one_at_a_time(),
+    };
     // After the store is open, so that a connection is refused rather than left waiting.
     let listeners = listen_all(sockets, settings)?;
+    let admins = Administrators::serve(admin);
     supervisor.ready();
     let reloader = Reloader {
         arguments,
@@ -131,10 +153,11 @@ async fn run(
     };
     tokio::select! {
         () = Arc::clone(&server).run(listeners, shutdown) => {}
-        never = reload_on_signal(signals, reloader, &supervisor) => match never {},
+        never = reload_on_request(signals, requests, reloader, &supervisor) => match never {},
         never = supervisor.keep_reporting(server) => match never {},
     }
     supervisor.closing();
+    admins.end().await;
     store
         .close()
         .await
@@ -159,18 +182,60 @@ fn log_start(configuration: &Configuration) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reloads the configuration at every SIGHUP.
-async fn reload_on_signal(
+/// Reloads the configuration at every SIGHUP, and when an administrator asks for it.
+async fn reload_on_request(
     mut signals: Signals,
+    mut requests: mpsc::Receiver<ReloadRequest>,
     mut reloader: Reloader,
     supervisor: &Supervisor,
 ) -> Infallible {
     loop {
-        signals.reload_requested().await;
+        let request = tokio::select! {
+            () = signals.reload_requested() => None,
+            Some(request) = requests.recv() => Some(request),
+        };
         supervisor.reloading();
-        // It has logged its result.
-        drop(tokio::task::block_in_place(|| reloader.reload()));
+        // It logs its result, too.
+        let reloaded = tokio::task::block_in_place(|| reloader.reload());
+        if let Some(request) = request {
+            // The administrator may have gone.
+            drop(request.send(reloaded));
+        }
         supervisor.ready();
+    }
+}
+
+/// The task that serves administrators.
+struct Administrators {
+    stop: CancellationToken,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Administrators {
+    /// Opens the socket in the folder of the store, if it has one. The server also runs
+    /// without it.
+    fn serve(admin: Administration) -> Self {
+        let stop = CancellationToken::new();
+        let opened = admin.folder.as_deref().map(AdminSocket::open);
+        let task = match opened {
+            None => None,
+            Some(Ok(socket)) => Some(tokio::spawn(socket.serve(Arc::new(admin), stop.clone()))),
+            Some(Err(error)) => {
+                tracing::warn!(%error, "cannot open the socket for harkd admin");
+                None
+            }
+        };
+        Self { stop, task }
+    }
+
+    /// Ends the socket when the calls in progress have ended.
+    async fn end(self) {
+        self.stop.cancel();
+        if let Some(task) = self.task
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "the task of the administrators failed");
+        }
     }
 }
 

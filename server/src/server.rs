@@ -2,7 +2,9 @@
 //! shutdown. [`crate::front`] serves each connection, and [`crate::listener`] has the
 //! sockets.
 
-use std::collections::HashMap;
+mod administration;
+
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -19,12 +21,15 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use crate::chat::{Chat, Shutdown, ShutdownSignal};
+use crate::bans::Bans;
+use crate::chat::{Chat, Shutdown, ShutdownSignal, now_ms};
 use crate::front::wire::Wire;
 use crate::front::{self, Fronts, Settings};
 use crate::limit::{Buckets, Rate, network};
 use crate::listener::{Accepted, Listeners, Stream};
 use crate::sync::Mutex;
+
+pub(crate) use administration::{ConnectionInfo, KickTarget};
 
 /// The maximum number of refusals that are sent at the same time. Further connections
 /// beyond a limit are closed without a refusal.
@@ -148,6 +153,7 @@ pub struct Server {
     refusals: Arc<Semaphore>,
     tasks: TaskTracker,
     is_draining: AtomicBool,
+    bans: Arc<Bans>,
 }
 
 /// The state of a server at one time.
@@ -161,13 +167,21 @@ pub struct ServerState {
     pub is_available: bool,
 }
 
+/// An open connection.
+#[derive(Debug)]
+struct OpenConnection {
+    shutdown: Arc<ShutdownSignal>,
+    address: IpAddr,
+    since: Instant,
+}
+
 #[derive(Debug)]
 struct Connections {
     limits: ConnectionLimits,
     last_id: u64,
     /// The epoch of new connections.
     epoch: u64,
-    open: HashMap<u64, Arc<ShutdownSignal>>,
+    open: BTreeMap<u64, OpenConnection>,
     /// Open connections by network.
     per_address: HashMap<IpAddr, usize>,
     /// The rate of new connections by network.
@@ -231,6 +245,17 @@ impl Server {
     /// Returns a server of `chat` without connections.
     #[must_use]
     pub fn new(chat: Arc<Chat>, settings: Settings, limits: ConnectionLimits) -> Arc<Self> {
+        Self::with_bans(chat, settings, limits, Arc::default())
+    }
+
+    /// Returns a server as [`Self::new`] does, which refuses connections from banned
+    /// networks.
+    pub(crate) fn with_bans(
+        chat: Arc<Chat>,
+        settings: Settings,
+        limits: ConnectionLimits,
+        bans: Arc<Bans>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             fronts: Arc::new(Fronts::new(Arc::clone(&chat), settings)),
             chat,
@@ -238,6 +263,7 @@ impl Server {
             refusals: Arc::new(Semaphore::new(REFUSALS_AT_ONCE)),
             tasks: TaskTracker::new(),
             is_draining: AtomicBool::new(false),
+            bans,
         })
     }
 
@@ -318,14 +344,22 @@ impl Server {
         self: &Arc<Self>,
         address: IpAddr,
     ) -> Result<(Admission, Arc<ShutdownSignal>), Refusal> {
-        let mut connections = self.connections.lock();
-        connections.admit(address, Instant::now())?;
+        if self.bans.is_banned(address, now_ms()) {
+            return Err(Refusal::new(Code::Denied, "your address is banned"));
+        }
+        let (mut connections, now) = (self.connections.lock(), Instant::now());
+        connections.admit(address, now)?;
         connections.last_id += 1;
         let (id, shutdown) = (
             connections.last_id,
             Arc::new(ShutdownSignal::of_epoch(connections.epoch)),
         );
-        connections.open.insert(id, Arc::clone(&shutdown));
+        let open = OpenConnection {
+            shutdown: Arc::clone(&shutdown),
+            address,
+            since: now,
+        };
+        connections.open.insert(id, open);
         Ok((
             Admission {
                 id,
@@ -390,7 +424,11 @@ impl Server {
 
     /// Requests the shutdown of every connection, and returns their number.
     fn request_all(&self, shutdown: Shutdown) -> usize {
-        let signals: Vec<_> = self.connections.lock().open.values().cloned().collect();
+        let signals: Vec<_> = {
+            let connections = self.connections.lock();
+            let open = connections.open.values();
+            open.map(|open| Arc::clone(&open.shutdown)).collect()
+        };
         signals.iter().for_each(|signal| signal.request(shutdown));
         signals.len()
     }

@@ -2,8 +2,11 @@
 //! configuration, and SIGQUIT ends it at once, for a core dump. The others that would end
 //! the process are ignored.
 
+use std::sync::Arc;
+
 use rustix::process::Signal;
 use tokio::signal::unix::{self, SignalKind, signal};
+use tokio::sync::Notify;
 
 /// Signals that end a process by default and have no meaning here. Without a handler, a file
 /// beyond `RLIMIT_FSIZE` (SIGXFSZ) would end the server instead of the write.
@@ -48,8 +51,9 @@ impl Signals {
     }
 }
 
-/// Resolves at the first SIGTERM or SIGINT. The second ends the process.
-pub(crate) fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
+/// Resolves at the first SIGTERM or SIGINT, or when `drain` is notified. Another signal
+/// ends the process.
+pub(crate) fn shutdown_signal(drain: Arc<Notify>) -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -58,6 +62,7 @@ pub(crate) fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            () = drain.notified() => {}
         }
         drop(stop);
         tokio::select! {

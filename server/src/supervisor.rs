@@ -1,14 +1,24 @@
 //! Reports to the service manager that started the process, such as systemd, by the
 //! protocol of `sd_notify(3)`: readiness, status, and signs of life for its watchdog.
 //! Without a service manager it does nothing.
+//!
+//! The protocol is here because the library for it waits without a bound for a manager that
+//! does not read.
 
 use std::convert::Infallible;
+use std::env;
+use std::io;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sd_notify::NotifyState;
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::server::{Server, ServerState};
+
+/// The longest wait for a manager that does not read. The report is then dropped.
+const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The longest time between two reports.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
@@ -23,6 +33,7 @@ const DRAIN_EXTENSION: Duration = Duration::from_secs(30);
 /// The service manager of this process.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
+    socket: Option<UnixDatagram>,
     /// The time within which it expects a sign of life.
     watchdog: Option<Duration>,
 }
@@ -30,36 +41,38 @@ pub(crate) struct Supervisor {
 impl Supervisor {
     /// Returns the service manager that the environment names.
     pub(crate) fn of_process() -> Self {
+        let socket = env::var("NOTIFY_SOCKET").ok().and_then(|name| {
+            let connected = connect(&name).inspect_err(|error| {
+                tracing::warn!(name, %error, "cannot reach the service manager");
+            });
+            connected.ok()
+        });
         Self {
-            watchdog: sd_notify::watchdog_enabled(),
+            socket,
+            watchdog: watchdog(),
         }
     }
 
     /// Reports that the store is being opened.
     pub(crate) fn starting(&self) {
-        notify(&[NotifyState::Status("Opening the store")]);
+        self.notify(&["STATUS=Opening the store"]);
     }
 
     /// Reports that the server is ready, at the start or after a reload.
     pub(crate) fn ready(&self) {
-        notify(&[NotifyState::Ready]);
+        self.notify(&["READY=1"]);
     }
 
     /// Reports that a reload begins; [`Self::ready`] ends it.
     pub(crate) fn reloading(&self) {
-        match NotifyState::monotonic_usec_now() {
-            Ok(now) => notify(&[NotifyState::Reloading, now]),
-            Err(error) => tracing::debug!(%error, "cannot read the monotonic clock"),
-        }
+        let now = clock_gettime(ClockId::Monotonic);
+        let now_us = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
+        self.notify(&["RELOADING=1", &format!("MONOTONIC_USEC={now_us}")]);
     }
 
     /// Reports that connections are closed and the store is being saved.
     pub(crate) fn closing(&self) {
-        notify(&[
-            NotifyState::Stopping,
-            NotifyState::Status("Closing the store"),
-            extension(),
-        ]);
+        self.notify(&["STOPPING=1", "STATUS=Closing the store", &extension()]);
     }
 
     /// Reports the state of the server at intervals. A sign of life for the watchdog
@@ -72,7 +85,7 @@ impl Supervisor {
         loop {
             let state = server.state();
             let is_alive = tokio::spawn(async {}).await.is_ok();
-            report(state, is_alive && self.watchdog.is_some());
+            self.report(state, is_alive && self.watchdog.is_some());
             let interval = if state.is_draining {
                 interval.min(DRAIN_REPORT_INTERVAL)
             } else {
@@ -81,19 +94,46 @@ impl Supervisor {
             tokio::time::sleep(interval).await;
         }
     }
+
+    fn report(&self, state: ServerState, is_alive: bool) {
+        let (status, extension) = (format!("STATUS={}", status(state)), extension());
+        let mut lines = vec![&*status];
+        if state.is_draining {
+            // In case that the drain timeout is longer than that of the service manager.
+            lines.extend(["STOPPING=1", &extension]);
+        }
+        if is_alive {
+            lines.push("WATCHDOG=1");
+        }
+        self.notify(&lines);
+    }
+
+    fn notify(&self, lines: &[&str]) {
+        let Some(socket) = &self.socket else { return };
+        if let Err(error) = socket.send(lines.join("\n").as_bytes()) {
+            tracing::debug!(%error, "cannot notify the service manager");
+        }
+    }
 }
 
-fn report(state: ServerState, has_watchdog: bool) {
-    let status = status(state);
-    let mut states = vec![NotifyState::Status(&status)];
-    if state.is_draining {
-        // In case that the drain timeout is longer than that of the service manager.
-        states.extend([NotifyState::Stopping, extension()]);
-    }
-    if has_watchdog {
-        states.push(NotifyState::Watchdog);
-    }
-    notify(&states);
+/// Connects to the socket of a service manager: a path, or an abstract name after `@`.
+fn connect(name: &str) -> io::Result<UnixDatagram> {
+    let address = match name.strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(name)?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_write_timeout(Some(SEND_TIMEOUT))?;
+    socket.connect_addr(&address)?;
+    Ok(socket)
+}
+
+/// Returns the time within which the service manager expects a sign of life of this process.
+fn watchdog() -> Option<Duration> {
+    let number = |name| env::var(name).ok()?.parse::<u64>().ok();
+    let is_of_other = number("WATCHDOG_PID").is_some_and(|pid| pid != u64::from(std::process::id()));
+    let timeout = number("WATCHDOG_USEC").filter(|_| !is_of_other)?;
+    Some(Duration::from_micros(timeout))
 }
 
 fn status(state: ServerState) -> String {
@@ -109,14 +149,8 @@ fn status(state: ServerState) -> String {
     }
 }
 
-const fn extension() -> NotifyState<'static> {
-    NotifyState::ExtendTimeoutUsec(DRAIN_EXTENSION.as_micros() as u32)
-}
-
-fn notify(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "cannot notify the service manager");
-    }
+fn extension() -> String {
+    format!("EXTEND_TIMEOUT_USEC={}", DRAIN_EXTENSION.as_micros())
 }
 
 #[cfg(test)]

@@ -1,11 +1,14 @@
-//! The administrative commands: `harkd user`, `check`, `export` and `import`. They refuse a
-//! folder that a server has open.
+//! The administrative commands. `harkd admin` asks the running server; `user`, `check`,
+//! `export`, `import` and `restore` refuse a folder that a server has open.
 
 mod check;
 mod export;
 mod import;
 mod line;
+mod restore;
 mod salvage;
+mod server;
+mod table;
 mod user;
 
 use std::io::{self, Write};
@@ -19,6 +22,8 @@ use crate::config::{AdminCommand, StoreArgs};
 pub fn run(place: &StoreArgs, command: AdminCommand) -> anyhow::Result<()> {
     match command {
         AdminCommand::User(arguments) => user::run(place, arguments),
+        AdminCommand::Admin(arguments) => server::run(place, arguments),
+        AdminCommand::Restore { backup, folder } => restore::run(&backup, &folder),
         AdminCommand::Check {
             folder,
             drop_damaged,

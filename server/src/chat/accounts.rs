@@ -36,6 +36,7 @@ impl Chat {
     ) -> Result<Authenticated, Fault> {
         let entry = self.existing(address, &user, password.as_ref()).await?;
         self.verify(address, &entry, password).await?;
+        self.check_suspension(&entry).await?;
         Ok(Authenticated {
             account: entry.account,
             by_password: entry.password.is_some(),
@@ -57,7 +58,23 @@ impl Chat {
             self.fail_slowly(address, &user, password.as_ref()).await?;
             return denied();
         }
-        self.verify(address, &entry, password).await
+        self.verify(address, &entry, password).await?;
+        self.check_suspension(&entry).await
+    }
+
+    /// Refuses a suspended account.
+    async fn check_suspension(&self, entry: &AccountEntry) -> Result<(), Fault> {
+        // A password takes a while to check: the account may have been suspended meanwhile.
+        let is_suspended = if entry.password.is_some() {
+            let current = self.store.account(&entry.account.name).await?;
+            current.is_some_and(|current| current.is_suspended)
+        } else {
+            entry.is_suspended
+        };
+        if is_suspended {
+            return Fault::refused(Code::Denied, "this account is suspended; ask the operator");
+        }
+        Ok(())
     }
 
     /// Logs in to an account and subscribes to its inbox.

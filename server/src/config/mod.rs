@@ -1,6 +1,7 @@
 //! The settings of `harkd`: flags with their defaults and units, each also read from an
 //! environment variable `HARKD_…` and from the configuration file.
 
+mod admin;
 mod configuration;
 mod file;
 mod listen;
@@ -22,6 +23,7 @@ use crate::logging::{self, Watchers};
 use crate::server::ConnectionLimits;
 use crate::shard::{COUNTER_MAX, ShardConfig, Sync};
 
+pub use admin::{AdminArgs, BanTime, ServerCommand};
 pub use configuration::{Configuration, ConfigurationError};
 pub use listen::ListenAddress;
 pub use rate_limits::RateLimitArgs;
@@ -53,6 +55,17 @@ pub enum AdminCommand {
     /// Manage accounts: in a cluster at any time, in a folder while its server is stopped
     #[command(override_usage = "harkd user [OPTIONS] <COMMAND>")]
     User(UserArgs),
+    /// Administer the running server, through a socket in the folder of its store
+    #[command(override_usage = "harkd admin [OPTIONS] <COMMAND>")]
+    Admin(AdminArgs),
+    /// Restore a store from a backup of `harkd admin backup`, and verify it
+    #[command(override_usage = "harkd restore [OPTIONS] <BACKUP> <FOLDER>")]
+    Restore {
+        /// The folder of the backup
+        backup: PathBuf,
+        /// The store's folder, which is empty or does not exist
+        folder: PathBuf,
+    },
     /// Verify every record and message of a store
     #[command(override_usage = "harkd check [OPTIONS] <FOLDER>")]
     Check {

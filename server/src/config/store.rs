@@ -152,6 +152,17 @@ impl StoreArgs {
         Ok(place)
     }
 
+    /// Returns the folder of the store; `None` if it is elsewhere.
+    ///
+    /// # Errors
+    /// As [`Self::place`].
+    pub fn folder(&self) -> anyhow::Result<Option<PathBuf>> {
+        Ok(match self.place()? {
+            StorePlace::Folder(folder) => Some(folder),
+            _ => None,
+        })
+    }
+
     /// Checks what can be checked without opening the store.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use super::block::BlockBuilder;
 use super::changes::{AccountChange, Changes, Delivery};
 use super::record::{AccountRecord, Record};
 use super::slots::Slots;
-use crate::store::{Account, AccountEntry, Message, PasswordHash, Position, Publisher};
+use crate::store::{Account, AccountEntry, InboxInfo, Message, PasswordHash, Position, Publisher};
 
 /// All inboxes, by name.
 #[derive(Debug, Default)]
@@ -26,6 +26,8 @@ pub(super) struct Inboxes {
 pub(super) struct Inbox {
     pub(super) account: Account,
     pub(super) password: Option<PasswordHash>,
+    /// An administrator has suspended the account: it cannot send.
+    pub(super) is_suspended: bool,
     /// The position of the last forgotten message.
     pub(super) cursor: Position,
     /// The position of the last message.
@@ -138,6 +140,7 @@ impl Inbox {
             name,
             incarnation,
             password,
+            is_suspended,
             cursor,
             tail,
         } = record;
@@ -145,6 +148,7 @@ impl Inbox {
         Self {
             account,
             password,
+            is_suspended,
             cursor,
             tail,
             publisher: None,
@@ -159,6 +163,7 @@ impl Inbox {
             name: self.account.name.clone(),
             incarnation: self.account.incarnation,
             password: self.password.clone(),
+            is_suspended: self.is_suspended,
             cursor: self.cursor,
             tail: self.tail,
         }
@@ -169,6 +174,21 @@ impl Inbox {
         AccountEntry {
             account: self.account.clone(),
             password: self.password.clone(),
+            is_suspended: self.is_suspended,
+        }
+    }
+
+    /// Returns its state, for an administrator.
+    pub(super) fn info(&self) -> InboxInfo {
+        InboxInfo {
+            name: self.account.name.clone(),
+            has_password: self.password.is_some(),
+            is_suspended: self.is_suspended,
+            is_receiving: self.publisher.as_ref().is_some_and(|p| !p.is_ended()),
+            waiting_messages: self.queued_messages(),
+            waiting_bytes: self.queued_bytes(),
+            acknowledged: self.cursor.sequence,
+            last: self.tail.sequence,
         }
     }
 

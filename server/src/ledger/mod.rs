@@ -45,7 +45,7 @@ use self::record::{AccountRecord, Record};
 use self::sessions::Sessions;
 use crate::log::{Block, Frame};
 use crate::store::{
-    Account, AccountEntry, Append, Created, End, Message, Outcome, PasswordHash, Position,
+    Account, AccountEntry, Append, Created, End, InboxInfo, Message, Outcome, PasswordHash, Position,
     Publisher, Subscription,
 };
 
@@ -186,6 +186,7 @@ impl Ledger {
             name: name.clone(),
             incarnation,
             password,
+            is_suspended: false,
             cursor,
             tail: cursor,
         };
@@ -212,6 +213,34 @@ impl Ledger {
         inbox.password = Some(new);
         inbox.write(changes);
         true
+    }
+
+    /// Suspends or resumes an account. Returns false if it has ended.
+    pub(crate) fn set_suspended(
+        &mut self,
+        account: &Account,
+        is_suspended: bool,
+        changes: &mut Changes,
+    ) -> bool {
+        let Some(inbox) = self.inboxes.get_mut(account) else {
+            return false;
+        };
+        if inbox.is_suspended != is_suspended {
+            inbox.is_suspended = is_suspended;
+            inbox.write(changes);
+        }
+        true
+    }
+
+    /// Returns the inboxes of these names, without those that do not exist.
+    pub(crate) fn inspect(&self, names: &[UserName]) -> Vec<InboxInfo> {
+        let inboxes = names.iter().filter_map(|name| self.inboxes.get(name));
+        inboxes.map(Inbox::info).collect()
+    }
+
+    /// Returns the number of accounts.
+    pub(crate) fn account_count(&self) -> usize {
+        self.inboxes.len()
     }
 
     /// Ends an account and its messages. Returns whether it existed.
@@ -301,9 +330,16 @@ impl Ledger {
             return Err(code);
         }
         let is_vouched_for = self.are_senders_vouched_for;
-        let sender = append
-            .sender
-            .filter(|sender| is_vouched_for || self.inboxes.is_alive(sender));
+        let mut is_suspended = false;
+        let sender = append.sender.filter(|sender| {
+            let own = self.inboxes.get(&sender.name);
+            let own = own.filter(|own| own.account.incarnation == sender.incarnation);
+            is_suspended = own.is_some_and(|own| own.is_suspended);
+            is_vouched_for || own.is_some()
+        });
+        if is_suspended {
+            return Err(Code::Denied);
+        }
         let inbox = self.inboxes.by_name(&append.to).ok_or(Code::NoSuchUser)?;
         if sender.is_none() && !append.allow_anonymous {
             return Err(Code::Denied);

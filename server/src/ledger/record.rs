@@ -16,6 +16,7 @@
 //! | 7 session | slot, token, time of the last use in ms, highest id, runs: count, then each |
 //! | 8 outcomes | slot, run |
 //! | 9 end of a session | slot |
+//! | 40 suspended account | as 3 |
 //!
 //! A position is number~, messages, bytes. A run is first id, length, and a byte: 0 and
 //! number~ for stored messages, else 1 + the index of the code in [`Code::ALL`].
@@ -50,6 +51,7 @@ mod kind {
     pub(super) const SESSION: u8 = 7;
     pub(super) const OUTCOMES: u8 = 8;
     pub(super) const SESSION_END: u8 = 9;
+    pub(super) const SUSPENDED_ACCOUNT: u8 = 40;
 }
 
 /// One record.
@@ -93,6 +95,7 @@ pub(super) struct AccountRecord {
     pub(super) name: UserName,
     pub(super) incarnation: u64,
     pub(super) password: Option<PasswordHash>,
+    pub(super) is_suspended: bool,
     pub(super) cursor: Position,
     pub(super) tail: Position,
 }
@@ -163,7 +166,11 @@ impl Clock {
 
 impl AccountRecord {
     fn put(&self, to: &mut Vec<u8>, counter: u64) {
-        to.push(kind::ACCOUNT);
+        to.push(if self.is_suspended {
+            kind::SUSPENDED_ACCOUNT
+        } else {
+            kind::ACCOUNT
+        });
         put_number(to, self.incarnation);
         put_text(to, self.name.as_str());
         put_text(to, self.password.as_ref().map_or("", PasswordHash::as_str));
@@ -171,7 +178,7 @@ impl AccountRecord {
         put_position(to, counter, self.tail);
     }
 
-    fn take(rest: &mut &[u8], counter: u64) -> Result<Self, Malformed> {
+    fn take(rest: &mut &[u8], counter: u64, is_suspended: bool) -> Result<Self, Malformed> {
         let incarnation = take_number(rest)?;
         let bytes = take_number(rest)?;
         let name = name(take_slice(rest, bytes)?)?;
@@ -183,6 +190,7 @@ impl AccountRecord {
             name,
             incarnation,
             password,
+            is_suspended,
             cursor,
             tail,
         })
@@ -247,7 +255,10 @@ impl<'r> Records<'r> {
                 })
             }
             kind::COUNTER => Record::Counter(take_number(rest)?),
-            kind::ACCOUNT => Record::Account(AccountRecord::take(rest, self.counter)?),
+            kind::ACCOUNT => Record::Account(AccountRecord::take(rest, self.counter, false)?),
+            kind::SUSPENDED_ACCOUNT => {
+                Record::Account(AccountRecord::take(rest, self.counter, true)?)
+            }
             kind::ACCOUNT_END => Record::AccountEnd(take_number(rest)?),
             kind::CURSOR => Record::Cursor(take_number(rest)?, take_position(rest, self.counter)?),
             kind::TAIL => Record::Tail(take_number(rest)?, take_position(rest, self.counter)?),
@@ -351,10 +362,12 @@ mod tests {
         table.record(u32::MAX, Outcome::Stored(Sequence(u64::MAX)));
         let account = |password: Option<PasswordHash>| {
             let (cursor, tail) = (position(3), position(u64::MAX));
+            let is_suspended = password.is_some();
             Record::Account(AccountRecord {
                 name: "bob".parse().unwrap(),
                 incarnation: 5,
                 password,
+                is_suspended,
                 cursor,
                 tail,
             })

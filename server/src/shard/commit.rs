@@ -18,8 +18,8 @@ use super::{ShardConfig, SharedShard, Sync};
 use crate::ledger::{Changes, Checkpoint, Context, Ledger, SubscriptionEnd};
 use crate::log::{AppendError, Durability, Frame, Log, Opener, RECORD_BYTES_MAX};
 use crate::store::{
-    Burst, Completer, Created, Fence, Operation, Outcome, Position, QueuedSend, Subscription,
-    Unavailable,
+    AdminOperation, Burst, Completer, Created, Fence, InboxInfo, Operation, Outcome, Position,
+    QueuedSend, StoreUsage, Subscription, Unavailable,
 };
 
 /// Maximum commands in one commit.
@@ -127,6 +127,7 @@ pub(super) enum Completion {
     Flag(Completer<bool>, bool),
     Subscribed(Completer<Option<Subscription>>, Option<Subscription>),
     Opened(SessionToken, Completer<bool>, bool),
+    Inspected(Completer<Vec<InboxInfo>>, Vec<InboxInfo>),
 }
 
 impl Completion {
@@ -137,6 +138,7 @@ impl Completion {
                 completer.complete(Ok(flag))
             }
             Self::Subscribed(completer, subscription) => completer.complete(Ok(subscription)),
+            Self::Inspected(completer, inboxes) => completer.complete(Ok(inboxes)),
         }
     }
 
@@ -146,6 +148,7 @@ impl Completion {
             Self::Created(completer, _) => completer.complete(Err(Unavailable)),
             Self::Flag(completer, _) => completer.complete(Err(Unavailable)),
             Self::Subscribed(completer, _) => completer.complete(Err(Unavailable)),
+            Self::Inspected(completer, _) => completer.complete(Err(Unavailable)),
             Self::Opened(token, completer, is_open) => {
                 completer.complete(Err(Unavailable));
                 return is_open.then_some(token);
@@ -415,6 +418,7 @@ impl Committer {
                 ledger.close_session(&token, now);
                 return None;
             }
+            Operation::Admin(operation) => return self.administer(operation),
             Operation::OnTakeover(..) => return None,
             Operation::Account(..)
             | Operation::Names(..)
@@ -426,6 +430,41 @@ impl Committer {
                 return None;
             }
         })
+    }
+
+    /// Decides an operation of an administrator. A copy and figures of the log are those of
+    /// the frame before.
+    fn administer(&mut self, operation: AdminOperation) -> Option<Completion> {
+        match operation {
+            AdminOperation::SetSuspended {
+                account,
+                is_suspended,
+                completer,
+            } => {
+                let exists = self
+                    .ledger
+                    .set_suspended(&account, is_suspended, &mut self.changes);
+                Some(Completion::Flag(completer, exists))
+            }
+            AdminOperation::Inspect(names, completer) => {
+                Some(Completion::Inspected(completer, self.ledger.inspect(&names)))
+            }
+            AdminOperation::Usage(completer) => {
+                let log = self.log.as_ref().map(|log| log.usage()).unwrap_or_default();
+                completer.complete(Ok(StoreUsage {
+                    accounts: self.ledger.account_count() as u64,
+                    last_number: self.ledger.counter(),
+                    live_bytes: log.live_bytes,
+                    file_bytes: log.file_bytes,
+                    is_low_on_space: self.space != Space::Ample,
+                }));
+                None
+            }
+            AdminOperation::Copy(completer) => {
+                completer.complete(Ok(self.log.as_ref().and_then(|log| log.copy())));
+                None
+            }
+        }
     }
 
     /// Appends the frame, updates the directory, completes the commands, and then notifies.

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use hark_protocol::{SessionToken, UserName};
 
 use super::{
-    Account, AccountEntry, Burst, Completer, Created, Page, PasswordHash, Position, ReadLimit,
+    Account, AccountEntry, AdminOperation, Burst, Completer, Created, Page, PasswordHash, Position, ReadLimit,
     Subscription,
 };
 
@@ -63,6 +63,8 @@ pub enum Operation {
     CloseSession(SessionToken),
     /// Calls a function when the session is opened at another server.
     OnTakeover(SessionToken, OnTakeover),
+    /// An operation of an administrator.
+    Admin(AdminOperation),
     /// Closes the store.
     Close(Completer<()>),
 }

@@ -103,6 +103,7 @@ async fn reload_applies_changes_and_names_the_rest() {
     server.wait_for_log("settings changed that need a restart settings=\"max-frame\"");
     wire.refused(create("eve"), Code::Denied).await;
     let mut second = Wire::connect(server.address()).await;
+    second.write_all([(1, Request::Ping)]).await;
     assert_eq!(second.next().await.map(|frame| frame.id), Some(None));
     assert_eq!(second.next().await, None, "the only connection is taken");
     assert!(server.log().contains("DEBUG"), "{}", server.log());

@@ -392,6 +392,7 @@ impl ClientConnection {
         } = &authenticated;
         self.throttle.charge_login(&account.name, &self.chat.users);
         audit::logged_in(&account.name, *by_password, self.address);
+        self.shutdown.set_user(Some(&account.name));
         self.user = Some(authenticated);
     }
 
@@ -407,6 +408,7 @@ impl ClientConnection {
             End::TakenOver => ByeReason::TakenOver,
             End::Deleted => {
                 self.user = None;
+                self.shutdown.set_user(None);
                 ByeReason::Deleted
             }
         }
@@ -553,6 +555,7 @@ impl ClientConnection {
             }
             Done::LoggedOut => {
                 self.user = None;
+                self.shutdown.set_user(None);
                 self.stop_receiving();
                 Reply::Ok(OkFields::None)
             }

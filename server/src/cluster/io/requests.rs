@@ -104,7 +104,8 @@ impl Driver {
                 self.sessions.on_takeover(&token, on_takeover);
                 self.member.open_session(token, now, &mut self.actions);
             }
-            Operation::CloseSession(_) | Operation::Close(_) => {}
+            // Not supported yet: completes as unavailable.
+            Operation::Admin(_) | Operation::CloseSession(_) | Operation::Close(_) => {}
         }
     }
 

@@ -36,7 +36,7 @@ impl Call {
     /// As [`Caller::of`].
     pub(super) fn new(chat: &Arc<Chat>, extensions: &Extensions) -> Result<Self, Status> {
         let caller = Caller::of(extensions)?;
-        let shutdown = Arc::new(ShutdownSignal::of_epoch(caller.epoch));
+        let shutdown = Arc::new(ShutdownSignal::of_call(&caller.connection));
         Ok(Self {
             connection: ClientConnection::new(
                 Arc::clone(chat),

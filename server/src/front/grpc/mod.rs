@@ -120,8 +120,8 @@ pub(super) struct Grpc {
 pub(super) struct Caller {
     /// The address of the peer.
     address: IpAddr,
-    /// The epoch of its connection.
-    epoch: u64,
+    /// The signal of its connection.
+    connection: Arc<ShutdownSignal>,
     /// The rate limiter of the connection; none if it is exempt.
     limiter: Option<Arc<RateLimiter>>,
     /// Cancelled when the connection drains.
@@ -198,7 +198,7 @@ impl Grpc {
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
         address: IpAddr,
-        shutdown: &ShutdownSignal,
+        shutdown: &Arc<ShutdownSignal>,
     ) -> io::Result<()> {
         let stream = tokio::select! {
             stream = preface::read(stream, address) => stream?,
@@ -219,15 +219,14 @@ impl Grpc {
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
         address: IpAddr,
-        shutdown: &ShutdownSignal,
+        shutdown: &Arc<ShutdownSignal>,
         calls: &TaskTracker,
     ) -> hyper::Result<()> {
         let (limiter, stopping) = (self.chat.rate_limiter(address), CancellationToken::new());
         let stream = RateLimited::new(stream, limiter.clone());
-        let epoch = shutdown.epoch();
         let caller = Caller {
             address,
-            epoch,
+            connection: Arc::clone(shutdown),
             limiter,
             stopping: stopping.clone(),
             calls: calls.clone(),
