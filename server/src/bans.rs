@@ -58,8 +58,7 @@ impl Network {
     /// Returns whether an address belongs to the network.
     pub(crate) fn contains(self, address: IpAddr) -> bool {
         let address = address.to_canonical();
-        self.address.is_ipv4() == address.is_ipv4()
-            && masked(address, self.prefix) == self.address
+        self.address.is_ipv4() == address.is_ipv4() && masked(address, self.prefix) == self.address
     }
 }
 
@@ -246,18 +245,32 @@ mod tests {
     #[track_caller]
     fn check(text: &str, inside: &[&str], outside: &[&str]) {
         for address in inside {
-            assert!(network(text).contains(address.parse().unwrap()), "{address}");
+            assert!(
+                network(text).contains(address.parse().unwrap()),
+                "{address}"
+            );
         }
         for address in outside {
-            assert!(!network(text).contains(address.parse().unwrap()), "{address}");
+            assert!(
+                !network(text).contains(address.parse().unwrap()),
+                "{address}"
+            );
         }
         assert_eq!(network(text).to_string(), text);
     }
 
     #[test]
     fn network_contains_the_addresses_of_its_prefix() {
-        check("192.0.2.7", &["192.0.2.7", "::ffff:192.0.2.7"], &["192.0.2.6"]);
-        check("192.0.2.0/24", &["192.0.2.255"], &["192.0.3.0", "2001:db8::"]);
+        check(
+            "192.0.2.7",
+            &["192.0.2.7", "::ffff:192.0.2.7"],
+            &["192.0.2.6"],
+        );
+        check(
+            "192.0.2.0/24",
+            &["192.0.2.255"],
+            &["192.0.3.0", "2001:db8::"],
+        );
         check("0.0.0.0/0", &["255.0.0.1"], &["::1"]);
         check("2001:db8::/32", &["2001:db8:ffff::1"], &["2001:db9::"]);
         assert_eq!(network("192.0.2.7/24").to_string(), "192.0.2.0/24");

@@ -89,9 +89,7 @@ impl BoundSocket {
     pub fn bind(address: &ListenAddress) -> io::Result<Self> {
         let socket = match address {
             ListenAddress::Tcp(address) => Socket::Tcp(bind_tcp(*address)?),
-            ListenAddress::Unix(path) => {
-                Socket::Unix(bind_unix(path)?, SocketFile(path.clone()))
-            }
+            ListenAddress::Unix(path) => Socket::Unix(bind_unix(path)?, SocketFile(path.clone())),
         };
         Ok(Self {
             socket,
@@ -179,9 +177,9 @@ impl Listener {
             refuses_plaintext: self.refuses_plaintext,
         };
         match &self.socket {
-            ListeningSocket::Tcp(listener) => listener.poll_accept(cx).map_ok(|(stream, peer)| {
-                accepted(Stream::Tcp(stream), peer.ip().to_canonical())
-            }),
+            ListeningSocket::Tcp(listener) => listener
+                .poll_accept(cx)
+                .map_ok(|(stream, peer)| accepted(Stream::Tcp(stream), peer.ip().to_canonical())),
             ListeningSocket::Unix(listener, _) => listener
                 .poll_accept(cx)
                 .map_ok(|(stream, _)| accepted(Stream::Unix(stream), LOCAL)),
@@ -302,7 +300,10 @@ mod tests {
             accepted.push(matches!(next.stream, Stream::Unix(_)));
         }
         assert_eq!(accepted.iter().filter(|is_unix| **is_unix).count(), 1);
-        assert!(accepted.iter().take(2).any(|is_unix| *is_unix), "{accepted:?}");
+        assert!(
+            accepted.iter().take(2).any(|is_unix| *is_unix),
+            "{accepted:?}"
+        );
         drop((clients, local));
     }
 }

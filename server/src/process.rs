@@ -19,9 +19,7 @@ use crate::admin;
 use crate::administration::{AdminSocket, Administration, ReloadRequest};
 use crate::bans::Bans;
 use crate::chat::Chat;
-use crate::config::{
-    Configuration, ConfigurationError, ListenAddress, LogFormat, ServeArgs,
-};
+use crate::config::{Configuration, ConfigurationError, ListenAddress, LogFormat, ServeArgs};
 use crate::front::MayWatch;
 use crate::listener::{BoundSocket, Listener, Listeners};
 use crate::logging::{LineLimiter, LogLevel, Watchers};
@@ -122,7 +120,11 @@ async fn run(
     let chat = Arc::new(Chat::new(Arc::clone(&store), rules));
     let fronts = settings.settings(&log.watchers, tls.clone());
     let folder = settings.store.folder()?;
-    let bans = Arc::new(folder.as_deref().map_or_else(|| Ok(Bans::default()), Bans::read)?);
+    let bans = Arc::new(
+        folder
+            .as_deref()
+            .map_or_else(|| Ok(Bans::default()), Bans::read)?,
+    );
     let server = Server::with_bans(Arc::clone(&chat), fronts, limits, Arc::clone(&bans));
     let drain = Arc::<Notify>::default();
     let shutdown = shutdown_signal(Arc::clone(&drain))?;

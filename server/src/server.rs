@@ -600,9 +600,7 @@ mod tests {
             now,
             Some(Code::RateLimited),
         );
-        let refused = connections
-            .admit(address("2001:db8::6"), now)
-            .unwrap_err();
+        let refused = connections.admit(address("2001:db8::6"), now).unwrap_err();
         assert_eq!(refused.retry_after(), Some(Duration::from_secs(1)));
         check(&mut connections, "2001:db8:0:1::1", &limits, now, None);
         check(

@@ -131,7 +131,8 @@ fn connect(name: &str) -> io::Result<UnixDatagram> {
 /// Returns the time within which the service manager expects a sign of life of this process.
 fn watchdog() -> Option<Duration> {
     let number = |name| env::var(name).ok()?.parse::<u64>().ok();
-    let is_of_other = number("WATCHDOG_PID").is_some_and(|pid| pid != u64::from(std::process::id()));
+    let is_of_other =
+        number("WATCHDOG_PID").is_some_and(|pid| pid != u64::from(std::process::id()));
     let timeout = number("WATCHDOG_USEC").filter(|_| !is_of_other)?;
     Some(Duration::from_micros(timeout))
 }

@@ -245,12 +245,7 @@ async fn connections(
     hint_at_more(has_more, last)
 }
 
-async fn users(
-    client: &mut Client,
-    json: bool,
-    after: String,
-    limit: u32,
-) -> anyhow::Result<()> {
+async fn users(client: &mut Client, json: bool, after: String, limit: u32) -> anyhow::Result<()> {
     let request = v1::ListUsersRequest { after, limit };
     let reply = client.list_users(request).await.map_err(explained)?;
     let v1::ListUsersReply { users, has_more } = reply.into_inner();
@@ -383,7 +378,11 @@ async fn backup(client: &mut Client, json: bool, to: &Path) -> anyhow::Result<()
     let request = v1::BackupRequest {
         folder: folder.clone(),
     };
-    let mut progress = client.backup(request).await.map_err(explained)?.into_inner();
+    let mut progress = client
+        .backup(request)
+        .await
+        .map_err(explained)?
+        .into_inner();
     let is_terminal = io::stderr().is_terminal();
     let mut total = 0;
     while let Some(report) = progress.message().await.map_err(explained)? {
@@ -397,7 +396,10 @@ async fn backup(client: &mut Client, json: bool, to: &Path) -> anyhow::Result<()
         eprintln!();
     }
     if json {
-        return print(format_args!("{}", json!({ "folder": folder, "bytes": total })));
+        return print(format_args!(
+            "{}",
+            json!({ "folder": folder, "bytes": total })
+        ));
     }
     print(format_args!("backup complete: {folder}, {total} bytes"))
 }
@@ -411,7 +413,10 @@ mod tests {
         let target = |text: &str| kick_target(text.to_owned(), false);
         assert_eq!(target("7"), Target::Connection(7));
         assert_eq!(target("192.0.2.1"), Target::Network("192.0.2.1".into()));
-        assert_eq!(target("2001:db8::/32"), Target::Network("2001:db8::/32".into()));
+        assert_eq!(
+            target("2001:db8::/32"),
+            Target::Network("2001:db8::/32".into())
+        );
         assert_eq!(target("bob"), Target::User("bob".into()));
         assert_eq!(kick_target("7".into(), true), Target::User("7".into()));
     }

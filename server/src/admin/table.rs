@@ -35,7 +35,9 @@ impl Table {
         if json {
             return self.print_json();
         }
-        self.lines().iter().try_for_each(|line| print(format_args!("{line}")))
+        self.lines()
+            .iter()
+            .try_for_each(|line| print(format_args!("{line}")))
     }
 
     /// Prints each value of each row in a line with the name of its column, or the rows as
@@ -47,7 +49,12 @@ impl Table {
         if json {
             return self.print_json();
         }
-        let width = self.columns.iter().map(|name| name.len()).max().unwrap_or(0);
+        let width = self
+            .columns
+            .iter()
+            .map(|name| name.len())
+            .max()
+            .unwrap_or(0);
         for row in &self.rows {
             for (name, value) in self.columns.iter().zip(row) {
                 print(format_args!("{name:width$}  {}", cell(value)))?;
@@ -75,7 +82,10 @@ impl Table {
         };
         let widths: Vec<_> = (0..self.columns.len()).map(width).collect();
         let line = |row: &Vec<String>| {
-            let padded = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}"));
+            let padded = row
+                .iter()
+                .zip(&widths)
+                .map(|(cell, &width)| format!("{cell:width$}"));
             padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
         };
         cells.iter().map(line).collect()

@@ -93,7 +93,11 @@ impl Administration {
         is_suspended: bool,
     ) -> Result<(bool, usize), Fault> {
         let entry = self.account(&name).await?;
-        if !self.store.set_suspended(&entry.account, is_suspended).await? {
+        if !self
+            .store
+            .set_suspended(&entry.account, is_suspended)
+            .await?
+        {
             return Err(no_such_user(&name));
         }
         let mut closed = 0;

@@ -59,7 +59,10 @@ impl AdminSocket {
 
     /// Serves until `stop` is cancelled and the calls in progress have ended.
     pub(crate) async fn serve(mut self, admin: Arc<Administration>, stop: CancellationToken) {
-        let (tasks, permits) = (TaskTracker::new(), Arc::new(Semaphore::new(CONNECTIONS_MAX)));
+        let (tasks, permits) = (
+            TaskTracker::new(),
+            Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+        );
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
@@ -80,7 +83,10 @@ impl AdminSocket {
             }
         }
         tasks.close();
-        if tokio::time::timeout(END_TIMEOUT, tasks.wait()).await.is_err() {
+        if tokio::time::timeout(END_TIMEOUT, tasks.wait())
+            .await
+            .is_err()
+        {
             tracing::warn!("calls of administrators still running");
         }
     }
@@ -114,8 +120,8 @@ async fn serve_connection(stream: UnixStream, admin: Arc<Administration>, stop: 
         request.extensions_mut().insert(caller);
         service.clone().call(request.map(Body::new))
     });
-    let connection = http2::Builder::new(TokioExecutor::new())
-        .serve_connection(TokioIo::new(stream), service);
+    let connection =
+        http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let served = tokio::select! {
         served = connection.as_mut() => served,

@@ -38,7 +38,12 @@ pub enum ServerCommand {
     /// Print the accounts and their unread messages, in order of their names
     Users {
         /// Begin after this name
-        #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+        #[arg(
+            long,
+            value_name = "NAME",
+            default_value = "",
+            hide_default_value = true
+        )]
         after: String,
         /// Print at most this many, up to 1000
         #[arg(long, value_name = "COUNT", default_value_t = 100)]

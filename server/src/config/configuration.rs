@@ -110,9 +110,8 @@ impl Configuration {
             .filter(|argument| is_setting(argument))
             .filter_map(|argument| setting(argument, &matches, &names))
             .collect();
-        let Cli {
-            command, serve, ..
-        } = Cli::from_arg_matches(&matches).map_err(ConfigurationError::Usage)?;
+        let Cli { command, serve, .. } =
+            Cli::from_arg_matches(&matches).map_err(ConfigurationError::Usage)?;
         Ok(Self {
             command,
             serve,
@@ -153,7 +152,10 @@ impl fmt::Display for Configuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.file {
             Some(file) => writeln!(f, "# configuration file: {}", file.display())?,
-            None => writeln!(f, "# configuration file: none ({DEFAULT_PATH} does not exist)")?,
+            None => writeln!(
+                f,
+                "# configuration file: none ({DEFAULT_PATH} does not exist)"
+            )?,
         }
         for (name, Setting { value, source }) in &self.settings {
             let line = match value {
@@ -246,7 +248,11 @@ fn of_file(error: clap::Error, file: Option<&Path>, names: &[String]) -> Configu
     let name = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(argument)) => {
             let words = argument.trim_start_matches("--");
-            words.split([' ', '=']).next().unwrap_or_default().to_owned()
+            words
+                .split([' ', '='])
+                .next()
+                .unwrap_or_default()
+                .to_owned()
         }
         _ => String::new(),
     };
@@ -327,7 +333,11 @@ mod tests {
         check(&configuration, "max-list = 10000 # default");
         check(&configuration, "# numbers-after is not set");
         assert_eq!(configuration.serve.max_frame, 4096);
-        let admins: Vec<_> = configuration.serve.admins().map(ToString::to_string).collect();
+        let admins: Vec<_> = configuration
+            .serve
+            .admins()
+            .map(ToString::to_string)
+            .collect();
         assert_eq!(admins, ["eve"]);
     }
 
@@ -342,7 +352,10 @@ mod tests {
     #[test]
     fn bad_value_names_the_file() {
         let refused = load("max-frame = 1", &[]).unwrap_err().to_string();
-        assert!(refused.contains("harkd.toml: invalid value '1'"), "{refused}");
+        assert!(
+            refused.contains("harkd.toml: invalid value '1'"),
+            "{refused}"
+        );
         let refused = load("", &["--max-frame=1"]).unwrap_err().to_string();
         assert!(!refused.contains("harkd.toml"), "{refused}");
     }

@@ -51,9 +51,13 @@ pub(super) fn read(path: &Path, command: &Command) -> anyhow::Result<Vec<FileSet
 
 fn parse(text: &str, command: &Command) -> anyhow::Result<Vec<FileSetting>> {
     let table: Table = text.parse().map_err(|error: toml::de::Error| {
-        let line = error
-            .span()
-            .map_or(0, |span| text.get(..span.start).unwrap_or_default().lines().count().max(1));
+        let line = error.span().map_or(0, |span| {
+            text.get(..span.start)
+                .unwrap_or_default()
+                .lines()
+                .count()
+                .max(1)
+        });
         anyhow::anyhow!("line {line}: {}", error.message().replace('\n', ", "))
     })?;
     table

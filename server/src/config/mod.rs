@@ -374,7 +374,9 @@ fn parse_bool(text: &str) -> Result<bool, &'static str> {
 impl ServeArgs {
     /// Returns the addresses to listen on.
     pub fn addresses(&self) -> impl Iterator<Item = &ListenAddress> {
-        self.listen.iter().flat_map(|CommaList(addresses)| addresses)
+        self.listen
+            .iter()
+            .flat_map(|CommaList(addresses)| addresses)
     }
 
     /// Checks what can be checked without serving, except the certificate, which

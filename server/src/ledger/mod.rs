@@ -45,8 +45,8 @@ use self::record::{AccountRecord, Record};
 use self::sessions::Sessions;
 use crate::log::{Block, Frame};
 use crate::store::{
-    Account, AccountEntry, Append, Created, End, InboxInfo, Message, Outcome, PasswordHash, Position,
-    Publisher, Subscription,
+    Account, AccountEntry, Append, Created, End, InboxInfo, Message, Outcome, PasswordHash,
+    Position, Publisher, Subscription,
 };
 
 pub(crate) use self::block::{BlockContent, Gap, decode, measure, merge};

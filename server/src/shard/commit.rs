@@ -446,9 +446,10 @@ impl Committer {
                     .set_suspended(&account, is_suspended, &mut self.changes);
                 Some(Completion::Flag(completer, exists))
             }
-            AdminOperation::Inspect(names, completer) => {
-                Some(Completion::Inspected(completer, self.ledger.inspect(&names)))
-            }
+            AdminOperation::Inspect(names, completer) => Some(Completion::Inspected(
+                completer,
+                self.ledger.inspect(&names),
+            )),
             AdminOperation::Usage(completer) => {
                 let log = self.log.as_ref().map(|log| log.usage()).unwrap_or_default();
                 completer.complete(Ok(StoreUsage {

@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use hark_protocol::{SessionToken, UserName};
 
 use super::{
-    Account, AccountEntry, AdminOperation, Burst, Completer, Created, Page, PasswordHash, Position, ReadLimit,
-    Subscription,
+    Account, AccountEntry, AdminOperation, Burst, Completer, Created, Page, PasswordHash, Position,
+    ReadLimit, Subscription,
 };
 
 /// An operation of a store. [`Store`](super::Store) has a method for each.

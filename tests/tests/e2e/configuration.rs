@@ -85,7 +85,10 @@ fn check_finds_every_kind_of_defect() {
     ] {
         let Output { status, stderr, .. } = ConfigFile::new(text).check(&[]);
         let error = String::from_utf8(stderr).unwrap();
-        assert!(!status.success() && error.contains(expected), "{text}: {error}");
+        assert!(
+            !status.success() && error.contains(expected),
+            "{text}: {error}"
+        );
         assert_eq!(error.lines().count(), 1, "{error}");
     }
 }

@@ -13,6 +13,7 @@
 )]
 
 mod accounts;
+mod administration;
 mod classic;
 mod cluster;
 mod cluster_crash;

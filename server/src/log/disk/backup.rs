@@ -117,7 +117,9 @@ fn copy_file(
     let mut left = length;
     while left > 0 {
         let begun = Instant::now();
-        let piece = usize::try_from(left).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
+        let piece = usize::try_from(left)
+            .unwrap_or(PIECE_BYTES)
+            .min(PIECE_BYTES);
         let piece = buffer.get_mut(..piece).unwrap_or_default();
         source.read_exact(piece)?;
         if piece.iter().all(|&byte| byte == 0) {

@@ -65,8 +65,8 @@ use self::segment::{Segment, Segments, unit_bytes};
 use self::slots::{Files, Spares};
 use self::writer::{OpenSegment, Writer};
 use super::{
-    AppendError, CheckpointPart, Durability, Frame, InboxId, Log, LogCopy, LogError, OpenError, Opener,
-    RECORD_BYTES_MAX, Reader, Usage,
+    AppendError, CheckpointPart, Durability, Frame, InboxId, Log, LogCopy, LogError, OpenError,
+    Opener, RECORD_BYTES_MAX, Reader, Usage,
 };
 use crate::sync::{Condvar, Mutex};
 
