@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use hark_protocol::UserName;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::Layer;
@@ -115,8 +115,7 @@ async fn run(
         .store
         .open(settings.shard(), Some(rules.text_bytes_max()))
         .await?;
-    check_log_watcher(settings, &*store).await?;
-    check_admins(settings, &*store).await?;
+    check_privileges(settings, &*store).await?;
     let chat = Arc::new(Chat::new(Arc::clone(&store), rules));
     let fronts = settings.settings(&log.watchers, tls.clone());
     let folder = settings.store.folder()?;
@@ -126,8 +125,6 @@ async fn run(
             .map_or_else(|| Ok(Bans::default()), Bans::read)?,
     );
     let server = Server::with_bans(Arc::clone(&chat), fronts, limits, Arc::clone(&bans));
-    let drain = Arc::<Notify>::default();
-    let shutdown = shutdown_signal(Arc::clone(&drain))?;
     let (reload, requests) = mpsc::channel(1);
     let admin = Administration {
         store: Arc::clone(&store),
@@ -136,13 +133,15 @@ async fn run(
         bans,
         log: log.level.clone(),
         reload,
-        drain,
+        drain: Arc::default(),
         started: Instant::now(),
-        heavy: Administration::one_at_a_time(),
+        backups: Arc::new(Semaphore::new(1)),
+        passwords: Semaphore::new(1),
     };
+    let shutdown = shutdown_signal(Arc::clone(&admin.drain))?;
     // After the store is open, so that a connection is refused rather than left waiting.
     let listeners = listen_all(sockets, settings)?;
-    let admins = Administrators::serve(admin);
+    let administrators = Administrators::serve(admin);
     supervisor.ready();
     let reloader = Reloader {
         arguments,
@@ -159,7 +158,11 @@ async fn run(
         never = supervisor.keep_reporting(server) => match never {},
     }
     supervisor.closing();
-    admins.end().await;
+    administrators.end().await;
+    close(&*store).await
+}
+
+async fn close(store: &dyn Store) -> anyhow::Result<()> {
     store
         .close()
         .await
@@ -268,19 +271,13 @@ fn cannot_listen(address: &ListenAddress) -> String {
     )
 }
 
-/// Warns if the user that may watch the log cannot do so for lack of an account
+/// Warns about users without the rights that the settings give them, for lack of an account
 /// or a password.
-async fn check_log_watcher(arguments: &ServeArgs, store: &dyn Store) -> anyhow::Result<()> {
-    let Some(MayWatch::User(user)) = &arguments.watch_logs else {
-        return Ok(());
-    };
-    check_privileged(store, user, "log watcher").await?;
-    Ok(())
-}
-
-/// Warns about admins without rights, for lack of an account or a password.
-async fn check_admins(arguments: &ServeArgs, store: &dyn Store) -> anyhow::Result<()> {
-    for user in arguments.admins() {
+async fn check_privileges(settings: &ServeArgs, store: &dyn Store) -> anyhow::Result<()> {
+    if let Some(MayWatch::User(user)) = &settings.watch_logs {
+        check_privileged(store, user, "log watcher").await?;
+    }
+    for user in settings.admins() {
         if check_privileged(store, user, "admin").await? {
             tracing::info!(%user, "admin");
         }

@@ -51,7 +51,7 @@ impl Signals {
     }
 }
 
-/// Resolves at the first SIGTERM or SIGINT, or when `drain` is notified. Another signal
+/// Resolves at the first SIGTERM or SIGINT, or when `drain` is notified. The second signal
 /// ends the process.
 pub(crate) fn shutdown_signal(drain: Arc<Notify>) -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -59,15 +59,17 @@ pub(crate) fn shutdown_signal(drain: Arc<Notify>) -> anyhow::Result<impl Future<
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     // Not joined: a second signal may arrive at any time until the process ends.
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            () = drain.notified() => {}
-        }
+        let remaining = tokio::select! {
+            _ = terminate.recv() => 1,
+            _ = interrupt.recv() => 1,
+            () = drain.notified() => 2,
+        };
         drop(stop);
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        for _ in 0..remaining {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
         }
         tracing::warn!("second signal: stopping immediately");
         std::process::exit(1);

@@ -63,6 +63,7 @@ pub(super) fn account(inbox: &InboxSnapshot) -> Line {
             .password
             .as_ref()
             .map(|hash| PasswordHash::as_str(hash).to_owned()),
+        suspended: entry.is_suspended,
         cursor: inbox.cursor.sequence.0,
     }
 }

@@ -32,6 +32,7 @@ struct Counts {
 }
 
 /// The outcome of one line.
+#[derive(Debug, PartialEq, Eq)]
 enum LineOutcome {
     Account,
     Message,
@@ -117,8 +118,15 @@ fn line(store: &mut OfflineStore, bytes: &[u8]) -> anyhow::Result<Result<LineOut
         Ok(Line::Account {
             name,
             password,
+            suspended,
             cursor,
-        }) => account(store, &name, password.as_deref(), cursor)?,
+        }) => {
+            let created = account(store, &name, password.as_deref(), cursor)?;
+            if suspended && created == Ok(LineOutcome::Account) {
+                suspend(store, &name)?;
+            }
+            created
+        }
         Ok(Line::Message {
             to,
             number,
@@ -152,6 +160,11 @@ fn account(
         Created::Exists => Ok(LineOutcome::Known),
         Created::TooMany => Err("too many accounts".to_owned()),
     })
+}
+
+fn suspend(store: &mut OfflineStore, name: &str) -> anyhow::Result<()> {
+    let name: UserName = name.parse()?;
+    store.suspend(&name).context("cannot write to the store")
 }
 
 fn store_message(
@@ -264,7 +277,7 @@ mod tests {
 {"type":"account","name":"amy","cursor":0}
 {"type":"message","to":"amy","number":9000000001,"sender":"bob","time":5,"text":"a,b\n🦀"}
 {"type":"message","to":"amy","number":9000000005,"time":6,"text":""}
-{"type":"account","name":"bob","password":"$argon2id$x","cursor":77}
+{"type":"account","name":"bob","password":"$argon2id$x","suspended":true,"cursor":77}
 "#;
 
     #[test]

@@ -47,7 +47,7 @@ impl Administration {
             folder.is_absolute(),
             "the folder of a backup must be an absolute path: the server creates it"
         );
-        let Ok(permit) = Arc::clone(&self.heavy).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&self.backups).try_acquire_owned() else {
             bail!("another backup is running; wait for its end");
         };
         let copy = self.store.copy().await?;

@@ -50,8 +50,10 @@ pub(crate) struct Administration {
     /// Notified to shut the server down.
     pub(crate) drain: Arc<Notify>,
     pub(crate) started: Instant,
-    /// The permit of the work that takes long: a backup, or a password.
-    pub(crate) heavy: Arc<Semaphore>,
+    /// The permit of a backup.
+    pub(crate) backups: Arc<Semaphore>,
+    /// The permit of a password hash.
+    pub(crate) passwords: Semaphore,
 }
 
 /// A page of inboxes.
@@ -62,11 +64,6 @@ struct UserPage {
 }
 
 impl Administration {
-    /// Returns the permit of the work that takes long.
-    pub(crate) fn one_at_a_time() -> Arc<Semaphore> {
-        Arc::new(Semaphore::new(1))
-    }
-
     async fn usage(&self) -> Result<StoreUsage, Unavailable> {
         self.store.usage().await
     }
@@ -127,7 +124,7 @@ impl Administration {
     }
 
     async fn set_password(&self, name: &UserName, password: Password) -> Result<(), Fault> {
-        let _alone = self.heavy.acquire().await.map_err(|_| Unavailable)?;
+        let _alone = self.passwords.acquire().await.map_err(|_| Unavailable)?;
         let AccountEntry {
             account,
             password: former,

@@ -503,7 +503,6 @@ impl Ledger {
     }
 
     /// Looks up an account.
-    #[cfg(feature = "cluster")]
     pub(crate) fn account(&self, name: &UserName) -> Option<AccountEntry> {
         self.inboxes.get(name).map(Inbox::entry)
     }

@@ -2,6 +2,8 @@
 //! appends one frame, waits until it is durable, and then completes and notifies. No
 //! other thread decides or appends.
 
+mod administer;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,8 +20,8 @@ use super::{ShardConfig, SharedShard, Sync};
 use crate::ledger::{Changes, Checkpoint, Context, Ledger, SubscriptionEnd};
 use crate::log::{AppendError, Durability, Frame, Log, Opener, RECORD_BYTES_MAX};
 use crate::store::{
-    AdminOperation, Burst, Completer, Created, Fence, InboxInfo, Operation, Outcome, Position,
-    QueuedSend, StoreUsage, Subscription, Unavailable,
+    Burst, Completer, Created, Fence, InboxInfo, Operation, Outcome, Position, QueuedSend,
+    Subscription, Unavailable,
 };
 
 /// Maximum commands in one commit.
@@ -430,42 +432,6 @@ impl Committer {
                 return None;
             }
         })
-    }
-
-    /// Decides an operation of an administrator. A copy and figures of the log are those of
-    /// the frame before.
-    fn administer(&mut self, operation: AdminOperation) -> Option<Completion> {
-        match operation {
-            AdminOperation::SetSuspended {
-                account,
-                is_suspended,
-                completer,
-            } => {
-                let exists = self
-                    .ledger
-                    .set_suspended(&account, is_suspended, &mut self.changes);
-                Some(Completion::Flag(completer, exists))
-            }
-            AdminOperation::Inspect(names, completer) => Some(Completion::Inspected(
-                completer,
-                self.ledger.inspect(&names),
-            )),
-            AdminOperation::Usage(completer) => {
-                let log = self.log.as_ref().map(|log| log.usage()).unwrap_or_default();
-                completer.complete(Ok(StoreUsage {
-                    accounts: self.ledger.account_count() as u64,
-                    last_number: self.ledger.counter(),
-                    live_bytes: log.live_bytes,
-                    file_bytes: log.file_bytes,
-                    is_low_on_space: self.space != Space::Ample,
-                }));
-                None
-            }
-            AdminOperation::Copy(completer) => {
-                completer.complete(Ok(self.log.as_ref().and_then(|log| log.copy())));
-                None
-            }
-        }
     }
 
     /// Appends the frame, updates the directory, completes the commands, and then notifies.
