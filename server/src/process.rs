@@ -16,7 +16,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::prelude::*;
 
 use crate::admin;
-use crate::administration::{AdminSocket, Administration, ReloadRequest};
+use crate::administration::{AdminSlot, AdminSocket, Administration, ReloadRequest};
 use crate::bans::Bans;
 use crate::chat::Chat;
 use crate::config::{Configuration, ConfigurationError, ListenAddress, LogFormat, ServeArgs};
@@ -124,9 +124,13 @@ async fn run(
             .as_deref()
             .map_or_else(|| Ok(Bans::default()), Bans::read)?,
     );
-    let server = Server::with_bans(Arc::clone(&chat), fronts, limits, Arc::clone(&bans));
+    let slot = AdminSlot::default();
+    let (server_bans, server_slot) = (Arc::clone(&bans), slot.clone());
+    let server =
+        Server::with_administration(Arc::clone(&chat), fronts, limits, server_bans, server_slot);
     let (reload, requests) = mpsc::channel(1);
-    let admin = Administration {
+    let admin = Arc::new(Administration {
+        chat: Arc::clone(&chat),
         store: Arc::clone(&store),
         folder,
         server: Arc::clone(&server),
@@ -137,11 +141,12 @@ async fn run(
         started: Instant::now(),
         backups: Arc::new(Semaphore::new(1)),
         passwords: Semaphore::new(1),
-    };
+    });
+    slot.set(&admin);
     let shutdown = shutdown_signal(Arc::clone(&admin.drain))?;
     // After the store is open, so that a connection is refused rather than left waiting.
     let listeners = listen_all(sockets, settings)?;
-    let administrators = Administrators::serve(admin);
+    let administrators = Administrators::serve(&admin, slot);
     supervisor.ready();
     let reloader = Reloader {
         arguments,
@@ -219,12 +224,12 @@ struct Administrators {
 impl Administrators {
     /// Opens the socket in the folder of the store, if it has one. The server also runs
     /// without it.
-    fn serve(admin: Administration) -> Self {
+    fn serve(admin: &Administration, slot: AdminSlot) -> Self {
         let stop = CancellationToken::new();
         let opened = admin.folder.as_deref().map(AdminSocket::open);
         let task = match opened {
             None => None,
-            Some(Ok(socket)) => Some(tokio::spawn(socket.serve(Arc::new(admin), stop.clone()))),
+            Some(Ok(socket)) => Some(tokio::spawn(socket.serve(slot, stop.clone()))),
             Some(Err(error)) => {
                 tracing::warn!(%error, "cannot open the socket for harkd admin");
                 None

@@ -21,6 +21,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use crate::administration::AdminSlot;
 use crate::bans::Bans;
 use crate::chat::{Chat, Shutdown, ShutdownSignal, now_ms};
 use crate::front::wire::Wire;
@@ -245,19 +246,20 @@ impl Server {
     /// Returns a server of `chat` without connections.
     #[must_use]
     pub fn new(chat: Arc<Chat>, settings: Settings, limits: ConnectionLimits) -> Arc<Self> {
-        Self::with_bans(chat, settings, limits, Arc::default())
+        Self::with_administration(chat, settings, limits, Arc::default(), AdminSlot::default())
     }
 
     /// Returns a server as [`Self::new`] does, which refuses connections from banned
-    /// networks.
-    pub(crate) fn with_bans(
+    /// networks and has administrators.
+    pub(crate) fn with_administration(
         chat: Arc<Chat>,
         settings: Settings,
         limits: ConnectionLimits,
         bans: Arc<Bans>,
+        admin: AdminSlot,
     ) -> Arc<Self> {
         Arc::new(Self {
-            fronts: Arc::new(Fronts::new(Arc::clone(&chat), settings)),
+            fronts: Arc::new(Fronts::new(Arc::clone(&chat), settings, admin)),
             chat,
             connections: Mutex::new(Connections::new(limits)),
             refusals: Arc::new(Semaphore::new(REFUSALS_AT_ONCE)),

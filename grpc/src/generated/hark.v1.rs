@@ -244,9 +244,11 @@ pub mod admin_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Administration of a running server. It listens on the socket `admin.sock` in
-    /// the folder of the store, which only the server's user and root can open.
-    /// No call shows a text. Each call is logged with its caller.
+    /// Administration of a running server: on the socket `admin.sock` in the folder
+    /// of the store, which only the server's user and root can open; and on the
+    /// server's port for users named by --admin, with their name in the metadata
+    /// `hark-user` and their password in `hark-password-bin`. No call shows a text.
+    /// Each call is logged with its caller.
     #[derive(Debug, Clone)]
     pub struct AdminClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -587,8 +589,8 @@ pub mod admin_client {
             req.extensions_mut().insert(GrpcMethod::new("hark.v1.Admin", "Drain"));
             self.inner.unary(req, path, codec).await
         }
-        /// Copies the store into a folder of the server's machine. The stream reports
-        /// the progress; the backup is complete when it ends without an error.
+        /// Copies the store into a folder of the server's machine; over the socket
+        /// only. The stream reports the progress; the backup is complete when it ends without an error.
         pub async fn backup(
             &mut self,
             request: impl tonic::IntoRequest<super::BackupRequest>,
@@ -709,16 +711,18 @@ pub mod admin_server {
             >
             + std::marker::Send
             + 'static;
-        /// Copies the store into a folder of the server's machine. The stream reports
-        /// the progress; the backup is complete when it ends without an error.
+        /// Copies the store into a folder of the server's machine; over the socket
+        /// only. The stream reports the progress; the backup is complete when it ends without an error.
         async fn backup(
             &self,
             request: tonic::Request<super::BackupRequest>,
         ) -> std::result::Result<tonic::Response<Self::BackupStream>, tonic::Status>;
     }
-    /// Administration of a running server. It listens on the socket `admin.sock` in
-    /// the folder of the store, which only the server's user and root can open.
-    /// No call shows a text. Each call is logged with its caller.
+    /// Administration of a running server: on the socket `admin.sock` in the folder
+    /// of the store, which only the server's user and root can open; and on the
+    /// server's port for users named by --admin, with their name in the metadata
+    /// `hark-user` and their password in `hark-password-bin`. No call shows a text.
+    /// Each call is logged with its caller.
     #[derive(Debug)]
     pub struct AdminServer<T> {
         inner: Arc<T>,

@@ -19,13 +19,14 @@ use hark_protocol::{Code, Password, Refusal, UserName};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 use crate::bans::{Ban, Bans, Network};
-use crate::chat::{Fault, now_ms, passwords};
+use crate::chat::{Chat, Fault, now_ms, passwords};
 use crate::logging::LogLevel;
 use crate::reload::Reloaded;
 use crate::server::{KickTarget, Server};
 use crate::store::{AccountEntry, InboxInfo, Store, StoreUsage, Unavailable};
 
 pub(crate) use backup::{COMPLETE, STORE};
+pub(crate) use service::{AdminService, AdminSlot};
 pub(crate) use socket::{AdminSocket, FILE as SOCKET_FILE};
 
 /// How long after a suspension its kick is repeated, for logins that overlapped with it.
@@ -40,6 +41,7 @@ pub(crate) type ReloadRequest = oneshot::Sender<anyhow::Result<Reloaded>>;
 /// The parts of a server that its administrators use.
 #[derive(Debug)]
 pub(crate) struct Administration {
+    pub(crate) chat: Arc<Chat>,
     pub(crate) store: Arc<dyn Store>,
     /// The folder of the store, if it has one.
     pub(crate) folder: Option<PathBuf>,

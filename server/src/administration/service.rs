@@ -1,10 +1,11 @@
 //! `hark.v1.Admin`: translates calls, and logs each with its caller.
 
 use std::fmt::Display;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt as _, stream};
@@ -12,50 +13,117 @@ use hark_grpc::status;
 use hark_grpc::v1::admin_server::Admin;
 use hark_grpc::v1::kick_request::Target;
 use hark_grpc::v1::{self};
-use hark_protocol::UserName;
-use tonic::{Code, Request, Response, Status};
+use hark_protocol::{Refusal, UserName};
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Extensions, Request, Response, Status};
 use zeroize::Zeroizing;
 
 use super::{Administration, PAGE_MAX};
 use crate::bans::{Ban, Network};
 use crate::chat::{Fault, now_ms};
+use crate::front::caller_address;
 use crate::server::{ConnectionInfo, KickTarget};
 use crate::store::{InboxInfo, Unavailable};
 
 /// The size of a page if the caller sets none.
 const PAGE_DEFAULT: usize = 100;
 
-/// The process that makes a call.
+/// A process on the server's machine that calls through the socket.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Caller {
+pub(super) struct LocalCaller {
     /// Its user.
     pub(super) uid: u32,
     /// Its id, if the system tells it.
     pub(super) pid: Option<i32>,
 }
 
+/// The administration of a server, once it has started.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct AdminSlot(Arc<OnceLock<Weak<Administration>>>);
+
 /// The service of the administrators.
+#[derive(Debug, Clone)]
+pub(crate) struct AdminService {
+    admin: AdminSlot,
+}
+
+/// The origin of a call.
 #[derive(Debug)]
-pub(super) struct AdminService {
-    admin: Arc<Administration>,
+enum Origin {
+    /// The socket.
+    Socket(LocalCaller),
+    /// An admin over the network.
+    Network(UserName, IpAddr),
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 
-impl AdminService {
-    pub(super) const fn new(admin: Arc<Administration>) -> Self {
-        Self { admin }
+impl AdminSlot {
+    /// Sets the administration, which the caller keeps alive.
+    pub(crate) fn set(&self, admin: &Arc<Administration>) {
+        // A server starts once.
+        let _ = self.0.set(Arc::downgrade(admin));
+    }
+
+    fn get(&self) -> Result<Arc<Administration>, Status> {
+        let admin = self.0.get().and_then(Weak::upgrade);
+        admin.ok_or_else(|| status::unavailable("the server is starting or stopping; try again"))
     }
 }
 
-/// Logs a call with its object, and returns the request.
-fn log<T>(request: Request<T>, command: &str, object: impl FnOnce(&T) -> String) -> T {
-    let caller = request.extensions().get::<Caller>().copied();
-    let (uid, pid) = (caller.map(|c| c.uid), caller.and_then(|c| c.pid));
-    let request = request.into_inner();
-    let object = object(&request);
-    tracing::info!(command, object, uid, pid, "administration");
-    request
+impl AdminService {
+    /// Returns the service of the administration in a slot.
+    pub(crate) const fn new(admin: AdminSlot) -> Self {
+        Self { admin }
+    }
+
+    /// Admits a call, and logs it with its object.
+    async fn enter<T: Send>(
+        &self,
+        request: Request<T>,
+        command: &str,
+        object: fn(&T) -> String,
+    ) -> Result<(Arc<Administration>, T), Status> {
+        let admin = self.admin.get()?;
+        let (metadata, extensions, request) = request.into_parts();
+        let object = object(&request);
+        match origin(&admin, &metadata, &extensions).await? {
+            Origin::Socket(LocalCaller { uid, pid }) => {
+                tracing::info!(command, object, uid, pid, "administration");
+            }
+            Origin::Network(by, address) => {
+                tracing::info!(command, object, %by, %address, "administration");
+            }
+        }
+        Ok((admin, request))
+    }
+}
+
+/// Returns the origin of a call. Over the network it needs the credentials of an admin.
+async fn origin(
+    admin: &Administration,
+    metadata: &MetadataMap,
+    extensions: &Extensions,
+) -> Result<Origin, Status> {
+    if let Some(caller) = extensions.get::<LocalCaller>() {
+        return Ok(Origin::Socket(*caller));
+    }
+    let address = caller_address(extensions)?;
+    let credentials = hark_grpc::admin::credentials(metadata);
+    let credentials = credentials.map_err(|refusal| status::refused(&refusal))?;
+    let (user, password) = credentials.ok_or_else(|| denied("a login as an admin is required"))?;
+    let authenticated = admin
+        .chat
+        .authenticate(address, user.clone(), Some(password));
+    authenticated.await.map_err(refused)?;
+    if !admin.chat.rules().admins.contains(&user) {
+        return Err(denied("only users named by --admin administer this server"));
+    }
+    Ok(Origin::Network(user, address))
+}
+
+fn denied(explanation: &'static str) -> Status {
+    status::refused(&Refusal::new(hark_protocol::Code::Denied, explanation))
 }
 
 fn nothing<T>(_: &T) -> String {
@@ -93,13 +161,13 @@ fn page_size(limit: u32) -> usize {
 #[tonic::async_trait]
 impl Admin for AdminService {
     async fn get_stats(&self, request: Request<v1::GetStatsRequest>) -> Answer<v1::GetStatsReply> {
-        log(request, "stats", nothing);
-        let state = self.admin.server.state();
-        let usage = self.admin.usage().await.map_err(unavailable)?;
+        let (admin, _) = self.enter(request, "stats", nothing).await?;
+        let state = admin.server.state();
+        let usage = admin.usage().await.map_err(unavailable)?;
         Ok(Response::new(v1::GetStatsReply {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            uptime_s: self.admin.started.elapsed().as_secs(),
+            uptime_s: admin.started.elapsed().as_secs(),
             connections: state.connections as u64,
             is_available: state.is_available,
             is_draining: state.is_draining,
@@ -116,9 +184,9 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::ListConnectionsRequest>,
     ) -> Answer<v1::ListConnectionsReply> {
-        let request = log(request, "connections", nothing);
-        let server = &self.admin.server;
-        let (page, has_more) = server.list_connections(request.after, page_size(request.limit));
+        let (admin, request) = self.enter(request, "connections", nothing).await?;
+        let limit = page_size(request.limit);
+        let (page, has_more) = admin.server.list_connections(request.after, limit);
         Ok(Response::new(v1::ListConnectionsReply {
             connections: page.into_iter().map(connection_info).collect(),
             has_more,
@@ -129,13 +197,15 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::ListUsersRequest>,
     ) -> Answer<v1::ListUsersReply> {
-        let request = log(request, "users", |request| request.after.clone());
+        let (admin, request) = self
+            .enter(request, "users", |request| request.after.clone())
+            .await?;
         let after: Option<UserName> = match &*request.after {
             "" => None,
             after => Some(parse(after)?),
         };
         let limit = page_size(request.limit);
-        let page = self.admin.users(after.as_ref(), limit).await;
+        let page = admin.users(after.as_ref(), limit).await;
         let page = page.map_err(unavailable)?;
         Ok(Response::new(v1::ListUsersReply {
             users: page.users.into_iter().map(user_info).collect(),
@@ -144,25 +214,29 @@ impl Admin for AdminService {
     }
 
     async fn get_user(&self, request: Request<v1::GetUserRequest>) -> Answer<v1::UserInfo> {
-        let request = log(request, "show", |request| request.user.clone());
-        let user = self.admin.user(parse(&request.user)?).await;
+        let (admin, request) = self
+            .enter(request, "show", |request| request.user.clone())
+            .await?;
+        let user = admin.user(parse(&request.user)?).await;
         Ok(Response::new(user_info(user.map_err(refused)?)))
     }
 
     async fn kick(&self, request: Request<v1::KickRequest>) -> Answer<v1::KickReply> {
-        let request = log(request, "kick", |request| match &request.target {
-            Some(Target::Connection(id)) => id.to_string(),
-            Some(Target::User(user)) => user.clone(),
-            Some(Target::Network(network)) => network.clone(),
-            None => String::new(),
-        });
+        let (admin, request) = self
+            .enter(request, "kick", |request| match &request.target {
+                Some(Target::Connection(id)) => id.to_string(),
+                Some(Target::User(user)) => user.clone(),
+                Some(Target::Network(network)) => network.clone(),
+                None => String::new(),
+            })
+            .await?;
         let target = match request.target {
             Some(Target::Connection(id)) => KickTarget::Connection(id),
             Some(Target::User(user)) => KickTarget::User(parse(&user)?),
             Some(Target::Network(network)) => KickTarget::Network(parse(&network)?),
             None => return Err(Status::invalid_argument("a target is missing")),
         };
-        let closed = self.admin.server.kick(&target) as u64;
+        let closed = admin.server.kick(&target) as u64;
         Ok(Response::new(v1::KickReply { closed }))
     }
 
@@ -172,10 +246,11 @@ impl Admin for AdminService {
     ) -> Answer<v1::SetSuspendedReply> {
         let is_suspended = request.get_ref().is_suspended;
         let command = if is_suspended { "suspend" } else { "resume" };
-        let request = log(request, command, |request| request.user.clone());
+        let (admin, request) = self
+            .enter(request, command, |request| request.user.clone())
+            .await?;
         let user = parse(&request.user)?;
-        let (has_changed, closed) = self
-            .admin
+        let (has_changed, closed) = admin
             .set_suspended(user, is_suspended)
             .await
             .map_err(refused)?;
@@ -186,12 +261,14 @@ impl Admin for AdminService {
     }
 
     async fn ban(&self, request: Request<v1::BanRequest>) -> Answer<v1::BanReply> {
-        let request = log(request, "ban", |request| {
-            format!("{} for {} s", request.network, request.seconds)
-        });
+        let (admin, request) = self
+            .enter(request, "ban", |request| {
+                format!("{} for {} s", request.network, request.seconds)
+            })
+            .await?;
         let network: Network = parse(&request.network)?;
         let duration = (request.seconds > 0).then(|| Duration::from_secs(request.seconds));
-        let closed = self.admin.ban(network, duration).await;
+        let closed = admin.ban(network, duration).await;
         Ok(Response::new(v1::BanReply {
             network: network.to_string(),
             closed: closed.map_err(|error| failed(&error))? as u64,
@@ -199,16 +276,18 @@ impl Admin for AdminService {
     }
 
     async fn unban(&self, request: Request<v1::UnbanRequest>) -> Answer<v1::UnbanReply> {
-        let request = log(request, "unban", |request| request.network.clone());
-        let has_changed = self.admin.unban(parse(&request.network)?).await;
+        let (admin, request) = self
+            .enter(request, "unban", |request| request.network.clone())
+            .await?;
+        let has_changed = admin.unban(parse(&request.network)?).await;
         Ok(Response::new(v1::UnbanReply {
             has_changed: has_changed.map_err(|error| failed(&error))?,
         }))
     }
 
     async fn list_bans(&self, request: Request<v1::ListBansRequest>) -> Answer<v1::ListBansReply> {
-        log(request, "bans", nothing);
-        let bans = self.admin.bans.list(now_ms()).into_iter();
+        let (admin, _) = self.enter(request, "bans", nothing).await?;
+        let bans = admin.bans.list(now_ms()).into_iter();
         let info = |Ban { network, until_ms }| v1::BanInfo {
             network: network.to_string(),
             until_ms: until_ms.unwrap_or(0),
@@ -222,10 +301,12 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::SetUserPasswordRequest>,
     ) -> Answer<v1::SetUserPasswordReply> {
-        let request = log(request, "set-password", |request| request.user.clone());
+        let (admin, request) = self
+            .enter(request, "set-password", |request| request.user.clone())
+            .await?;
         let password = Zeroizing::new(request.password);
         let (user, password) = (parse(&request.user)?, parse(&password)?);
-        let set = self.admin.set_password(&user, password).await;
+        let set = admin.set_password(&user, password).await;
         set.map_err(refused)?;
         Ok(Response::new(v1::SetUserPasswordReply {}))
     }
@@ -234,15 +315,17 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::SetLogLevelRequest>,
     ) -> Answer<v1::SetLogLevelReply> {
-        let request = log(request, "log", |request| request.level.clone());
-        let set = self.admin.log.set(&request.level);
+        let (admin, request) = self
+            .enter(request, "log", |request| request.level.clone())
+            .await?;
+        let set = admin.log.set(&request.level);
         set.map_err(|error| Status::invalid_argument(error.to_string()))?;
         Ok(Response::new(v1::SetLogLevelReply {}))
     }
 
     async fn reload(&self, request: Request<v1::ReloadRequest>) -> Answer<v1::ReloadReply> {
-        log(request, "reload", nothing);
-        let reloaded = self.admin.reload().await;
+        let (admin, _) = self.enter(request, "reload", nothing).await?;
+        let reloaded = admin.reload().await;
         let reloaded = reloaded.map_err(|error| failed(&error))?;
         Ok(Response::new(v1::ReloadReply {
             changed: reloaded.changed,
@@ -251,8 +334,8 @@ impl Admin for AdminService {
     }
 
     async fn drain(&self, request: Request<v1::DrainRequest>) -> Answer<v1::DrainReply> {
-        log(request, "drain", nothing);
-        self.admin.drain.notify_one();
+        let (admin, _) = self.enter(request, "drain", nothing).await?;
+        admin.drain.notify_one();
         Ok(Response::new(v1::DrainReply {}))
     }
 
@@ -260,8 +343,15 @@ impl Admin for AdminService {
         Pin<Box<dyn Stream<Item = Result<v1::BackupProgress, Status>> + Send + 'static>>;
 
     async fn backup(&self, request: Request<v1::BackupRequest>) -> Answer<Self::BackupStream> {
-        let request = log(request, "backup", |request| request.folder.clone());
-        let progress = self.admin.backup(PathBuf::from(request.folder)).await;
+        if request.extensions().get::<LocalCaller>().is_none() {
+            return Err(denied(
+                "a backup is for harkd admin on the server's machine",
+            ));
+        }
+        let (admin, request) = self
+            .enter(request, "backup", |request| request.folder.clone())
+            .await?;
+        let progress = admin.backup(PathBuf::from(request.folder)).await;
         let progress = progress.map_err(|error| failed(&error))?;
         let stream = stream::unfold(progress, |mut progress| async move {
             progress.recv().await.map(|report| (report, progress))

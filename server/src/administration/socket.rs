@@ -20,8 +20,7 @@ use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tower_service::Service as _;
 
-use super::Administration;
-use super::service::{AdminService, Caller};
+use super::service::{AdminService, AdminSlot, LocalCaller};
 use crate::config::ListenAddress;
 use crate::listener::{BoundSocket, Listeners, Stream};
 
@@ -58,7 +57,7 @@ impl AdminSocket {
     }
 
     /// Serves until `stop` is cancelled and the calls in progress have ended.
-    pub(crate) async fn serve(mut self, admin: Arc<Administration>, stop: CancellationToken) {
+    pub(crate) async fn serve(mut self, admin: AdminSlot, stop: CancellationToken) {
         let (tasks, permits) = (
             TaskTracker::new(),
             Arc::new(Semaphore::new(CONNECTIONS_MAX)),
@@ -70,7 +69,7 @@ impl AdminSocket {
             };
             match accepted {
                 Ok((stream, permit)) => {
-                    let (admin, stop) = (Arc::clone(&admin), stop.clone());
+                    let (admin, stop) = (admin.clone(), stop.clone());
                     tasks.spawn(async move {
                         serve_connection(stream, admin, stop).await;
                         drop(permit);
@@ -104,9 +103,9 @@ impl AdminSocket {
     }
 }
 
-async fn serve_connection(stream: UnixStream, admin: Arc<Administration>, stop: CancellationToken) {
+async fn serve_connection(stream: UnixStream, admin: AdminSlot, stop: CancellationToken) {
     let caller = match stream.peer_cred() {
-        Ok(credentials) => Caller {
+        Ok(credentials) => LocalCaller {
             uid: credentials.uid(),
             pid: credentials.pid(),
         },

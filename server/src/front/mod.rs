@@ -19,12 +19,14 @@ use rustls::AlertDescription;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::administration::AdminSlot;
 use crate::chat::{Chat, ClientConnection, ShutdownSignal};
 use crate::listener::{Accepted, Stream};
 use crate::store::Message;
 use grpc::Grpc;
 use wire::{Framing, Wire};
 
+pub(crate) use grpc::caller_address;
 pub use grpc::{MayWatch, WatchLogs};
 pub use tls::{Tls, TlsError};
 
@@ -61,11 +63,10 @@ enum WireProtocol {
 }
 
 impl Fronts {
-    /// Returns the fronts of `chat`.
-    #[must_use]
-    pub fn new(chat: Arc<Chat>, settings: Settings) -> Self {
+    /// Returns the fronts of `chat`, and of the administration in a slot.
+    pub(crate) fn new(chat: Arc<Chat>, settings: Settings, admin: AdminSlot) -> Self {
         Self {
-            grpc: Grpc::new(&chat, &settings),
+            grpc: Grpc::new(&chat, &settings, admin),
             chat,
             settings,
         }

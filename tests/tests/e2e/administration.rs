@@ -5,8 +5,11 @@ use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use hark_grpc::admin::add_credentials;
+use hark_grpc::v1::admin_client::AdminClient;
+use hark_grpc::v1::{BackupRequest, DrainRequest, GetStatsRequest};
 use hark_protocol::{Code, Request, Sequence};
-use hark_tests::{FarMachine, Front, Harkd, StoreLocation, Wire, harkd, name, send};
+use hark_tests::{FarMachine, Front, Harkd, StoreLocation, Wire, add_user, harkd, name, send};
 use serde_json::Value;
 
 /// Runs `harkd admin`.
@@ -166,6 +169,52 @@ async fn ban_refuses_a_network_until_it_ends() {
     Wire::connect(server.address()).await.ping().await;
     assert!(failure(&server, &["unban", network]).contains("is not banned"));
     assert!(failure(&server, &["ban", "nonsense"]).contains("ADDRESS/PREFIX"));
+}
+
+/// Asks for figures over the network.
+async fn stats_as(server: &Harkd, user: &str, password: &str) -> Result<u64, tonic::Code> {
+    let mut request = tonic::Request::new(GetStatsRequest {});
+    let (user, password) = (name(user), password.parse().unwrap());
+    add_credentials(request.metadata_mut(), &user, &password).unwrap();
+    let mut client = AdminClient::new(channel(server).await);
+    match client.get_stats(request).await {
+        Ok(stats) => Ok(stats.into_inner().accounts),
+        Err(status) => Err(status.code()),
+    }
+}
+
+async fn channel(server: &Harkd) -> tonic::transport::Channel {
+    let address = format!("http://{}", server.address());
+    let endpoint = tonic::transport::Endpoint::from_shared(address).unwrap();
+    endpoint.connect().await.unwrap()
+}
+
+#[tokio::test]
+async fn only_admins_administer_over_the_network() {
+    let store = tempfile::tempdir().unwrap();
+    let store = store.path().join("store");
+    for user in ["ann", "bob"] {
+        add_user(&store, user, Some("secret"));
+    }
+    let builder = Harkd::builder().store(StoreLocation::from(store));
+    let server = builder.arg("--admin=ann").start();
+    assert_eq!(stats_as(&server, "ann", "secret").await, Ok(2));
+    for (user, password) in [("ann", "wrong"), ("bob", "secret")] {
+        let refused = stats_as(&server, user, password).await;
+        assert_eq!(refused, Err(tonic::Code::PermissionDenied), "{user}");
+    }
+    let mut anonymous = AdminClient::new(channel(&server).await);
+    let refused = anonymous.drain(DrainRequest {}).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    let backup = BackupRequest {
+        folder: "/nowhere".to_owned(),
+    };
+    let mut request = tonic::Request::new(backup);
+    let (user, password) = (name("ann"), "secret".parse().unwrap());
+    add_credentials(request.metadata_mut(), &user, &password).unwrap();
+    let refused = anonymous.backup(request).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    server.wait_for_log("administration command=\"stats\" object=\"\" by=ann address=127.0.0.1");
 }
 
 #[tokio::test]

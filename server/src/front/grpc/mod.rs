@@ -8,7 +8,7 @@
 //! | `connect` | its `Connect` and `Ack`, and the receipts that link them |
 //! | `bidi` | its `BiDiChat` |
 //! | `legacy` | `helloworld.Chat` |
-//! | `logs` | `hark.v1.LogWatcher` |
+//! | `logs` | `hark.v1.LogWatcher`; `hark.v1.Admin` is in [`crate::administration`] |
 //! | `health` | the standard health service |
 //! | `reflection` | the standard reflection services |
 //! | `preface` | the first bytes of a connection |
@@ -42,6 +42,7 @@ use std::time::Duration;
 
 use hark_grpc::helloworld::chat_server::ChatServer as OldChatServer;
 use hark_grpc::status;
+use hark_grpc::v1::admin_server::AdminServer;
 use hark_grpc::v1::chat_server::ChatServer;
 use hark_grpc::v1::log_watcher_server::LogWatcherServer;
 use hark_protocol::Refusal;
@@ -59,6 +60,7 @@ use tonic_health::pb::health_server::HealthServer;
 
 use super::Settings;
 use super::drain::DRAIN_TIMEOUT;
+use crate::administration::{AdminService, AdminSlot};
 use crate::chat::{Chat, RateLimiter, Shutdown, ShutdownSignal};
 use chat::ChatService;
 use health::HealthService;
@@ -159,6 +161,14 @@ impl Caller {
     }
 }
 
+/// Returns the address of the caller, from the extensions of a call.
+///
+/// # Errors
+/// As [`Caller::of`].
+pub(crate) fn caller_address(extensions: &Extensions) -> Result<IpAddr, Status> {
+    Caller::of(extensions).map(|caller| caller.address)
+}
+
 /// Returns the refusal of a call that would wait too long.
 fn too_many_commands(wait: Duration) -> Refusal {
     Refusal::rate_limited(wait, "too many commands")
@@ -166,7 +176,7 @@ fn too_many_commands(wait: Duration) -> Refusal {
 
 impl Grpc {
     /// Returns the services over `chat`.
-    pub(super) fn new(chat: &Arc<Chat>, settings: &Settings) -> Self {
+    pub(super) fn new(chat: &Arc<Chat>, settings: &Settings, admin: AdminSlot) -> Self {
         let request_bytes_max = chat.rules().frame_bytes_max + METADATA_BYTES_MAX;
         let new_chat = ChatServer::new(ChatService::new(Arc::clone(chat), settings.ack_timeout));
         let old_chat = OldChatServer::new(LegacyService::new(Arc::clone(chat)));
@@ -174,6 +184,7 @@ impl Grpc {
             Arc::clone(chat),
             settings.watch_logs.clone(),
         ));
+        let admin = AdminServer::new(AdminService::new(admin));
         let health = HealthServer::new(HealthService::new(
             Arc::clone(chat),
             settings.watch_logs.is_some(),
@@ -182,7 +193,8 @@ impl Grpc {
             .add(new_chat.max_decoding_message_size(request_bytes_max))
             .add(old_chat.max_decoding_message_size(request_bytes_max))
             .add(log.max_decoding_message_size(request_bytes_max))
-            .add(health.max_decoding_message_size(request_bytes_max));
+            .add(health.max_decoding_message_size(request_bytes_max))
+            .add(admin.max_decoding_message_size(request_bytes_max));
         Self {
             chat: Arc::clone(chat),
             services: reflection::add(services, request_bytes_max).build(),
