@@ -4,13 +4,14 @@
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::sync::Mutex;
@@ -23,10 +24,7 @@ pub(crate) const BANS_MAX: usize = 1000;
 
 /// An address, or all addresses with the same prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Network {
-    address: IpAddr,
-    prefix: u8,
-}
+pub(crate) struct Network(IpNet);
 
 /// A banned network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,17 +55,16 @@ pub(crate) struct Bans {
 impl Network {
     /// Returns whether an address belongs to the network.
     pub(crate) fn contains(self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        self.address.is_ipv4() == address.is_ipv4() && masked(address, self.prefix) == self.address
+        self.0.contains(&address.to_canonical())
     }
 }
 
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let is_one_address = self.prefix == if self.address.is_ipv4() { 32 } else { 128 };
-        match is_one_address {
-            true => self.address.fmt(f),
-            false => write!(f, "{}/{}", self.address, self.prefix),
+        if self.0.prefix_len() == self.0.max_prefix_len() {
+            self.0.addr().fmt(f)
+        } else {
+            self.0.fmt(f)
         }
     }
 }
@@ -77,38 +74,12 @@ impl FromStr for Network {
 
     /// Parses `ADDRESS` or `ADDRESS/PREFIX`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let expected = || format!("expected ADDRESS or ADDRESS/PREFIX, not {text:?}");
-        let (address, prefix) = match text.split_once('/') {
-            Some((address, prefix)) => (address, Some(prefix)),
-            None => (text, None),
-        };
-        let address: IpAddr = address.parse().map_err(|_| expected())?;
-        let longest = if address.is_ipv4() { 32 } else { 128 };
-        let prefix = match prefix {
-            Some(prefix) => prefix.parse().map_err(|_| expected())?,
-            None => longest,
-        };
-        if prefix > longest {
-            return Err(expected());
-        }
-        Ok(Self {
-            address: masked(address, prefix),
-            prefix,
-        })
-    }
-}
-
-/// Clears the bits of an address after the prefix.
-fn masked(address: IpAddr, prefix: u8) -> IpAddr {
-    match address {
-        IpAddr::V4(v4) => {
-            let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-            Ipv4Addr::from_bits(v4.to_bits() & mask).into()
-        }
-        IpAddr::V6(v6) => {
-            let mask = u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
-            Ipv6Addr::from_bits(v6.to_bits() & mask).into()
-        }
+        let network = text
+            .parse()
+            .or_else(|_| text.parse().map(|address: IpAddr| IpNet::from(address)));
+        let network: IpNet =
+            network.map_err(|_| format!("expected ADDRESS or ADDRESS/PREFIX, not {text:?}"))?;
+        Ok(Self(network.trunc()))
     }
 }
 
@@ -119,11 +90,14 @@ impl Ban {
 }
 
 impl Bans {
-    /// Reads the bans of the store in `folder`.
+    /// Reads the bans of the store in `folder`, if it has one.
     ///
     /// # Errors
     /// If the file exists and cannot be read, or is malformed.
-    pub(crate) fn read(folder: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn of_store(folder: Option<&Path>) -> anyhow::Result<Self> {
+        let Some(folder) = folder else {
+            return Ok(Self::default());
+        };
         let file = folder.join(FILE);
         let bans = match fs::read(&file) {
             Ok(bytes) => parse(&bytes),
@@ -282,21 +256,21 @@ mod tests {
     #[test]
     fn bans_survive_and_end() {
         let folder = tempfile::tempdir().unwrap();
-        let bans = Bans::read(folder.path()).unwrap();
+        let bans = Bans::of_store(Some(folder.path())).unwrap();
         let ban = |text, until_ms| Ban {
             network: network(text),
             until_ms,
         };
         bans.add(ban("192.0.2.0/24", Some(100)), 0).unwrap();
         bans.add(ban("2001:db8::/32", None), 0).unwrap();
-        let bans = Bans::read(folder.path()).unwrap();
+        let bans = Bans::of_store(Some(folder.path())).unwrap();
         let (first, second) = ("192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
         assert!(bans.is_banned(first, 99) && bans.is_banned(second, 99));
         assert!(!bans.is_banned(first, 100) && bans.is_banned(second, 100));
         assert_eq!(bans.list(100), [ban("2001:db8::/32", None)]);
         assert!(bans.remove(network("2001:db8::/32"), 100).unwrap());
         assert!(!bans.remove(network("2001:db8::/32"), 100).unwrap());
-        let bans = Bans::read(folder.path()).unwrap();
+        let bans = Bans::of_store(Some(folder.path())).unwrap();
         assert_eq!(bans.list(0), [], "ended bans are dropped");
     }
 

@@ -100,7 +100,8 @@ impl Bucket {
         self.wait(rate, now)
     }
 
-    fn is_full(self, now: Instant) -> bool {
+    /// Returns whether the bucket is full, as a new one is.
+    pub(crate) fn is_full(self, now: Instant) -> bool {
         self.full_at.is_none_or(|at| at <= now)
     }
 }

@@ -19,7 +19,9 @@ use crate::admin;
 use crate::administration::{AdminSlot, AdminSocket, Administration, ReloadRequest};
 use crate::bans::Bans;
 use crate::chat::Chat;
-use crate::config::{Configuration, ConfigurationError, ListenAddress, LogFormat, ServeArgs};
+use crate::config::{
+    Configuration, ConfigurationError, ListenAddress, LogFormat, Purpose, ServeArgs,
+};
 use crate::front::MayWatch;
 use crate::listener::{BoundSocket, Listener, Listeners};
 use crate::logging::{LineLimiter, LogLevel, Watchers};
@@ -111,19 +113,15 @@ async fn run(
     let sockets = bind_all(settings)?;
     supervisor.starting();
     let rules = settings.rules();
-    let store = settings
-        .store
-        .open(settings.shard(), Some(rules.text_bytes_max()))
-        .await?;
+    let purpose = Purpose::Server {
+        text_bytes_max: rules.text_bytes_max(),
+    };
+    let store = settings.store.open(settings.shard(), purpose).await?;
     check_privileges(settings, &*store).await?;
     let chat = Arc::new(Chat::new(Arc::clone(&store), rules));
     let fronts = settings.settings(&log.watchers, tls.clone());
     let folder = settings.store.folder()?;
-    let bans = Arc::new(
-        folder
-            .as_deref()
-            .map_or_else(|| Ok(Bans::default()), Bans::read)?,
-    );
+    let bans = Arc::new(Bans::of_store(folder.as_deref())?);
     let slot = AdminSlot::default();
     let (server_bans, server_slot) = (Arc::clone(&bans), slot.clone());
     let server =

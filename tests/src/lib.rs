@@ -1,6 +1,7 @@
 //! Shared helpers of the tests: the real `harkd` as a process ([`Harkd`]),
 //! scripted clients of every [`Front`] ([`Client`], of which [`Wire`] is one,
-//! and [`Classic`]), the real `hark` in a terminal ([`Terminal`]), a disk that
+//! and [`Classic`]), the real `hark` in a terminal ([`Terminal`]), a real
+//! browser ([`Browser`]), a disk that
 //! gets full ([`SmallDisk`]), a network that can be cut ([`FarMachine`]), a
 //! cluster of the real NATS ([`Nats`]), locations of stores ([`StoreLocation`]), and
 //! senders and readers that verify the promise ([`Promise`]).
@@ -15,6 +16,7 @@
 
 mod bidi;
 mod binaries;
+mod browser;
 mod calls;
 mod certificate;
 mod classic;
@@ -31,6 +33,7 @@ mod wire;
 
 pub use bidi::Bidi;
 pub use binaries::{add_user, binary, example, hark, harkd};
+pub use browser::Browser;
 pub use calls::Calls;
 pub use certificate::{Authority, Certificate, client_config, set_mode};
 pub use classic::Classic;

@@ -60,6 +60,8 @@ pub struct LoadConfig {
     pub answer_timeout: Duration,
     /// Time limit for all senders and readers to finish.
     pub end_within: Duration,
+    /// Delay of a sender before each of its sends; zero for as many as possible.
+    pub pace: Duration,
 }
 
 /// Running senders and readers.
@@ -545,6 +547,9 @@ async fn sender(n: usize, record: Arc<Record>, mut random: StdRng) {
             continue;
         }
         while !(stopping() && unanswered.is_empty()) {
+            if !record.config.pace.is_zero() {
+                sleep(record.config.pace).await;
+            }
             let mut new = Vec::new();
             while unanswered.len() < IN_FLIGHT && !stopping() {
                 last_id += random.random_range(1..3);

@@ -164,14 +164,17 @@ impl Bench {
 
     /// Measures chats with different numbers of shards.
     async fn shards(&self) {
-        println!("\none server, sends under way to 256 users and to 2000");
+        println!(
+            "\none server, sends under way to 256 users and to 2000, and queued messages fetched"
+        );
         for shards in [1, 4, 6, 12] {
             let server = server(&self.nats, &format!("shards{shards}"), shards).start();
             create_users(server.address(), 2_000).await;
             let one = &[server.address()];
             let few = rate(&Load::of(one, 256)).await.0;
             let many = rate(&Load::of(one, 2_000)).await.0;
-            println!("{shards:>5} shards: {few:>8.0} and {many:>8.0} a second");
+            let drained = users::drained(server.address()).await;
+            println!("{shards:>5} shards: {few:>8.0}, {many:>8.0}, and {drained:>8.0} a second");
         }
     }
 

@@ -81,29 +81,34 @@ impl Bench {
         println!("\n{READERS} users with {QUEUED} queued messages each");
         self.users(READERS).await;
         let [address, _] = self.addresses();
-        // Removes messages left by other measurements.
-        each(READERS, |user| async move {
-            Link::connect(address, None).await.drain(&user).await
-        })
-        .await;
-        fill(address, READERS, QUEUED).await;
-        let began = Instant::now();
-        let drained = AtomicU64::new(0);
-        let count = &drained;
-        each(READERS, |user| async move {
-            let mut link = Link::connect(address, None).await;
-            count.fetch_add(link.drain(&user).await, Ordering::Relaxed);
-        })
-        .await;
-        let seconds = began.elapsed().as_secs_f64();
-        let drained = drained.into_inner();
-        assert_eq!(drained, READERS as u64 * u64::from(QUEUED));
-        let rate = drained as f64 / seconds;
         println!(
-            "{:>12}: {rate:.0} messages a second, {seconds:.1} s",
-            "drained"
+            "{:>12}: {:.0} messages a second",
+            "drained",
+            drained(address).await
         );
     }
+}
+
+/// Queues messages for many users, who then fetch them. Returns their messages per second.
+pub(super) async fn drained(address: SocketAddr) -> f64 {
+    // Removes messages left by other measurements.
+    each(READERS, |user| async move {
+        Link::connect(address, None).await.drain(&user).await
+    })
+    .await;
+    fill(address, READERS, QUEUED).await;
+    let began = Instant::now();
+    let drained = AtomicU64::new(0);
+    let count = &drained;
+    each(READERS, |user| async move {
+        let mut link = Link::connect(address, None).await;
+        count.fetch_add(link.drain(&user).await, Ordering::Relaxed);
+    })
+    .await;
+    let seconds = began.elapsed().as_secs_f64();
+    let drained = drained.into_inner();
+    assert_eq!(drained, READERS as u64 * u64::from(QUEUED));
+    drained as f64 / seconds
 }
 
 /// Sends `queued` messages to each of `count` users.

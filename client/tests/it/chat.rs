@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use hark_protocol::{
     ByeReason, Code, Delivery, Failure, Frame, OkFields, Password, Refusal, Reply, Request,
@@ -35,6 +35,8 @@ pub(crate) struct Faults {
     pub(crate) has_unknown_code: bool,
     /// Whether nothing is answered.
     pub(crate) is_silent: bool,
+    /// How long a deletion takes.
+    pub(crate) deletion_takes: Duration,
 }
 
 /// The server. Clones are handles to the same server.
@@ -165,6 +167,10 @@ impl Chat {
                 frame = conversation.next() => {
                     let Some(frame) = frame else { return };
                     let request = frame.message.expect("the client speaks the protocol");
+                    if matches!(request, Request::Delete { .. }) {
+                        let delay = connection.chat.state().faults.deletion_takes;
+                        tokio::time::sleep(delay).await;
+                    }
                     connection.handle(frame.id, request)
                 }
                 Ok(()) = changed.changed() => Vec::new(),

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, ChildStdout, Command};
+use std::time::Duration;
 
 use crate::chat::{ChatServer, Faults};
 use crate::hark::{Ran, Terminal, fine, ran};
@@ -252,6 +253,23 @@ fn unreachable_server_is_reported_in_time() {
             "hark: not sent: cannot reach {} within 1 s",
             terminal.server
         )
+    );
+}
+
+#[test]
+fn deletion_waits_for_a_slow_cluster() {
+    let server = ChatServer::start();
+    server.chat.add("amy", None);
+    server.chat.inject(Faults {
+        deletion_takes: Duration::from_secs(3),
+        ..Faults::default()
+    });
+    let terminal = Terminal::at(&server);
+    let ran = terminal.run(&["--timeout", "1", "delete", "amy"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(
+        ran.err.starts_with("hark: no answer within 1 s; "),
+        "{ran:?}"
     );
 }
 

@@ -8,7 +8,7 @@
 
 use std::marker::PhantomData;
 
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::{Buf as _, BufMut, BytesMut};
 use tokio_util::codec::{Decoder, Encoder};
 
 use super::{Frame, Incoming, ProtocolError};
@@ -80,12 +80,27 @@ impl<In: Message, Out> Decoder for NativeCodec<In, Out> {
             return Ok(None);
         }
         src.advance(LENGTH_BYTES);
-        let id = RequestId::new(src.get_u32());
-        let bytes = bytes - ID_BYTES;
-        let message = super::parse(src.get_mut(..bytes).unwrap_or_default());
+        let frame = decode_body(src.get_mut(..bytes).unwrap_or_default());
         src.advance(bytes);
-        Ok(Some(Frame { id, message }))
+        frame.map(Some)
     }
+}
+
+/// Decodes the id and the message of one frame, without its length, from a framing
+/// that has lengths of its own. A message that may hold a password is wiped.
+///
+/// # Errors
+/// [`ProtocolError::TooShort`].
+pub fn decode_body<M: Message>(body: &mut [u8]) -> Result<Incoming<M>, ProtocolError> {
+    if body.len() < FRAME_BYTES_MIN {
+        return Err(ProtocolError::TooShort(body.len()));
+    }
+    let Some((id, message)) = body.split_first_chunk_mut::<ID_BYTES>() else {
+        return Err(ProtocolError::TooShort(body.len()));
+    };
+    let id = RequestId::new(u32::from_be_bytes(*id));
+    let message = super::parse(message);
+    Ok(Frame { id, message })
 }
 
 impl<In, Out: Message> Encoder<Frame<Out>> for NativeCodec<In, Out> {
@@ -155,7 +170,7 @@ fn frame(
 ///
 /// The received part of a frame is copied at most once, since the whole frame
 /// fits afterwards.
-fn make_room(src: &mut BytesMut, missing: usize) {
+pub fn make_room(src: &mut BytesMut, missing: usize) {
     let bytes = src.len() + missing;
     if bytes <= SMALL_FRAME_BYTES {
         src.reserve(missing);

@@ -7,8 +7,9 @@ use anyhow::bail;
 use hark_protocol::UserName;
 
 use super::line::{Line, VERSION};
+use super::progress::Progress;
 use crate::shard::snapshot::{InboxSnapshot, StoreSnapshot};
-use crate::store::{Message, PasswordHash, Position};
+use crate::store::{Message, Position};
 
 /// Exports the store in a folder.
 pub(super) fn run(folder: &Path, to: impl Write) -> anyhow::Result<()> {
@@ -46,8 +47,9 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// Returns the number of accounts with damaged messages.
 fn export(store: &StoreSnapshot, to: &mut impl Write) -> anyhow::Result<u64> {
     write(to, &Line::Export { version: VERSION })?;
-    let mut damaged = 0;
+    let (mut damaged, mut progress) = (0, Progress::new("accounts exported"));
     for inbox in store.inboxes() {
+        progress.add(1);
         write(to, &account(&inbox))?;
         damaged += u64::from(!messages(store, &inbox, to)?);
     }
@@ -56,16 +58,7 @@ fn export(store: &StoreSnapshot, to: &mut impl Write) -> anyhow::Result<u64> {
 
 /// The line of an account.
 pub(super) fn account(inbox: &InboxSnapshot) -> Line {
-    let entry = &inbox.entry;
-    Line::Account {
-        name: entry.account.name.to_string(),
-        password: entry
-            .password
-            .as_ref()
-            .map(|hash| PasswordHash::as_str(hash).to_owned()),
-        suspended: entry.is_suspended,
-        cursor: inbox.cursor.sequence.0,
-    }
+    Line::account(&inbox.entry, inbox.cursor.sequence)
 }
 
 /// Returns whether all messages could be read.

@@ -10,7 +10,9 @@ use hark_protocol::{Sequence, UserName};
 
 use super::line::{Line, VERSION};
 use super::print;
+use super::progress::Progress;
 use crate::ledger::Imported;
+use crate::log::AppendError;
 use crate::shard::COUNTER_MAX;
 use crate::shard::offline::OfflineStore;
 use crate::store::{Created, Message, PasswordHash, Position};
@@ -21,9 +23,45 @@ const LINE_BYTES_MAX: u64 = 7 * FRAME_BYTES_MAX as u64;
 /// The maximum number of bad lines that are reported.
 const REPORTS_MAX: u64 = 100;
 
+/// Lines and bytes of texts that are passed to the store at a time.
+const BATCH_LINES: usize = 16_384;
+const BATCH_BYTES: usize = 4 << 20;
+
+/// The longest password hash. Those of `harkd` have about 100 bytes.
+const HASH_BYTES_MAX: usize = 512;
+
+/// An account or a message of a line.
+#[derive(Debug)]
+pub(super) enum Item {
+    /// An account whose messages up to `cursor` were acknowledged.
+    Account {
+        name: UserName,
+        password: Option<PasswordHash>,
+        is_suspended: bool,
+        cursor: Sequence,
+    },
+    /// A message with its number.
+    Message { to: UserName, message: Message },
+}
+
+/// A store that takes imported lines.
+pub(super) trait Target {
+    /// Imports items in their order, and returns an outcome for each.
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn import(&mut self, items: Vec<Item>) -> anyhow::Result<Vec<LineOutcome>>;
+
+    /// Makes everything durable. From here on, the store assigns no number up to `highest`.
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn finish(&mut self, highest: Sequence) -> anyhow::Result<()>;
+}
+
 /// The counts of imported lines.
 #[derive(Debug, Default)]
-struct Counts {
+pub(super) struct Counts {
     accounts: u64,
     messages: u64,
     /// Accounts and messages that already existed.
@@ -32,29 +70,35 @@ struct Counts {
 }
 
 /// The outcome of one line.
-#[derive(Debug, PartialEq, Eq)]
-enum LineOutcome {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum LineOutcome {
     Account,
     Message,
+    /// The account or the message already existed.
     Known,
-    Nothing,
+    /// The line is not imported, for this reason.
+    Bad(String),
 }
 
 /// Imports into the store in a folder, which is created if it does not exist.
 pub(super) fn run(folder: &Path, from: impl BufRead) -> anyhow::Result<()> {
     let mut store = OfflineStore::open(folder)?;
-    let imported = import(&mut store, from).and_then(|counts| {
-        store.commit().context("cannot write to the store")?;
-        Ok(counts)
-    });
-    let closed = store.close();
+    let imported = import(&mut store, from);
+    report(imported, store.close().context("cannot close the store"))
+}
+
+/// Prints the counts of an import, after its store was closed.
+pub(super) fn report(
+    imported: anyhow::Result<Counts>,
+    closed: anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let Counts {
         accounts,
         messages,
         known,
         bad,
     } = imported?;
-    closed.context("cannot close the store")?;
+    closed?;
     print(format_args!(
         "imported {accounts} accounts and {messages} messages; {known} already existed"
     ))?;
@@ -64,8 +108,9 @@ pub(super) fn run(folder: &Path, from: impl BufRead) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn import(store: &mut OfflineStore, mut from: impl BufRead) -> anyhow::Result<Counts> {
-    let mut counts = Counts::default();
+/// Imports all lines.
+pub(super) fn import(target: &mut impl Target, mut from: impl BufRead) -> anyhow::Result<Counts> {
+    let mut import = Import::new(target);
     let mut bytes = Vec::new();
     for number in 1_u64.. {
         bytes.clear();
@@ -77,41 +122,162 @@ fn import(store: &mut OfflineStore, mut from: impl BufRead) -> anyhow::Result<Co
             break;
         }
         let is_whole = bytes.last() == Some(&b'\n') || (bytes.len() as u64) < LINE_BYTES_MAX;
-        let outcome = if is_whole {
-            line(store, &bytes)?
+        let item = if is_whole {
+            parse(&bytes)?
         } else {
             skip_line(&mut from)?
         };
-        match outcome {
-            Ok(LineOutcome::Account) => counts.accounts += 1,
-            Ok(LineOutcome::Message) => counts.messages += 1,
-            Ok(LineOutcome::Known) => counts.known += 1,
-            Ok(LineOutcome::Nothing) => {}
-            Err(why) => {
-                counts.bad += 1;
-                if counts.bad <= REPORTS_MAX {
-                    eprintln!("harkd: line {number}: {why}");
+        import.add(number, item)?;
+    }
+    import.finish()
+}
+
+/// An import under way.
+struct Import<'t, T> {
+    target: &'t mut T,
+    /// The numbers of lines, and bad lines among them, since the last batch.
+    lines: Vec<(u64, Option<String>)>,
+    items: Vec<Item>,
+    text_bytes: usize,
+    highest: Sequence,
+    counts: Counts,
+    progress: Progress,
+}
+
+impl<'t, T: Target> Import<'t, T> {
+    fn new(target: &'t mut T) -> Self {
+        Self {
+            target,
+            lines: Vec::new(),
+            items: Vec::new(),
+            text_bytes: 0,
+            highest: Sequence(0),
+            counts: Counts::default(),
+            progress: Progress::new("lines imported"),
+        }
+    }
+
+    /// Adds a line: an item, nothing, or the reason why it is bad.
+    fn add(&mut self, line: u64, item: Result<Option<Item>, String>) -> anyhow::Result<()> {
+        match item {
+            Ok(None) => return Ok(()),
+            Ok(Some(item)) => {
+                let (number, bytes) = match &item {
+                    Item::Account { cursor, .. } => (*cursor, 0),
+                    Item::Message { message, .. } => {
+                        (message.position.sequence, message.text.len())
+                    }
+                };
+                self.highest = self.highest.max(number);
+                self.text_bytes += bytes;
+                self.lines.push((line, None));
+                self.items.push(item);
+            }
+            Err(why) => self.lines.push((line, Some(why))),
+        }
+        if self.lines.len() >= BATCH_LINES || self.text_bytes >= BATCH_BYTES {
+            return self.flush();
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> anyhow::Result<()> {
+        self.text_bytes = 0;
+        let items = std::mem::take(&mut self.items);
+        let mut outcomes = self.target.import(items)?.into_iter();
+        self.progress.add(self.lines.len() as u64);
+        for (line, bad) in std::mem::take(&mut self.lines) {
+            let outcome = bad.map(LineOutcome::Bad).or_else(|| outcomes.next());
+            match outcome.context("an imported line has no outcome")? {
+                LineOutcome::Account => self.counts.accounts += 1,
+                LineOutcome::Message => self.counts.messages += 1,
+                LineOutcome::Known => self.counts.known += 1,
+                LineOutcome::Bad(why) => {
+                    self.counts.bad += 1;
+                    if self.counts.bad <= REPORTS_MAX {
+                        eprintln!("harkd: line {line}: {why}");
+                    }
                 }
             }
         }
+        Ok(())
     }
-    Ok(counts)
+
+    fn finish(mut self) -> anyhow::Result<Counts> {
+        self.flush()?;
+        self.target.finish(self.highest)?;
+        Ok(self.counts)
+    }
+}
+
+impl Target for OfflineStore {
+    fn import(&mut self, items: Vec<Item>) -> anyhow::Result<Vec<LineOutcome>> {
+        let outcomes = items.into_iter().map(|item| {
+            Ok(match item {
+                Item::Account {
+                    name,
+                    password,
+                    is_suspended,
+                    cursor,
+                } => {
+                    let created = self.import_account(&name, password, cursor)?;
+                    if is_suspended && created == Created::Created {
+                        self.suspend(&name)?;
+                    }
+                    account_outcome(created)
+                }
+                Item::Message { to, message } => {
+                    message_outcome(self.import_message(&to, message)?, &to)
+                }
+            })
+        });
+        let outcomes: Result<_, AppendError> = outcomes.collect();
+        outcomes.context("cannot write to the store")
+    }
+
+    fn finish(&mut self, highest: Sequence) -> anyhow::Result<()> {
+        self.skip_number(highest);
+        self.commit().context("cannot write to the store")
+    }
+}
+
+/// Returns the outcome of the line of an account.
+pub(super) fn account_outcome(created: Created) -> LineOutcome {
+    match created {
+        Created::Created => LineOutcome::Account,
+        Created::Exists => LineOutcome::Known,
+        Created::TooMany => LineOutcome::Bad("too many accounts".to_owned()),
+    }
+}
+
+/// Returns the outcome of the line of a message to this user.
+pub(super) fn message_outcome(imported: Imported, to: &UserName) -> LineOutcome {
+    match imported {
+        Imported::Stored => LineOutcome::Message,
+        Imported::Known => LineOutcome::Known,
+        Imported::Behind(_) => LineOutcome::Bad(format!(
+            "{to} already has a later message; import into an empty store, in the order of the numbers"
+        )),
+        Imported::NoSuchUser => {
+            LineOutcome::Bad(format!("no earlier line creates the account {to}"))
+        }
+    }
 }
 
 /// Skips the rest of a line that is too long.
-fn skip_line(from: &mut impl BufRead) -> anyhow::Result<Result<LineOutcome, String>> {
+fn skip_line(from: &mut impl BufRead) -> anyhow::Result<Result<Option<Item>, String>> {
     from.skip_until(b'\n').context("cannot read the input")?;
     Ok(Err(format!("longer than {LINE_BYTES_MAX} bytes")))
 }
 
-/// Imports a line. The inner error concerns the line, the outer one the store.
-fn line(store: &mut OfflineStore, bytes: &[u8]) -> anyhow::Result<Result<LineOutcome, String>> {
+/// Parses a line. The inner error concerns the line, the outer one the whole input.
+fn parse(bytes: &[u8]) -> anyhow::Result<Result<Option<Item>, String>> {
     if bytes.trim_ascii().is_empty() {
-        return Ok(Ok(LineOutcome::Nothing));
+        return Ok(Ok(None));
     }
-    Ok(match serde_json::from_slice(bytes) {
+    let item = match serde_json::from_slice(bytes) {
         Err(error) => Err(format!("malformed: {error}")),
-        Ok(Line::Export { version: VERSION } | Line::Gap { .. }) => Ok(LineOutcome::Nothing),
+        Ok(Line::Export { version: VERSION } | Line::Gap { .. }) => return Ok(Ok(None)),
         Ok(Line::Export { version }) => {
             bail!("the export has format version {version}; this harkd reads version {VERSION}")
         }
@@ -120,68 +286,34 @@ fn line(store: &mut OfflineStore, bytes: &[u8]) -> anyhow::Result<Result<LineOut
             password,
             suspended,
             cursor,
-        }) => {
-            let created = account(store, &name, password.as_deref(), cursor)?;
-            if suspended && created == Ok(LineOutcome::Account) {
-                suspend(store, &name)?;
-            }
-            created
-        }
+        }) => checked_account(&name, password.as_deref(), suspended, cursor),
         Ok(Line::Message {
             to,
             number,
             sender,
             time,
             text,
-        }) => match checked_message(&to, number, sender.as_deref(), time, text) {
-            Ok((to, message)) => store_message(store, &to, message)?,
-            Err(why) => Err(why),
-        },
-    })
+        }) => checked_message(&to, number, sender.as_deref(), time, text),
+    };
+    Ok(item.map(Some))
 }
 
-fn account(
-    store: &mut OfflineStore,
+fn checked_account(
     name: &str,
     password: Option<&str>,
+    is_suspended: bool,
     cursor: u64,
-) -> anyhow::Result<Result<LineOutcome, String>> {
-    let name: UserName = match name.parse() {
-        Ok(name) => name,
-        Err(error) => return Ok(Err(format!("bad name: {error}"))),
-    };
-    if let Err(why) = checked_number(cursor) {
-        return Ok(Err(why));
+) -> Result<Item, String> {
+    let name = name.parse().map_err(|error| format!("bad name: {error}"))?;
+    checked_number(cursor)?;
+    if password.is_some_and(|hash| hash.len() > HASH_BYTES_MAX) {
+        return Err(format!("the password hash has over {HASH_BYTES_MAX} bytes"));
     }
-    let password = password.map(PasswordHash::new);
-    let created = store.import_account(&name, password, Sequence(cursor));
-    Ok(match created.context("cannot write to the store")? {
-        Created::Created => Ok(LineOutcome::Account),
-        Created::Exists => Ok(LineOutcome::Known),
-        Created::TooMany => Err("too many accounts".to_owned()),
-    })
-}
-
-fn suspend(store: &mut OfflineStore, name: &str) -> anyhow::Result<()> {
-    let name: UserName = name.parse()?;
-    store.suspend(&name).context("cannot write to the store")
-}
-
-fn store_message(
-    store: &mut OfflineStore,
-    to: &UserName,
-    message: Message,
-) -> anyhow::Result<Result<LineOutcome, String>> {
-    let imported = store
-        .import_message(to, message)
-        .context("cannot write to the store")?;
-    Ok(match imported {
-        Imported::Stored => Ok(LineOutcome::Message),
-        Imported::Known => Ok(LineOutcome::Known),
-        Imported::Behind(_) => Err(format!(
-            "{to} already has a later message; import into an empty store, in the order of the numbers"
-        )),
-        Imported::NoSuchUser => Err(format!("no earlier line creates the account {to}")),
+    Ok(Item::Account {
+        name,
+        password: password.map(PasswordHash::new),
+        is_suspended,
+        cursor: Sequence(cursor),
     })
 }
 
@@ -191,7 +323,7 @@ fn checked_message(
     sender: Option<&str>,
     time_ms: u64,
     text: String,
-) -> Result<(UserName, Message), String> {
+) -> Result<Item, String> {
     let bad_name = |error| format!("bad name: {error}");
     let to = to.parse().map_err(bad_name)?;
     let sender = sender.map(str::parse).transpose().map_err(bad_name)?;
@@ -206,15 +338,14 @@ fn checked_message(
         sequence: Sequence(number),
         ..Position::default()
     };
-    Ok((
-        to,
-        Message {
-            position,
-            sender,
-            time_ms,
-            text: ByteString::from(text),
-        },
-    ))
+    let text = ByteString::from(text);
+    let message = Message {
+        position,
+        sender,
+        time_ms,
+        text,
+    };
+    Ok(Item::Message { to, message })
 }
 
 /// The latest time of a message: 2100-01-01, in milliseconds since 1970. Times never decrease,
@@ -238,7 +369,6 @@ mod tests {
     fn imported(folder: &Path, lines: &str) -> Counts {
         let mut store = OfflineStore::open(folder).unwrap();
         let counts = import(&mut store, lines.as_bytes()).unwrap();
-        store.commit().unwrap();
         store.close().unwrap();
         counts
     }

@@ -10,7 +10,10 @@
 //! An account comes before its messages, and the messages are in the order of their
 //! numbers.
 
+use hark_protocol::Sequence;
 use serde::{Deserialize, Serialize};
+
+use crate::store::{AccountEntry, PasswordHash};
 
 /// The version of the format.
 pub(super) const VERSION: u32 = 1;
@@ -45,4 +48,17 @@ pub(super) enum Line {
         through: u64,
         count: u64,
     },
+}
+
+impl Line {
+    /// Returns the line of an account whose messages up to `cursor` are acknowledged.
+    pub(super) fn account(entry: &AccountEntry, cursor: Sequence) -> Self {
+        let password = entry.password.as_ref();
+        Self::Account {
+            name: entry.account.name.to_string(),
+            password: password.map(|hash| PasswordHash::as_str(hash).to_owned()),
+            suspended: entry.is_suspended,
+            cursor: cursor.0,
+        }
+    }
 }

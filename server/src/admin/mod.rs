@@ -1,10 +1,14 @@
 //! The administrative commands. `harkd admin` asks the running server; `user`, `check`,
-//! `export`, `import` and `restore` refuse a folder that a server has open.
+//! `export`, `import` and `restore` refuse a folder that a server has open. `user`, `export`
+//! and `import` work on a cluster at any time.
 
 mod check;
+#[cfg(feature = "cluster")]
+mod cluster;
 mod export;
 mod import;
 mod line;
+mod progress;
 mod restore;
 mod salvage;
 mod server;
@@ -13,7 +17,12 @@ mod user;
 
 use std::io::{self, Write};
 
-use crate::config::{AdminCommand, StoreArgs};
+use anyhow::bail;
+
+use crate::config::{AdminCommand, StoreArgs, StorePlace};
+
+/// The remedy if the store is in memory.
+const NAME_A_STORE: &str = "name a folder or a cluster with --store";
 
 /// Runs a command.
 ///
@@ -29,14 +38,40 @@ pub fn run(place: &StoreArgs, command: AdminCommand) -> anyhow::Result<()> {
             drop_damaged,
         } => check::run(&folder, drop_damaged),
         AdminCommand::Export {
-            folder,
-            salvage: false,
-        } => export::run(&folder, io::stdout().lock()),
-        AdminCommand::Export {
-            folder,
-            salvage: true,
-        } => salvage::export(&folder, io::stdout().lock()),
-        AdminCommand::Import { folder } => import::run(&folder, io::stdin().lock()),
+            place: named,
+            salvage,
+        } => export_from(place, place.place_or(named.as_deref())?, salvage),
+        AdminCommand::Import { place: named } => {
+            import_into(place, place.place_or(named.as_deref())?)
+        }
+    }
+}
+
+#[cfg_attr(
+    not(feature = "cluster"),
+    expect(unused_variables, reason = "only clusters need it")
+)]
+fn export_from(arguments: &StoreArgs, place: StorePlace, salvage: bool) -> anyhow::Result<()> {
+    match place {
+        StorePlace::Folder(folder) if salvage => salvage::export(&folder, io::stdout().lock()),
+        StorePlace::Folder(folder) => export::run(&folder, io::stdout().lock()),
+        _ if salvage => bail!("--salvage applies only to a folder, but the store is {place}"),
+        StorePlace::Memory => bail!("a store in memory cannot be exported; {NAME_A_STORE}"),
+        #[cfg(feature = "cluster")]
+        StorePlace::Cluster(nodes) => cluster::export(arguments, nodes, io::stdout().lock()),
+    }
+}
+
+#[cfg_attr(
+    not(feature = "cluster"),
+    expect(unused_variables, reason = "only clusters need it")
+)]
+fn import_into(arguments: &StoreArgs, place: StorePlace) -> anyhow::Result<()> {
+    match place {
+        StorePlace::Folder(folder) => import::run(&folder, io::stdin().lock()),
+        StorePlace::Memory => bail!("a store in memory cannot be imported into; {NAME_A_STORE}"),
+        #[cfg(feature = "cluster")]
+        StorePlace::Cluster(nodes) => cluster::import(arguments, nodes, io::stdin().lock()),
     }
 }
 

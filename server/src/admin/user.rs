@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::print;
 use crate::chat::passwords;
-use crate::config::{StoreArgs, StorePlace, UserAction, UserArgs};
+use crate::config::{Purpose, StoreArgs, StorePlace, UserAction, UserArgs};
 use crate::log::disk::snapshot;
 use crate::shard::ShardConfig;
 use crate::store::{AccountEntry, Created, PasswordHash, Store};
@@ -45,7 +45,10 @@ async fn execute(place: &StoreArgs, arguments: UserArgs) -> anyhow::Result<()> {
     }
     // Prompts for the password before it locks the store.
     let action = Prepared::new(arguments.action)?;
-    let store = place.open(ShardConfig::default(), None).await?;
+    let may_create = matches!(action, Prepared::Add(..));
+    let store = place
+        .open(ShardConfig::default(), Purpose::Tool { may_create })
+        .await?;
     let done = action.execute(&*store).await;
     let closed = store.close().await;
     done?;

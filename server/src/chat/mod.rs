@@ -13,6 +13,7 @@
 //! | `listing` | `list` |
 //! | `delivery_window` | the messages in flight to one connection |
 //! | `inbox_reader` | the delivery of one inbox, between window and store |
+//! | `inbox` | access to an inbox without a delivery |
 //! | `replies` | the replies to requests that the store has decided |
 //! | `send_sessions` | the open send sessions and their connections |
 //! | `fetch_and_ack` | destructive reads, for clients that cannot acknowledge |
@@ -25,6 +26,7 @@ mod connection;
 pub(crate) mod delivery_window;
 mod fair_semaphore;
 mod fetch_and_ack;
+mod inbox;
 mod inbox_reader;
 mod listing;
 mod login_limiter;
@@ -53,6 +55,7 @@ use send_sessions::SendSessions;
 
 pub use connection::{ClientConnection, Output};
 pub use delivery_window::NeverPushed;
+pub use inbox::Inbox;
 pub use rate_limiter::{RateLimiter, Rates};
 pub use shutdown::{Shutdown, ShutdownSignal};
 
@@ -184,6 +187,12 @@ impl Chat {
     #[must_use]
     pub fn is_available(&self) -> bool {
         self.store.is_available()
+    }
+
+    /// Returns whether the store refuses sends for lack of space.
+    #[must_use]
+    pub fn is_low_on_space(&self) -> bool {
+        self.store.is_low_on_space()
     }
 }
 

@@ -84,6 +84,13 @@ impl RateLimiter {
         })
     }
 
+    /// Returns whether both buckets are full, as those of a new limiter are.
+    #[must_use]
+    pub fn is_full(&self, now: Instant) -> bool {
+        let buckets = self.buckets.lock();
+        buckets.commands.is_full(now) && buckets.bytes.is_full(now)
+    }
+
     /// Charges a call, one of many that may wait at the same time, and returns the wait
     /// before it may run.
     ///
@@ -137,7 +144,7 @@ impl UserRateLimiter {
 
     /// Charges a command of a user with this many bytes of text, and returns the wait
     /// before the next.
-    fn charge_command(&self, user: &UserName, bytes: usize, now: Instant) -> Duration {
+    pub(super) fn charge_command(&self, user: &UserName, bytes: usize, now: Instant) -> Duration {
         let mut buckets = self.buckets.lock();
         let UserBuckets {
             commands,

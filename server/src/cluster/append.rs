@@ -132,6 +132,7 @@ impl Appender {
         LogRequest::Read {
             id: self.id,
             from: self.after + 1,
+            messages_max: 1,
         }
     }
 }

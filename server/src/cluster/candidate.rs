@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::append::{Appender, Resolution};
 use super::entry::{Claim, ClaimId, Content, Entry};
+use super::pages::Pages;
 use super::replay::{ReplayError, Replayed, StreamReplay};
 use super::{Config, LogReply, LogRequest, Now, timing};
 use crate::ledger;
@@ -24,6 +25,7 @@ pub(super) struct Candidate {
     phase: Phase,
     refusals: u32,
     next_request: u64,
+    begun: Duration,
 }
 
 #[derive(Debug)]
@@ -36,8 +38,8 @@ enum Phase {
         asked_at: Duration,
         from: u64,
     },
-    /// Reads the stream, with a request for a page in flight.
-    Reading { request: u64, asked_at: Duration },
+    /// Reads the stream.
+    Reading(Pages),
     /// Appends its claim after the last message.
     Claiming(Appender),
     /// Appends its claim unconditionally.
@@ -78,14 +80,14 @@ impl Candidate {
             },
             refusals: 0,
             next_request: request + 1,
+            begun: now.running,
         };
-        (
-            candidate,
-            LogRequest::Read {
-                id: request,
-                from: u64::MAX,
-            },
-        )
+        (candidate, probe(request))
+    }
+
+    /// Returns the time of its first request.
+    pub(super) const fn begun(&self) -> Duration {
+        self.begun
     }
 
     /// Handles an answer of the log. Adds the next requests.
@@ -116,33 +118,37 @@ impl Candidate {
                 },
             ) if id == *request => {
                 let from = *from;
-                out.push(self.begin(from, first, &messages, now));
+                self.begin(from, first, &messages, now, out);
                 None
             }
             (
-                Phase::Reading { request, .. },
+                Phase::Reading(pages),
                 LogReply::Page {
                     id,
                     first,
                     messages,
                     last,
                 },
-            ) if id == *request => {
+            ) if pages.expects(id) => {
+                pages.handle(id, messages, last);
                 if first > self.replay.next() {
                     // A newer snapshot has replaced the messages.
                     out.push(self.probe(now));
                     return None;
                 }
-                self.page(&messages, last, now, out)
+                self.replay_pages(now, out)
             }
             (Phase::Claiming(appender), reply) => match appender.handle(&reply, now.running) {
                 Ok(Resolution::Stored) => {
                     let message = appender.bytes().clone();
-                    self.page(&[message], 0, now, out)
+                    match self.replay.take(&message) {
+                        Ok(()) => self.conclude(now, out),
+                        Err(error) => self.fail(error),
+                    }
                 }
                 Ok(Resolution::NotStored) => {
                     self.refusals += 1;
-                    out.push(self.read(now));
+                    self.read(now, out);
                     None
                 }
                 Ok(Resolution::DataLost) => Some(Outcome::Failed),
@@ -154,7 +160,7 @@ impl Candidate {
             (Phase::ClaimingAnywhere { request, .. }, LogReply::Stored { id, .. })
                 if id == *request =>
             {
-                out.push(self.read(now));
+                self.read(now, out);
                 None
             }
             _ => None,
@@ -170,10 +176,11 @@ impl Candidate {
                     out.push(self.probe(now));
                 }
             }
-            // An unconditional claim may be in the stream by now.
-            Phase::Reading { asked_at, .. } | Phase::ClaimingAnywhere { asked_at, .. } => {
+            Phase::Reading(_) => self.request_pages(now, out),
+            // The claim may be in the stream by now.
+            Phase::ClaimingAnywhere { asked_at, .. } => {
                 if now.running.saturating_sub(*asked_at) >= timing::LOG_RETRY {
-                    out.push(self.read(now));
+                    self.read(now, out);
                 }
             }
         }
@@ -185,11 +192,7 @@ impl Candidate {
             request,
             asked_at: now.running,
         };
-        // No message has this sequence; the answer contains the last one.
-        LogRequest::Read {
-            id: request,
-            from: u64::MAX,
-        }
+        probe(request)
     }
 
     fn look(&mut self, from: u64, now: Now) -> LogRequest {
@@ -199,13 +202,24 @@ impl Candidate {
             asked_at: now.running,
             from,
         };
-        LogRequest::Read { id: request, from }
+        LogRequest::Read {
+            id: request,
+            from,
+            messages_max: timing::LOOK_BACK as u32,
+        }
     }
 
     /// Begins the replay at the newest snapshot that these messages, from `from` on, name.
     /// Even a message that does not count names a snapshot that was complete; but the
     /// snapshot may be purged, and then earlier messages name a later one.
-    fn begin(&mut self, from: u64, first: u64, messages: &[Bytes], now: Now) -> LogRequest {
+    fn begin(
+        &mut self,
+        from: u64,
+        first: u64,
+        messages: &[Bytes],
+        now: Now,
+        out: &mut Vec<LogRequest>,
+    ) {
         let entries = messages.iter().filter_map(|message| {
             let (entry, _) = Entry::decode(message, self.config.newest_format).ok()?;
             Some(entry)
@@ -215,30 +229,36 @@ impl Candidate {
             .max()
             .filter(|snapshot| *snapshot >= first && *snapshot > 0);
         if newest.is_none() && from > first {
-            return self.look(from.saturating_sub(timing::LOOK_BACK).max(first), now);
+            let from = from.saturating_sub(timing::LOOK_BACK).max(first);
+            return out.push(self.look(from, now));
         }
         self.replay = StreamReplay::new(&self.config, newest.unwrap_or(first.max(1)));
-        self.read(now)
+        self.read(now, out);
     }
 
-    /// Replays messages up to the end of the stream known to the node that answered.
-    fn page(
-        &mut self,
-        messages: &[Bytes],
-        last: u64,
-        now: Now,
-        out: &mut Vec<LogRequest>,
-    ) -> Option<Outcome> {
-        if let Err(error) = messages
-            .iter()
-            .try_for_each(|message| self.replay.take(message))
-        {
-            return self.fail(error);
-        }
-        if self.replay.next() <= last {
-            out.push(self.read(now));
+    /// Replays the pages that have arrived, up to the end of the stream known to the node that
+    /// answered last.
+    fn replay_pages(&mut self, now: Now, out: &mut Vec<LogRequest>) -> Option<Outcome> {
+        let Phase::Reading(pages) = &mut self.phase else {
             return None;
+        };
+        while let Some(messages) = pages.take(|| next_id(&mut self.next_request)) {
+            let replayed = messages
+                .iter()
+                .try_for_each(|message| self.replay.take(message));
+            if let Err(error) = replayed {
+                return self.fail(error);
+            }
         }
+        if pages.is_complete() {
+            return self.conclude(now, out);
+        }
+        self.request_pages(now, out);
+        None
+    }
+
+    /// Decides at the end of the stream whether to claim the shard, or who owns it.
+    fn conclude(&mut self, now: Now, out: &mut Vec<LogRequest>) -> Option<Outcome> {
         match self.replay.claim() {
             Some(claim) if claim.id == self.id => self.win(claim, now),
             Some(claim)
@@ -255,15 +275,14 @@ impl Candidate {
         }
     }
 
-    fn read(&mut self, now: Now) -> LogRequest {
-        let request = self.request();
-        self.phase = Phase::Reading {
-            request,
-            asked_at: now.running,
-        };
-        LogRequest::Read {
-            id: request,
-            from: self.replay.next(),
+    fn read(&mut self, now: Now, out: &mut Vec<LogRequest>) {
+        self.phase = Phase::Reading(Pages::new(self.replay.next()));
+        self.request_pages(now, out);
+    }
+
+    fn request_pages(&mut self, now: Now, out: &mut Vec<LogRequest>) {
+        if let Phase::Reading(pages) = &mut self.phase {
+            out.extend(pages.requests(now.running, || next_id(&mut self.next_request)));
         }
     }
 
@@ -325,7 +344,20 @@ impl Candidate {
     }
 
     const fn request(&mut self) -> u64 {
-        self.next_request += 1;
-        self.next_request
+        next_id(&mut self.next_request)
+    }
+}
+
+const fn next_id(last: &mut u64) -> u64 {
+    *last += 1;
+    *last
+}
+
+/// Returns a request for the last sequence: no message has the one that it asks for.
+const fn probe(id: u64) -> LogRequest {
+    LogRequest::Read {
+        id,
+        from: u64::MAX,
+        messages_max: 0,
     }
 }

@@ -19,7 +19,7 @@ use super::flow::{FlowId, Packet};
 use super::message::{
     Answer, Command, Down, Event, Generation, Message, Request, ShardClock, Subscribed, Up,
 };
-use crate::ledger::Malformed;
+use crate::ledger::{Imported, Malformed};
 use crate::store::{
     Account, AccountEntry, Append, Created, End, Message as Text, Outcome, Page, PasswordHash,
     Position, ReadLimit, SendId,
@@ -127,7 +127,10 @@ variants! {
         10 => Unsubscribe(account, generation),
         11 => Read { account, after, limit },
         12 => Acknowledge(account, position),
-        13 => Names { after, limit }
+        13 => Names { after, limit },
+        14 => ImportAccount { name, password, cursor },
+        15 => ImportMessage(to, message),
+        16 => SkipNumbers(number)
     }
     Event {
         1 => Answer(id, answer),
@@ -145,9 +148,11 @@ variants! {
         6 => Resubscribed(outcome),
         7 => Page(page),
         8 => Unavailable,
-        9 => Names { names, is_complete }
+        9 => Names { names, is_complete },
+        10 => Imported(imported)
     }
     Created { 1 => Created, 2 => Exists, 3 => TooMany }
+    Imported { 1 => Stored, 2 => Known, 3 => Behind(incarnation), 4 => NoSuchUser }
     End { 1 => TakenOver, 2 => Deleted }
     Outcome { 1 => Stored(sequence), 2 => Refused(code) }
 }
@@ -526,6 +531,21 @@ mod tests {
                 after: None,
                 limit: 7,
             },
+            Request::ImportAccount {
+                name: account().name,
+                password: None,
+                cursor: Sequence(3),
+            },
+            Request::ImportMessage(
+                account().name,
+                Box::new(Text {
+                    position: position(6),
+                    sender: None,
+                    time_ms: 1,
+                    text: "hi".into(),
+                }),
+            ),
+            Request::SkipNumbers(Sequence(4)),
         ]
     }
 
@@ -569,6 +589,7 @@ mod tests {
             Answer::Resubscribed(Ok(true)),
             Answer::Resubscribed(Err(End::Deleted)),
             Answer::Page(page),
+            Answer::Imported(Imported::Behind(5)),
             Answer::Names {
                 names: vec!["x".parse().unwrap(), "y".parse().unwrap()],
                 is_complete: true,

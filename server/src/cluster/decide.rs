@@ -130,6 +130,18 @@ impl Owner {
                 ledger.acknowledge(&account, position, changes);
                 Answer::Flag(true)
             }
+            Request::ImportAccount {
+                name,
+                password,
+                cursor,
+            } => Answer::Created(ledger.import_account(&name, password, cursor, changes)),
+            Request::ImportMessage(to, message) => {
+                Answer::Imported(ledger.import_message(&to, *message, changes))
+            }
+            Request::SkipNumbers(number) => {
+                ledger.skip_number(number, changes);
+                Answer::Flag(true)
+            }
         };
         released.events.push((flow, Event::Answer(id, answer)));
     }

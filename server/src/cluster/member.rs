@@ -1,5 +1,7 @@
 //! [`Member`]: one server of the cluster, with a seat in and a link to each shard.
 
+use std::time::Duration;
+
 use hark_protocol::{SessionToken, UserName};
 
 use super::assignment;
@@ -27,6 +29,8 @@ pub(crate) struct Member {
     newest_format: u8,
     /// It serves no clients, and owns nothing while there is another server.
     is_tool: bool,
+    /// The time for which the machine has been suspended since it started.
+    suspended: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -55,6 +59,7 @@ impl Member {
             handovers: Handovers::default(),
             newest_format: config.newest_format,
             is_tool: false,
+            suspended: None,
         }
     }
 
@@ -133,6 +138,25 @@ impl Member {
             shard
                 .seat
                 .handle_storage(replicas.iter().any(|storage| storage.is_low()));
+        }
+    }
+
+    /// Takes the time for which the machine has been suspended since it started: a clock that
+    /// stands still meanwhile does not show it. If it has increased by much, all connections
+    /// close: they may hold old commands. The flows would find that, too, but only when the
+    /// owners can be reached.
+    pub(crate) fn handle_suspended(
+        &mut self,
+        suspended: Duration,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) {
+        let former = self.suspended.replace(suspended).unwrap_or(suspended);
+        if suspended.saturating_sub(former) > timing::SUSPENDED_MAX {
+            tracing::warn!("the machine was suspended: closing all connections");
+            let before = out.len();
+            out.push(Action::CloseAll);
+            self.obey(before, now, out);
         }
     }
 

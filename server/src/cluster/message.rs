@@ -5,11 +5,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hark_protocol::{SessionToken, UserName};
+use hark_protocol::{Sequence, SessionToken, UserName};
 
 use super::entry::Claim;
 use super::flow::{FlowId, Packet};
 use super::{ServerId, ShardId};
+use crate::ledger::Imported;
 use crate::store::{
     Account, AccountEntry, Append, Created, End, Message as Text, Outcome, Page, PasswordHash,
     Position, ReadLimit, Subscription,
@@ -137,6 +138,16 @@ pub(crate) enum Request {
     },
     /// Forget every message up to a position.
     Acknowledge(Account, Position),
+    /// Create an account whose messages up to `cursor` were acknowledged.
+    ImportAccount {
+        name: UserName,
+        password: Option<PasswordHash>,
+        cursor: Sequence,
+    },
+    /// Store a message under its own number.
+    ImportMessage(UserName, Box<Text>),
+    /// Assign no number up to this one.
+    SkipNumbers(Sequence),
 }
 
 /// An item that an owner sends to a server.
@@ -167,6 +178,7 @@ pub(crate) enum Answer {
     /// ended.
     Resubscribed(Result<bool, End>),
     Page(Page),
+    Imported(Imported),
     /// Names in byte order, and whether the shard has no later ones.
     Names {
         names: Vec<UserName>,
@@ -205,6 +217,11 @@ impl Item for Command {
     fn bytes(&self) -> u64 {
         match &self.request {
             Request::Send(send) => ITEM_BYTES + send.text.len() as u64,
+            Request::ImportMessage(_, message) => ITEM_BYTES + message.text.len() as u64,
+            Request::ImportAccount {
+                password: Some(hash),
+                ..
+            } => ITEM_BYTES + hash.as_str().len() as u64,
             _ => ITEM_BYTES,
         }
     }
@@ -242,7 +259,13 @@ impl Request {
     pub(super) const fn is_change(&self) -> bool {
         matches!(
             self,
-            Self::Create(..) | Self::SetPassword { .. } | Self::Delete(_) | Self::Send(_)
+            Self::Create(..)
+                | Self::SetPassword { .. }
+                | Self::Delete(_)
+                | Self::Send(_)
+                | Self::ImportAccount { .. }
+                | Self::ImportMessage(..)
+                | Self::SkipNumbers(_)
         )
     }
 }

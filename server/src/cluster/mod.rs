@@ -10,7 +10,7 @@
 //! | `entry`, `chain` | messages of a stream, and the rule that decides which of them count |
 //! | `append` | the one append in flight, until its outcome is known |
 //! | `blocks`, `cold` | live blocks and the entries that hold them; reads outside of the cache |
-//! | `replay`, `candidate` | reading a stream, and claiming the shard |
+//! | `pages`, `replay`, `candidate` | reading a stream, and claiming the shard |
 //! | `owner`, `decide`, `snapshot` | the owner: frames, answers, snapshots and purges |
 //! | `reception`, `identity` | subscriptions and logged-in accounts, at the owner |
 //! | `seat` | one server's role in one shard: standby, candidate or owner |
@@ -49,6 +49,7 @@ pub mod maelstrom;
 mod member;
 mod message;
 mod owner;
+mod pages;
 mod presence;
 mod reception;
 mod replay;
@@ -149,6 +150,8 @@ pub(crate) enum LogRequest {
         id: u64,
         /// The first sequence.
         from: u64,
+        /// Maximum messages in the answer. It may have fewer.
+        messages_max: u32,
     },
     /// Read one message.
     Get {

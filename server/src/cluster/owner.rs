@@ -117,6 +117,7 @@ impl Owner {
             ledger,
             blocks,
             history,
+            ..
         } = replayed;
         let before = ledger.running();
         // Request ids are unique within a process: see `Candidate`.

@@ -19,6 +19,8 @@ pub(super) struct StreamReplay {
     replay: Replay,
     blocks: Blocks,
     first: u64,
+    /// Bytes of the messages so far.
+    bytes: u64,
     history: History,
     /// The incomplete snapshot.
     begun: Option<Begun>,
@@ -43,6 +45,8 @@ pub(super) struct Replayed {
     pub(super) blocks: Blocks,
     /// The stretches of the stream.
     pub(super) history: History,
+    /// The number of replayed messages, and their bytes.
+    pub(super) replayed: (u64, u64),
 }
 
 /// The reason why a stream cannot be replayed.
@@ -65,6 +69,7 @@ impl StreamReplay {
             replay: Replay::new(config.limits),
             blocks: Blocks::new(config.cache_bytes_max),
             first,
+            bytes: 0,
             history: History {
                 tail,
                 ..History::default()
@@ -100,6 +105,7 @@ impl StreamReplay {
     pub(super) fn take(&mut self, message: &Bytes) -> Result<(), ReplayError> {
         let taken = self.chain.take(message);
         let bytes = message.len() as u64;
+        self.bytes += bytes;
         if let Taken::Committed(Frame {
             checkpoint: Some(CheckpointPart { is_first: true, .. }),
             ..
@@ -170,10 +176,12 @@ impl StreamReplay {
         if self.first > 1 && self.history.snapshot == 0 && !is_planted(Bug::CursorBeforeBlock) {
             return Err(ReplayError::NoSnapshot(self.first));
         }
+        let replayed = (self.next() - self.first, self.bytes);
         self.blocks.retain(|inbox| self.replay.cursor(inbox));
         let mut ledger = self.replay.finish(counter);
         ledger.vouch_for_senders();
         Ok(Replayed {
+            replayed,
             chain: self.chain,
             ledger,
             blocks: self.blocks,

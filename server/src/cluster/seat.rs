@@ -194,6 +194,7 @@ impl Seat {
                         LogRequest::Read {
                             id: 0,
                             from: u64::MAX,
+                            messages_max: 0,
                         },
                     ));
                 }
@@ -260,7 +261,11 @@ impl Seat {
                 None if *last == 0 => self.is_vacant = true,
                 None => out.push(Action::Log(
                     self.shard,
-                    LogRequest::Read { id: 0, from: *last },
+                    LogRequest::Read {
+                        id: 0,
+                        from: *last,
+                        messages_max: 1,
+                    },
                 )),
                 Some(Ok((entry, _))) => self.is_vacant = matches!(entry.content, Content::Release),
                 Some(Err(_)) => {}
@@ -287,9 +292,17 @@ impl Seat {
     fn conclude(&mut self, outcome: Outcome, now: Now, out: &mut Vec<Action>) {
         match outcome {
             Outcome::Won(claim, replayed) => {
+                let begun = match &self.state {
+                    State::Candidate(candidate) => candidate.begun(),
+                    _ => now.running,
+                };
+                let (entries, bytes) = replayed.replayed;
                 tracing::info!(
                     shard = self.shard,
                     sequence = claim.sequence,
+                    entries,
+                    bytes,
+                    elapsed = ?now.running.saturating_sub(begun),
                     "shard claimed"
                 );
                 self.known = Some(claim);

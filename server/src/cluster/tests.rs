@@ -100,6 +100,32 @@ impl Servers {
         (servers, owner)
     }
 
+    /// Returns two servers, the index of the one that owns the shard, and that of the other.
+    fn pair() -> (Self, usize, usize) {
+        let (servers, owner) = Self::owned(2);
+        (servers, owner, 1 - owner)
+    }
+
+    /// Stops a server orderly.
+    fn leave(&mut self, host: usize) {
+        self.act(host, |member, now, out| member.leave(now, out));
+    }
+
+    /// Stops a server and its clocks.
+    fn pause(&mut self, host: usize) {
+        self.hosts[host].is_paused = true;
+    }
+
+    fn resume(&mut self, host: usize) {
+        self.hosts[host].is_paused = false;
+    }
+
+    /// Lets time pass until a server owns the shard. Returns the seconds.
+    #[track_caller]
+    fn run_until_owned_by(&mut self, host: usize) -> f64 {
+        self.run_until(|servers| servers.owner() == Some(host))
+    }
+
     fn owner(&self) -> Option<usize> {
         let owner = |host: &Host| {
             host.member
@@ -364,17 +390,35 @@ fn subscribe(account: &Account) -> Request {
 }
 
 #[test]
+fn suspended_machine_closes_all_connections() {
+    let (mut servers, _) = Servers::owned(1);
+    for (suspended, closes) in [(500, false), (560, false), (621, true), (640, false)] {
+        servers.hosts[0].events.clear();
+        servers.act(0, |member, now, out| {
+            member.submit(0, (1, 1), Request::LookUp("ann".parse().unwrap()), now);
+            member.handle_suspended(Duration::from_secs(suspended), now, out);
+            member.flush(now, out);
+        });
+        let expected = if closes {
+            "all close"
+        } else {
+            "1 account None"
+        };
+        assert_eq!(servers.hosts[0].events, [expected], "{suspended}");
+    }
+}
+
+#[test]
 fn silent_owner_is_replaced_within_three_seconds() {
     let (mut servers, owner) = Servers::owned(3);
-    servers.hosts[owner].is_paused = true;
+    servers.pause(owner);
     let seconds = servers.run_until(|servers| servers.owner() != Some(owner));
     assert!((1.5..3.0).contains(&seconds), "{seconds}");
 }
 
 #[test]
 fn owner_that_only_appends_is_replaced_after_ten_seconds() {
-    let (mut servers, owner) = Servers::owned(2);
-    let other = 1 - owner;
+    let (mut servers, owner, other) = Servers::pair();
     servers.create(owner, "ann");
     servers.cut.insert((owner, other));
     let begun = servers.time;
@@ -389,7 +433,7 @@ fn owner_that_only_appends_is_replaced_after_ten_seconds() {
 #[test]
 fn released_shard_is_claimed_at_once() {
     let (mut servers, owner) = Servers::owned(2);
-    servers.act(owner, |member, now, out| member.leave(now, out));
+    servers.leave(owner);
     let seconds = servers.run_until(|servers| servers.owner().is_some());
     assert!(seconds < 0.8, "{seconds}");
 }
@@ -401,15 +445,15 @@ fn deposed_server_waits_longer_each_time() {
     for _ in 0..3 {
         // The owner stands still until the other one has claimed the shard and left.
         let owner = servers.owner().unwrap();
-        servers.hosts[owner].is_paused = true;
+        servers.pause(owner);
         servers.run_until(|servers| servers.owner() != Some(owner));
-        servers.hosts[owner].is_paused = false;
+        servers.resume(owner);
         servers.submit(owner, 1, Request::LookUp(name("ann")));
         servers.run(1.0);
         let other = servers.owner().unwrap();
-        servers.hosts[other].is_paused = true;
-        waits.push(servers.run_until(|servers| servers.owner() == Some(owner)));
-        servers.hosts[other].is_paused = false;
+        servers.pause(other);
+        waits.push(servers.run_until_owned_by(owner));
+        servers.resume(other);
         servers.run(1.5);
     }
     assert!(
@@ -450,8 +494,7 @@ fn change_is_unavailable_after_20_seconds_and_its_append_pending() {
 
 #[test]
 fn connections_close_before_the_flow_opens_again() {
-    let (mut servers, owner) = Servers::owned(2);
-    let other = 1 - owner;
+    let (mut servers, owner, other) = Servers::pair();
     servers.create(owner, "ann");
     servers.events(other);
     servers.cut.insert((owner, other));
@@ -475,12 +518,11 @@ fn connections_close_before_the_flow_opens_again() {
 
 #[test]
 fn server_that_stood_still_closes_everything_first() {
-    let (mut servers, owner) = Servers::owned(2);
-    let other = 1 - owner;
+    let (mut servers, owner, other) = Servers::pair();
     servers.create(other, "ann");
-    servers.hosts[other].is_paused = true;
+    servers.pause(other);
     servers.run(60.0);
-    servers.hosts[other].is_paused = false;
+    servers.resume(other);
     servers.events(other);
     servers.send(other, 7, "ann", "old");
     let events = servers.events(other);
@@ -497,24 +539,23 @@ fn server_that_stood_still_is_found_by_the_next_owner() {
     let (mut servers, owner) = Servers::owned(3);
     let [quiet, other] = [1, 2].map(|step| (owner + step) % 3);
     servers.create(other, "ann");
-    servers.hosts[quiet].is_paused = true;
+    servers.pause(quiet);
     servers.run(60.0);
-    servers.hosts[owner].is_paused = true;
-    servers.run_until(|servers| servers.owner() == Some(other));
+    servers.pause(owner);
+    servers.run_until_owned_by(other);
     servers.events(quiet);
-    servers.hosts[quiet].is_paused = false;
+    servers.resume(quiet);
     servers.run(1.0);
     assert!(servers.events(quiet).contains(&"all close".to_owned()));
 }
 
 #[test]
 fn change_of_the_owner_closes_no_idle_connection() {
-    let (mut servers, owner) = Servers::owned(2);
-    let other = 1 - owner;
+    let (mut servers, owner, other) = Servers::pair();
     let ann = servers.create(other, "ann");
     servers.submit(other, 7, subscribe(&ann));
-    servers.hosts[owner].is_paused = true;
-    servers.run_until(|servers| servers.owner() == Some(other));
+    servers.pause(owner);
+    servers.run_until_owned_by(other);
     servers.run(1.0);
     let events = servers.events(other);
     assert!(
@@ -529,8 +570,7 @@ fn change_of_the_owner_closes_no_idle_connection() {
 
 #[test]
 fn later_subscription_wins_over_one_that_continues() {
-    let (mut servers, owner) = Servers::owned(2);
-    let other = 1 - owner;
+    let (mut servers, owner, other) = Servers::pair();
     let ann = servers.create(owner, "ann");
     servers.submit(other, 7, subscribe(&ann));
     servers.cut.extend([(owner, other), (other, owner)]);
@@ -579,8 +619,7 @@ fn server_without_credit_lags_and_blocks_nobody() {
 
 #[test]
 fn account_is_deleted_once_no_server_acts_as_it() {
-    let (mut servers, owner) = Servers::owned(2);
-    let other = 1 - owner;
+    let (mut servers, owner, other) = Servers::pair();
     let ann = servers.create(owner, "ann");
     servers.submit(other, 7, Request::Register(ann.clone()));
     servers.events(other);
@@ -591,11 +630,10 @@ fn account_is_deleted_once_no_server_acts_as_it() {
 
 #[test]
 fn deletion_waits_for_a_lost_server() {
-    let (mut servers, owner) = Servers::owned(2);
-    let other = 1 - owner;
+    let (mut servers, owner, other) = Servers::pair();
     let ann = servers.create(owner, "ann");
     servers.submit(other, 7, Request::Register(ann.clone()));
-    servers.hosts[other].is_paused = true;
+    servers.pause(other);
     servers.run(7.0);
     servers.submit(owner, 8, Request::Delete(ann));
     let seconds = servers.run_until(|servers| servers.deleted(owner));
@@ -609,9 +647,9 @@ fn next_owner_waits_for_servers_out_of_reach() {
         let [quiet, next] = [1, 2].map(|step| (owner + step) % 3);
         let ann = servers.create(owner, "ann");
         servers.submit(quiet, 7, Request::Register(ann.clone()));
-        servers.hosts[quiet].is_paused = true;
-        servers.hosts[owner].is_paused = true;
-        servers.run_until(|servers| servers.owner() == Some(next));
+        servers.pause(quiet);
+        servers.pause(owner);
+        servers.run_until_owned_by(next);
         servers.run(1.0);
         servers.submit(next, 8, Request::Delete(ann));
         servers.run(12.0);
@@ -620,8 +658,8 @@ fn next_owner_waits_for_servers_out_of_reach() {
             "the quiet one may act as the account"
         );
         if returns {
-            servers.hosts[quiet].is_paused = false;
-            servers.hosts[owner].is_paused = false;
+            servers.resume(quiet);
+            servers.resume(owner);
         }
         let seconds = servers.run_until(|servers| servers.deleted(next));
         let expected = if returns { 0.0..2.0 } else { 15.0..18.0 };
@@ -631,13 +669,12 @@ fn next_owner_waits_for_servers_out_of_reach() {
 
 #[test]
 fn deletion_after_an_orderly_stop_is_immediate() {
-    let (mut servers, owner) = Servers::owned(2);
-    let other = 1 - owner;
+    let (mut servers, owner, other) = Servers::pair();
     let ann = servers.create(other, "ann");
     servers.submit(owner, 7, Request::Register(ann.clone()));
-    servers.act(owner, |member, now, out| member.leave(now, out));
-    servers.hosts[owner].is_paused = true;
-    servers.run_until(|servers| servers.owner() == Some(other));
+    servers.leave(owner);
+    servers.pause(owner);
+    servers.run_until_owned_by(other);
     servers.run(0.75);
     servers.submit(other, 8, Request::Delete(ann));
     assert!(servers.deleted(other));
@@ -645,15 +682,14 @@ fn deletion_after_an_orderly_stop_is_immediate() {
 
 #[test]
 fn unanswered_commands_survive_an_orderly_stop() {
-    let (mut servers, owner) = Servers::owned(2);
-    let other = 1 - owner;
+    let (mut servers, owner, other) = Servers::pair();
     servers.create(other, "ann");
     servers.events(other);
     // An append is in flight, and its answer is late.
     servers.deaf.insert(owner);
     servers.submit(other, 7, Request::Create(name("bob"), None));
     servers.send(other, 7, "ann", "taken");
-    servers.act(owner, |member, now, out| member.leave(now, out));
+    servers.leave(owner);
     servers.send(other, 7, "ann", "not taken");
     servers.check(other, &[]);
     servers.deaf.clear();
@@ -671,10 +707,10 @@ fn unanswered_commands_survive_an_orderly_stop() {
 fn shard_moves_to_a_preferred_server_that_joins() {
     let (mut servers, first) = Servers::owned(2);
     let second = 1 - first;
-    servers.hosts[first].is_paused = true;
-    servers.run_until(|servers| servers.owner() == Some(second));
+    servers.pause(first);
+    servers.run_until_owned_by(second);
     servers.create(second, "ann");
-    servers.hosts[first].is_paused = false;
+    servers.resume(first);
     servers.run(1.0);
     servers.events(second);
     let begun = servers.time;
@@ -698,9 +734,9 @@ fn shard_moves_to_a_preferred_server_that_joins() {
 /// index of the former owner, and the claim of the other one.
 fn with_returning_server() -> (Servers, usize) {
     let (mut servers, first) = Servers::owned(3);
-    servers.hosts[first].is_paused = true;
+    servers.pause(first);
     servers.run_until(|servers| servers.owner() != Some(first));
-    servers.hosts[first].is_paused = false;
+    servers.resume(first);
     (servers, first)
 }
 
@@ -731,8 +767,7 @@ fn hand_over_that_fails_becomes_rare() {
 
 #[test]
 fn acknowledgement_during_a_release_counts() {
-    let (mut servers, owner) = Servers::owned(2);
-    let other = 1 - owner;
+    let (mut servers, owner, other) = Servers::pair();
     let ann = servers.create(other, "ann");
     servers.send(other, 7, "ann", "text");
     servers.submit(other, 8, subscribe(&ann));
@@ -743,7 +778,7 @@ fn acknowledgement_during_a_release_counts() {
     let position = page.messages[0].position;
     // The release is in flight, and its answer is late.
     servers.deaf.insert(owner);
-    servers.act(owner, |member, now, out| member.leave(now, out));
+    servers.leave(owner);
     servers.submit(other, 8, Request::Acknowledge(ann.clone(), position));
     servers.act(other, |member, now, out| {
         member.unsubscribe(&ann, 8, now);
@@ -757,12 +792,11 @@ fn acknowledgement_during_a_release_counts() {
 
 #[test]
 fn slow_release_ends_no_flow() {
-    let (mut servers, owner) = Servers::owned(2);
-    let other = 1 - owner;
+    let (mut servers, owner, other) = Servers::pair();
     servers.create(other, "ann");
     servers.events(other);
     servers.deaf.insert(owner);
-    servers.act(owner, |member, now, out| member.leave(now, out));
+    servers.leave(owner);
     servers.send(other, 7, "ann", "text");
     servers.run(12.0);
     servers.check(other, &[]);
@@ -800,9 +834,9 @@ fn tool_owns_no_shard_beside_a_server() {
         let ids = [1, 2].map(ServerId);
         let tool = Member::new(ServerId(2), &ids, 1, Config::new(LIMITS)).into_tool();
         servers.hosts[1].member = tool;
-        servers.hosts[1].is_paused = true;
+        servers.pause(1);
         servers.run(6.0);
-        servers.hosts[1].is_paused = false;
+        servers.resume(1);
         servers.run(60.0);
         assert_eq!(servers.owner(), Some(0));
         // The server is heard, and has no access to the stream.
@@ -815,12 +849,11 @@ fn tool_owns_no_shard_beside_a_server() {
 
 #[test]
 fn heartbeat_before_the_release_changes_nothing() {
-    let (mut servers, owner) = Servers::owned(2);
-    let other = 1 - owner;
+    let (mut servers, owner, other) = Servers::pair();
     servers.create(other, "ann");
     servers.events(other);
     servers.deaf.insert(owner);
-    servers.act(owner, |member, now, out| member.leave(now, out));
+    servers.leave(owner);
     servers.send(other, 7, "ann", "text");
     servers.run(1.0);
     servers.check(other, &[]);
@@ -837,8 +870,7 @@ fn heartbeat_before_the_release_changes_nothing() {
 
 #[test]
 fn owner_with_stopped_clocks_renews_no_proof() {
-    let (mut servers, owner) = Servers::owned(2);
-    let other = 1 - owner;
+    let (mut servers, owner, other) = Servers::pair();
     let ann = servers.create(other, "ann");
     servers.submit(other, 6, Request::Register(ann.clone()));
     // Nothing more is stored, and the other server cannot claim.
@@ -846,9 +878,9 @@ fn owner_with_stopped_clocks_renews_no_proof() {
     servers.slow.insert(other, Duration::from_secs(100_000));
     let mut registered = Vec::new();
     for _ in 0..3 {
-        servers.hosts[owner].is_paused = true;
+        servers.pause(owner);
         servers.run(5.5);
-        servers.hosts[owner].is_paused = false;
+        servers.resume(owner);
         servers.run(2.5);
         servers.act(other, |member, now, _| {
             registered.push(member.is_registered(&ann, now));
@@ -859,8 +891,7 @@ fn owner_with_stopped_clocks_renews_no_proof() {
 
 #[test]
 fn slow_append_keeps_its_owner() {
-    let (mut servers, owner) = Servers::owned(2);
-    let other = 1 - owner;
+    let (mut servers, owner, other) = Servers::pair();
     let ann = servers.create(other, "ann");
     servers.submit(other, 6, Request::Register(ann.clone()));
     servers.run(10.0);
@@ -1108,20 +1139,20 @@ fn new_format_waits_until_all_live_servers_read_it() {
     let mut servers = Servers::new(2, newer);
     let ids = [1, 2].map(ServerId);
     servers.hosts[1].member = Member::new(ServerId(2), &ids, 1, Config::new(LIMITS));
-    servers.hosts[1].is_paused = true;
+    servers.pause(1);
     servers.run(6.0);
-    servers.hosts[1].is_paused = false;
+    servers.resume(1);
     servers.create(0, "ann");
     servers.run(60.0);
     assert_eq!(servers.format(), 1, "a live server reads no other");
-    servers.hosts[1].is_paused = true;
+    servers.pause(1);
     servers.run(6.0);
     assert_eq!(servers.format(), 1);
     servers.run(30.0);
     assert_eq!(servers.format(), 2);
     // A server that does not read it claims nothing.
-    servers.hosts[0].is_paused = true;
-    servers.hosts[1].is_paused = false;
+    servers.pause(0);
+    servers.resume(1);
     servers.run(120.0);
     assert_eq!(servers.format(), 2);
     assert!(
@@ -1130,7 +1161,7 @@ fn new_format_waits_until_all_live_servers_read_it() {
             .seats()
             .all(|seat| seat.owner().is_none())
     );
-    servers.hosts[0].is_paused = false;
+    servers.resume(0);
     servers.run(1.0);
     servers.submit(
         0,
@@ -1145,8 +1176,7 @@ fn new_format_waits_until_all_live_servers_read_it() {
 
 #[test]
 fn ended_reception_of_a_deleted_account_says_so() {
-    let (mut servers, owner) = Servers::owned(2);
-    let other = 1 - owner;
+    let (mut servers, owner, other) = Servers::pair();
     let ann = servers.create(owner, "ann");
     servers.submit(other, 7, subscribe(&ann));
     servers.submit(owner, 8, Request::Delete(ann));

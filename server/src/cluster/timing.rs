@@ -1,6 +1,42 @@
 //! Intervals and timeouts of the cluster.
+//!
+//! These depend on each other:
+//!
+//! | time | | because |
+//! | --- | --- | --- |
+//! | [`FLOW_SILENCE`] | over three [`FLOW_HEARTBEAT`]s | lost packets are noticed by their numbers, before silence is |
+//! | [`COMMAND_DEADLINE`] | over [`COLD_DEADLINE`] and [`SENDS_AHEAD_FOR`] | a slow read, or a send without an answer, ends no flow |
+//! | [`IDENTITY_PROOF`] | over two [`IDLE_FRAME_AFTER`] | an idle owner proves the identities in time |
+//! | [`IDENTITY_LINGER`] | over [`IDENTITY_PROOF`] and [`FLOW_SILENCE`] together | a lost server acts as no account any more |
+//! | [`DELETE_DEADLINE`] | over [`FLOW_SILENCE`] and [`IDENTITY_LINGER`] together | a deletion outlasts a lost server |
+//! | [`FRESH_MAX`] | over [`COMMAND_DEADLINE`], far below [`OUTCOME_SECONDS_MIN`] | connections outlast an outage, but no remembered outcome |
 
 use std::time::Duration;
+
+use hark_protocol::limits::OUTCOME_SECONDS_MIN;
+
+const _: () = {
+    assert!(is_over(FLOW_SILENCE, FLOW_HEARTBEAT.saturating_mul(3)));
+    assert!(is_over(COMMAND_DEADLINE, COLD_DEADLINE));
+    assert!(is_over(COMMAND_DEADLINE, SENDS_AHEAD_FOR));
+    assert!(is_over(IDENTITY_PROOF, IDLE_FRAME_AFTER.saturating_mul(2)));
+    assert!(is_over(
+        IDENTITY_LINGER,
+        IDENTITY_PROOF.saturating_add(FLOW_SILENCE)
+    ));
+    assert!(is_over(
+        DELETE_DEADLINE,
+        FLOW_SILENCE.saturating_add(IDENTITY_LINGER)
+    ));
+    assert!(is_over(FRESH_MAX, COMMAND_DEADLINE));
+    let remembered = Duration::from_secs(OUTCOME_SECONDS_MIN);
+    assert!(is_over(remembered, FRESH_MAX.saturating_mul(10)));
+};
+
+/// Returns whether a time exceeds another one.
+const fn is_over(time: Duration, other: Duration) -> bool {
+    time.as_nanos() > other.as_nanos()
+}
 
 /// The interval between heartbeats of an owner.
 pub(super) const CLAIM_HEARTBEAT: Duration = Duration::from_millis(500);
@@ -66,6 +102,9 @@ pub(super) const OPEN_RETRY: Duration = Duration::from_secs(1);
 /// shard remembers.
 pub(super) const FRESH_MAX: Duration = Duration::from_secs(30);
 
+/// The suspension of a machine after which its server closes all connections.
+pub(super) const SUSPENDED_MAX: Duration = Duration::from_secs(60);
+
 /// The wait before the opening of a session is announced again; it doubles each time, until
 /// it exceeds twice [`FRESH_MAX`]: a server that was unreachable for all of that time closes
 /// every connection.
@@ -119,6 +158,13 @@ pub(super) const COLD_WAITING_MAX: usize = 4096;
 /// The time after which such a read is answered `unavailable`. Shorter than the deadline of
 /// commands, after which the flow ends.
 pub(super) const COLD_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Pages that a candidate reads ahead, and the bytes and entries of one. An entry has at most
+/// half a mebibyte.
+pub(super) const PAGES_AHEAD_MAX: usize = 4;
+pub(super) const READ_PAGE_BYTES: usize = 4 << 20;
+pub(super) const PAGE_ENTRIES_MIN: u32 = 16;
+pub(super) const PAGE_ENTRIES_MAX: u32 = 256;
 
 /// The number of entries in which a candidate looks for the newest snapshot at a time.
 pub(super) const LOOK_BACK: u64 = 16;

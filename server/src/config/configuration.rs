@@ -15,7 +15,7 @@ use super::{AdminCommand, Cli, ServeArgs};
 
 /// The commands that use the settings of the server. The others do without the file, so
 /// that a defect in it is not in their way.
-const COMMANDS_WITH_SETTINGS: [&str; 2] = ["user", "admin"];
+const COMMANDS_WITH_SETTINGS: [&str; 4] = ["admin", "export", "import", "user"];
 
 /// The width to which `--check` pads settings.
 const SETTING_COLUMNS: usize = 40;

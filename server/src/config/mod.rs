@@ -4,6 +4,7 @@
 mod admin;
 mod configuration;
 mod file;
+mod http;
 mod listen;
 mod rate_limits;
 mod store;
@@ -25,9 +26,10 @@ use crate::shard::{COUNTER_MAX, ShardConfig, Sync};
 
 pub use admin::{AdminArgs, BanTime, ServerCommand};
 pub use configuration::{Configuration, ConfigurationError};
+pub use http::{HttpArgs, ProxyNet};
 pub use listen::ListenAddress;
 pub use rate_limits::RateLimitArgs;
-pub use store::{ClusterArgs, StoreArgs, StorePlace};
+pub use store::{ClusterArgs, Purpose, StoreArgs, StorePlace};
 pub use tls::{TlsArgs, TlsArgsError};
 
 /// A self-hosted chat server: every acknowledged message is on disk and will be delivered
@@ -77,21 +79,25 @@ pub enum AdminCommand {
         #[arg(long)]
         drop_damaged: bool,
     },
-    /// Print the accounts and unread messages of a store as JSON lines
-    #[command(override_usage = "harkd export [OPTIONS] <FOLDER>")]
+    /// Print the accounts and unread messages of a store as JSON lines: of a cluster at any
+    /// time, of a folder while its server is stopped
+    #[command(override_usage = "harkd export [OPTIONS] [STORE]")]
     Export {
-        /// The store's folder
-        folder: PathBuf,
+        /// The store: a folder, or a cluster as in --store [default: that of --store]
+        #[arg(value_name = "STORE")]
+        place: Option<PathBuf>,
         /// Export the intact parts of a damaged store, with gaps for the rest
         #[arg(long)]
         salvage: bool,
     },
     /// Import accounts and messages from JSON lines on standard input. Message numbers are
     /// kept; existing accounts and messages are skipped
-    #[command(override_usage = "harkd import [OPTIONS] <FOLDER>")]
+    #[command(override_usage = "harkd import [OPTIONS] [STORE]")]
     Import {
-        /// The store's folder, created if it does not exist
-        folder: PathBuf,
+        /// The store, created if it does not exist: a folder, or a cluster as in --store
+        /// [default: that of --store]
+        #[arg(value_name = "STORE")]
+        place: Option<PathBuf>,
     },
 }
 
@@ -127,6 +133,9 @@ pub struct ServeArgs {
     /// TLS, and confirmations for a server that other machines can reach.
     #[command(flatten)]
     pub tls: TlsArgs,
+    /// HTTP and WebSocket.
+    #[command(flatten)]
+    pub http: HttpArgs,
     /// The store.
     #[command(flatten)]
     pub store: StoreArgs,
@@ -389,7 +398,8 @@ impl ServeArgs {
             anyhow::bail!("no address to listen on; name one with --listen");
         }
         for address in self.addresses() {
-            self.tls.check(address, self.require_password)?;
+            self.tls
+                .check(address, self.http.has_proxy(), self.require_password)?;
         }
         logging::filter(&self.log)?;
         self.store.check()
@@ -433,6 +443,7 @@ impl ServeArgs {
             ack_timeout: Duration::from_secs(self.ack_timeout),
             watch_logs: self.watch_logs.clone().map(watch),
             tls,
+            http: self.http.settings(),
         }
     }
 
@@ -550,6 +561,7 @@ mod tests {
             "Accounts",
             "Cluster",
             "Configuration",
+            "HTTP",
             "Limits",
             "Logging",
             "Network",

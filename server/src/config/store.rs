@@ -1,7 +1,7 @@
 //! The flags of the store, and opening it: a folder, memory, or a cluster.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 #[cfg(feature = "cluster")]
@@ -111,6 +111,21 @@ pub struct ClusterArgs {
     pub nats_monitor: Vec<CommaList<String>>,
 }
 
+/// The purpose of opening a store.
+#[derive(Debug, Clone, Copy)]
+pub enum Purpose {
+    /// To serve clients.
+    Server {
+        /// Maximum bytes of a text.
+        text_bytes_max: usize,
+    },
+    /// To run an administrative command.
+    Tool {
+        /// It creates the chat in a cluster if there is none.
+        may_create: bool,
+    },
+}
+
 /// The location of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StorePlace {
@@ -141,7 +156,7 @@ impl StoreArgs {
     /// If no location is given and the user has no home directory; if the scheme is unknown
     /// or the address malformed; if flags of a cluster are combined with a local store.
     pub fn place(&self) -> anyhow::Result<StorePlace> {
-        let place = self.parse_place()?;
+        let place = parse_place(self.store.as_deref())?;
         if matches!(place, StorePlace::Folder(_) | StorePlace::Memory)
             && let Some(flag) = self.cluster.first_set()
         {
@@ -181,27 +196,15 @@ impl StoreArgs {
         }
     }
 
-    fn parse_place(&self) -> anyhow::Result<StorePlace> {
-        let Some(store) = &self.store else {
-            return match etcetera::choose_base_strategy() {
-                Ok(directories) => Ok(StorePlace::Folder(directories.data_dir().join("hark"))),
-                Err(error) => anyhow::bail!(
-                    "no home directory to keep the store in ({error}); name a folder with --store"
-                ),
-            };
-        };
-        match store.to_str() {
-            Some(MEMORY) => Ok(StorePlace::Memory),
-            Some(url) if url.starts_with("nats://") || url.starts_with("tls://") => on_cluster(url),
-            Some(text) if is_misspelt(text) => anyhow::bail!(
-                "unknown --store {text:?}; expected a folder, memory:, or nats://HOST:PORT (write ./{text} for a folder of that name)"
-            ),
-            _ => Ok(StorePlace::Folder(store.clone())),
-        }
+    /// Returns the location that an argument of a command names, or else that of the store.
+    ///
+    /// # Errors
+    /// See [`Self::place`].
+    pub fn place_or(&self, named: Option<&Path>) -> anyhow::Result<StorePlace> {
+        named.map_or_else(|| self.place(), |named| parse_place(Some(named)))
     }
 
-    /// Opens the store with the settings of `config`, for a server with texts of at most
-    /// `text_bytes_max` bytes, or for a tool.
+    /// Opens the store with the settings of `config`.
     ///
     /// # Errors
     /// One line with the cause and the remedy.
@@ -212,7 +215,7 @@ impl StoreArgs {
     pub async fn open(
         &self,
         config: ShardConfig,
-        text_bytes_max: Option<usize>,
+        purpose: Purpose,
     ) -> anyhow::Result<Arc<dyn Store>> {
         match self.place()? {
             StorePlace::Memory => {
@@ -222,10 +225,45 @@ impl StoreArgs {
             StorePlace::Folder(folder) => Ok(Arc::new(ShardStore::on_disk(&folder, config)?)),
             #[cfg(feature = "cluster")]
             StorePlace::Cluster(nodes) => {
-                let config = self.cluster.config(nodes, &config, text_bytes_max)?;
-                Ok(Arc::new(ClusterStore::open(config).await?))
+                Ok(Arc::new(self.open_cluster(nodes, &config, purpose).await?))
             }
         }
+    }
+}
+
+fn parse_place(store: Option<&Path>) -> anyhow::Result<StorePlace> {
+    let Some(store) = store else {
+        return match etcetera::choose_base_strategy() {
+            Ok(directories) => Ok(StorePlace::Folder(directories.data_dir().join("hark"))),
+            Err(error) => anyhow::bail!(
+                "no home directory to keep the store in ({error}); name a folder with --store"
+            ),
+        };
+    };
+    match store.to_str() {
+        Some(MEMORY) => Ok(StorePlace::Memory),
+        Some(url) if url.starts_with("nats://") || url.starts_with("tls://") => on_cluster(url),
+        Some(text) if is_misspelt(text) => anyhow::bail!(
+            "unknown --store {text:?}; expected a folder, memory:, or nats://HOST:PORT (write ./{text} for a folder of that name)"
+        ),
+        _ => Ok(StorePlace::Folder(store.to_owned())),
+    }
+}
+
+#[cfg(feature = "cluster")]
+impl StoreArgs {
+    /// Opens the store on a cluster with the settings of `config`.
+    ///
+    /// # Errors
+    /// One line with the cause and the remedy.
+    pub async fn open_cluster(
+        &self,
+        nodes: Nodes,
+        config: &ShardConfig,
+        purpose: Purpose,
+    ) -> anyhow::Result<ClusterStore> {
+        let config = self.cluster.config(nodes, config, purpose)?;
+        Ok(ClusterStore::open(config).await?)
     }
 }
 
@@ -282,8 +320,12 @@ impl ClusterArgs {
         &self,
         nodes: Nodes,
         bounds: &ShardConfig,
-        text_bytes_max: Option<usize>,
+        purpose: Purpose,
     ) -> anyhow::Result<ClusterConfig> {
+        let (text_bytes_max, may_create) = match purpose {
+            Purpose::Server { text_bytes_max } => (text_bytes_max, true),
+            Purpose::Tool { may_create } => (0, may_create),
+        };
         Ok(ClusterConfig {
             nodes,
             credentials: self.credentials()?,
@@ -297,8 +339,9 @@ impl ClusterArgs {
             replicas: self.replicas.map(usize::from),
             shards: self.shards.unwrap_or(SHARDS),
             shard_cache_bytes: self.shard_cache.unwrap_or(SHARD_CACHE_MIB) << 20,
-            text_bytes_max: text_bytes_max.unwrap_or(0),
-            is_tool: text_bytes_max.is_none(),
+            text_bytes_max,
+            is_tool: matches!(purpose, Purpose::Tool { .. }),
+            may_create,
             accounts_max: bounds.accounts_max,
             sessions_max: bounds.sessions_max,
             queued_messages_max: bounds.queued_messages_max,

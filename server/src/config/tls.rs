@@ -56,6 +56,11 @@ pub enum TlsArgsError {
     /// The server would accept no connection.
     #[error("--tls-only needs a certificate: add --tls-cert FILE and --tls-key FILE")]
     NoCertificate,
+    /// A proxy would forward anyone to open accounts.
+    #[error(
+        "other machines can reach the server by its proxy (--proxy-from): add --require-password (or --allow-open-accounts)"
+    )]
+    OpenProxy,
     /// Plaintext is both refused and allowed.
     #[error("--tls-only and --allow-plaintext are mutually exclusive; remove one")]
     Contradiction,
@@ -63,13 +68,14 @@ pub enum TlsArgsError {
 
 impl TlsArgs {
     /// Checks that a server with these settings may listen on `listen`. On the
-    /// loopback it always may.
+    /// loopback it always may, unless a proxy forwards to it.
     ///
     /// # Errors
     /// [`TlsArgsError`], with all flags that are missing.
     pub fn check(
         &self,
         listen: &ListenAddress,
+        has_proxy: bool,
         require_password: bool,
     ) -> Result<(), TlsArgsError> {
         // Not left to clap, which treats a variable set to false as present.
@@ -86,11 +92,13 @@ impl TlsArgs {
         if !require_password && !self.allow_open_accounts {
             missing.push("--require-password (or --allow-open-accounts)");
         }
-        if listen.is_local() || missing.is_empty() {
-            Ok(())
-        } else {
+        if !listen.is_local() && !missing.is_empty() {
             let listen = listen.clone();
             Err(TlsArgsError::Exposed { listen, missing })
+        } else if has_proxy && !require_password && !self.allow_open_accounts {
+            Err(TlsArgsError::OpenProxy)
+        } else {
+            Ok(())
         }
     }
 
@@ -128,7 +136,10 @@ mod tests {
     #[track_caller]
     fn check(listen: &str, words: &[&str], expected: Option<&str>) {
         let (listen, flags) = (listen.parse().unwrap(), flags(words));
-        let refusal = flags.tls.check(&listen, flags.require_password).err();
+        let refusal = flags
+            .tls
+            .check(&listen, flags.http.has_proxy(), flags.require_password)
+            .err();
         assert_eq!(
             refusal.map(|refusal| refusal.to_string()).as_deref(),
             expected,
@@ -184,6 +195,16 @@ mod tests {
     }
 
     #[test]
+    fn proxy_needs_passwords_or_a_confirmation() {
+        const PROXY: &str = "--proxy-from=127.0.0.1";
+        let refusal = "other machines can reach the server by its proxy (--proxy-from): add \
+                       --require-password (or --allow-open-accounts)";
+        check("127.0.0.1:3000", &[PROXY], Some(refusal));
+        check("127.0.0.1:3000", &[PROXY, "--require-password"], None);
+        check("127.0.0.1:3000", &[PROXY, "--allow-open-accounts"], None);
+    }
+
+    #[test]
     fn certificate_refuses_plaintext_from_other_machines() {
         let is_tls_only = |listen: &str, words: &[&str]| {
             flags(&[TLS, words].concat())
@@ -212,7 +233,7 @@ mod tests {
         let refusal = |words: &[&str]| {
             flags(words)
                 .tls
-                .check(&"127.0.0.1:1".parse().unwrap(), false)
+                .check(&"127.0.0.1:1".parse().unwrap(), false, false)
         };
         assert_eq!(refusal(&["--tls-only"]), Err(TlsArgsError::NoCertificate));
         let both = [TLS, &["--tls-only", "--allow-plaintext"]].concat();

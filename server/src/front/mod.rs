@@ -1,10 +1,28 @@
-//! The fronts: from bytes to requests, and from replies to bytes. The first byte of a
-//! connection, or the first one inside TLS, selects the front. Fronts contain no rules
+//! The fronts: from bytes to requests, and from replies to bytes. The first bytes of a
+//! connection, or the first ones inside TLS, select the front. Fronts contain no rules
 //! of the chat.
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | `first_bytes`, `unread` | the choice of the protocol; a stream with its first bytes put back |
+//! | `wire` | connections in the native, the classic and the WebSocket framing |
+//! | `http2` | HTTP/2 connections, which gRPC and HTTP share |
+//! | `grpc` | the calls of gRPC |
+//! | `http` | HTTP/1.1 connections, and the requests of HTTP |
+//! | `caller`, `call` | the connection below a call, and the client connection of a call |
+//! | `tls` | the certificate and the handshake |
+//! | `rate_limited`, `drain` | a stream that is read at a limited rate; a lingering close |
 
+mod call;
+mod caller;
 mod drain;
+mod first_bytes;
 mod grpc;
+mod http;
+mod http2;
+mod rate_limited;
 mod tls;
+mod unread;
 pub mod wire;
 
 use std::future::poll_fn;
@@ -19,15 +37,20 @@ use rustls::AlertDescription;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 
+use self::first_bytes::{FirstBytes, Protocol};
+use self::grpc::Grpc;
+use self::http::Http;
+use self::http2::Http2;
+use self::unread::Unread;
 use crate::administration::AdminSlot;
 use crate::chat::{Chat, ClientConnection, ShutdownSignal};
 use crate::listener::{Accepted, Stream};
 use crate::store::Message;
-use grpc::Grpc;
 use wire::{Framing, Wire};
 
 pub(crate) use grpc::caller_address;
 pub use grpc::{MayWatch, WatchLogs};
+pub use http::{HttpSettings, Origin};
 pub use tls::{Tls, TlsError};
 
 /// How long a refused connection has to send its first byte.
@@ -46,6 +69,8 @@ pub struct Settings {
     pub watch_logs: Option<WatchLogs>,
     /// The certificate, if there is one.
     pub tls: Option<Tls>,
+    /// The settings of HTTP.
+    pub http: HttpSettings,
 }
 
 /// All fronts of a server.
@@ -53,20 +78,26 @@ pub struct Settings {
 pub struct Fronts {
     chat: Arc<Chat>,
     settings: Settings,
-    grpc: Grpc,
+    http: Http,
+    http2: Http2,
 }
 
-/// The protocol that the first byte of a connection selects.
-enum WireProtocol {
-    Wire(Framing),
-    Grpc,
+/// The peer of a connection.
+#[derive(Debug, Clone, Copy)]
+struct Peer {
+    address: IpAddr,
+    /// Whether it is connected by TLS.
+    is_tls: bool,
 }
 
 impl Fronts {
     /// Returns the fronts of `chat`, and of the administration in a slot.
     pub(crate) fn new(chat: Arc<Chat>, settings: Settings, admin: AdminSlot) -> Self {
+        let grpc = Grpc::new(&chat, &settings, admin);
+        let http = Http::new(&chat, &settings);
         Self {
-            grpc: Grpc::new(&chat, &settings, admin),
+            http2: Http2::new(&chat, grpc, http.clone(), settings.ack_timeout),
+            http,
             chat,
             settings,
         }
@@ -104,20 +135,34 @@ impl Fronts {
             () = self.idle_timeout(address) => None,
             () = shutdown_requested(&shutdown) => None,
         };
-        match first {
-            None => Ok(None),
+        let Some(first) = first else { return Ok(None) };
+        let peer = Peer {
+            address,
+            is_tls: false,
+        };
+        match FirstBytes::of(&[first]) {
             // Boxed, so that plaintext connections do not reserve memory for it.
-            Some(tls::HANDSHAKE) => {
+            FirstBytes::Known(Protocol::Tls) => {
                 Box::pin(self.serve_tls(stream, address, shutdown)).await?;
                 Ok(None)
             }
-            Some(first) if refuses_plaintext => {
+            _ if refuses_plaintext => {
                 tracing::info!(%address, "plaintext connection refused (--allow-plaintext is not set)");
                 let refusal = Refusal::new(Code::Denied, TLS_ONLY);
-                Box::pin(refuse_as(stream, first, address, &refusal)).await?;
+                Box::pin(refuse_as(stream, address, &refusal)).await?;
                 Ok(None)
             }
-            Some(first) => self.serve_as(stream, first, address, shutdown).await,
+            FirstBytes::Known(protocol) => match self.framing(protocol) {
+                Some(framing) => {
+                    let connection = self.connection(address, shutdown);
+                    let ack_timeout = self.settings.ack_timeout;
+                    Ok(Some(Wire::new(stream, framing, connection, ack_timeout)))
+                }
+                None => Ok(None),
+            },
+            FirstBytes::Incomplete | FirstBytes::Unknown => {
+                Box::pin(self.serve_http(stream, peer, None, shutdown)).await
+            }
         }
     }
 
@@ -128,17 +173,33 @@ impl Fronts {
         address: IpAddr,
         shutdown: Arc<ShutdownSignal>,
     ) -> io::Result<()> {
-        let mut stream = peekable(stream);
+        // Its buffer has one byte, and later reads bypass it.
+        let mut stream = BufReader::with_capacity(1, stream);
         let first = tokio::select! {
             first = first_buffered(&mut stream) => first?,
             () = self.idle_timeout(address) => None,
             () = shutdown_requested(&shutdown) => None,
         };
-        match first {
-            Some(first) => match self.serve_as(stream, first, address, shutdown).await? {
-                Some(wire) => wire.run().await,
-                None => Ok(()),
-            },
+        let Some(first) = first else { return Ok(()) };
+        let framing = match FirstBytes::of(&[first]) {
+            FirstBytes::Known(Protocol::Tls) => {
+                tracing::info!(%address, "connection closed: TLS on a Unix socket");
+                return Ok(());
+            }
+            FirstBytes::Known(protocol) => self.framing(protocol),
+            FirstBytes::Incomplete | FirstBytes::Unknown => None,
+        };
+        if let Some(framing) = framing {
+            let connection = self.connection(address, shutdown);
+            let wire = Wire::new(stream, framing, connection, self.settings.ack_timeout);
+            return wire.run().await;
+        }
+        let peer = Peer {
+            address,
+            is_tls: false,
+        };
+        match Box::pin(self.serve_http(stream, peer, None, shutdown)).await? {
+            Some(wire) => wire.run().await,
             None => Ok(()),
         }
     }
@@ -158,12 +219,80 @@ impl Fronts {
             () = self.idle_timeout(address) => None,
             () = shutdown_requested(&shutdown) => None,
         };
-        match opened {
-            Some((stream, first)) => match self.serve_as(stream, first, address, shutdown).await? {
-                Some(wire) => wire.run().await,
-                None => Ok(()),
-            },
+        let Some((stream, first)) = opened else {
+            return Ok(());
+        };
+        let chosen = tls::chosen(&stream);
+        let framing = match FirstBytes::of(&[first]) {
+            FirstBytes::Known(protocol) if chosen.is_none() => self.framing(protocol),
+            _ => None,
+        };
+        if let Some(framing) = framing {
+            let connection = self.connection(address, shutdown);
+            let wire = Wire::new(stream, framing, connection, self.settings.ack_timeout);
+            return wire.run().await;
+        }
+        let peer = Peer {
+            address,
+            is_tls: true,
+        };
+        match Box::pin(self.serve_http(stream, peer, chosen, shutdown)).await? {
+            Some(wire) => wire.run().await,
             None => Ok(()),
+        }
+    }
+
+    /// Returns the framing of a protocol whose first byte suffices.
+    fn framing(&self, protocol: Protocol) -> Option<Framing> {
+        let frame_bytes_max = self.chat.rules().frame_bytes_max;
+        match protocol {
+            Protocol::Native => Some(Framing::native(frame_bytes_max)),
+            Protocol::Classic => Some(Framing::classic()),
+            Protocol::Tls | Protocol::Http1 | Protocol::Http2 => None,
+        }
+    }
+
+    fn connection(&self, address: IpAddr, shutdown: Arc<ShutdownSignal>) -> ClientConnection {
+        ClientConnection::new(Arc::clone(&self.chat), address, shutdown)
+            .limited_by(self.chat.rate_limiter(address))
+    }
+
+    /// Serves a connection of HTTP, whose version `chosen` by ALPN must agree with its first
+    /// bytes. A connection that becomes a WebSocket is returned.
+    async fn serve_http<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        mut stream: S,
+        peer: Peer,
+        chosen: Option<Protocol>,
+        shutdown: Arc<ShutdownSignal>,
+    ) -> io::Result<Option<Wire<S>>> {
+        let address = peer.address;
+        let read = tokio::select! {
+            read = first_bytes::read(&mut stream) => read?,
+            () = shutdown_requested(&shutdown) => return Ok(None),
+        };
+        let (protocol, first) = match read {
+            Ok(read) => read,
+            Err(reason) => {
+                tracing::info!(%address, %reason, "connection closed");
+                return Ok(None);
+            }
+        };
+        match protocol {
+            _ if chosen.is_some_and(|chosen| chosen != protocol) => {
+                tracing::info!(%address, ?chosen, ?protocol, "connection closed: first bytes contradict ALPN");
+                Ok(None)
+            }
+            Protocol::Http1 => self.http.serve(stream, first, peer, shutdown).await,
+            Protocol::Http2 => {
+                let stream = Unread::new(first, stream);
+                self.http2.serve(stream, peer, &shutdown).await?;
+                Ok(None)
+            }
+            Protocol::Tls | Protocol::Native | Protocol::Classic => {
+                tracing::info!(%address, ?protocol, "connection closed: unexpected protocol inside TLS");
+                Ok(None)
+            }
         }
     }
 
@@ -173,35 +302,6 @@ impl Fronts {
         tokio::time::sleep(self.settings.ack_timeout).await;
         tracing::debug!(%address, timeout = ?self.settings.ack_timeout, "connection closed: no first byte");
     }
-
-    /// Serves a connection in the protocol that its first byte selects; that byte is
-    /// still unread. A connection of the wire front is returned.
-    async fn serve_as<S: AsyncRead + AsyncWrite + Unpin>(
-        &self,
-        stream: S,
-        first: u8,
-        address: IpAddr,
-        shutdown: Arc<ShutdownSignal>,
-    ) -> io::Result<Option<Wire<S>>> {
-        match protocol(first, address, self.chat.rules().frame_bytes_max) {
-            Some(WireProtocol::Wire(framing)) => {
-                let connection = ClientConnection::new(Arc::clone(&self.chat), address, shutdown);
-                let connection = connection.limited_by(self.chat.rate_limiter(address));
-                Ok(Some(Wire::new(
-                    stream,
-                    framing,
-                    connection,
-                    self.settings.ack_timeout,
-                )))
-            }
-            // Boxed, so that other connections do not reserve memory for it.
-            Some(WireProtocol::Grpc) => {
-                Box::pin(self.grpc.serve(stream, address, &shutdown)).await?;
-                Ok(None)
-            }
-            None => Ok(None),
-        }
-    }
 }
 
 /// Refuses a connection in the protocol that it speaks.
@@ -209,81 +309,57 @@ impl Fronts {
 /// # Errors
 /// An error of the socket.
 pub async fn refuse(stream: Stream, address: IpAddr, refusal: Refusal) -> io::Result<()> {
-    match stream {
-        Stream::Tcp(stream) => {
-            let Ok(first) = tokio::time::timeout(REFUSAL_TIMEOUT, first_byte(&stream)).await else {
-                return Ok(());
-            };
-            refuse_first(stream, first?, address, &refusal).await
-        }
-        Stream::Unix(stream) => {
-            let mut stream = peekable(stream);
-            let first = first_buffered(&mut stream);
-            let Ok(first) = tokio::time::timeout(REFUSAL_TIMEOUT, first).await else {
-                return Ok(());
-            };
-            refuse_first(stream, first?, address, &refusal).await
-        }
-    }
-}
-
-/// Refuses a connection by its first byte, if there is one.
-async fn refuse_first(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    first: Option<u8>,
-    address: IpAddr,
-    refusal: &Refusal,
-) -> io::Result<()> {
-    match first {
+    let stream = match stream {
+        Stream::Tcp(stream) => stream,
+        Stream::Unix(stream) => return refuse_as(stream, address, &refusal).await,
+    };
+    let Ok(first) = tokio::time::timeout(REFUSAL_TIMEOUT, first_byte(&stream)).await else {
+        return Ok(());
+    };
+    match first?.map(|first| FirstBytes::of(&[first])) {
         None => Ok(()),
         // A handshake would cost more than the connection that is refused.
-        Some(tls::HANDSHAKE) => tls::refuse(stream, AlertDescription::InternalError).await,
-        Some(first) => refuse_as(stream, first, address, refusal).await,
+        Some(FirstBytes::Known(Protocol::Tls)) => {
+            tls::refuse(stream, AlertDescription::InternalError).await
+        }
+        Some(_) => refuse_as(stream, address, &refusal).await,
     }
 }
 
-/// Refuses a connection in the protocol of its first byte.
+/// Refuses a plaintext connection in the protocol of its first bytes.
 async fn refuse_as(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    first: u8,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
     address: IpAddr,
     refusal: &Refusal,
 ) -> io::Result<()> {
+    let reading = tokio::time::timeout(REFUSAL_TIMEOUT, first_bytes::read(&mut stream));
+    let (protocol, first) = match reading.await {
+        Ok(Ok(Ok(read))) => read,
+        Ok(Ok(Err(reason))) => {
+            tracing::debug!(%address, %reason, "refused connection closed");
+            return Ok(());
+        }
+        Ok(Err(error)) => return Err(error),
+        Err(_) => return Ok(()),
+    };
+    let mut framing = match protocol {
+        Protocol::Native => Framing::native(0),
+        Protocol::Classic => Framing::classic(),
+        Protocol::Http1 => {
+            let mut response = http::refusal_bytes(refusal);
+            return drain::close(stream, &mut response).await;
+        }
+        Protocol::Http2 => {
+            let stream = Unread::new(first, stream);
+            return Box::pin(http2::refuse(stream, refusal, REFUSAL_TIMEOUT)).await;
+        }
+        Protocol::Tls => return Ok(()),
+    };
     let mut output = BytesMut::new();
-    match protocol(first, address, 0) {
-        Some(WireProtocol::Wire(mut framing)) => {
-            let reply = Reply::NotOk(refusal.clone());
-            framing
-                .encode(None, &reply, &mut output)
-                .map_err(io::Error::other)?;
-        }
-        Some(WireProtocol::Grpc) => {
-            return Box::pin(grpc::refuse(stream, refusal, REFUSAL_TIMEOUT)).await;
-        }
-        None => {}
-    }
+    framing
+        .encode(None, &Reply::NotOk(refusal.clone()), &mut output)
+        .map_err(io::Error::other)?;
     drain::close(stream, &mut output).await
-}
-
-/// Returns the protocol that begins with this byte: a native frame (0x00), a classic
-/// command (a to z), or HTTP/2 (P). A connection of another protocol, such as a health
-/// check over HTTP/1.1, is logged only at debug, since it may occur every few seconds.
-fn protocol(first: u8, address: IpAddr, frame_bytes_max: usize) -> Option<WireProtocol> {
-    match first {
-        0 => Some(WireProtocol::Wire(Framing::native(frame_bytes_max))),
-        b'a'..=b'z' => Some(WireProtocol::Wire(Framing::classic())),
-        // The preface of HTTP/2 is `PRI * HTTP/2.0`.
-        b'P' => Some(WireProtocol::Grpc),
-        tls::HANDSHAKE => {
-            tracing::debug!(%address, "connection closed: TLS inside TLS, or on a Unix socket");
-            None
-        }
-        other => {
-            let first_byte = format_args!("{other:#04x}");
-            tracing::debug!(%address, %first_byte, "connection closed: unknown protocol");
-            None
-        }
-    }
 }
 
 /// Returns the push of a message. The text is shared.
@@ -308,12 +384,6 @@ async fn open_tls(
     };
     let first = first_buffered(&mut stream).await?;
     Ok(first.map(|first| (stream, first)))
-}
-
-/// Returns a stream whose first byte can be read ahead. Its buffer has one byte, and later
-/// reads bypass it.
-fn peekable(stream: UnixStream) -> BufReader<UnixStream> {
-    BufReader::with_capacity(1, stream)
 }
 
 /// Waits for the first byte, which stays unread. Returns `None` if the peer closes first.

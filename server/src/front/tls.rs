@@ -11,19 +11,18 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use rustls::pki_types::pem::{self, PemObject as _};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription, InconsistentKeys, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use webpki::EndEntityCert;
 use zeroize::Zeroizing;
 
 use super::drain;
+use super::first_bytes::Protocol;
 use crate::sync::Mutex;
-
-/// The first byte of a handshake (RFC 8446, section 5.1).
-pub(super) const HANDSHAKE: u8 = 0x16;
 
 /// How long a handshake may take, from its first byte on.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,9 +31,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// slow link makes progress whenever it takes such a piece.
 const UNSENT_BYTES_MAX: usize = 16 * 1024;
 
-/// The one ALPN protocol offered. A client without ALPN may speak any protocol of the
+/// The ALPN protocols offered. A client without ALPN may speak any protocol of the
 /// server.
-const ALPN_HTTP_2: &[u8] = b"h2";
+const ALPN: [(&[u8], Protocol); 2] = [(b"h2", Protocol::Http2), (b"http/1.1", Protocol::Http1)];
 
 /// The mode bits that make a file accessible to every user of the machine.
 const MODE_OTHERS: u32 = 0o007;
@@ -53,7 +52,15 @@ pub struct Tls {
 struct TlsState {
     // Locked because a reload may coincide with handshakes. Held for one copy of the
     // pointer.
-    current: Mutex<Arc<ServerConfig>>,
+    current: Mutex<Arc<Current>>,
+}
+
+/// The certificate in use.
+#[derive(Debug)]
+struct Current {
+    config: Arc<ServerConfig>,
+    /// The server's own certificate, for its names.
+    leaf: CertificateDer<'static>,
 }
 
 /// The reason that a certificate cannot be used, with its remedy, in one line.
@@ -127,11 +134,22 @@ impl Tls {
         *self.shared.current.lock() = config;
     }
 
+    /// Returns whether the certificate has this name.
+    pub(super) fn has_name(&self, name: &str) -> bool {
+        let current = Arc::clone(&self.shared.current.lock());
+        let Ok(name) = ServerName::try_from(name) else {
+            return false;
+        };
+        EndEntityCert::try_from(&current.leaf)
+            .and_then(|certificate| certificate.verify_is_valid_for_subject_name(&name))
+            .is_ok()
+    }
+
     /// Completes the handshake within [`HANDSHAKE_TIMEOUT`]. Returns `None` if it fails,
     /// and logs the reason.
     pub(super) async fn accept(&self, stream: TcpStream, address: IpAddr) -> Option<Stream> {
-        let current = Arc::clone(&self.shared.current.lock());
-        let accepting = TlsAcceptor::from(current).accept_with(stream, |session| {
+        let config = Arc::clone(&self.shared.current.lock().config);
+        let accepting = TlsAcceptor::from(config).accept_with(stream, |session| {
             session.set_buffer_limit(Some(UNSENT_BYTES_MAX))
         });
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting).await {
@@ -148,6 +166,14 @@ impl Tls {
     }
 }
 
+/// Returns the protocol that the client has chosen by ALPN, if it offered any.
+pub(super) fn chosen(stream: &Stream) -> Option<Protocol> {
+    let (_, session) = stream.get_ref();
+    let name = session.alpn_protocol()?;
+    ALPN.into_iter()
+        .find_map(|(known, protocol)| (known == name).then_some(protocol))
+}
+
 /// Refuses a handshake with an alert, without reading it.
 ///
 /// # Errors
@@ -162,8 +188,10 @@ pub(super) async fn refuse(
     drain::close(stream, &mut BytesMut::from(&record[..])).await
 }
 
-fn read(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
+fn read(certificate: &Path, key: &Path) -> Result<Current, TlsError> {
     let (chain, private) = (read_chain(certificate)?, read_key(key)?);
+    let no_certificate = || TlsError::NoCertificate(certificate.to_owned());
+    let leaf = chain.first().ok_or_else(no_certificate)?.clone();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -183,8 +211,11 @@ fn read(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
             source,
         },
     })?;
-    config.alpn_protocols = vec![ALPN_HTTP_2.to_vec()];
-    Ok(config)
+    config.alpn_protocols = ALPN.map(|(name, _)| name.to_vec()).into();
+    Ok(Current {
+        config: Arc::new(config),
+        leaf,
+    })
 }
 
 fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

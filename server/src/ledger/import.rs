@@ -35,7 +35,7 @@ impl Ledger {
         if self.inboxes.len() >= self.limits.accounts_max {
             return Created::TooMany;
         }
-        self.skip_number(cursor.0, changes);
+        self.skip_number(cursor, changes);
         self.insert(
             name,
             password,
@@ -80,12 +80,13 @@ impl Ledger {
             changes,
         );
         changes.effects.is_awaited = true;
-        self.skip_number(sequence.0, changes);
+        self.skip_number(sequence, changes);
         Imported::Stored
     }
 
-    fn skip_number(&mut self, number: u64, changes: &mut Changes) {
-        if let Some(bound) = self.numbers.skip(number) {
+    /// Skips the numbers up to this one.
+    pub(crate) fn skip_number(&mut self, number: Sequence, changes: &mut Changes) {
+        if let Some(bound) = self.numbers.skip(number.0) {
             reserve(bound, changes);
         }
     }

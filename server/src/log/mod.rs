@@ -42,8 +42,8 @@ pub struct Frame {
     /// Messages, at most one block for each inbox.
     pub blocks: Vec<Block>,
     /// Blocks that replace older ones: all live blocks of the inbox between their first
-    /// and their last number, which are the numbers of whole blocks. In order, after
-    /// `blocks`.
+    /// and their last number, which are the numbers of whole blocks. Their payloads are
+    /// not longer than those of the older ones together. In order, after `blocks`.
     pub merged: Vec<Block>,
     /// The part of a checkpoint in `records`, if any.
     pub checkpoint: Option<CheckpointPart>,

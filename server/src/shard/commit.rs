@@ -407,6 +407,8 @@ impl Committer {
                 if let Some(position) = self.shared.queue.take_ack(&account) {
                     ledger.acknowledge(&account, position, changes);
                 }
+                // Acknowledgements without a takeover are awaited.
+                changes.effects.is_awaited |= !takes_over;
                 let subscription = may_subscribe
                     .then(|| ledger.subscribe(&account, changes))
                     .flatten();
@@ -479,10 +481,12 @@ impl Committer {
     }
 
     /// Returns whether a frame is due although no command was decided: space is also
-    /// reclaimed without traffic.
+    /// reclaimed without traffic, and a command may await a sync of earlier frames.
     fn is_maintenance_due(&self) -> bool {
         let is_unsynced = !self.unsynced.is_empty()
-            && (self.space != Space::Ample || self.synced.elapsed() >= ACKS_SYNC_INTERVAL);
+            && (self.space != Space::Ample
+                || self.changes.effects.is_awaited
+                || self.synced.elapsed() >= ACKS_SYNC_INTERVAL);
         is_unsynced || self.log.as_ref().is_some_and(|log| log.has_pending_work())
     }
 
@@ -505,6 +509,9 @@ impl Committer {
         self.shared
             .is_open
             .store(space != Space::None, Ordering::Release);
+        self.shared
+            .is_low_on_space
+            .store(space != Space::Ample, Ordering::Release);
     }
 
     /// Answers commands while no append is possible. Acknowledgements wait. Returns a

@@ -98,7 +98,7 @@ impl ShardConfig {
     };
 
     /// For tools, which refuse no account.
-    const UNBOUNDED: Self = Self {
+    pub(crate) const UNBOUNDED: Self = Self {
         accounts_max: usize::MAX,
         ..Self::DEFAULT
     };
@@ -150,6 +150,8 @@ struct SharedShard {
     readers: Readers,
     /// The log is open.
     is_open: AtomicBool,
+    /// Whether sends are refused for lack of space.
+    is_low_on_space: AtomicBool,
 }
 
 impl ShardStore {
@@ -269,6 +271,10 @@ impl Store for ShardStore {
 
     fn is_available(&self) -> bool {
         self.shared.is_open.load(Ordering::Acquire) && !self.shared.progress.is_slow()
+    }
+
+    fn is_low_on_space(&self) -> bool {
+        self.shared.is_low_on_space.load(Ordering::Acquire)
     }
 }
 

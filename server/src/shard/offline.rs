@@ -90,6 +90,11 @@ impl OfflineStore {
         Ok(imported)
     }
 
+    /// Assigns no number up to this one, from the next commit on.
+    pub(crate) fn skip_number(&mut self, number: Sequence) {
+        self.opened.ledger.skip_number(number, &mut self.changes);
+    }
+
     /// Returns whether a message is in an inbox and readable.
     fn has(&self, incarnation: u64, sequence: Sequence) -> bool {
         let limit = ReadLimit {

@@ -61,6 +61,11 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// [`Unavailable`].
     fn is_available(&self) -> bool;
 
+    /// Returns whether the store refuses sends for lack of space, as far as it knows.
+    fn is_low_on_space(&self) -> bool {
+        false
+    }
+
     /// Returns the epoch of new connections, if the store has epochs. When it increases,
     /// every connection of an earlier epoch must be closed without reading more from it,
     /// because a command of it may have been repeated and forgotten elsewhere; the store
@@ -166,6 +171,13 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// cursor is ignored, as is one of a deleted account.
     fn acknowledge(&self, account: &Account, position: Position) {
         self.submit(Operation::Acknowledge(account.clone(), position));
+    }
+
+    /// Resolves when the acknowledgements of an inbox so far are durable: a subscription
+    /// decides them first. A subscription that is granted because there is no other ends at
+    /// once.
+    fn sync_acknowledgements(&self, account: &Account) -> Pending<Option<Subscription>> {
+        self.receive_if_free(account)
     }
 
     /// Opens a session, after all earlier appends. Returns false if there are too many

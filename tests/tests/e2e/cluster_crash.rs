@@ -95,13 +95,17 @@ impl Cluster {
     }
 
     async fn promise(&self, answer_timeout: Duration, trial: &mut Trial) -> Promise {
-        let config = LoadConfig {
+        Promise::begin(self.load(answer_timeout), trial.random()).await
+    }
+
+    fn load(&self, answer_timeout: Duration) -> LoadConfig {
+        LoadConfig {
             servers: self.servers.iter().flatten().map(Harkd::address).collect(),
             fronts: FRONTS.to_vec(),
             answer_timeout,
             end_within: END,
-        };
-        Promise::begin(config, trial.random()).await
+            pace: Duration::ZERO,
+        }
     }
 
     fn server(&mut self, n: usize) -> &mut Option<Harkd> {
@@ -268,9 +272,36 @@ async fn promise_holds_while_a_node_is_cut_off() {
     cut(Trial::from_env(), &far, cluster, SHORT_MS).await;
 }
 
-/// Each cut takes longer than the server's timeout of twenty seconds.
+/// Each cut takes longer than the server's timeout of twenty seconds, and the freeze longer than
+/// the others remember outcomes.
 mod long {
     use super::*;
+
+    const OUTCOMES_FORGOTTEN: Duration = Duration::from_secs(612);
+
+    /// Sends enough for the other server to forget outcomes, and leaves most of the processor.
+    const PACE: Duration = Duration::from_millis(50);
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn promise_holds_after_a_freeze_of_ten_minutes() {
+        let mut trial = Trial::from_env();
+        let mut cluster = block_in_place(Cluster::start);
+        let load = LoadConfig {
+            pace: PACE,
+            ..cluster.load(FAILOVER_TIMEOUT)
+        };
+        let promise = Promise::begin(load, trial.random()).await;
+        promise.answer_after(500).await;
+        let frozen = NODES + trial.random.random_range(0..SERVERS);
+        tell(&promise, format_args!("{:?} {frozen}", Fault::Freeze));
+        block_in_place(|| cluster.down(frozen, Fault::Freeze));
+        sleep(OUTCOMES_FORGOTTEN).await;
+        let before = promise.answers();
+        block_in_place(|| cluster.up(frozen, Fault::Freeze));
+        tell(&promise, format_args!("{frozen} continues"));
+        promise.answer_after(before + 500).await;
+        promise.end().await.assert_all_tried();
+    }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn promise_holds_while_a_server_is_cut_off() {

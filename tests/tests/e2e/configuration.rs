@@ -8,7 +8,8 @@ use std::process::Output;
 use hark_protocol::{Code, Request, Sequence};
 use hark_tests::{Classic, Front, Harkd, Wire, harkd, name, wait_until};
 use tempfile::TempDir;
-use tokio::net::{TcpListener, UnixStream};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 
 /// A configuration file in a folder of its own.
 struct ConfigFile {
@@ -162,6 +163,12 @@ async fn unix_socket_serves_every_front() {
         assert_eq!(&*client.message().await.text, "hello");
     }
     Classic::connect(address).await.ok("create", "amy").await;
+    let mut http = TcpStream::connect(address).await.unwrap();
+    let request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    http.write_all(request).await.unwrap();
+    let mut response = String::new();
+    http.read_to_string(&mut response).await.unwrap();
+    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
     let mut tcp = Wire::connect(server.address()).await;
     tcp.refused(create("amy"), Code::Exists).await;
     drop(tcp);

@@ -25,6 +25,7 @@ async fn promise_holds_under_kill_9() {
         servers: vec![server.address()],
         fronts: FRONTS.to_vec(),
         answer_timeout: TIMEOUT,
+        pace: Duration::ZERO,
         end_within: TIMEOUT,
     };
     let promise = Promise::begin(config, trial.random()).await;

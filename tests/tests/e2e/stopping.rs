@@ -1,10 +1,11 @@
-//! Shutdown of `harkd`, failed starts, and its output: signals, exit codes,
-//! flags and log.
+//! Shutdown of `harkd`, slow and failed starts, and its output: signals, exit
+//! codes, flags and log.
 
-use std::fs;
-use std::net::TcpListener;
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, ErrorKind};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use hark_protocol::{ByeReason, Code, Frame, Reply, Request};
@@ -119,7 +120,7 @@ async fn stopping_server_accepts_no_connection() {
     let refused = tokio::net::TcpStream::connect(server.address())
         .await
         .unwrap_err();
-    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     drop(holdout);
     assert!(server.wait().success());
 }
@@ -278,6 +279,34 @@ fn store_in_use_is_refused_and_untouched() {
     );
     let server = server.kill_and_restart();
     assert!(server.store().join("FORMAT").exists());
+}
+
+/// The test holds the lock of the store, for which an open waits.
+#[test]
+fn port_refuses_connections_until_store_is_open() {
+    let mut server = Harkd::start();
+    server.kill();
+    let lock = File::open(server.store().join("LOCK")).unwrap();
+    lock.lock().unwrap();
+    let mut starting = harkd()
+        .args(["--listen", &server.address().to_string(), "--store"])
+        .arg(server.store())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(starting.stderr.take().unwrap())
+        .lines()
+        .map_while(Result::ok);
+    let is_waiting = log.any(|line| line.contains("waiting for its lock"));
+    let before = TcpStream::connect(server.address());
+    lock.unlock().unwrap();
+    let is_listening = log.any(|line| line.contains("listening"));
+    let after = TcpStream::connect(server.address());
+    starting.kill().unwrap();
+    starting.wait().unwrap();
+    assert!(is_waiting && is_listening);
+    assert_eq!(before.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    after.unwrap();
 }
 
 #[test]

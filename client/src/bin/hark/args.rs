@@ -67,7 +67,7 @@ pub(crate) struct Settings {
     #[arg(long, global = true, env = "HARK_CA", value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
     /// Seconds after which a command gives up if it has no server or no answer
-    /// (not in the chat).
+    /// (not in the chat). `delete` waits for up to 65 s if a cluster needs it.
     #[arg(
         long,
         global = true,

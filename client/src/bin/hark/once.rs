@@ -3,15 +3,21 @@
 use std::future::Future;
 use std::io::Write as _;
 use std::pin::pin;
+use std::time::Duration;
 
 use hark_client::{Handle, LinkState, RequestError};
 use hark_protocol::{Code, Refusal, UserName};
+use tokio::time::sleep;
 
 use crate::args::Settings;
 use crate::command::{self, Command, Done, Secrets};
 use crate::exit::{Exit, Failure};
 use crate::text::{escape, escape_name};
 use crate::{lines, output, setup};
+
+/// How long a deletion waits for its answer, if the server can be reached: longer than the
+/// servers of a cluster wait for one of them that was killed.
+const DELETION_TIMEOUT: Duration = Duration::from_secs(65);
 
 /// Executes one command, as `as_user` or anonymously.
 pub(crate) async fn run(
@@ -87,8 +93,13 @@ pub(crate) async fn attempt(
     command: Command,
     secrets: &Secrets,
 ) -> Result<Done, Failure> {
+    let extension = if matches!(command, Command::Delete(_)) {
+        DELETION_TIMEOUT.saturating_sub(settings.timeout)
+    } else {
+        Duration::ZERO
+    };
     let first = command::execute(handle, command.clone(), secrets.clone());
-    match with_timeout(settings, handle, first).await {
+    match with_timeout(settings, handle, extension, first).await {
         Err(RequestError::Refused(refusal))
             if refusal.code == Code::Denied
                 && secrets.password.is_none()
@@ -100,29 +111,29 @@ pub(crate) async fn attempt(
                 ..secrets.clone()
             };
             let second = command::execute(handle, command, secrets);
-            Ok(with_timeout(settings, handle, second).await?)
+            Ok(with_timeout(settings, handle, extension, second).await?)
         }
         outcome => Ok(outcome?),
     }
 }
 
-/// Waits for an answer up to `--timeout`, or until the connection fails
-/// permanently. The client is then closed, which distinguishes unsent requests
+/// Waits for an answer up to `--timeout`, which is extended while the server can be reached, or
+/// until the connection fails permanently. The client is then closed, which distinguishes unsent requests
 /// from unknown outcomes.
 async fn with_timeout<T>(
     settings: &Settings,
     handle: &Handle,
+    extension: Duration,
     attempt: impl Future<Output = Result<T, RequestError>>,
 ) -> Result<T, RequestError> {
     let mut attempt = pin!(attempt);
-    let timeout = tokio::time::sleep(settings.timeout);
-    let (server, seconds) = (&settings.server, settings.timeout.as_secs());
+    let server = &settings.server;
     let (not_sent, unknown) = tokio::select! {
         outcome = &mut attempt => return outcome,
-        () = timeout => (format!("cannot reach {server} within {seconds} s"), format!("no answer within {seconds} s")),
+        seconds = timeout(settings.timeout, extension, handle) => (format!("cannot reach {server} within {seconds} s"), format!("no answer within {seconds} s")),
         reason = permanent_failure(settings, handle) => (format!("no connection to {server}: {reason}"), reason),
     };
-    handle.close(std::time::Duration::ZERO).await;
+    handle.close(Duration::ZERO).await;
     attempt.await.map_err(|error| match error {
         RequestError::NotSent(_) => RequestError::NotSent(not_sent.into()),
         RequestError::Unknown { what, .. } => RequestError::Unknown {
@@ -131,6 +142,24 @@ async fn with_timeout<T>(
         },
         other => other,
     })
+}
+
+/// Waits for the timeout and, if the server can be reached then, for its extension. Returns the
+/// seconds that have passed.
+async fn timeout(timeout: Duration, extension: Duration, handle: &Handle) -> u64 {
+    sleep(timeout).await;
+    let seconds = timeout.as_secs();
+    let is_up = matches!(&*handle.link().borrow(), LinkState::Up { .. });
+    if extension.is_zero() || !is_up {
+        return seconds;
+    }
+    let more = extension.as_secs();
+    eprintln!(
+        "hark: no answer within {seconds} s; the servers of a cluster wait for one that was lost; \
+         waiting for up to {more} s more"
+    );
+    sleep(extension).await;
+    seconds + more
 }
 
 /// Waits until the connection fails permanently, and returns the reason.

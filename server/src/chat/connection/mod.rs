@@ -318,6 +318,19 @@ impl ClientConnection {
         }
     }
 
+    /// Resolves when the acknowledgements so far are durable. A failure means that they may
+    /// not be.
+    pub fn sync_acknowledgements(&self) -> impl Future<Output = Result<(), Unavailable>> + use<> {
+        let reader = self.inbox_reader.as_ref();
+        let synced = reader.map(|reader| self.chat.store.sync_acknowledgements(reader.account()));
+        async move {
+            match synced {
+                Some(synced) => synced.await.map(drop),
+                None => Ok(()),
+            }
+        }
+    }
+
     /// Ends the connection once the requests in flight are answered.
     pub fn end(&mut self) {
         if self.stage == ConnectionStage::Open {

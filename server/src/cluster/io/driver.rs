@@ -175,6 +175,9 @@ impl Driver {
                 () = sleep_until(wake_at) => {}
             }
             let now = self.now();
+            self.member
+                .handle_suspended(suspended(), now, &mut self.actions);
+            self.perform(now);
             inputs.drain(..).for_each(|input| self.handle(input, now));
             if Instant::now() >= tick_at {
                 tick_at = Instant::now() + TICK;
@@ -322,6 +325,24 @@ impl Driver {
         }
         false
     }
+}
+
+/// Returns the time for which the machine has been suspended since it started.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn suspended() -> Duration {
+    use rustix::time::{ClockId, clock_gettime};
+
+    let [all, awake] = [ClockId::Boottime, ClockId::Monotonic].map(|clock| {
+        // Positive, because both clocks begin with the machine.
+        Duration::try_from(clock_gettime(clock)).unwrap_or_default()
+    });
+    all.saturating_sub(awake)
+}
+
+/// Other systems have no such clock.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const fn suspended() -> Duration {
+    Duration::ZERO
 }
 
 impl Closing {

@@ -8,12 +8,14 @@
 //! | `setup` | the connection and the streams |
 //! | `monitor` | a check that the nodes sync before they acknowledge |
 //! | `operation` | operations of the chat, and their answers |
+//! | `import` | accounts and messages of `harkd import` |
 //! | `driver`, `requests` | the task that owns the state machine and performs its actions, and its requests |
 //! | `network` | messages between servers, on core NATS |
 //! | `senders` | accounts that send at this server, registered at their owners |
 //! | `sessions` | open send sessions at this server |
 
 mod driver;
+mod import;
 mod monitor;
 mod network;
 mod nodes;
@@ -54,6 +56,9 @@ pub struct ClusterStore {
     shared: Arc<Shared>,
     /// The epoch of connections.
     epoch: watch::Receiver<u64>,
+    shards: u32,
+    /// Maximum bytes of a text that the nodes take.
+    text_bytes_max: usize,
     _stop: DropGuard,
 }
 
@@ -74,6 +79,7 @@ impl ClusterStore {
     /// See [`OpenError`].
     pub async fn open(config: ClusterConfig) -> Result<Self, OpenError> {
         let (client, is_up) = setup::connect(&config).await?;
+        let text_bytes_max = setup::text_bytes_max(&client);
         let streams = setup::streams(&client, &config).await?;
         monitor::check(&config.monitors).await;
         let network = network::Network::join(client, config.nodes.chat()).await?;
@@ -95,6 +101,7 @@ impl ClusterStore {
             is_up,
             storage,
         };
+        let shards = streams.len() as u32;
         let stop = CancellationToken::new();
         let polling = monitor::poll_storage(config.monitors.clone(), storages);
         // Ends with the store.
@@ -120,6 +127,8 @@ impl ClusterStore {
             operations,
             shared,
             epoch,
+            shards,
+            text_bytes_max,
             _stop: stop.drop_guard(),
         };
         setup::until_ready(ready).await?;

@@ -4,6 +4,9 @@
 use hark_protocol::{SessionToken, UserName};
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::cluster::ShardId;
+use crate::cluster::message::Request;
+use crate::ledger::Imported;
 use crate::store::{
     Account, AccountEntry, Append, Completer, Created, Fence, Operation, Outcome, Page, Position,
     QueuedSend, ReadLimit, Subscription, Unavailable,
@@ -13,6 +16,8 @@ use crate::store::{
 #[derive(Debug)]
 pub(super) enum Input {
     Operation(Operation),
+    /// A request of an import, for this shard.
+    Import(ShardId, Box<Request>, Completion),
     /// The subscription of this id was dropped.
     Unsubscribe(Account, u64),
 }
@@ -27,6 +32,7 @@ pub(super) enum Completion {
     Subscribed(Account, Completer<Option<Subscription>>),
     Page(Box<Reading>),
     Names(Box<Listing>),
+    Imported(Completer<Imported>),
     /// A registration of a sender.
     Registered(Account),
     /// A request that is answered after earlier acknowledgements are durable.

@@ -15,11 +15,18 @@ use crate::store::{
     Account, Append, Burst, Fence, Operation, Outcome, Position, QueuedSend, Unavailable,
 };
 
+/// The pretended connection of an import: if one of its requests becomes unavailable, no
+/// later one takes effect.
+const IMPORT: ConnectionId = 3;
+
 impl Driver {
     /// Passes an input to the state machine.
     pub(super) fn handle(&mut self, input: Input, now: Now) {
         match input {
             Input::Operation(operation) => self.operate(operation, now),
+            Input::Import(shard, request, completion) => {
+                self.submit_as(IMPORT, shard, *request, completion, now);
+            }
             Input::Unsubscribe(account, subscription) => {
                 self.flush_acks_of(self.member.shard_of(&account.name), now);
                 self.member
@@ -277,6 +284,9 @@ impl Driver {
             (Completion::Flag(completer), Reply::Answer(Answer::Flag(flag))) => {
                 completer.complete(Ok(flag))
             }
+            (Completion::Imported(completer), Reply::Answer(Answer::Imported(imported))) => {
+                completer.complete(Ok(imported));
+            }
             (Completion::Account(completer), Reply::Answer(Answer::Account(entry))) => {
                 completer.complete(Ok(entry));
             }
@@ -347,7 +357,8 @@ impl Driver {
             | Completion::Account(_)
             | Completion::Subscribed(..)
             | Completion::Page(_)
-            | Completion::Names(_) => {}
+            | Completion::Names(_)
+            | Completion::Imported(_) => {}
         }
     }
 

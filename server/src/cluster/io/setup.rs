@@ -90,6 +90,8 @@ pub struct ClusterConfig {
     pub text_bytes_max: usize,
     /// The store serves no clients: it owns no shard while there is a server.
     pub is_tool: bool,
+    /// Missing streams are created.
+    pub may_create: bool,
     /// Maximum number of accounts.
     pub accounts_max: usize,
     /// Maximum number of sessions that are open or remembered at this server.
@@ -179,6 +181,14 @@ pub enum OpenError {
         /// The cause and the remedy.
         reason: String,
     },
+    /// The chat has no streams.
+    #[error(
+        "there is no chat {chat:?} in the cluster; name an existing one with --store nats://…/NAME"
+    )]
+    NoChat {
+        /// Its name.
+        chat: String,
+    },
     /// The chat was stored by an early version of Hark.
     #[error(
         "the stream {stream} has the layout of an early version of Hark, which this one cannot read; choose \
@@ -237,7 +247,7 @@ pub(super) async fn connect(
         })?;
     let info = client.server_info();
     check_node(&info)?;
-    if config.text_bytes_max + MESSAGE_OVERHEAD > info.max_payload {
+    if config.text_bytes_max > text_bytes_max(&client) {
         let (node, texts, payload) = (info.server_name, config.text_bytes_max, info.max_payload);
         return Err(OpenError::Payload {
             node,
@@ -246,6 +256,14 @@ pub(super) async fn connect(
         });
     }
     Ok((client, seen))
+}
+
+/// Returns the maximum bytes of a text that the node takes.
+pub(super) fn text_bytes_max(client: &Client) -> usize {
+    client
+        .server_info()
+        .max_payload
+        .saturating_sub(MESSAGE_OVERHEAD)
 }
 
 /// Returns zero before the first attempt, and then doubles the pause.
@@ -359,6 +377,10 @@ pub(super) async fn streams(
     };
     let first = wanted(0, config.shards, replicas);
     let stream = first.name.clone();
+    if !config.may_create && metadata(&context, &stream).await?.is_none() {
+        let chat = chat.to_owned();
+        return Err(OpenError::NoChat { chat });
+    }
     let found = ensure(&context, first).await?;
     let shards = found
         .metadata
@@ -388,15 +410,22 @@ pub(super) async fn streams(
 /// Refuses a chat with the streams of an early version of Hark, which was never released.
 async fn refuse_former_layout(context: &Context, chat: &str) -> Result<(), OpenError> {
     let stream = format!("{chat}-accounts");
-    let found = once_ready(&stream, async || match context.get_stream(&stream).await {
-        Ok(found) => Ok(found.cached_info().config.metadata.contains_key(LAYOUT)),
-        Err(error) => absent(&error).map(|()| false),
-    });
-    if found.await? {
-        Err(OpenError::FormerLayout { stream })
-    } else {
-        Ok(())
+    match metadata(context, &stream).await? {
+        Some(metadata) if metadata.contains_key(LAYOUT) => Err(OpenError::FormerLayout { stream }),
+        _ => Ok(()),
     }
+}
+
+/// Returns the metadata of a stream; `None` if there is no stream of this name.
+async fn metadata(
+    context: &Context,
+    stream: &str,
+) -> Result<Option<HashMap<String, String>>, OpenError> {
+    let found = once_ready(stream, async || match context.get_stream(stream).await {
+        Ok(found) => Ok(Some(found.cached_info().config.metadata.clone())),
+        Err(error) => absent(&error).map(|()| None),
+    });
+    found.await
 }
 
 /// Each node knows the other nodes of its cluster.

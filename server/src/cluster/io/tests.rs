@@ -122,6 +122,7 @@ impl Chat {
             monitors: Vec::new(),
             text_bytes_max: 65_000,
             is_tool: false,
+            may_create: true,
             replicas: Some(self.replicas),
             // A small limit of accounts is not divided.
             shards: if limits.accounts < 10 { 1 } else { 3 },

@@ -66,7 +66,11 @@ impl Stream {
     pub(super) async fn carry_out(&self, kv: &Kv, request: LogRequest) -> Option<LogReply> {
         match request {
             LogRequest::Append { id, bytes, after } => self.append(kv, id, &bytes, after).await,
-            LogRequest::Read { id, from } => self.read(kv, id, from).await,
+            LogRequest::Read {
+                id,
+                from,
+                messages_max,
+            } => self.read(kv, id, from, messages_max).await,
             LogRequest::Get { id, sequence } => {
                 let bytes = match self.slot(kv, sequence).await? {
                     Slot::Message(bytes) => Some(bytes),
@@ -105,13 +109,14 @@ impl Stream {
         None
     }
 
-    async fn read(&self, kv: &Kv, id: u64, from: u64) -> Option<LogReply> {
+    async fn read(&self, kv: &Kv, id: u64, from: u64, messages_max: u32) -> Option<LogReply> {
         let last = self.last(kv).await?;
         let first = self.first(kv, last).await?;
         let mut messages = Vec::new();
         if (first..=last).contains(&from) {
-            let end = last.min(from.saturating_add(PAGE_MESSAGES_MAX - 1));
-            for slot in join_all((from..=end).map(|sequence| self.slot(kv, sequence))).await {
+            let count = PAGE_MESSAGES_MAX.min(messages_max.into());
+            let end = from.saturating_add(count).min(last + 1);
+            for slot in join_all((from..end).map(|sequence| self.slot(kv, sequence))).await {
                 // The rest is left to the next read.
                 let Some(Slot::Message(message)) = slot else {
                     break;

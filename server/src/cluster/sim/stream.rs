@@ -81,7 +81,11 @@ impl Stream {
                 });
                 Outcome::Proposed
             }
-            LogRequest::Read { id, from } => {
+            LogRequest::Read {
+                id,
+                from,
+                messages_max,
+            } => {
                 let last = self.last().saturating_sub(self.stale_by).max(self.purged);
                 let skipped = from.saturating_sub(self.purged + 1) as usize;
                 let count = (last - self.purged) as usize;
@@ -90,7 +94,7 @@ impl Stream {
                     false => self.applied[..count]
                         .iter()
                         .skip(skipped)
-                        .take(PAGE_MESSAGES_MAX)
+                        .take(PAGE_MESSAGES_MAX.min(messages_max as usize))
                         .cloned()
                         .collect(),
                 };

@@ -10,9 +10,9 @@ use futures::Stream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
-use super::Caller;
-use super::call::aborted;
 use crate::chat::ShutdownSignal;
+use crate::front::call::CallError;
+use crate::front::caller::Caller;
 use crate::sync::Mutex;
 
 /// A stream that is dropped when a close of its call is requested, even while it is
@@ -58,7 +58,7 @@ where
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         match &mut *self.stream.lock() {
             Some(stream) => Pin::new(stream).poll_next(cx),
-            None => Poll::Ready(Some(Err(aborted()))),
+            None => Poll::Ready(Some(Err(CallError::Aborted.into()))),
         }
     }
 }

@@ -12,8 +12,8 @@ use hark_grpc::v1::{ChatReply, ChatRequest};
 use hark_protocol::{ByeReason, Frame, Reply, Request};
 use tonic::{Status, Streaming};
 
-use super::call::{Call, ended};
 use crate::chat::Output;
+use crate::front::call::{Call, CallError};
 use crate::front::delivery;
 use crate::front::drain::DRAIN_TIMEOUT;
 
@@ -99,7 +99,7 @@ impl Bidi {
             }
             Output::Close => {
                 if !self.requests_ended && !self.said_bye {
-                    self.end = Err(ended());
+                    self.end = Err(CallError::Ended.into());
                 }
                 self.call.drain(DRAIN_TIMEOUT);
                 None
@@ -110,7 +110,7 @@ impl Bidi {
     /// Polls for the next output, or the end.
     fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<Result<Output, End>> {
         if !self.call.is_draining() {
-            return self.call.poll(cx).map_err(Err);
+            return self.call.poll(cx).map_err(|error| Err(error.into()));
         }
         if !self.requests_ended && self.call.poll_drained(cx).is_pending() {
             return Poll::Pending;

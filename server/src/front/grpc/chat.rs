@@ -15,13 +15,13 @@ use hark_grpc::{request, status};
 use hark_protocol::RequestId;
 use tonic::{Code, Extensions, Request, Response, Status, Streaming};
 
-use super::Caller;
 use super::abortable::Abortable;
 use super::bidi::Bidi;
-use super::call::Call;
+use super::caller;
 use super::connect::{DeliveryStream, Receipts};
 use super::list::Pages;
 use crate::chat::Chat;
+use crate::front::call::Call;
 
 /// A response stream.
 type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -46,7 +46,7 @@ impl ChatService {
     }
 
     fn call<T>(&self, request: Request<T>) -> Result<(Call, T), Status> {
-        let call = Call::new(&self.chat, request.extensions())?;
+        let call = Call::new(&self.chat, caller(request.extensions())?);
         Ok((call, request.into_inner()))
     }
 
@@ -56,7 +56,7 @@ impl ChatService {
         login: Option<Credentials>,
         extensions: &Extensions,
     ) -> Result<Call, Status> {
-        let mut call = Call::new(&self.chat, extensions)?;
+        let mut call = Call::new(&self.chat, caller(extensions)?);
         if let Some(credentials) = login {
             call.request(credentials.try_into()).await?;
         }
@@ -179,7 +179,7 @@ impl chat_server::Chat for ChatService {
         &self,
         request: Request<Streaming<ChatRequest>>,
     ) -> Result<Response<Self::BiDiChatStream>, Status> {
-        let caller = Caller::of(request.extensions())?.clone();
+        let caller = caller(request.extensions())?.clone();
         let (call, requests) = self.call(request)?;
         let shutdown = call.shutdown();
         let call = call.limited(&caller);

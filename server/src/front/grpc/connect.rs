@@ -15,8 +15,8 @@ use hark_grpc::v1::{ConnectReply, Connected};
 use hark_protocol::{ByeReason, Code, Refusal, Sequence};
 use tonic::Status;
 
-use super::call::{Call, ended};
 use crate::chat::Output;
+use crate::front::call::{Call, CallError};
 use crate::front::delivery;
 use crate::sync::Mutex;
 
@@ -125,8 +125,8 @@ impl DeliveryStream {
                 });
                 Some(Ok(Event::Bye(reason.into())))
             }
-            Ok(Output::Close | Output::Reply(..)) => Some(Err(ended())),
-            Err(status) => Some(Err(status)),
+            Ok(Output::Close | Output::Reply(..)) => Some(Err(CallError::Ended.into())),
+            Err(error) => Some(Err(error.into())),
         })
     }
 }

@@ -17,7 +17,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::Health;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use super::Caller;
+use super::caller;
 use crate::chat::Chat;
 
 /// How often a watch polls the health of the store.
@@ -78,7 +78,7 @@ impl Health for HealthService {
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
-        let stopping = Caller::of(request.extensions())?.stopping.is_cancelled();
+        let stopping = caller(request.extensions())?.stopping.is_cancelled();
         match self
             .service_status(&request.get_ref().service)
             .status(stopping)
@@ -94,7 +94,7 @@ impl Health for HealthService {
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthWatch>, Status> {
-        let stopping = Caller::of(request.extensions())?.stopping.clone();
+        let stopping = caller(request.extensions())?.stopping.clone();
         Ok(Response::new(HealthWatch {
             service: self.service_status(&request.get_ref().service),
             last: None,

@@ -15,9 +15,9 @@ use hark_grpc::status;
 use hark_protocol::{OkFields, Refusal, Reply, Request as ChatRequest, RequestId, UserName};
 use tonic::{Extensions, Request, Response, Status};
 
-use super::Caller;
-use super::call::{Call, ended};
+use super::caller;
 use crate::chat::{Chat, Fault, Output};
+use crate::front::call::{Call, CallError};
 use crate::store::Message;
 
 /// The commands.
@@ -65,7 +65,7 @@ impl LegacyService {
         extensions: &Extensions,
         request: ChatRequest,
     ) -> Result<Answer, Status> {
-        let mut call = Call::new(&self.chat, extensions)?;
+        let mut call = Call::new(&self.chat, caller(extensions)?);
         match outcome(&mut call, request.clone()).await? {
             CommandOutcome::Refused(refusal) => Ok(refused(&refusal.explanation)),
             CommandOutcome::Done(fields, names) => Ok(done(&request, &fields, &names)),
@@ -88,7 +88,7 @@ impl chat_server::Chat for LegacyService {
 
     async fn listen(&self, request: Request<User>) -> Result<Response<Answer>, Status> {
         self.check_enabled()?;
-        let address = Caller::of(request.extensions())?.address;
+        let address = caller(request.extensions())?.address;
         let User { name } = request.into_inner();
         // The name is empty before the client's `connect`.
         if name.is_empty() {
@@ -130,7 +130,7 @@ async fn outcome(call: &mut Call, request: ChatRequest) -> Result<CommandOutcome
                 return Err(status::unavailable(&explanation));
             }
             // The server is draining.
-            _ => return Err(ended()),
+            _ => return Err(CallError::Ended.into()),
         }
     }
 }

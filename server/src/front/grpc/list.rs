@@ -9,8 +9,8 @@ use hark_grpc::v1::ListReply;
 use hark_protocol::{OkFields, Reply, Request, RequestId};
 use tonic::Status;
 
-use super::call::{Call, answer, ended};
 use crate::chat::Output;
+use crate::front::call::{Call, CallError, answer};
 
 /// The pages of one list.
 #[derive(Debug)]
@@ -52,9 +52,9 @@ impl Stream for Pages {
 }
 
 /// Returns the last page, which marks a truncated list.
-fn last_page(last: Result<Output, Status>) -> Result<Option<ListReply>, Status> {
+fn last_page(last: Result<Output, CallError>) -> Result<Option<ListReply>, Status> {
     let Output::Reply(_, reply) = last? else {
-        return Err(ended());
+        return Err(CallError::Ended.into());
     };
     let (_, truncated) =
         answer(reply).map(|fields: OkFields| fields.as_listed().unwrap_or_default())?;

@@ -18,9 +18,10 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Request, Response, Status};
 use tracing::Level;
 
-use super::Caller;
-use super::call::answer;
+use super::caller;
 use crate::chat::Chat;
+use crate::front::call::answer;
+use crate::front::caller::Caller;
 use crate::logging::{LoggedEvent, Watcher, WatcherItem, Watchers};
 
 /// The permission to watch the log.
@@ -99,7 +100,7 @@ impl LogService {
             ));
         }
         let authenticated = self.chat.authenticate(caller.address, user, password).await;
-        authenticated.or_else(|fault| answer(fault.into()).map(drop))
+        authenticated.or_else(|fault| answer(fault.into()).map(drop).map_err(Status::from))
     }
 }
 
@@ -111,7 +112,7 @@ impl LogWatcher for LogService {
         &self,
         request: Request<WatchLogsRequest>,
     ) -> Result<Response<LogWatch>, Status> {
-        let caller = Caller::of(request.extensions())?.clone();
+        let caller = caller(request.extensions())?.clone();
         let WatchLogsRequest {
             login,
             level,

@@ -16,7 +16,7 @@ use tonic::server::NamedService;
 use tonic_reflection::server::Builder;
 use tower_service::Service;
 
-use super::{Caller, services};
+use super::{caller, services};
 
 /// The names of the services of this module.
 const OWN_NAMES: [&str; 2] = [
@@ -64,7 +64,7 @@ impl<S: Service<Request<Body>>> Service<Request<Body>> for UntilStop<S> {
     }
 
     fn call(&mut self, request: Request<Body>) -> S::Future {
-        let stopping = Caller::of(request.extensions()).map(|caller| caller.stopping.clone());
+        let stopping = caller(request.extensions()).map(|caller| caller.stopping.clone());
         self.0.call(match stopping {
             Ok(stopping) => request.map(|body| {
                 Body::new(DrainableBody {

@@ -16,21 +16,27 @@ pub(super) enum Deadline {
     Progress,
     /// The frame must be complete.
     Frame,
+    /// The ping must be answered.
+    Pong,
     /// The acknowledgements in flight must have arrived.
     Drain,
     /// The server stops waiting for the missing fields of a command (classic).
     Fields,
     /// The chat must be polled.
     Chat,
+    /// A ping must be sent.
+    Ping,
 }
 
 impl Deadline {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 7] = [
         Self::Progress,
         Self::Frame,
+        Self::Pong,
         Self::Drain,
         Self::Fields,
         Self::Chat,
+        Self::Ping,
     ];
 }
 

@@ -9,6 +9,8 @@ use hark_protocol::{
 };
 use tokio_util::codec::Decoder as _;
 
+use super::deadlines::Moment;
+use super::websocket::{self, Violation, WebSocketCodec};
 use crate::front::delivery;
 use crate::store::Message;
 
@@ -26,6 +28,9 @@ enum Kind {
         /// Whether the latest reply was a part of a list.
         in_list: bool,
     },
+    /// Id and message, as a message of a WebSocket. Boxed, because a connection of another
+    /// framing must not reserve memory for it.
+    WebSocket(Box<WebSocketCodec>),
 }
 
 impl Framing {
@@ -44,12 +49,17 @@ impl Framing {
         })
     }
 
-    /// Returns whether this is the native framing. In the classic framing, a request
-    /// waits for the reply to the previous request, and a message is acknowledged once
-    /// it is written.
+    /// Returns the framing of a WebSocket, with messages of up to `frame_bytes_max` bytes.
     #[must_use]
-    pub const fn is_native(&self) -> bool {
-        matches!(self.0, Kind::Native(_))
+    pub fn websocket(frame_bytes_max: usize) -> Self {
+        Self(Kind::WebSocket(WebSocketCodec::new(frame_bytes_max).into()))
+    }
+
+    /// Returns whether this is the classic framing, in which a request waits for the reply to
+    /// the previous request, and a message is acknowledged once it is written.
+    #[must_use]
+    pub const fn is_classic(&self) -> bool {
+        matches!(self.0, Kind::Classic { .. })
     }
 
     /// Appends a reply.
@@ -64,7 +74,7 @@ impl Framing {
     ) -> Result<(), ProtocolError> {
         match &mut self.0 {
             // The `ok` with the count 0 suffices.
-            Kind::Native(_) if matches!(reply, Reply::List(names) if names.is_empty()) => Ok(()),
+            Kind::Native(_) | Kind::WebSocket(_) if is_empty_list(reply) => Ok(()),
             Kind::Native(_) => native::encode(id, reply, output),
             Kind::Classic { in_list, .. } => {
                 // Legacy clients expect no `ok` after a list.
@@ -72,6 +82,13 @@ impl Framing {
                 if !(was_in_list && matches!(reply, Reply::Ok(_))) {
                     classic::encode(reply, output);
                 }
+                Ok(())
+            }
+            Kind::WebSocket(codec) => {
+                codec.note(reply);
+                let start = output.len();
+                native::encode(id, reply, output)?;
+                websocket::wrap(output, start);
                 Ok(())
             }
         }
@@ -86,7 +103,7 @@ impl Framing {
         message: &Message,
         output: &mut BytesMut,
     ) -> Result<(), ProtocolError> {
-        if !self.is_native() {
+        if self.is_classic() {
             return self.encode(None, &Reply::String(delivery(message)), output);
         }
         let Message {
@@ -96,35 +113,80 @@ impl Framing {
             text,
         } = message;
         let (sequence, sender) = (position.sequence, sender.as_ref());
-        native::encode_push(
-            &Push {
-                sequence,
-                sender,
-                time_ms: *time_ms,
-                text,
-            },
-            output,
-        )
+        let push = Push {
+            sequence,
+            sender,
+            time_ms: *time_ms,
+            text,
+        };
+        let start = output.len();
+        native::encode_push(&push, output)?;
+        if let Kind::WebSocket(_) = &self.0 {
+            websocket::wrap(output, start);
+        }
+        Ok(())
     }
 
-    /// Decodes the next request from the input, if it is complete.
+    /// Decodes the next request from the input, if it is complete. A framing with pings
+    /// answers them in the output.
     pub(super) fn decode(
         &mut self,
         input: &mut BytesMut,
-    ) -> Result<Option<Incoming<Request>>, ProtocolError> {
-        match &mut self.0 {
-            Kind::Native(codec) => {
-                let Some(Frame { id, message }) = codec.decode(input)? else {
-                    return Ok(None);
-                };
-                Ok(Some(Frame::new(
-                    id,
-                    message.and_then(|request| with_id(id, request)),
-                )))
+        output: &mut BytesMut,
+    ) -> Result<Option<Incoming<Request>>, Violation> {
+        let decoded = match &mut self.0 {
+            Kind::Native(codec) => codec.decode(input)?,
+            Kind::WebSocket(codec) => codec.decode(input, output)?,
+            Kind::Classic { codec, .. } => {
+                let request = codec.decode(input)?;
+                return Ok(request.map(|request| Frame::new(None, request)));
             }
-            Kind::Classic { codec, .. } => Ok(codec
-                .decode(input)?
-                .map(|request| Frame::new(None, request))),
+        };
+        Ok(decoded.map(|Frame { id, message }| {
+            Frame::new(id, message.and_then(|request| with_id(id, request)))
+        }))
+    }
+
+    /// Returns whether the peer has closed its side by the framing.
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(&self.0, Kind::WebSocket(codec) if codec.is_closed())
+    }
+
+    /// Returns the bytes of an incomplete message that are not in the input, if there is
+    /// one.
+    pub(super) fn partial_bytes(&self) -> Option<usize> {
+        match &self.0 {
+            Kind::WebSocket(codec) => codec.partial_bytes(),
+            Kind::Native(_) | Kind::Classic { .. } => None,
+        }
+    }
+
+    /// Appends the end of the output, if the framing has one.
+    pub(super) fn encode_end(&self, output: &mut BytesMut) {
+        if let Kind::WebSocket(codec) = &self.0 {
+            codec.write_close(output);
+        }
+    }
+
+    /// Returns the time of an unanswered ping, if the framing has pings.
+    pub(super) fn pinged_at(&self) -> Option<Option<Moment>> {
+        match &self.0 {
+            Kind::WebSocket(codec) => Some(codec.pinged_at),
+            Kind::Native(_) | Kind::Classic { .. } => None,
+        }
+    }
+
+    /// Appends a ping.
+    pub(super) fn encode_ping(&mut self, now: Moment, output: &mut BytesMut) {
+        if let Kind::WebSocket(codec) = &mut self.0 {
+            codec.write_ping(now, output);
+        }
+    }
+
+    /// Records that bytes of the peer have arrived, which answer a ping.
+    pub(super) fn handle_received(&mut self) {
+        if let Kind::WebSocket(codec) = &mut self.0 {
+            codec.pinged_at = None;
         }
     }
 
@@ -139,6 +201,10 @@ impl Framing {
             codec.give_up_on_fields();
         }
     }
+}
+
+fn is_empty_list(reply: &Reply) -> bool {
+    matches!(reply, Reply::List(names) if names.is_empty())
 }
 
 /// Checks that a request has an id, which all but `ack` need in the native framing.

@@ -1,4 +1,5 @@
-//! The wire front: one connection in the native or the classic framing, in one task. It
+//! The wire front: one connection in the native, the classic or the WebSocket framing, in
+//! one task. It
 //! owns the byte stream and the buffers, and knows no rules.
 //!
 //! It handles all available input before it writes, so that a burst of requests costs
@@ -8,6 +9,7 @@ mod deadlines;
 mod framing;
 #[cfg(test)]
 mod tests;
+mod websocket;
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
@@ -23,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use self::deadlines::{Deadline, DeadlineTable, Moment, Timer};
+use self::websocket::Violation;
 use super::drain::DRAIN_TIMEOUT;
 use crate::chat::{ClientConnection, Output};
 use crate::store::Message;
@@ -73,8 +76,8 @@ pub struct Wire<S> {
     fields_since: Option<Moment>,
     /// Whether the pushes in the output are acknowledged once it is written (classic).
     owes_ack: bool,
-    /// The protocol error to report before the connection closes.
-    broken: Option<Box<ProtocolError>>,
+    /// The violation to report before the connection closes.
+    broken: Option<Box<Violation>>,
     stage: WireStage,
     timer: Timer,
 }
@@ -126,6 +129,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             stage: WireStage::Open,
             timer: Timer::default(),
         }
+    }
+
+    /// Handles bytes that were read before.
+    pub(super) fn with_input(self, input: BytesMut) -> Self {
+        Self { input, ..self }
     }
 
     /// Serves the connection to its end. Not an `async fn`, whose future would hold `self`
@@ -193,6 +201,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                             },
                         );
                     }
+                    self.begin_output();
+                    self.framing.encode_end(&mut self.output);
                 }
             }
         }
@@ -202,10 +212,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Returns whether the output buffer takes more output. In the classic framing each
     /// message is written before the next, because the write acknowledges it.
     fn takes_output(&self) -> bool {
-        let has_room = if self.framing.is_native() {
-            self.output.len() < OUTPUT_BYTES_MAX
-        } else {
+        let has_room = if self.framing.is_classic() {
             self.is_written()
+        } else {
+            self.output.len() < OUTPUT_BYTES_MAX
         };
         self.stage == WireStage::Open && has_room
     }
@@ -217,7 +227,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     fn push(&mut self, message: &Message) {
         self.owing_since.get_or_insert_with(|| self.now.into());
-        self.owes_ack = !self.framing.is_native();
+        self.owes_ack = self.framing.is_classic();
         self.begin_output();
         let encoded = self.framing.encode_push(message, &mut self.output);
         self.check(encoded);
@@ -258,6 +268,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                         self.connection.handle(id, message);
                     }
                 }
+                Ok(None) if self.framing.is_closed() => return self.handle_eof(),
                 Ok(None) => {
                     self.frame_since.get_or_insert_with(|| self.now.into());
                     break;
@@ -274,7 +285,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 }
             }
         }
-        if !self.can_decode() {
+        let is_partial = self.wants_input() && self.framing.partial_bytes().is_some();
+        if !self.can_decode() && !is_partial {
             // The peer cannot make progress now; its deadlines restart when it can.
             self.frame_since = None;
             self.fields_since = None;
@@ -286,14 +298,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.output.len() < OUTPUT_BYTES_MAX && self.wants_input() && !self.input.is_empty()
     }
 
-    fn decode_one(&mut self) -> Result<Option<Incoming<Request>>, ProtocolError> {
+    fn decode_one(&mut self) -> Result<Option<Incoming<Request>>, Violation> {
         if self
             .fields_since
             .is_some_and(|since| self.now >= since.instant() + FIELDS_WAIT)
         {
             self.framing.give_up_on_fields();
         }
-        let request = self.framing.decode(&mut self.input)?;
+        let request = self.framing.decode(&mut self.input, &mut self.output)?;
         let awaits_fields = self.framing.awaits_fields(&self.input);
         self.fields_since = awaits_fields.then(|| self.fields_since.unwrap_or(self.now.into()));
         Ok(request)
@@ -303,7 +315,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// time, after the reply to the previous one is written.
     fn wants_input(&self) -> bool {
         let may_pipeline =
-            self.framing.is_native() || (self.connection.is_idle() && self.is_written());
+            !self.framing.is_classic() || (self.connection.is_idle() && self.is_written());
         match self.stage {
             WireStage::Open => self.connection.is_ready() && may_pipeline,
             WireStage::Closing => false,
@@ -330,6 +342,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             Poll::Ready(Ok(count)) => {
                 self.connection.count_bytes(count, self.now);
                 self.last_received_at = self.now.into();
+                self.framing.handle_received();
                 Ok(true)
             }
             // Over TLS: the peer closed without `close_notify`. The framing detects a
@@ -416,6 +429,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             Deadline::Fields,
             self.fields_since.map(|since| since.instant() + FIELDS_WAIT),
         );
+        if let Some(pinged_at) = self.framing.pinged_at().filter(|_| self.wants_input()) {
+            let timeout = self.ack_timeout / 2;
+            let since = pinged_at.unwrap_or(self.last_received_at);
+            let deadline = pinged_at.map_or(Deadline::Ping, |_| Deadline::Pong);
+            deadlines.set(deadline, Some(since.instant() + timeout));
+        }
         // A full output buffer waits for the peer, not for the chat.
         deadlines.set(
             Deadline::Chat,
@@ -427,7 +446,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Returns the time by which the peer must send a byte or read one.
     fn progress_due(&self) -> Option<Instant> {
         // Acknowledgements that the server does not read are not owed.
-        let is_owed = self.framing.is_native() && self.wants_input();
+        let is_owed = !self.framing.is_classic() && self.wants_input();
         let owing_since = self.owing_since.filter(|_| is_owed);
         let unread_since = (!self.is_written()).then_some(self.last_written_at);
         let since = [owing_since, unread_since].into_iter().flatten().max()?;
@@ -436,13 +455,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     /// Returns the time by which an incomplete frame must be complete.
     fn frame_due(&self) -> Option<Instant> {
-        let for_its_bytes =
-            Duration::from_secs(self.input.len() as u64 / FRAME_BYTES_PER_SECOND_MIN);
+        let bytes = self.input.len() + self.framing.partial_bytes().unwrap_or_default();
+        let for_its_bytes = Duration::from_secs(bytes as u64 / FRAME_BYTES_PER_SECOND_MIN);
         Some(self.frame_since?.instant() + self.ack_timeout + for_its_bytes)
     }
 
     /// Returns whether the connection ends at this deadline.
-    fn ends_at(&self, missed: Deadline) -> bool {
+    fn ends_at(&mut self, missed: Deadline) -> bool {
         match missed {
             Deadline::Progress => {
                 tracing::info!(connection = ?self.connection, "slow consumer: neither reads nor acknowledges");
@@ -451,6 +470,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             Deadline::Frame => {
                 tracing::info!(connection = ?self.connection, "frame incomplete at its deadline");
                 true
+            }
+            Deadline::Pong => {
+                tracing::info!(connection = ?self.connection, "ping unanswered at its deadline");
+                true
+            }
+            Deadline::Ping => {
+                self.begin_output();
+                self.framing.encode_ping(self.now.into(), &mut self.output);
+                false
             }
             Deadline::Drain => true,
             Deadline::Fields | Deadline::Chat => false,

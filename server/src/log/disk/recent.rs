@@ -35,7 +35,7 @@ impl RecentBlocks {
     pub(super) fn get(&self, inbox: InboxId) -> Cow<'_, VecDeque<BlockRef>> {
         match self.many.get(&inbox) {
             Some(blocks) => Cow::Borrowed(blocks),
-            None => Cow::Owned(self.few.get(inbox).map(unpack).unwrap_or_default()),
+            None => Cow::Owned(self.unpack_few(inbox)),
         }
     }
 
@@ -43,7 +43,7 @@ impl RecentBlocks {
     pub(super) fn first(&self, inbox: InboxId) -> Option<BlockRef> {
         match self.many.get(&inbox) {
             Some(blocks) => blocks.front().copied(),
-            None => packed_blocks(self.few.get(inbox)?).next(),
+            None => packed_blocks(inbox, self.few.get(inbox)?).next(),
         }
     }
 
@@ -61,7 +61,7 @@ impl RecentBlocks {
             }
             return result;
         }
-        let mut blocks = self.few.get(inbox).map(unpack).unwrap_or_default();
+        let mut blocks = self.unpack_few(inbox);
         let result = change(&mut blocks);
         if blocks.len() <= FEW {
             self.set_few(inbox, &blocks);
@@ -72,11 +72,16 @@ impl RecentBlocks {
         result
     }
 
+    fn unpack_few(&self, inbox: InboxId) -> VecDeque<BlockRef> {
+        let packed = self.few.get(inbox).unwrap_or_default();
+        packed_blocks(inbox, packed).collect()
+    }
+
     fn set_few(&mut self, inbox: InboxId, blocks: &VecDeque<BlockRef>) {
         if blocks.is_empty() {
             self.few.remove(inbox);
         } else {
-            pack(blocks, &mut self.buffer);
+            pack(inbox, blocks, &mut self.buffer);
             self.few.set(inbox, &self.buffer);
         }
     }
@@ -100,11 +105,12 @@ impl RecentBlocks {
     }
 }
 
-fn pack(blocks: &VecDeque<BlockRef>, buffer: &mut Vec<u8>) {
+fn pack(inbox: InboxId, blocks: &VecDeque<BlockRef>, buffer: &mut Vec<u8>) {
     buffer.clear();
-    let (mut number, mut segment) = (0, 0);
+    // The numbers of an inbox begin after that of its account.
+    let (mut number, mut segment) = (inbox, 0);
     for block in blocks {
-        varint::put(buffer, block.first.wrapping_sub(number));
+        varint::put_difference(buffer, block.first, number);
         varint::put(buffer, block.last.wrapping_sub(block.first));
         varint::put_difference(buffer, block.segment.into(), segment);
         varint::put(buffer, block.extent.offset.into());
@@ -113,15 +119,11 @@ fn pack(blocks: &VecDeque<BlockRef>, buffer: &mut Vec<u8>) {
     }
 }
 
-fn unpack(packed: &[u8]) -> VecDeque<BlockRef> {
-    packed_blocks(packed).collect()
-}
-
-fn packed_blocks(packed: &[u8]) -> impl Iterator<Item = BlockRef> {
+fn packed_blocks(inbox: InboxId, packed: &[u8]) -> impl Iterator<Item = BlockRef> {
     let mut rest = packed;
-    let (mut number, mut segment) = (0u64, 0);
+    let (mut number, mut segment) = (inbox, 0);
     std::iter::from_fn(move || {
-        let first = varint::take(&mut rest)?.wrapping_add(number);
+        let first = varint::take_difference(&mut rest, number)?;
         let last = varint::take(&mut rest)?.wrapping_add(first);
         let id = varint::take_difference(&mut rest, segment)?;
         let extent = Extent {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::file::StorageFile;
-use super::format::{Extent, HEADER_SPAN, Salt, SegmentId};
+use super::format::{BLOCK_HEAD_MAX, Extent, HEADER_SPAN, Salt, SegmentId};
 use super::table::Table;
 use crate::sync::RwLock;
 
@@ -17,6 +17,12 @@ const UNIT_BYTES: u32 = 16;
 /// Returns the units of a block, at least one.
 pub(super) fn units(extent: Extent) -> u64 {
     extent.length.div_ceil(UNIT_BYTES).max(1).into()
+}
+
+/// Returns the units that blocks have at least if a merged one replaces them.
+pub(super) fn units_least(merged: Extent) -> u64 {
+    let payload = merged.length.saturating_sub(BLOCK_HEAD_MAX as u32);
+    (payload / UNIT_BYTES).into()
 }
 
 /// Returns the bytes of some units.

@@ -198,9 +198,10 @@ impl Table {
 }
 
 /// Pages read at once from an index frame that is read as a whole; and from all index
-/// frames together, if many are read in parallel.
+/// frames together, if many are read in parallel. The entries of a page take up to
+/// 20 KiB in memory.
 const CHUNK_PAGES: usize = 32;
-const CHUNK_PAGES_OF_ALL: usize = 1024;
+const CHUNK_PAGES_OF_ALL: usize = 128;
 
 /// Reads an index frame as a whole, in order.
 #[derive(Debug)]

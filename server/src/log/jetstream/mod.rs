@@ -32,9 +32,8 @@ const APPEND_TIMEOUT: Duration = Duration::from_secs(20);
 /// The limit of several requests in turn.
 const TIMEOUT: Duration = APPEND_TIMEOUT;
 
-/// Messages and bytes of one page.
-const PAGE_MESSAGES_MAX: usize = 256;
-const PAGE_BYTES_MAX: usize = 4 << 20;
+/// Bytes of one page.
+const PAGE_BYTES_MAX: usize = 8 << 20;
 
 const WRONG_LAST_SEQUENCE: u64 = 10071;
 const WRONG_LAST_SEQUENCE_UNKNOWN: u64 = 10164;
@@ -67,7 +66,11 @@ impl JetStream {
         let reply = async {
             match request {
                 LogRequest::Append { id, bytes, after } => self.append(id, bytes, after).await,
-                LogRequest::Read { id, from } => self.read(id, from).await,
+                LogRequest::Read {
+                    id,
+                    from,
+                    messages_max,
+                } => self.read(id, from, messages_max).await,
                 LogRequest::Get { id, sequence } => Some(LogReply::Message {
                     id,
                     bytes: self.message(sequence).await,
@@ -119,17 +122,20 @@ impl JetStream {
 
     /// Reads consecutive messages, from any replica or, if that has not caught up, from
     /// the leader.
-    async fn read(&self, id: u64, from: u64) -> Option<LogReply> {
+    async fn read(&self, id: u64, from: u64, messages_max: u32) -> Option<LogReply> {
+        let page = async {
+            match messages_max {
+                0 => Vec::new(),
+                count => self.page(from, count).await.unwrap_or_default(),
+            }
+        };
+        let (state, mut messages) = tokio::join!(self.state(), page);
         let State {
             first_seq: first,
             last_seq: last,
-        } = self.state().await?;
-        let mut messages = Vec::new();
-        if (first..=last).contains(&from) {
-            messages = self.page(from).await.unwrap_or_default();
-            if messages.is_empty() {
-                messages.extend(self.message(from).await);
-            }
+        } = state?;
+        if messages.is_empty() && messages_max > 0 && (first..=last).contains(&from) {
+            messages.extend(self.message(from).await);
         }
         Some(LogReply::Page {
             id,
@@ -139,16 +145,16 @@ impl JetStream {
         })
     }
 
-    async fn page(&self, from: u64) -> Option<Vec<Bytes>> {
+    async fn page(&self, from: u64, count: u32) -> Option<Vec<Bytes>> {
         #[derive(Serialize)]
         struct Get {
             seq: u64,
-            batch: usize,
+            batch: u32,
             max_bytes: usize,
         }
         let request = to_json(&Get {
             seq: from,
-            batch: PAGE_MESSAGES_MAX,
+            batch: count,
             max_bytes: PAGE_BYTES_MAX,
         })?;
         let inbox = self.client.new_inbox();

@@ -57,7 +57,16 @@ async fn append(stream: &JetStream, text: &'static str, after: Option<u64>) -> R
 }
 
 async fn read(stream: &JetStream, from: u64) -> (u64, Vec<Bytes>, u64) {
-    match ask(stream, LogRequest::Read { id: 2, from }).await {
+    match ask(
+        stream,
+        LogRequest::Read {
+            id: 2,
+            from,
+            messages_max: 256,
+        },
+    )
+    .await
+    {
         LogReply::Page {
             id: 2,
             first,

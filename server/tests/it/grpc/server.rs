@@ -14,7 +14,7 @@ use hark_grpc::v1::{
     Ok, Send, SendRequest, chat_reply, connect_reply,
 };
 use hark_server::chat::{Chat, MayList, Rates, Rules};
-use hark_server::front::Settings;
+use hark_server::front::{HttpSettings, Settings};
 use hark_server::listener::Listeners;
 use hark_server::server::{self, ConnectionLimits};
 use hark_server::shard::{ShardConfig, ShardStore};
@@ -56,6 +56,11 @@ pub(crate) const SETTINGS: Settings = Settings {
     ack_timeout: Duration::from_secs(60),
     watch_logs: None,
     tls: None,
+    http: HttpSettings {
+        hosts: Vec::new(),
+        origins: Vec::new(),
+        proxies: Vec::new(),
+    },
 };
 
 impl Server {

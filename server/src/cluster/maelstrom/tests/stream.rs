@@ -34,7 +34,11 @@ impl From<Asked> for LogRequest {
                 let bytes = Bytes::from(text);
                 Self::Append { id, bytes, after }
             }
-            Asked::Read(from) => Self::Read { id, from },
+            Asked::Read(from) => Self::Read {
+                id,
+                from,
+                messages_max: 100,
+            },
             Asked::Get(sequence) => Self::Get { id, sequence },
             Asked::Purge(before) => Self::Purge { before },
         }

@@ -1,5 +1,5 @@
 //! [`Link`]: a server's end of its flows to one shard: the commands of its connections,
-//! their answers, and its receptions and identities in that shard.
+//! their answers, and its receptions and identities in that shard, each in a file.
 //!
 //! If a flow ends, changes that the owner may have taken become unavailable, and their
 //! connections close, before anything else is sent to the shard. Other commands are sent
@@ -7,18 +7,22 @@
 //! without this server, every connection is closed before a new flow opens: it may hold
 //! commands that were repeated elsewhere and whose outcomes are already forgotten.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod commands;
+mod identities;
+mod receptions;
+
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use self::commands::{Commands, Origin, Waiting};
+use self::identities::LocalIdentities;
+use self::receptions::LocalReceptions;
 use super::bugs::{Bug, is_planted};
 use super::entry::Claim;
 use super::flow::{Flow, FlowId};
-use super::message::{
-    Answer, Command, Down, Event, Generation, Item as _, Message, Reply, Request, ShardClock,
-    Subscribed, Up,
-};
+use super::message::{Answer, Down, Event, Message, Reply, Request, ShardClock, Up};
 use super::{Action, Config, ConnectionId, Now, ServerId, ShardId, timing};
-use crate::store::{Account, End, Event as Published, Position, Publisher, Subscription};
+use crate::store::{Account, End, Event as Published};
 
 /// A server's end of its flows to one shard.
 #[derive(Debug)]
@@ -38,16 +42,9 @@ pub(super) struct Link {
     heard: Option<(Claim, ShardClock)>,
     /// The time at which the owner of the flow was certainly the owner.
     proven: Duration,
-    /// Commands that are not sent yet.
-    queue: VecDeque<Waiting>,
-    /// Unanswered commands, by id.
-    sent: BTreeMap<u64, Waiting>,
-    /// Receptions by inbox.
-    receptions: BTreeMap<u64, Reception>,
-    identities: BTreeMap<u64, Identity>,
-    /// The ids of the last [`Request::Unregister`] in this flow, by incarnation.
-    unregistered: BTreeMap<u64, u64>,
-    next_id: u64,
+    commands: Commands,
+    receptions: LocalReceptions,
+    identities: LocalIdentities,
 }
 
 #[derive(Debug)]
@@ -64,49 +61,9 @@ enum State {
     Open(Box<Flow>),
 }
 
-/// An unanswered command.
-#[derive(Debug)]
-struct Waiting {
-    origin: Origin,
-    command: Command,
-    since: Duration,
-}
-
-/// The destination of an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Origin {
-    /// A request of a connection.
-    Connection(ConnectionId, u64),
-    /// The reception of this inbox, to continue it.
-    Reception(u64),
-    /// The identity of this incarnation, to continue it.
-    Identity(u64),
-    /// None: the answer is dropped.
-    Nowhere,
-}
-
-#[derive(Debug)]
-struct Reception {
-    account: Account,
-    generation: Generation,
-    connection: ConnectionId,
-    publisher: Publisher,
-    delivered: Position,
-    acknowledged: Position,
-}
-
-/// The connections that act as an account.
-#[derive(Debug)]
-struct Identity {
-    account: Account,
-    connections: BTreeSet<ConnectionId>,
-    /// The number of the flow in which the account is registered.
-    flow: u64,
-}
-
 impl Link {
     /// Returns a link without a flow.
-    pub(super) const fn new(shard: ShardId, server: ServerId, config: Config) -> Self {
+    pub(super) fn new(shard: ShardId, server: ServerId, config: Config) -> Self {
         Self {
             shard,
             server,
@@ -118,12 +75,9 @@ impl Link {
             flows: 0,
             heard: None,
             proven: Duration::ZERO,
-            queue: VecDeque::new(),
-            sent: BTreeMap::new(),
-            receptions: BTreeMap::new(),
-            identities: BTreeMap::new(),
-            unregistered: BTreeMap::new(),
-            next_id: 0,
+            commands: Commands::default(),
+            receptions: LocalReceptions::default(),
+            identities: LocalIdentities::default(),
         }
     }
 
@@ -136,16 +90,14 @@ impl Link {
         content: Request,
         now: Now,
     ) {
-        if let Request::Acknowledge(account, position) = &content
-            && let Some(reception) = self.receptions.get_mut(&account.incarnation)
-        {
-            reception.acknowledged = reception.acknowledged.max_by_sequence(*position);
+        if let Request::Acknowledge(account, position) = &content {
+            self.receptions.acknowledge(account.incarnation, *position);
         }
         let origin = match content {
             Request::Acknowledge(..) => Origin::Nowhere,
             _ => Origin::Connection(connection, request),
         };
-        self.push(origin, content, now);
+        self.commands.push(origin, content, now);
     }
 
     /// Returns the owner to which a flow is open.
@@ -158,30 +110,14 @@ impl Link {
 
     /// Ends the reception of an inbox if it belongs to this connection.
     pub(super) fn unsubscribe(&mut self, inbox: u64, connection: ConnectionId, now: Now) {
-        if self
-            .receptions
-            .get(&inbox)
-            .is_none_or(|reception| reception.connection != connection)
-        {
-            return;
-        }
-        if let Some(Reception {
-            account,
-            generation,
-            ..
-        }) = self.receptions.remove(&inbox)
-        {
-            self.push(
-                Origin::Nowhere,
-                Request::Unsubscribe(account, generation),
-                now,
-            );
+        if let Some(request) = self.receptions.unsubscribe(inbox, connection) {
+            self.commands.push(Origin::Nowhere, request, now);
         }
     }
 
     /// Ends the identity of an account.
     pub(super) fn unregister(&mut self, incarnation: u64, now: Now) {
-        if let Some(Identity { account, .. }) = self.identities.remove(&incarnation) {
+        if let Some(account) = self.identities.remove(incarnation) {
             self.push_unregister(account, now);
         }
     }
@@ -190,39 +126,11 @@ impl Link {
     /// continue.
     #[cfg(any(test, feature = "maelstrom"))]
     pub(super) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
-        self.queue
-            .retain(|waiting| !waiting.is_of(connection) || waiting.command.request.is_change());
-        for waiting in self
-            .sent
-            .values_mut()
-            .filter(|waiting| waiting.is_of(connection))
-        {
-            // If a change becomes unavailable, later ones must not continue.
-            if !waiting.command.request.is_change() {
-                waiting.origin = Origin::Nowhere;
-            }
+        self.commands.disconnect(connection);
+        for request in self.receptions.disconnect(connection) {
+            self.commands.push(Origin::Nowhere, request, now);
         }
-        let gone = self
-            .receptions
-            .extract_if(.., |_, reception| reception.connection == connection);
-        let gone: Vec<_> = gone.map(|(_, reception)| reception).collect();
-        for Reception {
-            account,
-            generation,
-            ..
-        } in gone
-        {
-            self.push(
-                Origin::Nowhere,
-                Request::Unsubscribe(account, generation),
-                now,
-            );
-        }
-        let gone = self.identities.extract_if(.., |_, identity| {
-            identity.connections.remove(&connection) && identity.connections.is_empty()
-        });
-        let gone: Vec<_> = gone.map(|(_, identity)| identity.account).collect();
-        for account in gone {
+        for account in self.identities.disconnect(connection) {
             self.push_unregister(account, now);
         }
         self.flush(now, out);
@@ -230,32 +138,22 @@ impl Link {
 
     /// Returns whether connections may currently act as an account.
     pub(super) fn is_registered(&self, account: &Account, now: Now) -> bool {
-        let identity = self.identities.get(&account.incarnation);
         let is_proven = now.running.saturating_sub(self.proven) < timing::IDENTITY_PROOF
             || is_planted(Bug::NoProof);
         matches!(self.flow, State::Open(_))
-            && identity.is_some_and(|identity| identity.flow == self.flows)
+            && self.identities.is_registered(account, self.flows)
             && is_proven
     }
 
     /// Drops the unsent commands of a connection, because an earlier one is unavailable.
     /// Returns their requests.
     pub(super) fn drop_commands(&mut self, connection: ConnectionId) -> Vec<u64> {
-        let mut dropped = Vec::new();
-        self.queue.retain(|waiting| match waiting.origin {
-            Origin::Connection(of, request) if of == connection => {
-                dropped.push(request);
-                false
-            }
-            _ => true,
-        });
-        dropped
+        self.commands.drop_of(connection)
     }
 
     /// Drops the unsent commands of all connections.
     pub(super) fn drop_all_commands(&mut self) {
-        self.queue
-            .retain(|waiting| !matches!(waiting.origin, Origin::Connection(..)));
+        self.commands.drop_all();
     }
 
     /// Handles a heartbeat of an owner.
@@ -321,8 +219,6 @@ impl Link {
 
     /// Performs the actions that are due at this time.
     pub(super) fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
-        let is_late =
-            |waiting: &Waiting| now.running.saturating_sub(waiting.since) >= waiting.deadline();
         let is_superseded = self.is_superseded()
             && now.running.saturating_sub(self.claim_heard_at) >= timing::OPEN_RETRY;
         let is_ended = match &mut self.flow {
@@ -333,7 +229,7 @@ impl Link {
                     let message = Message::Up(self.shard, flow.id(), up);
                     out.push(Action::Send(flow.id().claim.id.server, message));
                 }
-                flow.is_silent(now.running) || self.sent.values().any(is_late)
+                flow.is_silent(now.running) || self.commands.has_late(now)
             }
             State::Opening { asked_at, .. } => {
                 now.running.saturating_sub(*asked_at) >= timing::OPEN_RETRY
@@ -344,14 +240,8 @@ impl Link {
         if is_ended {
             self.reopen(now, out);
         }
-        if self.queue.iter().any(is_late) {
-            let is_late = |waiting: &Waiting| {
-                is_late(waiting) && matches!(waiting.origin, Origin::Connection(..))
-            };
-            let (late, rest): (Vec<_>, Vec<_>) = self.queue.drain(..).partition(is_late);
-            self.queue = rest.into();
-            self.fail(late, out);
-        }
+        let late = self.commands.take_late(now);
+        self.fail(late, out);
         self.flush(now, out);
     }
 
@@ -394,64 +284,21 @@ impl Link {
     /// Continues receptions and identities in the newly opened flow, before any other
     /// command.
     fn resume(&mut self, now: Now) {
-        let mut resumed = Vec::new();
-        for (incarnation, identity) in &self.identities {
-            resumed.push((
-                Origin::Identity(*incarnation),
-                Request::Register(identity.account.clone()),
-            ));
-        }
-        for (inbox, reception) in &self.receptions {
-            let Reception {
-                account,
-                generation,
-                delivered,
-                acknowledged,
-                ..
-            } = reception;
-            let (account, generation) = (account.clone(), *generation);
-            let (delivered, acknowledged) = (*delivered, *acknowledged);
-            let request = Request::Resubscribe {
-                account,
-                generation,
-                delivered,
-                acknowledged,
-            };
-            resumed.push((Origin::Reception(*inbox), request));
-        }
-        for (origin, request) in resumed.into_iter().rev() {
-            let waiting = self.waiting(origin, request, now);
-            self.queue.push_front(waiting);
-        }
+        let resumed = self.identities.resume().chain(self.receptions.resume());
+        self.commands.push_first(resumed.collect(), now);
     }
 
     fn handle_event(&mut self, event: Event, now: Now, out: &mut Vec<Action>) {
         match event {
             Event::Answer(id, answer) => {
-                if let Some(waiting) = self.sent.remove(&id) {
+                if let Some(waiting) = self.commands.answered(id) {
                     self.handle_answer(waiting, answer, now, out);
                 }
             }
-            Event::Delivery(inbox, messages) => {
-                if let Some(reception) = self.receptions.get_mut(&inbox) {
-                    if let Some(last) = messages.last() {
-                        reception.delivered = last.position;
-                    }
-                    out.push(Action::Publish(
-                        reception.publisher.clone(),
-                        Published::Appended(messages),
-                    ));
-                }
-            }
-            Event::Lagged(inbox) => self.lag(inbox, out),
+            Event::Delivery(inbox, messages) => self.receptions.deliver(inbox, messages, out),
+            Event::Lagged(inbox) => self.receptions.lag(inbox, out),
             Event::Ended(inbox, generation, end) => {
-                if self
-                    .receptions
-                    .get(&inbox)
-                    .is_some_and(|reception| reception.generation == generation)
-                {
-                    self.end_reception(inbox, end, out);
-                }
+                self.receptions.end_of(inbox, generation, end, out);
             }
             Event::AccountEnding(account) => self.end_identity(account, now, out),
         }
@@ -462,24 +309,20 @@ impl Link {
         match (waiting.origin, waiting.command.request, answer) {
             // A later command has ended the registration.
             (Origin::Connection(..), Request::Register(account), Answer::Flag(true))
-                if self
-                    .unregistered
-                    .get(&account.incarnation)
-                    .is_some_and(|later| *later > id) =>
+                if self.identities.is_ended_after(&account, id) =>
             {
-                self.push(waiting.origin, Request::Register(account), now);
+                self.commands
+                    .push(waiting.origin, Request::Register(account), now);
             }
             (Origin::Reception(inbox), _, Answer::Resubscribed(outcome)) => match outcome {
                 Ok(false) => {}
-                Ok(true) => self.lag(inbox, out),
-                Err(end) => self.end_reception(inbox, end, out),
+                Ok(true) => self.receptions.lag(inbox, out),
+                Err(end) => self.receptions.end(inbox, end, out),
             },
             (Origin::Identity(incarnation), _, Answer::Flag(true)) => {
-                if let Some(identity) = self.identities.get_mut(&incarnation) {
-                    identity.flow = self.flows;
-                }
+                self.identities.registered_again(incarnation, self.flows);
             }
-            (Origin::Identity(incarnation), ..) => self.drop_identity(incarnation, out),
+            (Origin::Identity(incarnation), ..) => self.identities.end(incarnation, out),
             (
                 Origin::Connection(connection, request),
                 Request::Subscribe { account, .. },
@@ -488,7 +331,7 @@ impl Link {
                 let (subscription, former) = match answer {
                     Answer::Subscribed(Some(subscribed)) => {
                         let (subscription, former) =
-                            self.subscribed(connection, account, subscribed);
+                            self.receptions.begin(connection, account, subscribed);
                         (Some(subscription), former)
                     }
                     _ => (None, None),
@@ -505,16 +348,7 @@ impl Link {
             }
             (Origin::Connection(connection, request), content, answer) => {
                 if let (Request::Register(account), Answer::Flag(true)) = (content, &answer) {
-                    let incarnation = account.incarnation;
-                    let identity = self.identities.entry(incarnation);
-                    let connections = BTreeSet::new();
-                    let identity = identity.or_insert_with(|| Identity {
-                        account,
-                        connections,
-                        flow: 0,
-                    });
-                    identity.connections.insert(connection);
-                    identity.flow = self.flows;
+                    self.identities.register(account, connection, self.flows);
                 }
                 let reply = match answer {
                     Answer::Unavailable => Reply::Unavailable,
@@ -532,14 +366,11 @@ impl Link {
                 Request::Subscribe { account, .. },
                 Answer::Subscribed(Some(subscribed)),
             ) => {
-                self.push(
-                    Origin::Nowhere,
-                    Request::Unsubscribe(account, subscribed.generation),
-                    now,
-                );
+                let request = Request::Unsubscribe(account, subscribed.generation);
+                self.commands.push(Origin::Nowhere, request, now);
             }
             (Origin::Nowhere, Request::Register(account), Answer::Flag(true))
-                if !self.identities.contains_key(&account.incarnation) =>
+                if !self.identities.contains(&account) =>
             {
                 self.push_unregister(account, now);
             }
@@ -548,57 +379,10 @@ impl Link {
         self.flush(now, out);
     }
 
-    fn subscribed(
-        &mut self,
-        connection: ConnectionId,
-        account: Account,
-        subscribed: Subscribed,
-    ) -> (Subscription, Option<Publisher>) {
-        let Subscribed {
-            generation,
-            queued,
-            cursor,
-        } = subscribed;
-        let (publisher, subscription) = Subscription::new(account.clone(), queued, cursor);
-        let inbox = account.incarnation;
-        let (delivered, acknowledged) = (cursor, cursor);
-        let reception = Reception {
-            account,
-            generation,
-            connection,
-            publisher,
-            delivered,
-            acknowledged,
-        };
-        let former = self.receptions.insert(inbox, reception);
-        (subscription, former.map(|former| former.publisher))
-    }
-
-    fn lag(&self, inbox: u64, out: &mut Vec<Action>) {
-        if let Some(reception) = self.receptions.get(&inbox) {
-            out.push(Action::Publish(
-                reception.publisher.clone(),
-                Published::Lagged,
-            ));
-        }
-    }
-
-    fn end_reception(&mut self, inbox: u64, end: End, out: &mut Vec<Action>) {
-        if let Some(reception) = self.receptions.remove(&inbox) {
-            out.push(Action::Publish(reception.publisher, Published::Ended(end)));
-        }
-    }
-
     /// Ends the identity of an account that is about to end, and confirms that.
     fn end_identity(&mut self, account: Account, now: Now, out: &mut Vec<Action>) {
-        self.drop_identity(account.incarnation, out);
+        self.identities.end(account.incarnation, out);
         self.push_unregister(account, now);
-    }
-
-    fn drop_identity(&mut self, incarnation: u64, out: &mut Vec<Action>) {
-        if let Some(identity) = self.identities.remove(&incarnation) {
-            out.extend(identity.connections.into_iter().map(Action::EndIdentity));
-        }
     }
 
     /// Ends the flow and opens a new one.
@@ -632,10 +416,7 @@ impl Link {
                 Message::Up(self.shard, flow.id(), Up::End),
             ));
         }
-        let changes = self
-            .sent
-            .extract_if(.., |_, waiting| waiting.command.request.is_change());
-        let changes: Vec<_> = changes.map(|(_, waiting)| waiting).collect();
+        let changes = self.commands.take_changes();
         self.fail(changes, out);
         self.prepare_next_flow();
     }
@@ -659,26 +440,8 @@ impl Link {
 
     /// Queues the sent commands again, for the next flow.
     fn prepare_next_flow(&mut self) {
-        // Receptions and identities continue in the next flow.
-        self.queue.retain(|waiting| {
-            !matches!(waiting.origin, Origin::Reception(_) | Origin::Identity(_))
-        });
-        // All registrations of this flow have ended with it.
-        self.queue
-            .retain(|waiting| !matches!(waiting.command.request, Request::Unregister(_)));
-        self.unregistered.clear();
-        let again = std::mem::take(&mut self.sent).into_values();
-        let again = again.filter(
-            |Waiting {
-                 origin, command, ..
-             }| {
-                matches!(origin, Origin::Connection(..))
-                    || matches!(command.request, Request::Acknowledge(..))
-            },
-        );
-        again
-            .rev()
-            .for_each(|waiting| self.queue.push_front(waiting));
+        self.identities.end_flow();
+        self.commands.requeue();
     }
 
     /// Answers these commands with `unavailable`. Connections with changes among them
@@ -710,31 +473,10 @@ impl Link {
 
     fn push_unregister(&mut self, account: Account, now: Now) {
         let incarnation = account.incarnation;
-        self.push(Origin::Nowhere, Request::Unregister(account), now);
-        let unanswered = self
-            .sent
-            .keys()
-            .chain(self.queue.iter().map(|waiting| &waiting.command.id));
-        let oldest = unanswered.copied().min().unwrap_or(self.next_id);
-        self.unregistered.retain(|_, id| *id > oldest);
-        self.unregistered.insert(incarnation, self.next_id);
-    }
-
-    fn push(&mut self, origin: Origin, request: Request, now: Now) {
-        let waiting = self.waiting(origin, request, now);
-        self.queue.push_back(waiting);
-    }
-
-    fn waiting(&mut self, origin: Origin, request: Request, now: Now) -> Waiting {
-        self.next_id += 1;
-        Waiting {
-            origin,
-            command: Command {
-                id: self.next_id,
-                request,
-            },
-            since: now.running,
-        }
+        let request = Request::Unregister(account);
+        let id = self.commands.push(Origin::Nowhere, request, now);
+        self.identities
+            .unregister(incarnation, id, self.commands.oldest());
     }
 
     /// Sends waiting commands, as far as there is credit.
@@ -745,52 +487,12 @@ impl Link {
         let State::Open(flow) = &mut self.flow else {
             return;
         };
-        while flow.has_credit() && !self.queue.is_empty() {
-            let (mut items, mut bytes) = (Vec::new(), 0);
-            let fits =
-                |bytes: u64, size: u64| bytes == 0 || bytes + size <= timing::PACKET_BYTES_MAX;
-            while let Some(waiting) = self
-                .queue
-                .pop_front_if(|next| fits(bytes, next.command.bytes()))
-            {
-                bytes += waiting.command.bytes();
-                items.push(waiting.command.clone());
-                if waiting.command.request.has_answer() {
-                    self.sent.insert(waiting.command.id, waiting);
-                }
-            }
+        while flow.has_credit() && self.commands.has_unsent() {
+            let (items, bytes) = self.commands.send();
             let packet = flow.send(items, bytes, now.running);
             let up = Up::Packet(packet, now.running);
             let message = Message::Up(self.shard, flow.id(), up);
             out.push(Action::Send(flow.id().claim.id.server, message));
-        }
-    }
-}
-
-impl Waiting {
-    const fn deadline(&self) -> Duration {
-        match self.command.request {
-            Request::Delete(_) => timing::DELETE_DEADLINE,
-            _ => timing::COMMAND_DEADLINE,
-        }
-    }
-
-    #[cfg(any(test, feature = "maelstrom"))]
-    fn is_of(&self, connection: ConnectionId) -> bool {
-        matches!(self.origin, Origin::Connection(of, _) if of == connection)
-    }
-}
-
-trait MaxBySequence {
-    fn max_by_sequence(self, other: Self) -> Self;
-}
-
-impl MaxBySequence for Position {
-    fn max_by_sequence(self, other: Self) -> Self {
-        if other.sequence > self.sequence {
-            other
-        } else {
-            self
         }
     }
 }

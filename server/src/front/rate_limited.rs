@@ -28,6 +28,11 @@ impl<S> RateLimited<S> {
             pause: None,
         }
     }
+
+    /// Returns the stream.
+    pub(super) fn into_inner(self) -> S {
+        self.stream
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for RateLimited<S> {

@@ -1,20 +1,40 @@
-//! The client connection of one call: its wake-ups and its end. It does not know the
-//! messages of gRPC.
+//! The client connection of one gRPC call or HTTP request: its wake-ups and its end. It
+//! does not know the messages of either.
 
+use std::borrow::Cow;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use hark_grpc::status;
 use hark_protocol::{OkFields, Refusal, Reply, Request, RequestId, SessionToken};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
-use tonic::{Extensions, Status};
 
-use super::{CALL_WAIT_MAX, Caller, too_many_commands};
-use crate::chat::{Chat, ClientConnection, Output, Shutdown, ShutdownSignal};
+use super::caller::{CALL_WAIT_MAX, Caller, too_many_commands};
+use crate::chat::{Chat, ClientConnection, Fault, Output, Shutdown, ShutdownSignal};
+
+/// The failure of a call.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum CallError {
+    /// The request is refused; nothing changed.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The outcome is unknown.
+    #[error("{0}")]
+    Unavailable(Cow<'static, str>),
+    /// Another connection has opened the session, or the connections of this epoch are
+    /// closed.
+    #[error("another connection has opened this session")]
+    Aborted,
+    /// The connection ended before its reply, because the server drains.
+    #[error("the connection has ended; open another and retry unanswered requests")]
+    Ended,
+    /// The chat gave an answer of another request.
+    #[error("unexpected reply {0}")]
+    Unexpected(String),
+}
 
 /// The client connection of a call. Dropping it releases its session and subscription.
 #[derive(Debug)]
@@ -29,15 +49,11 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Returns an anonymous connection for the call with these extensions. It drains with
-    /// the HTTP/2 connection.
-    ///
-    /// # Errors
-    /// As [`Caller::of`].
-    pub(super) fn new(chat: &Arc<Chat>, extensions: &Extensions) -> Result<Self, Status> {
-        let caller = Caller::of(extensions)?;
+    /// Returns an anonymous connection for a call of `caller`. It drains with the
+    /// connection of the caller.
+    pub(super) fn new(chat: &Arc<Chat>, caller: &Caller) -> Self {
         let shutdown = Arc::new(ShutdownSignal::of_call(&caller.connection));
-        Ok(Self {
+        Self {
             connection: ClientConnection::new(
                 Arc::clone(chat),
                 caller.address,
@@ -47,7 +63,7 @@ impl Call {
             stopping: Some(Box::pin(caller.stopping.clone().cancelled_owned())),
             timer: None,
             drains_until: None,
-        })
+        }
     }
 
     /// Charges each command to the limiter of `caller`, for a stream of commands.
@@ -74,11 +90,11 @@ impl Call {
     /// Makes a request with a single reply, and returns its fields.
     ///
     /// # Errors
-    /// The refusal or failure as a status.
+    /// The refusal or failure.
     pub(super) async fn request(
         &mut self,
         request: Result<Request, Refusal>,
-    ) -> Result<OkFields, Status> {
+    ) -> Result<OkFields, CallError> {
         self.request_as(RequestId::new(1), request).await
     }
 
@@ -90,14 +106,14 @@ impl Call {
         &mut self,
         id: Option<RequestId>,
         request: Result<Request, Refusal>,
-    ) -> Result<OkFields, Status> {
-        let request = request.map_err(|refusal| status::refused(&refusal))?;
+    ) -> Result<OkFields, CallError> {
+        let request = request?;
         self.wait_until_ready().await?;
         self.connection.handle(id, Ok(request));
         match poll_fn(|cx| self.poll(cx)).await? {
             Output::Reply(_, reply) => answer(reply),
             // The server is draining.
-            Output::Push(_) | Output::Bye(_) | Output::Close => Err(ended()),
+            Output::Push(_) | Output::Bye(_) | Output::Close => Err(CallError::Ended),
         }
     }
 
@@ -105,19 +121,19 @@ impl Call {
     ///
     /// # Errors
     /// [`hark_protocol::Code::RateLimited`] if it would wait longer than
-    /// [`CALL_WAIT_MAX`]; the status of an aborted call.
-    pub(super) async fn wait_until_ready(&mut self) -> Result<(), Status> {
+    /// [`CALL_WAIT_MAX`]; [`CallError::Aborted`].
+    pub(super) async fn wait_until_ready(&mut self) -> Result<(), CallError> {
         if self.connection.is_ready() {
             return Ok(());
         }
         if let Some(until) = self.connection.paused_until() {
             let wait = until.saturating_duration_since(Instant::now());
             if wait > CALL_WAIT_MAX {
-                return Err(status::refused(&too_many_commands(wait)));
+                return Err(too_many_commands(wait).into());
             }
         }
         poll_fn(|cx| match self.poll(cx)? {
-            Poll::Ready(_) => Poll::Ready(Err(ended())),
+            Poll::Ready(_) => Poll::Ready(Err(CallError::Ended)),
             Poll::Pending if self.connection.is_ready() => Poll::Ready(Ok(())),
             Poll::Pending => Poll::Pending,
         })
@@ -127,11 +143,11 @@ impl Call {
     /// Polls for the next output.
     ///
     /// # Errors
-    /// The status of an aborted call.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Output, Status>> {
+    /// [`CallError::Aborted`].
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Output, CallError>> {
         loop {
             if self.connection.poll_abort(cx).is_ready() {
-                return Poll::Ready(Err(aborted()));
+                return Poll::Ready(Err(CallError::Aborted));
             }
             if let Poll::Ready(output) = self.connection.poll(cx, Instant::now()) {
                 return Poll::Ready(Ok(output));
@@ -194,25 +210,24 @@ impl Call {
     }
 }
 
-/// Translates the reply that completes a call.
-///
-/// # Errors
-/// The refusal or failure as a status.
-pub(super) fn answer(reply: Reply) -> Result<OkFields, Status> {
-    match reply {
-        Reply::Ok(fields) => Ok(fields),
-        Reply::NotOk(refusal) => Err(status::refused(&refusal)),
-        Reply::Error { explanation, .. } => Err(status::unavailable(&explanation)),
-        other => Err(Status::internal(format!("unexpected reply {other:?}"))),
+impl From<Fault> for CallError {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Refused(refusal) => refusal.into(),
+            Fault::Unavailable(unavailable) => Self::Unavailable(unavailable.to_string().into()),
+        }
     }
 }
 
-/// Returns the status of a call whose session another connection has opened.
-pub(super) fn aborted() -> Status {
-    Status::aborted("another connection has opened this session")
-}
-
-/// Returns the status of a call whose connection ended before its reply.
-pub(super) fn ended() -> Status {
-    status::unavailable("the connection has ended; open another and retry unanswered requests")
+/// Returns the fields of the reply that completes a call.
+///
+/// # Errors
+/// The refusal or failure.
+pub(super) fn answer(reply: Reply) -> Result<OkFields, CallError> {
+    match reply {
+        Reply::Ok(fields) => Ok(fields),
+        Reply::NotOk(refusal) => Err(refusal.into()),
+        Reply::Error { explanation, .. } => Err(CallError::Unavailable(explanation)),
+        other => Err(CallError::Unexpected(format!("{other:?}"))),
+    }
 }

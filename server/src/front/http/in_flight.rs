@@ -1,0 +1,89 @@
+//! The requests in flight of an HTTP/1.1 connection, shared by the stream below hyper and
+//! the service above it.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use http_body::{Body, Frame, SizeHint};
+
+use crate::sync::Mutex;
+
+/// The requests in flight.
+#[derive(Debug, Default)]
+pub(super) struct InFlight {
+    // Locked because hyper is between both sides. Held for one operation on the queue. It is
+    // bounded by the buffer of hyper: each head is at least 16 bytes.
+    ambiguous: Mutex<VecDeque<bool>>,
+    /// The requests whose response has not ended.
+    unanswered: AtomicUsize,
+}
+
+impl InFlight {
+    /// Records a head that is passed to hyper, and whether it is ambiguous.
+    pub(super) fn begin(&self, is_ambiguous: bool) {
+        self.ambiguous.lock().push_back(is_ambiguous);
+        self.unanswered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns whether the next request that hyper passes to the service is ambiguous.
+    pub(super) fn take_ambiguous(&self) -> bool {
+        self.ambiguous.lock().pop_front().unwrap_or_default()
+    }
+
+    /// Records the end of a response.
+    pub(super) fn end(&self) {
+        self.unanswered.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Returns whether every request is answered.
+    pub(super) fn is_idle(&self) -> bool {
+        self.unanswered.load(Ordering::Relaxed) == 0
+    }
+}
+
+/// A response body that records its end.
+pub(super) struct CountedBody<B> {
+    body: B,
+    _guard: EndGuard,
+}
+
+struct EndGuard(Arc<InFlight>);
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+impl<B> CountedBody<B> {
+    /// Returns the body of a request in flight.
+    pub(super) const fn new(body: B, in_flight: Arc<InFlight>) -> Self {
+        Self {
+            body,
+            _guard: EndGuard(in_flight),
+        }
+    }
+}
+
+impl<B: Body + Unpin> Body for CountedBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,247 @@
+//! The web page of the server, in a real browser.
+
+use std::process::Output;
+
+use hark_tests::{Browser, Harkd, Wire, hark};
+use serde_json::Value;
+
+/// A browser on the page of a server.
+struct Page(Browser);
+
+impl Page {
+    /// Opens the page.
+    async fn open(server: &Harkd, width: u32) -> Self {
+        let browser = Browser::open(width, 700).await;
+        let page = Self(browser);
+        page.load(server).await;
+        page
+    }
+
+    async fn load(&self, server: &Harkd) {
+        let address = format!("http://{}/", server.address());
+        self.0.page().goto(&address).await.unwrap();
+    }
+
+    /// Creates an account by the form and waits for the chat.
+    async fn create(&self, user: &str, password: &str) {
+        self.0.wait_for(&is_shown("entry")).await;
+        self.0.fill("#user", user, false).await;
+        self.0.fill("#password", password, false).await;
+        self.0.click("#create").await;
+        self.0.wait_for(&is_shown("app")).await;
+        self.wait_until_online().await;
+    }
+
+    async fn wait_until_online(&self) {
+        let is_online = "return document.querySelector('#state').textContent === ''";
+        self.0.wait_for(is_online).await;
+    }
+
+    /// Opens the conversation with a person or a room by the dialog.
+    async fn talk(&self, to: &str) {
+        self.0.click("#start").await;
+        self.0.fill("#target", to, true).await;
+        let is_open = format!("return document.querySelector('#title').textContent === '{to}'");
+        self.0.wait_for(&is_open).await;
+    }
+
+    async fn say(&self, text: &str) {
+        self.0.fill("#text", text, true).await;
+    }
+
+    /// Returns the texts on the screen, with the fates of lines that are not stored.
+    async fn texts(&self) -> Vec<String> {
+        let script = "return [...document.querySelectorAll('#messages .message')].map((one) => \
+             [...one.querySelectorAll('.text, .fate')].map((part) => part.innerText).join(' | '))";
+        strings(self.0.run(script).await)
+    }
+
+    /// Waits until these texts, and no others, are on the screen.
+    async fn wait_for_texts(&self, expected: &[&str]) {
+        let wanted = serde_json::to_string(expected).unwrap();
+        let script = format!(
+            "const shown = [...document.querySelectorAll('#messages .message .text')]; \
+             return JSON.stringify(shown.map((one) => one.innerText)) === JSON.stringify({wanted}) \
+             && !document.querySelector('#messages .pending')"
+        );
+        self.0.wait_for(&script).await;
+    }
+
+    /// Asserts that axe-core finds nothing to complain about.
+    async fn check_accessibility(&self) {
+        let axe = std::fs::read_to_string(axe_core()).unwrap();
+        self.0.run(&axe).await;
+        let script = "const done = arguments[arguments.length - 1]; \
+             axe.run().then(({ violations }) => done(violations.map(({ id, nodes }) => \
+             `${id}: ${nodes.map(({ html }) => html).join(' ')}`)))";
+        assert_eq!(
+            strings(self.0.run_async(script).await),
+            Vec::<String>::new()
+        );
+    }
+}
+
+fn strings(value: Value) -> Vec<String> {
+    serde_json::from_value(value).unwrap()
+}
+
+fn is_shown(id: &str) -> String {
+    format!("return !document.getElementById('{id}').hidden")
+}
+
+/// Returns the path of axe-core, which `./test` installs.
+fn axe_core() -> std::path::PathBuf {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/lib");
+    let found = std::fs::read_dir(&root).unwrap().find_map(|python| {
+        let path = python
+            .unwrap()
+            .path()
+            .join("site-packages/axe_core_python/axe.min.js");
+        path.exists().then_some(path)
+    });
+    found.expect("axe-core in .venv: run ./test, which installs it")
+}
+
+/// Runs `hark` as a user without a password.
+fn hark_as(server: &Harkd, state: &std::path::Path, arguments: &[&str]) -> Output {
+    hark(state)
+        .args(arguments)
+        .env("HARK_SERVER", server.address().to_string())
+        .output()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn pages_and_terminal_miss_nothing_across_kill() {
+    let mut server = Harkd::builder().certificate(None).start();
+    let ann = Page::open(&server, 1000).await;
+    ann.create("ann", "").await;
+    let bob = Page::open(&server, 400).await;
+    bob.create("bob", "").await;
+    ann.talk("bob").await;
+    bob.talk("ann").await;
+    ann.say("one").await;
+    bob.wait_for_texts(&["one"]).await;
+    bob.say("two").await;
+    ann.wait_for_texts(&["one", "two"]).await;
+
+    server.kill();
+    ann.say("three").await;
+    ann.say("four").await;
+    let waiting = "return document.querySelectorAll('#messages .pending').length === 2";
+    ann.0.wait_for(waiting).await;
+    let shown = ann.texts().await;
+    assert_eq!(shown[2], "three | waits for the connection");
+    // A reload does not lose the lines either.
+    let state = ann.0.run("return localStorage['hark.outbox']").await;
+    assert!(state.as_str().unwrap().contains("three"), "{state}");
+    let server = server.restart();
+    bob.wait_for_texts(&["one", "two", "three", "four"]).await;
+    ann.wait_for_texts(&["one", "two", "three", "four"]).await;
+
+    let state = tempfile::tempdir().unwrap();
+    let sent = hark_as(
+        &server,
+        state.path(),
+        &["--as", "ann", "send", "bob", "five"],
+    );
+    assert!(sent.status.success(), "{sent:?}");
+    bob.wait_for_texts(&["one", "two", "three", "four", "five"])
+        .await;
+}
+
+#[tokio::test]
+async fn later_tab_takes_over() {
+    let server = Harkd::builder().certificate(None).start();
+    let ann = Page::open(&server, 1000).await;
+    ann.create("ann", "secret").await;
+    let first = ann.0.page().window().await.unwrap();
+    let second = ann.0.page().new_window(true).await.unwrap();
+    ann.0
+        .page()
+        .switch_to_window(second.handle.clone())
+        .await
+        .unwrap();
+    ann.load(&server).await;
+    ann.0.wait_for(&is_shown("app")).await;
+    ann.wait_until_online().await;
+
+    ann.0.page().switch_to_window(first).await.unwrap();
+    ann.0
+        .wait_for("return document.querySelector('#elsewhere-dialog').open")
+        .await;
+    ann.0.click("#use-here").await;
+    ann.0.wait_for(&is_shown("app")).await;
+    ann.wait_until_online().await;
+    ann.0.page().switch_to_window(second.handle).await.unwrap();
+    ann.0
+        .wait_for("return document.querySelector('#elsewhere-dialog').open")
+        .await;
+}
+
+#[tokio::test]
+async fn log_out_wipes_the_browser() {
+    let server = Harkd::builder().certificate(None).start();
+    let ann = Page::open(&server, 1000).await;
+    ann.create("ann", "").await;
+    ann.talk("ann2").await;
+    ann.0.click("#browser").await;
+    ann.0.click("#logout-form button[type=submit]").await;
+    ann.0.wait_for(&is_shown("entry")).await;
+    let kept = ann.0.run("return Object.keys(localStorage)").await;
+    assert_eq!(strings(kept), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn wrong_password_is_explained() {
+    let server = Harkd::builder().certificate(None).start();
+    Wire::connect(server.address()).await.create("ann").await;
+    let page = Page::open(&server, 1000).await;
+    page.0.fill("#user", "ann", false).await;
+    page.0.fill("#password", "wrong", true).await;
+    let error = "return document.querySelector('#entry-error').textContent";
+    let shown = page.0.wait_for(&format!("{error} || null")).await;
+    assert!(!shown.as_str().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn every_view_is_accessible_and_fits() {
+    let server = Harkd::builder().certificate(None).start();
+    let page = Page::open(&server, 1000).await;
+    page.check_accessibility().await;
+    page.create("ann", "").await;
+    page.talk("ann-and-a-very-long-name-that-does-not-end-before-64-characters")
+        .await;
+    page.say("hello https://example.org/").await;
+    page.check_accessibility().await;
+    page.0.click("#browser").await;
+    page.check_accessibility().await;
+    page.0.click("#browser-dialog [data-close]").await;
+    page.0.click("#start").await;
+    page.check_accessibility().await;
+    page.0.click("#start-dialog [data-close]").await;
+    page.0.page().set_window_size(360, 700).await.unwrap();
+    let overflow = "return document.documentElement.scrollWidth - innerWidth";
+    assert!(page.0.run(overflow).await.as_i64().unwrap() <= 0);
+    page.check_accessibility().await;
+}
+
+#[tokio::test]
+async fn texts_stay_texts() {
+    let server = Harkd::builder().certificate(None).start();
+    let page = Page::open(&server, 1000).await;
+    page.create("ann", "").await;
+    let mut eve = Wire::connect(server.address()).await;
+    eve.create("eve").await;
+    eve.receive("eve").await;
+    let text = "<img src=x onerror=alert(1)><script>alert(2)</script> javascript:alert(3)";
+    eve.sent("ann", text).await;
+    page.0
+        .wait_for("return document.querySelector('#conversations button')")
+        .await;
+    page.0.click("#conversations button").await;
+    page.wait_for_texts(&[text]).await;
+    let made = "return document.querySelectorAll('#messages img, #messages script, #messages a')\
+                .length";
+    assert_eq!(page.0.run(made).await, 0);
+}
