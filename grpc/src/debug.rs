@@ -4,6 +4,7 @@ use std::fmt::{Debug, Formatter, Result};
 
 use crate::v1::{
     AttachRequest, ConnectRequest, CreateRequest, Credentials, DeleteRequest, PasswordRequest,
+    SetUserPasswordRequest,
 };
 
 macro_rules! shown_without_password {
@@ -22,5 +23,6 @@ shown_without_password!(
     PasswordRequest,
     DeleteRequest,
     ConnectRequest,
-    AttachRequest
+    AttachRequest,
+    SetUserPasswordRequest
 );

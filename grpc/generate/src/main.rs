@@ -9,16 +9,21 @@ use anyhow::Context as _;
 use prost::Message as _;
 
 /// Paths of the definitions in `grpc/proto`.
-const DEFINITIONS: [&str; 2] = ["hark/v1/chat.proto", "helloworld/chat.proto"];
+const DEFINITIONS: [&str; 3] = [
+    "hark/v1/admin.proto",
+    "hark/v1/chat.proto",
+    "helloworld/chat.proto",
+];
 
 /// Messages with a password. Their handwritten `Debug` hides it.
-const SECRET: [&str; 6] = [
+const SECRET: [&str; 7] = [
     "hark.v1.AttachRequest",
     "hark.v1.Credentials",
     "hark.v1.ConnectRequest",
     "hark.v1.CreateRequest",
     "hark.v1.PasswordRequest",
     "hark.v1.DeleteRequest",
+    "hark.v1.SetUserPasswordRequest",
 ];
 
 fn main() -> anyhow::Result<()> {

@@ -41,7 +41,7 @@ impl Chat {
     ) -> Result<Inbox, Fault> {
         let authenticated = self.login(address, user, password).await?;
         let account = authenticated.account;
-        if !self.rules.rates.is_exempt(address) {
+        if !self.rules().rates.is_exempt(address) {
             let cost = Cost::default();
             let wait = self
                 .users

@@ -80,7 +80,7 @@ impl Chat {
                 | RoomRequest::Block(_)
                 | RoomRequest::Unblock(_)
         );
-        let is_served = is_of_inbox || self.rules.rooms != MayCreateRooms::Off;
+        let is_served = is_of_inbox || self.rules().rooms != MayCreateRooms::Off;
         if self.store.has_rooms() && is_served {
             Ok(())
         } else {
@@ -226,7 +226,7 @@ impl Caller {
     }
 
     async fn may_create(&self) -> Result<bool, Fault> {
-        match self.chat.rules.rooms {
+        match self.chat.rules().rooms {
             MayCreateRooms::Users => Ok(true),
             MayCreateRooms::Admins => self.chat.is_admin(Some(&self.user)).await,
             MayCreateRooms::Off => Ok(false),
@@ -365,14 +365,17 @@ impl MemberListing {
                 mut names,
                 mut is_truncated,
             } = self.page().await?;
-            let rules = &self.caller.chat.rules;
-            let names_max = rules.list_names_max - self.count;
+            let (list_names_max, frame_bytes_max) = {
+                let rules = self.caller.chat.rules();
+                (rules.list_names_max, rules.frame_bytes_max)
+            };
+            let names_max = list_names_max.saturating_sub(self.count);
             let is_full = names.len() >= names_max;
             is_truncated |= names.len() > names_max;
             names.truncate(names_max);
             self.count += names.len();
             self.after = names.last().cloned();
-            let bytes_max = REPLY_BYTES_MAX.min(rules.frame_bytes_max - FRAME_BYTES_MIN);
+            let bytes_max = REPLY_BYTES_MAX.min(frame_bytes_max - FRAME_BYTES_MIN);
             let parts = list_parts(&names, bytes_max).into_iter();
             let mut replies: Vec<Reply> = parts.map(|names| Reply::List(names.to_vec())).collect();
             let rest = if is_truncated && !is_full {

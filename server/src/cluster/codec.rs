@@ -171,7 +171,7 @@ structures! {
     SendId { session, id, in_order, from }
     Subscribed { generation, queued, cursor }
     Account { name, incarnation }
-    AccountEntry { account, password }
+    AccountEntry { account, password, is_suspended }
     Position { sequence, messages, bytes }
     ReadLimit { messages, bytes }
     Page { starts_after, messages, complete }
@@ -578,6 +578,7 @@ mod tests {
         let entry = AccountEntry {
             account: account(),
             password: Some(PasswordHash::new("x")),
+            is_suspended: true,
         };
         let subscribed = Subscribed {
             generation,

@@ -167,6 +167,35 @@ impl StoreArgs {
         Ok(place)
     }
 
+    /// Returns the folder of the store; `None` if it is elsewhere.
+    ///
+    /// # Errors
+    /// As [`Self::place`].
+    pub fn folder(&self) -> anyhow::Result<Option<PathBuf>> {
+        Ok(match self.place()? {
+            StorePlace::Folder(folder) => Some(folder),
+            _ => None,
+        })
+    }
+
+    /// Checks what can be checked without opening the store.
+    ///
+    /// # Errors
+    /// As [`Self::place`]; if a file with credentials cannot be read, or the place is no
+    /// folder.
+    pub fn check(&self) -> anyhow::Result<()> {
+        match self.place()? {
+            StorePlace::Memory => Ok(()),
+            StorePlace::Folder(folder) if folder.exists() && !folder.is_dir() => anyhow::bail!(
+                "cannot open store {}: not a folder; choose another --store",
+                folder.display()
+            ),
+            StorePlace::Folder(_) => Ok(()),
+            #[cfg(feature = "cluster")]
+            StorePlace::Cluster(_) => self.cluster.credentials().map(drop),
+        }
+    }
+
     /// Returns the location that an argument of a command names, or else that of the store.
     ///
     /// # Errors

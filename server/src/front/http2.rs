@@ -85,7 +85,7 @@ impl Http2 {
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
         address: IpAddr,
-        shutdown: &ShutdownSignal,
+        shutdown: &Arc<ShutdownSignal>,
     ) -> io::Result<()> {
         let calls = TaskTracker::new();
         let served = self
@@ -101,7 +101,7 @@ impl Http2 {
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
         address: IpAddr,
-        shutdown: &ShutdownSignal,
+        shutdown: &Arc<ShutdownSignal>,
         calls: &TaskTracker,
     ) -> hyper::Result<()> {
         let limiter = self.chat.rate_limiter(address);
@@ -109,7 +109,7 @@ impl Http2 {
         let stream = RateLimited::new(stream, limiter.clone());
         let caller = Caller {
             address,
-            epoch: shutdown.epoch(),
+            connection: Arc::clone(shutdown),
             limiter,
             stopping: stopping.clone(),
             calls: calls.clone(),

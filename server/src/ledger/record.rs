@@ -24,6 +24,7 @@
 //! | 15 cursor of a device in its inbox | account, device, position~ |
 //! | 16 blocked accounts | account, count, each~ |
 //! | 17 conversations started | account, age in s, count |
+//! | 24 suspended account | as 3 |
 //! | 32–43 | records of rooms: see `rooms::record` |
 //!
 //! A position is number~, messages, bytes. A run is first id, length, and a byte: 0 and
@@ -71,6 +72,7 @@ mod kind {
     pub(super) const DEVICE_CURSOR: u8 = 15;
     pub(super) const BLOCKED: u8 = 16;
     pub(super) const STARTED: u8 = 17;
+    pub(super) const SUSPENDED_ACCOUNT: u8 = 24;
 }
 
 /// One record.
@@ -133,6 +135,7 @@ pub(super) struct AccountRecord {
     pub(super) name: UserName,
     pub(super) incarnation: u64,
     pub(super) password: Option<PasswordHash>,
+    pub(super) is_suspended: bool,
     pub(super) head: Position,
     pub(super) tail: Position,
 }
@@ -243,7 +246,11 @@ impl Clock {
 
 impl AccountRecord {
     fn put(&self, to: &mut Vec<u8>, counter: u64) {
-        to.push(kind::ACCOUNT);
+        to.push(if self.is_suspended {
+            kind::SUSPENDED_ACCOUNT
+        } else {
+            kind::ACCOUNT
+        });
         put_number(to, self.incarnation);
         put_text(to, self.name.as_str());
         put_text(to, self.password.as_ref().map_or("", PasswordHash::as_str));
@@ -251,7 +258,7 @@ impl AccountRecord {
         put_position(to, counter, self.tail);
     }
 
-    fn take(rest: &mut &[u8], counter: u64) -> Result<Self, Malformed> {
+    fn take(rest: &mut &[u8], counter: u64, is_suspended: bool) -> Result<Self, Malformed> {
         let incarnation = take_number(rest)?;
         let bytes = take_number(rest)?;
         let name = name(take_slice(rest, bytes)?)?;
@@ -263,6 +270,7 @@ impl AccountRecord {
             name,
             incarnation,
             password,
+            is_suspended,
             head,
             tail,
         })
@@ -327,7 +335,10 @@ impl<'r> Records<'r> {
                 })
             }
             kind::COUNTER => Record::Counter(take_number(rest)?),
-            kind::ACCOUNT => Record::Account(AccountRecord::take(rest, self.counter)?),
+            kind::ACCOUNT => Record::Account(AccountRecord::take(rest, self.counter, false)?),
+            kind::SUSPENDED_ACCOUNT => {
+                Record::Account(AccountRecord::take(rest, self.counter, true)?)
+            }
             kind::ACCOUNT_END => Record::AccountEnd(take_number(rest)?),
             kind::HEAD => Record::Head(take_number(rest)?, take_position(rest, self.counter)?),
             kind::TAIL => Record::Tail(take_number(rest)?, take_position(rest, self.counter)?),
@@ -518,10 +529,12 @@ mod tests {
         table.record(u32::MAX, Outcome::Stored(Sequence(u64::MAX)));
         let account = |password: Option<PasswordHash>| {
             let (head, tail) = (position(3), position(u64::MAX));
+            let is_suspended = password.is_some();
             Record::Account(AccountRecord {
                 name: "bob".parse().unwrap(),
                 incarnation: 5,
                 password,
+                is_suspended,
                 head,
                 tail,
             })

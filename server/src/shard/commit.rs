@@ -2,6 +2,8 @@
 //! appends one frame, waits until it is durable, and then completes and notifies. No
 //! other thread decides or appends.
 
+mod administer;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -452,6 +454,7 @@ impl Committer {
                 ledger.close_session(&token, now);
                 return None;
             }
+            Operation::Admin(operation) => return self.administer(operation),
             Operation::OnTakeover(..) => return None,
             Operation::Account(..)
             | Operation::Names(..)

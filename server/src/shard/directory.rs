@@ -24,6 +24,7 @@ type Entries = Option<BTreeMap<UserName, DirectoryEntry>>;
 struct DirectoryEntry {
     incarnation: u64,
     password: Option<PasswordHash>,
+    is_suspended: bool,
 }
 
 impl Directory {
@@ -40,6 +41,7 @@ impl Directory {
             AccountEntry {
                 account,
                 password: entry.password.clone(),
+                is_suspended: entry.is_suspended,
             }
         }))
     }
@@ -95,12 +97,18 @@ impl Directory {
     }
 }
 
-fn split(AccountEntry { account, password }: AccountEntry) -> (UserName, DirectoryEntry) {
+fn split(entry: AccountEntry) -> (UserName, DirectoryEntry) {
+    let AccountEntry {
+        account,
+        password,
+        is_suspended,
+    } = entry;
     (
         account.name,
         DirectoryEntry {
             incarnation: account.incarnation,
             password,
+            is_suspended,
         },
     )
 }

@@ -116,7 +116,7 @@ impl ClientConnection {
     #[must_use]
     pub fn new(chat: Arc<Chat>, address: IpAddr, shutdown: Arc<ShutdownSignal>) -> Self {
         Self {
-            throttle: Throttle::new(address, &chat.rules.rates),
+            throttle: Throttle::new(address, &chat.rules().rates),
             chat,
             address,
             shutdown,
@@ -244,7 +244,7 @@ impl ClientConnection {
 
     /// Sends a message, pipelined. Waits for a share of the budget if none is free.
     fn send(&mut self, id: Option<RequestId>, to: UserName, text: ByteString) {
-        let rules = &self.chat.rules;
+        let rules = self.chat.rules();
         let refusal = if rules.require_password && self.user.is_none() {
             Some(Code::Denied)
         } else if text.len() > rules.text_bytes_max() {
@@ -480,6 +480,7 @@ impl ClientConnection {
         } = &authenticated;
         self.throttle.charge_login(&account.name, &self.chat.users);
         audit::logged_in(&account.name, *by_password, self.address);
+        self.shutdown.set_user(Some(&account.name));
         self.user = Some(authenticated);
     }
 
@@ -504,6 +505,7 @@ impl ClientConnection {
             End::TakenOver => Some(ByeReason::TakenOver),
             End::Deleted => {
                 self.user = None;
+                self.shutdown.set_user(None);
                 Some(ByeReason::Deleted)
             }
             End::Interrupted => None,
@@ -553,7 +555,7 @@ impl ClientConnection {
                             outcome,
                             to,
                             self.user.is_none(),
-                            self.chat.rules.text_bytes_max(),
+                            self.chat.rules().text_bytes_max(),
                         )
                     }
                     Err(unavailable) => {
@@ -656,7 +658,7 @@ impl ClientConnection {
             }
             Done::Hello(session) => {
                 self.sends.set_session(SendSession::Open(session));
-                Reply::Ok(OkFields::Hello(VERSION, self.chat.rules.frame_bytes_max))
+                Reply::Ok(OkFields::Hello(VERSION, self.chat.rules().frame_bytes_max))
             }
             Done::NoSession(fault) => return self.refuse_hello(id, fault),
             Done::LoggedIn(authenticated) => {
@@ -668,6 +670,7 @@ impl ClientConnection {
             }
             Done::LoggedOut => {
                 self.user = None;
+                self.shutdown.set_user(None);
                 self.stop_receiving();
                 Reply::Ok(OkFields::None)
             }

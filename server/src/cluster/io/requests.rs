@@ -113,7 +113,8 @@ impl Driver {
             }
             // Not served yet: see `Store::has_rooms`.
             room @ Operation::Room(_) => room.refuse(),
-            Operation::CloseSession(_) | Operation::Close(_) => {}
+            // Not supported yet: completes as unavailable.
+            Operation::Admin(_) | Operation::CloseSession(_) | Operation::Close(_) => {}
         }
     }
 

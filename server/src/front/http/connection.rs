@@ -71,7 +71,7 @@ impl Http {
             http: self.clone(),
             caller: Caller {
                 address,
-                epoch: shutdown.epoch(),
+                connection: Arc::clone(&shutdown),
                 limiter,
                 stopping: CancellationToken::new(),
                 calls: TaskTracker::new(),

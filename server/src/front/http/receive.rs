@@ -128,8 +128,6 @@ impl DeliveryBody {
                     last = Some(message.position.sequence);
                     self.count_message();
                 }
-                // Only for devices.
-                Ok(Output::Said(_) | Output::Notice(_)) => {}
                 Ok(Output::Bye(reason)) => self.end(reason, &mut piece),
                 // `connect` delivers the inbox alone.
                 Ok(Output::Said(_) | Output::Notice(_) | Output::Close | Output::Reply(..))
