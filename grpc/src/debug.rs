@@ -4,7 +4,7 @@ use std::fmt::{Debug, Formatter, Result};
 
 use crate::v1::{
     AttachRequest, ConnectRequest, CreateRequest, Credentials, DeleteRequest, Ok, PasswordRequest,
-    TokenReply,
+    SetUserPasswordRequest, TokenReply,
 };
 
 macro_rules! shown_without_password {
@@ -23,7 +23,8 @@ shown_without_password!(
     PasswordRequest,
     DeleteRequest,
     ConnectRequest,
-    AttachRequest
+    AttachRequest,
+    SetUserPasswordRequest
 );
 
 impl Debug for TokenReply {

@@ -3,18 +3,20 @@
 //! | module | contents |
 //! | --- | --- |
 //! | [`v1`], [`helloworld`] | the generated code |
+//! | [`admin`] | the credentials of a call of `hark.v1.Admin` |
 //! | [`request`] | translation between a call or a [`v1::ChatRequest`] and a [`hark_protocol::Request`] |
 //! | [`reply`] | translation between a [`hark_protocol::Reply`] and a [`v1::ChatReply`] |
 //! | [`rooms`] | both, for rooms and devices |
 //! | [`status`] | translation of refusals and failures to the status of a call |
 
+pub mod admin;
 mod debug;
 pub mod reply;
 pub mod request;
 pub mod rooms;
 pub mod status;
 
-/// `hark.v1`: the chat, and the log of the server.
+/// `hark.v1`: the chat, the log of the server, and its administration.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 pub mod v1 {
     include!("generated/hark.v1.rs");

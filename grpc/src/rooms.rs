@@ -1,8 +1,8 @@
 //! Translation of the requests and replies of rooms, devices and tokens.
 
-use hark_protocol::message::{Gap, LeftReason, RoomEntry, RoomMode, TokenEntry};
+use hark_protocol::message::{Gap, LeftReason, RoomEntry, RoomMode, Scope, TokenEntry};
 use hark_protocol::{
-    Code, DeviceName, Refusal, RoomName, RoomReply, RoomRequest, Sequence, UserName,
+    Code, DeviceName, Refusal, RoomName, RoomReply, RoomRequest, Sequence, TokenName, UserName,
 };
 
 use crate::reply::bad_reply;
@@ -207,11 +207,7 @@ pub(crate) fn command(request: RoomRequest) -> Command {
             sequence: sequence.0,
             login,
         }),
-        RoomRequest::Token { name, scope } => Command::Token(v1::TokenRequest {
-            name: name.to_string(),
-            scope: scope.to_string(),
-            login,
-        }),
+        RoomRequest::Token { name, scope } => Command::Token(of_token(&name, &scope)),
         RoomRequest::Tokens => Command::Tokens(v1::TokensRequest { login }),
         RoomRequest::Revoke(name) => Command::Revoke(v1::RevokeRequest {
             name: name.to_string(),
@@ -343,6 +339,14 @@ fn of_member(room: &RoomName, user: &UserName) -> v1::MemberRequest {
     v1::MemberRequest {
         room: room.to_string(),
         user: user.to_string(),
+        login: None,
+    }
+}
+
+fn of_token(name: &TokenName, scope: &Scope) -> v1::TokenRequest {
+    v1::TokenRequest {
+        name: name.to_string(),
+        scope: scope.to_string(),
         login: None,
     }
 }

@@ -5,6 +5,8 @@
 //! those below it; all use the token buckets of [`limit`]. `ARCHITECTURE.md` has the map.
 
 pub mod admin;
+mod administration;
+mod bans;
 pub mod chat;
 #[cfg(feature = "cluster")]
 pub mod cluster;
@@ -14,11 +16,15 @@ pub mod front;
 pub mod fuzzing;
 pub(crate) mod ledger;
 pub mod limit;
+pub mod listener;
 pub mod log;
 pub mod logging;
 pub mod metrics;
 pub mod process;
+mod reload;
 pub mod server;
 pub mod shard;
+mod signals;
 pub mod store;
+mod supervisor;
 pub(crate) mod sync;

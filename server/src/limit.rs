@@ -132,6 +132,11 @@ impl<K: Hash + Eq> Buckets<K> {
         }
     }
 
+    /// Changes the rate. A bucket that refills is full at the same time as before.
+    pub(crate) const fn set_rate(&mut self, rate: Rate) {
+        self.rate = rate;
+    }
+
     /// Returns the time until `key` can take a token.
     pub(crate) fn wait(&mut self, key: &K, now: Instant) -> Duration {
         if let Some(bucket) = self.buckets.get(key) {

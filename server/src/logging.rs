@@ -7,6 +7,7 @@
 //! Each callsite's interest is cached and rebuilt when a watcher comes or goes, so that
 //! without watchers an event costs the same as without this layer.
 
+mod level;
 mod line_limiter;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -27,6 +28,7 @@ use crate::chat::now_ms;
 use crate::store::LIBRARY_LOGS;
 use crate::sync::Mutex;
 
+pub use level::LogLevel;
 pub use line_limiter::LineLimiter;
 
 /// The maximum number of watchers at the same time. The thread that logs an event puts it

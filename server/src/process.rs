@@ -1,27 +1,36 @@
 //! The process `harkd`: its command line, log, signals, and system limits.
 
 use std::convert::Infallible;
-use std::io::{self, IsTerminal};
-use std::net::SocketAddr;
+use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Context;
-use clap::Parser;
 use hark_protocol::UserName;
-use tokio::net::TcpSocket;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::Layer;
 use tracing_subscriber::prelude::*;
 
 use crate::admin;
+use crate::administration::{AdminSlot, AdminSocket, Administration, ReloadRequest};
+use crate::bans::Bans;
 use crate::chat::Chat;
-use crate::config::{Cli, LogFormat, Purpose, ServeArgs};
-use crate::front::{MayWatch, Tls};
-use crate::logging::{self, LineLimiter, Watchers};
+use crate::config::{
+    Configuration, ConfigurationError, ListenAddress, LogFormat, Purpose, ServeArgs,
+};
+use crate::front::MayWatch;
+use crate::listener::{BoundSocket, Listener, Listeners};
+use crate::logging::{LineLimiter, LogLevel, Watchers};
 use crate::metrics;
-use crate::server::{self, ConnectionLimits};
+use crate::reload::Reloader;
+use crate::server::{ConnectionLimits, Server};
+use crate::signals::{Signals, shutdown_signal};
 use crate::store::Store;
+use crate::supervisor::Supervisor;
 
 /// The maximum number of threads for blocking work: disk reads, password hashes,
 /// patterns. Each kind also has its own bound.
@@ -31,26 +40,49 @@ const BLOCKING_THREADS_MAX: usize = 16;
 /// segments of 64 MiB.
 const STORE_FILES: usize = 1024;
 
+/// The log of the process.
+#[derive(Debug)]
+struct ProcessLog {
+    limiter: LineLimiter,
+    level: LogLevel,
+    watchers: Watchers,
+}
+
 /// Runs the command of the command line, by default the server, to its end.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result = match cli.command {
-        Some(command) => admin::run(&cli.serve.store, command),
-        None => serve(&cli.serve),
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let mut configuration = match Configuration::load(&arguments) {
+        Ok(configuration) => configuration,
+        Err(ConfigurationError::Usage(error)) => error.exit(),
+        Err(error) => return failed(&error.into()),
+    };
+    let result = match configuration.command.take() {
+        Some(command) => admin::run(&configuration.serve.store, command),
+        None if configuration.serve.check => check(&configuration),
+        None => serve(arguments, configuration),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("harkd: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error),
     }
 }
 
-fn serve(arguments: &ServeArgs) -> anyhow::Result<()> {
-    let watchers = Watchers::default();
-    let limiter = start_logging(arguments, &watchers)?;
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("harkd: {error:#}");
+    ExitCode::FAILURE
+}
+
+/// Prints the effective configuration, and checks it.
+fn check(configuration: &Configuration) -> anyhow::Result<()> {
+    admin::print(format_args!("{configuration}"))?;
+    configuration.serve.check()?;
+    configuration.serve.tls.read()?;
+    admin::print(format_args!("# the configuration is valid"))
+}
+
+fn serve(arguments: Vec<OsString>, configuration: Configuration) -> anyhow::Result<()> {
+    let log = start_logging(&configuration.serve)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
@@ -58,64 +90,85 @@ fn serve(arguments: &ServeArgs) -> anyhow::Result<()> {
         .context("cannot start the runtime")?;
     let result = runtime.block_on(async {
         tokio::select! {
-            result = run(arguments, &watchers) => result,
-            never = limiter.keep_reporting() => match never {},
+            result = run(arguments, configuration, &log) => result,
+            never = log.limiter.keep_reporting() => match never {},
         }
     });
-    limiter.report();
+    log.limiter.report();
     result
 }
 
-async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
-    arguments.tls.check(
-        arguments.listen,
-        arguments.http.has_proxy(),
-        arguments.require_password,
-    )?;
-    let tls = arguments.tls.read()?;
-    let place = arguments.store.place()?;
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        listen = %arguments.listen,
-        tls = tls.is_some(),
-        store = %place,
-        "starting harkd"
-    );
-    let limits = within_files(arguments.limits(), raise_file_limit()?);
-    let cannot_listen = || {
-        format!(
-            "cannot listen on {}; stop the other server or choose another address with --listen",
-            arguments.listen
-        )
+async fn run(
+    arguments: Vec<OsString>,
+    configuration: Configuration,
+    log: &ProcessLog,
+) -> anyhow::Result<()> {
+    let settings = &configuration.serve;
+    // First, so that no signal ends the process while it opens the store.
+    let (signals, supervisor) = (Signals::install()?, Supervisor::of_process());
+    settings.check()?;
+    let tls = settings.tls.read()?;
+    log_start(&configuration)?;
+    let files_max = raise_file_limit()?;
+    let limits = within_files(settings.limits(), files_max);
+    let sockets = bind_all(settings)?;
+    supervisor.starting();
+    let rules = settings.rules();
+    let purpose = Purpose::Server {
+        text_bytes_max: rules.text_bytes_max(),
     };
-    let socket = bind(arguments.listen).with_context(cannot_listen)?;
-    let rules = arguments.rules();
-    let store = arguments
-        .store
-        .open(
-            arguments.shard(),
-            Purpose::Server {
-                text_bytes_max: rules.text_bytes_max(),
-            },
-        )
-        .await?;
-    check_log_watcher(arguments, &*store).await?;
-    check_admins(arguments, &*store).await?;
+    let store = settings.store.open(settings.shard(), purpose).await?;
+    check_privileges(settings, &*store).await?;
     let chat = Arc::new(Chat::new(Arc::clone(&store), rules));
-    let (shutdown, reloads) = (shutdown_signal()?, certificate_reloads(tls.clone())?);
+    let fronts = settings.settings(&log.watchers, tls.clone());
+    let folder = settings.store.folder()?;
+    let bans = Arc::new(Bans::of_store(folder.as_deref())?);
+    let slot = AdminSlot::default();
+    let (server_bans, server_slot) = (Arc::clone(&bans), slot.clone());
+    let server =
+        Server::with_administration(Arc::clone(&chat), fronts, limits, server_bans, server_slot);
+    let (reload, requests) = mpsc::channel(1);
+    let admin = Arc::new(Administration {
+        chat: Arc::clone(&chat),
+        store: Arc::clone(&store),
+        folder,
+        server: Arc::clone(&server),
+        bans,
+        log: log.level.clone(),
+        reload,
+        drain: Arc::default(),
+        started: Instant::now(),
+        backups: Arc::new(Semaphore::new(1)),
+        passwords: Semaphore::new(1),
+    });
+    slot.set(&admin);
+    let shutdown = shutdown_signal(Arc::clone(&admin.drain))?;
     // After the store is open, so that a connection is refused rather than left waiting.
-    let listener = socket
-        .listen(server::BACKLOG_MAX)
-        .with_context(cannot_listen)?;
-    let metrics = serve_metrics(arguments, &chat).await?;
-    let settings = arguments.settings(watchers, tls);
-    let (tls, plaintext) = (settings.tls.is_some(), !settings.tls_only);
-    tracing::info!(tls, plaintext, address = %listener.local_addr()?, "listening");
+    let listeners = listen_all(sockets, settings)?;
+    let metrics = serve_metrics(settings, &chat).await?;
+    let administrators = Administrators::serve(&admin, slot);
+    supervisor.ready();
+    let reloader = Reloader {
+        arguments,
+        configuration,
+        files_max,
+        chat,
+        server: Arc::clone(&server),
+        tls,
+        log: log.level.clone(),
+    };
     tokio::select! {
-        () = server::run(listener, chat, settings, limits, shutdown) => {}
-        never = reloads => match never {},
+        () = Arc::clone(&server).run(listeners, shutdown) => {}
+        never = reload_on_request(signals, requests, reloader, &supervisor) => match never {},
+        never = supervisor.keep_reporting(server) => match never {},
         never = metrics => match never {},
     }
+    supervisor.closing();
+    administrators.end().await;
+    close(&*store).await
+}
+
+async fn close(store: &dyn Store) -> anyhow::Result<()> {
     store
         .close()
         .await
@@ -126,10 +179,10 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
 
 /// Opens the listener of the metrics, if there is to be one, and serves it.
 async fn serve_metrics(
-    arguments: &ServeArgs,
+    settings: &ServeArgs,
     chat: &Arc<Chat>,
 ) -> anyhow::Result<impl Future<Output = Infallible> + use<>> {
-    let listener = match arguments.metrics {
+    let listener = match settings.metrics {
         None => None,
         Some(address) => {
             let listener = tokio::net::TcpListener::bind(address).await;
@@ -149,31 +202,113 @@ async fn serve_metrics(
     })
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()
-    } else {
-        TcpSocket::new_v6()
-    }?;
-    // Connections of a former server on this address may still be in TIME_WAIT.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    Ok(socket)
-}
-
-/// Warns if the user that may watch the log cannot do so for lack of an account
-/// or a password.
-async fn check_log_watcher(arguments: &ServeArgs, store: &dyn Store) -> anyhow::Result<()> {
-    let Some(MayWatch::User(user)) = &arguments.watch_logs else {
-        return Ok(());
-    };
-    check_privileged(store, user, "log watcher").await?;
+/// Logs what is served, and by which settings.
+fn log_start(configuration: &Configuration) -> anyhow::Result<()> {
+    let settings = &configuration.serve;
+    let listen: Vec<_> = settings.addresses().map(ToString::to_string).collect();
+    let file = configuration.file.as_deref();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        listen = listen.join(","),
+        tls = settings.tls.tls_cert.is_some(),
+        store = %settings.store.place()?,
+        config = file.map(|file| tracing::field::display(file.display())),
+        "starting harkd"
+    );
     Ok(())
 }
 
-/// Warns about admins without rights, for lack of an account or a password.
-async fn check_admins(arguments: &ServeArgs, store: &dyn Store) -> anyhow::Result<()> {
-    for user in arguments.admins() {
+/// Reloads the configuration at every SIGHUP, and when an administrator asks for it.
+async fn reload_on_request(
+    mut signals: Signals,
+    mut requests: mpsc::Receiver<ReloadRequest>,
+    mut reloader: Reloader,
+    supervisor: &Supervisor,
+) -> Infallible {
+    loop {
+        let request = tokio::select! {
+            () = signals.reload_requested() => None,
+            Some(request) = requests.recv() => Some(request),
+        };
+        supervisor.reloading();
+        // It logs its result, too.
+        let reloaded = tokio::task::block_in_place(|| reloader.reload());
+        if let Some(request) = request {
+            // The administrator may have gone.
+            drop(request.send(reloaded));
+        }
+        supervisor.ready();
+    }
+}
+
+/// The task that serves administrators.
+struct Administrators {
+    stop: CancellationToken,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Administrators {
+    /// Opens the socket in the folder of the store, if it has one. The server also runs
+    /// without it.
+    fn serve(admin: &Administration, slot: AdminSlot) -> Self {
+        let stop = CancellationToken::new();
+        let opened = admin.folder.as_deref().map(AdminSocket::open);
+        let task = match opened {
+            None => None,
+            Some(Ok(socket)) => Some(tokio::spawn(socket.serve(slot, stop.clone()))),
+            Some(Err(error)) => {
+                tracing::warn!(%error, "cannot open the socket for harkd admin");
+                None
+            }
+        };
+        Self { stop, task }
+    }
+
+    /// Ends the socket when the calls in progress have ended.
+    async fn end(self) {
+        self.stop.cancel();
+        if let Some(task) = self.task
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "the task of the administrators failed");
+        }
+    }
+}
+
+/// Binds every address, so that one in use is reported before the store is opened.
+fn bind_all(settings: &ServeArgs) -> anyhow::Result<Vec<BoundSocket>> {
+    let bind = |address| BoundSocket::bind(address).with_context(|| cannot_listen(address));
+    settings.addresses().map(bind).collect()
+}
+
+fn listen_all(sockets: Vec<BoundSocket>, settings: &ServeArgs) -> anyhow::Result<Listeners> {
+    let listen = |socket: BoundSocket| -> anyhow::Result<Listener> {
+        let address = socket.address().clone();
+        let listener = socket
+            .listen(settings.tls.is_tls_only(&address))
+            .with_context(|| cannot_listen(&address))?;
+        let tls = settings.tls.tls_cert.is_some() && matches!(address, ListenAddress::Tcp(_));
+        let plaintext = !listener.refuses_plaintext();
+        tracing::info!(tls, plaintext, address = %listener.local_address()?, "listening");
+        Ok(listener)
+    };
+    let listeners: anyhow::Result<_> = sockets.into_iter().map(listen).collect();
+    Ok(Listeners::new(listeners?))
+}
+
+fn cannot_listen(address: &ListenAddress) -> String {
+    format!(
+        "cannot listen on {address}; stop the other server or choose another address with --listen"
+    )
+}
+
+/// Warns about users without the rights that the settings give them, for lack of an account
+/// or a password.
+async fn check_privileges(settings: &ServeArgs, store: &dyn Store) -> anyhow::Result<()> {
+    if let Some(MayWatch::User(user)) = &settings.watch_logs {
+        check_privileged(store, user, "log watcher").await?;
+    }
+    for user in settings.admins() {
         if check_privileged(store, user, "admin").await? {
             tracing::info!(%user, "admin");
         }
@@ -197,13 +332,12 @@ async fn check_privileged(store: &dyn Store, user: &UserName, role: &str) -> any
 }
 
 /// Starts the log on standard error and, if it may be watched, the layer of the
-/// watchers. Each has its own levels. Returns the rate limiter of standard
-/// error.
-fn start_logging(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<LineLimiter> {
-    let filter = logging::filter(&arguments.log)?;
-    let limiter = LineLimiter::default();
+/// watchers. Each has its own levels.
+fn start_logging(settings: &ServeArgs) -> anyhow::Result<ProcessLog> {
+    let (filter, level) = LogLevel::new(&settings.log)?;
+    let (limiter, watchers) = (LineLimiter::default(), Watchers::default());
     let log = tracing_subscriber::fmt::layer().with_writer(limiter.clone());
-    let log = match arguments.log_format {
+    let log = match settings.log_format {
         LogFormat::Json => log.json().boxed(),
         LogFormat::Text => {
             let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
@@ -212,11 +346,15 @@ fn start_logging(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<L
         }
     };
     let mut layers = vec![log.with_filter(filter).boxed()];
-    if arguments.watch_logs.is_some() {
+    if settings.watch_logs.is_some() {
         layers.push(watchers.layer().boxed());
     }
     tracing_subscriber::registry().with(layers).init();
-    Ok(limiter)
+    Ok(ProcessLog {
+        limiter,
+        level,
+        watchers,
+    })
 }
 
 /// Raises the limit of open files as far as the system allows, since every
@@ -233,32 +371,8 @@ fn raise_file_limit() -> anyhow::Result<u64> {
     }
 }
 
-/// Reloads the certificate at every SIGHUP.
-fn certificate_reloads(tls: Option<Tls>) -> anyhow::Result<impl Future<Output = Infallible>> {
-    let mut hang_up = signal(SignalKind::hangup())?;
-    Ok(async move {
-        while hang_up.recv().await.is_some() {
-            let Some(tls) = tls.clone() else {
-                tracing::info!("SIGHUP ignored: TLS is not configured");
-                continue;
-            };
-            match tokio::task::spawn_blocking(move || tls.reload()).await {
-                Ok(Ok(())) => tracing::info!("certificate reloaded"),
-                Ok(Err(error)) => log_failed_reload(&error.into()),
-                Err(error) => log_failed_reload(&error.into()),
-            }
-        }
-        std::future::pending().await
-    })
-}
-
-fn log_failed_reload(error: &anyhow::Error) {
-    let error = format_args!("{error:#}");
-    tracing::error!(%error, "cannot reload the certificate; the previous one stays in use");
-}
-
 /// Lowers the limit of connections if the system allows fewer open files.
-fn within_files(limits: ConnectionLimits, files_max: u64) -> ConnectionLimits {
+pub(crate) fn within_files(limits: ConnectionLimits, files_max: u64) -> ConnectionLimits {
     let within = limits.within_files(
         usize::try_from(files_max).unwrap_or(usize::MAX),
         STORE_FILES,
@@ -272,27 +386,4 @@ fn within_files(limits: ConnectionLimits, files_max: u64) -> ConnectionLimits {
         );
     }
     within
-}
-
-/// Resolves at the first SIGTERM or SIGINT. The second ends the process.
-fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    // Not joined: a second signal may arrive at any time until the process ends.
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        drop(stop);
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::warn!("second signal: stopping immediately");
-        std::process::exit(1);
-    });
-    // The signal drops the sender; no value is sent.
-    Ok(async move { drop(stopped.await) })
 }

@@ -1,41 +1,49 @@
 //! The accept loop and the table of open connections: admission limits and a graceful
-//! shutdown. [`crate::front`] serves each connection.
+//! shutdown. [`crate::front`] serves each connection, and [`crate::listener`] has the
+//! sockets.
 
-use std::collections::HashMap;
+mod administration;
+
+use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
 use hark_protocol::{Code, Refusal};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use crate::chat::{Chat, Shutdown, ShutdownSignal};
+use crate::administration::AdminSlot;
+use crate::bans::Bans;
+use crate::chat::{Chat, Shutdown, ShutdownSignal, now_ms};
 use crate::front::wire::Wire;
 use crate::front::{self, Fronts, Settings};
 use crate::limit::{Buckets, Rate, network};
+use crate::listener::{Accepted, Listeners, Stream};
 use crate::sync::Mutex;
+
+pub(crate) use administration::{ConnectionInfo, KickTarget};
 
 /// The maximum number of refusals that are sent at the same time. Further connections
 /// beyond a limit are closed without a refusal.
 const REFUSALS_AT_ONCE: usize = 128;
-
-/// The listen backlog; the system caps it at `net.core.somaxconn`. It is large
-/// because all clients reconnect at once after a restart, and the kernel of a
-/// client that finds it full retries its SYN only after 1 s, 3 s, 7 s and so on.
-pub const BACKLOG_MAX: u32 = 65_535;
 
 /// Open files for refused connections and for the process itself, approximately.
 const OTHER_FILES: usize = REFUSALS_AT_ONCE + 64;
 
 /// How long the accept loop pauses when the system is out of resources (`EMFILE`).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The interval between two reports of a drain.
+const DRAIN_REPORT_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How long connections may take to close after the drain timeout.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -81,35 +89,8 @@ impl ConnectionLimits {
     }
 }
 
-/// Serves until `shutdown` resolves. Then it stops accepting, has each connection
-/// answer the requests in flight and send `bye`, and returns when all have closed, at
-/// most two seconds after [`ConnectionLimits::drain_timeout`]. The store stays
-/// open.
-pub async fn run(
-    listener: TcpListener,
-    chat: Arc<Chat>,
-    settings: Settings,
-    limits: ConnectionLimits,
-    shutdown: impl Future<Output = ()>,
-) {
-    let epoch = chat.epoch();
-    let server = Arc::new(Server {
-        fronts: Arc::new(Fronts::new(chat, settings)),
-        limits,
-        connections: Mutex::new(Connections::new(limits.connects)),
-        refusals: Arc::new(Semaphore::new(REFUSALS_AT_ONCE)),
-        tasks: TaskTracker::new(),
-    });
-    tokio::select! {
-        () = accept(&listener, &server, epoch) => {}
-        () = shutdown => {}
-    }
-    drop(listener);
-    server.drain().await;
-}
-
 async fn accept(
-    listener: &TcpListener,
+    mut listeners: Listeners,
     server: &Arc<Server>,
     mut epoch: Option<watch::Receiver<u64>>,
 ) {
@@ -118,17 +99,17 @@ async fn accept(
         let accepted = tokio::select! {
             biased;
             epoch = next_epoch(&mut epoch) => {
-                server.begin_epoch(epoch, listener);
+                server.begin_epoch(epoch, &listeners);
                 continue;
             }
-            accepted = listener.accept() => accepted,
+            accepted = poll_fn(|cx| listeners.poll_accept(cx)) => accepted,
         };
         match accepted {
-            Ok((stream, address)) => {
+            Ok(accepted) => {
                 if std::mem::take(&mut is_failing) {
                     tracing::info!("accepting connections again");
                 }
-                server.handle_accepted(stream, address);
+                server.handle_accepted(accepted);
             }
             Err(error) if is_of_one_connection(&error) => {
                 tracing::debug!(%error, "connection closed before accept");
@@ -153,17 +134,6 @@ async fn next_epoch(epoch: &mut Option<watch::Receiver<u64>>) -> u64 {
     std::future::pending().await
 }
 
-/// Closes the connections that are established but not accepted yet, up to the longest
-/// backlog.
-fn close_backlog(listener: &TcpListener) {
-    // A direct call: the runtime may not know of them yet.
-    let listener = SockRef::from(listener);
-    let closed = (0..BACKLOG_MAX)
-        .take_while(|_| listener.accept().is_ok())
-        .count();
-    tracing::debug!(connections = closed, "unaccepted connections closed");
-}
-
 /// Returns whether an error of `accept` concerns only the connection.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
@@ -173,23 +143,46 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
+/// A server: its open connections, and their limits.
 #[derive(Debug)]
-struct Server {
+pub struct Server {
+    chat: Arc<Chat>,
     fronts: Arc<Fronts>,
-    limits: ConnectionLimits,
     // Locked because every connection's task removes its own entry. Held for one
     // operation on the maps.
     connections: Mutex<Connections>,
     refusals: Arc<Semaphore>,
     tasks: TaskTracker,
+    is_draining: AtomicBool,
+    bans: Arc<Bans>,
+}
+
+/// The state of a server at one time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServerState {
+    /// The number of open connections.
+    pub connections: usize,
+    /// Whether it is shutting down.
+    pub is_draining: bool,
+    /// Whether its store is healthy, as far as it knows.
+    pub is_available: bool,
+}
+
+/// An open connection.
+#[derive(Debug)]
+struct OpenConnection {
+    shutdown: Arc<ShutdownSignal>,
+    address: IpAddr,
+    since: Instant,
 }
 
 #[derive(Debug)]
 struct Connections {
+    limits: ConnectionLimits,
     last_id: u64,
     /// The epoch of new connections.
     epoch: u64,
-    open: HashMap<u64, Arc<ShutdownSignal>>,
+    open: BTreeMap<u64, OpenConnection>,
     /// Open connections by network.
     per_address: HashMap<IpAddr, usize>,
     /// The rate of new connections by network.
@@ -197,24 +190,30 @@ struct Connections {
 }
 
 impl Connections {
-    fn new(connects: Option<Rate>) -> Self {
+    fn new(limits: ConnectionLimits) -> Self {
         let (open, per_address) = Default::default();
         Self {
+            limits,
             last_id: 0,
             epoch: 0,
             open,
             per_address,
-            connects: connects.map(Buckets::new),
+            connects: limits.connects.map(Buckets::new),
         }
     }
 
+    /// Changes the limits of later connections.
+    fn set_limits(&mut self, limits: ConnectionLimits) {
+        match (&mut self.connects, limits.connects) {
+            (Some(buckets), Some(rate)) => buckets.set_rate(rate),
+            (connects, rate) => *connects = rate.map(Buckets::new),
+        }
+        self.limits = limits;
+    }
+
     /// Counts a new connection from `address`, or refuses it.
-    fn admit(
-        &mut self,
-        address: IpAddr,
-        limits: &ConnectionLimits,
-        now: Instant,
-    ) -> Result<(), Refusal> {
+    fn admit(&mut self, address: IpAddr, now: Instant) -> Result<(), Refusal> {
+        let limits = self.limits;
         if self.open.len() >= limits.connections_max {
             return too_many("the server has reached its connection limit; try again later");
         }
@@ -244,19 +243,75 @@ fn too_many<T>(explanation: &'static str) -> Result<T, Refusal> {
 }
 
 impl Server {
-    fn handle_accepted(self: &Arc<Self>, stream: TcpStream, address: SocketAddr) {
-        let address = address.ip().to_canonical();
-        if let Err(error) = set_options(&stream, self.fronts.settings().ack_timeout) {
+    /// Returns a server of `chat` without connections.
+    #[must_use]
+    pub fn new(chat: Arc<Chat>, settings: Settings, limits: ConnectionLimits) -> Arc<Self> {
+        Self::with_administration(chat, settings, limits, Arc::default(), AdminSlot::default())
+    }
+
+    /// Returns a server as [`Self::new`] does, which refuses connections from banned
+    /// networks and has administrators.
+    pub(crate) fn with_administration(
+        chat: Arc<Chat>,
+        settings: Settings,
+        limits: ConnectionLimits,
+        bans: Arc<Bans>,
+        admin: AdminSlot,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            fronts: Arc::new(Fronts::new(Arc::clone(&chat), settings, admin)),
+            chat,
+            connections: Mutex::new(Connections::new(limits)),
+            refusals: Arc::new(Semaphore::new(REFUSALS_AT_ONCE)),
+            tasks: TaskTracker::new(),
+            is_draining: AtomicBool::new(false),
+            bans,
+        })
+    }
+
+    /// Serves until `shutdown` resolves. Then it stops accepting, has each connection
+    /// answer the requests in flight and send `bye`, and returns when all have closed, at
+    /// most two seconds after [`ConnectionLimits::drain_timeout`]. The store stays
+    /// open.
+    pub async fn run(self: Arc<Self>, listeners: Listeners, shutdown: impl Future<Output = ()>) {
+        let epoch = self.chat.epoch();
+        tokio::select! {
+            () = accept(listeners, &self, epoch) => {}
+            () = shutdown => {}
+        }
+        self.drain().await;
+    }
+
+    /// Changes the limits of later connections, and of the next shutdown.
+    pub fn set_limits(&self, limits: ConnectionLimits) {
+        self.connections.lock().set_limits(limits);
+    }
+
+    /// Returns its state.
+    #[must_use]
+    pub fn state(&self) -> ServerState {
+        ServerState {
+            connections: self.connections.lock().open.len(),
+            is_draining: self.is_draining.load(Ordering::Acquire),
+            is_available: self.chat.is_available(),
+        }
+    }
+
+    fn handle_accepted(self: &Arc<Self>, accepted: Accepted) {
+        let address = accepted.address;
+        if let Stream::Tcp(stream) = &accepted.stream
+            && let Err(error) = set_options(stream, self.fronts.settings().ack_timeout)
+        {
             tracing::debug!(%address, %error, "connection closed before it was served");
             return;
         }
         match self.admit(address) {
-            Ok(admission) => self.serve(stream, admission),
-            Err(refusal) => self.refuse(stream, address, refusal),
+            Ok(admission) => self.serve(accepted, admission),
+            Err(refusal) => self.refuse(accepted.stream, address, refusal),
         }
     }
 
-    fn serve(&self, stream: TcpStream, admission: (Admission, Arc<ShutdownSignal>)) {
+    fn serve(&self, accepted: Accepted, admission: (Admission, Arc<ShutdownSignal>)) {
         let (fronts, tasks) = (Arc::clone(&self.fronts), self.tasks.clone());
         self.tasks.spawn(async move {
             let (admission, shutdown) = admission;
@@ -266,7 +321,7 @@ impl Server {
                 ..
             } = admission;
             tracing::debug!(%address, connection, "connection opened");
-            match fronts.serve(stream, address, shutdown).await {
+            match fronts.serve(accepted, shutdown).await {
                 Ok(Some(wire)) => drop(tasks.spawn(serve_wire(wire, admission))),
                 Ok(None) => admission.log_end(Ok(())),
                 Err(error) => admission.log_end(Err(error)),
@@ -274,7 +329,7 @@ impl Server {
         });
     }
 
-    fn refuse(&self, stream: TcpStream, address: IpAddr, refusal: Refusal) {
+    fn refuse(&self, stream: Stream, address: IpAddr, refusal: Refusal) {
         tracing::warn!(%address, code = %refusal.code, reason = %refusal.explanation, "connection refused");
         let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else {
             return;
@@ -291,14 +346,22 @@ impl Server {
         self: &Arc<Self>,
         address: IpAddr,
     ) -> Result<(Admission, Arc<ShutdownSignal>), Refusal> {
-        let mut connections = self.connections.lock();
-        connections.admit(address, &self.limits, Instant::now())?;
+        if self.bans.is_banned(address, now_ms()) {
+            return Err(Refusal::new(Code::Denied, "your address is banned"));
+        }
+        let (mut connections, now) = (self.connections.lock(), Instant::now());
+        connections.admit(address, now)?;
         connections.last_id += 1;
         let (id, shutdown) = (
             connections.last_id,
             Arc::new(ShutdownSignal::of_epoch(connections.epoch)),
         );
-        connections.open.insert(id, Arc::clone(&shutdown));
+        let open = OpenConnection {
+            shutdown: Arc::clone(&shutdown),
+            address,
+            since: now,
+        };
+        connections.open.insert(id, open);
         Ok((
             Admission {
                 id,
@@ -310,27 +373,30 @@ impl Server {
     }
 
     /// Closes all connections of earlier epochs without reading more from them.
-    fn begin_epoch(&self, epoch: u64, listener: &TcpListener) {
+    fn begin_epoch(&self, epoch: u64, listeners: &Listeners) {
         let connections = self.request_all(Shutdown::Close);
         tracing::warn!(
             connections,
             "all connections closed: the store was out of touch with its cluster"
         );
-        close_backlog(listener);
+        listeners.close_backlogs();
         self.connections.lock().epoch = epoch;
     }
 
     async fn drain(&self) {
+        self.is_draining.store(true, Ordering::Release);
         let connections = self.request_all(Shutdown::Drain);
         tracing::info!(
             connections,
             "draining: no new connections, finishing requests in flight"
         );
         self.tasks.close();
-        if tokio::time::timeout(self.limits.drain_timeout, self.tasks.wait())
-            .await
-            .is_ok()
-        {
+        let timeout = self.connections.lock().limits.drain_timeout;
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(timeout, self.tasks.wait()) => ended,
+            never = self.report_drain() => match never {},
+        };
+        if ended.is_ok() {
             return;
         }
         let connections = self.request_all(Shutdown::Close);
@@ -343,15 +409,28 @@ impl Server {
             .is_err()
         {
             tracing::warn!(
-                connections = self.connections.lock().open.len(),
+                connections = self.state().connections,
                 "connections still open"
             );
         }
     }
 
+    /// Logs the progress of a drain.
+    async fn report_drain(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(DRAIN_REPORT_INTERVAL).await;
+            let connections = self.state().connections;
+            tracing::info!(connections, "draining");
+        }
+    }
+
     /// Requests the shutdown of every connection, and returns their number.
     fn request_all(&self, shutdown: Shutdown) -> usize {
-        let signals: Vec<_> = self.connections.lock().open.values().cloned().collect();
+        let signals: Vec<_> = {
+            let connections = self.connections.lock();
+            let open = connections.open.values();
+            open.map(|open| Arc::clone(&open.shutdown)).collect()
+        };
         signals.iter().for_each(|signal| signal.request(shutdown));
         signals.len()
     }
@@ -445,7 +524,8 @@ mod tests {
         now: Instant,
         refused: Option<Code>,
     ) {
-        let admitted = connections.admit(address(from), limits, now);
+        connections.set_limits(*limits);
+        let admitted = connections.admit(address(from), now);
         assert_eq!(
             admitted.err().map(|refusal| refusal.code),
             refused,
@@ -455,7 +535,7 @@ mod tests {
 
     #[test]
     fn ipv6_network_counts_as_one_address() {
-        let (mut connections, now) = (Connections::new(None), Instant::now());
+        let (mut connections, now) = (Connections::new(LIMITS), Instant::now());
         for (from, refused) in [
             ("2001:db8:0:1::1", None),
             ("2001:db8:0:1:ffff::2", None),
@@ -485,7 +565,7 @@ mod tests {
 
     #[test]
     fn loopback_is_exempt_unless_it_is_limited() {
-        let (mut connections, now) = (Connections::new(None), Instant::now());
+        let (mut connections, now) = (Connections::new(LIMITS), Instant::now());
         for from in ["::1", "127.0.0.1"] {
             for _ in 0..100 {
                 check(&mut connections, from, &LIMITS, now, None);
@@ -505,7 +585,7 @@ mod tests {
             connects: Rate::per_second(1),
             ..LIMITS
         };
-        let (mut connections, now) = (Connections::new(limits.connects), Instant::now());
+        let (mut connections, now) = (Connections::new(limits), Instant::now());
         for host in 0..5 {
             check(
                 &mut connections,
@@ -522,9 +602,7 @@ mod tests {
             now,
             Some(Code::RateLimited),
         );
-        let refused = connections
-            .admit(address("2001:db8::6"), &limits, now)
-            .unwrap_err();
+        let refused = connections.admit(address("2001:db8::6"), now).unwrap_err();
         assert_eq!(refused.retry_after(), Some(Duration::from_secs(1)));
         check(&mut connections, "2001:db8:0:1::1", &limits, now, None);
         check(

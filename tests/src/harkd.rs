@@ -488,7 +488,7 @@ fn launch(builder: HarkdBuilder, location: StoreLocation) -> Result<Harkd, Refus
     // Ends with the process whose log it reads.
     let reader = std::thread::spawn(move || {
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            if line.contains("listening") {
+            if line.contains("listening") && !line.contains("unix:") {
                 // Only the first address has a receiver.
                 sender.send(address_in(&line)).ok();
             }

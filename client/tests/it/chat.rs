@@ -333,6 +333,8 @@ impl Connection {
                 }
                 Err(refused) => refused,
             },
+            // A server of before rooms and devices.
+            Request::Room(_) => refusal(Code::UnknownCommand, "unknown command".to_owned()),
             _ => Reply::Ok(OkFields::None),
         }
     }

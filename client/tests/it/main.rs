@@ -37,6 +37,7 @@ macro_rules! over {
         mod identity;
         mod links;
         mod requests;
+        mod rooms;
 
         fn transport() -> hark_client::Transport {
             $transport

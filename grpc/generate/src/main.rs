@@ -9,10 +9,14 @@ use anyhow::Context as _;
 use prost::Message as _;
 
 /// Paths of the definitions in `grpc/proto`.
-const DEFINITIONS: [&str; 2] = ["hark/v1/chat.proto", "helloworld/chat.proto"];
+const DEFINITIONS: [&str; 3] = [
+    "hark/v1/admin.proto",
+    "hark/v1/chat.proto",
+    "helloworld/chat.proto",
+];
 
 /// Messages with a password or a token. Their handwritten `Debug` hides it.
-const SECRET: [&str; 8] = [
+const SECRET: [&str; 9] = [
     "hark.v1.AttachRequest",
     "hark.v1.Credentials",
     "hark.v1.ConnectRequest",
@@ -21,6 +25,7 @@ const SECRET: [&str; 8] = [
     "hark.v1.DeleteRequest",
     "hark.v1.TokenReply",
     "hark.v1.Ok",
+    "hark.v1.SetUserPasswordRequest",
 ];
 
 fn main() -> anyhow::Result<()> {

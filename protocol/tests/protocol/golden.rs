@@ -225,6 +225,14 @@ fn native_framing_of_every_request() {
         b"\0\0\0\x27\0\0\0\0ack\0\0\0\0\0\0\0\0\0\0\0\x0018446744073709551615",
     );
     check_native_request(
+        0,
+        Request::Ack {
+            log: Some("#team".parse().unwrap()),
+            sequence: Sequence(7),
+        },
+        b"\0\0\0\x1a\0\0\0\0ack\0\0\0\0\0\0\0\0\0\0\0\x007,#team",
+    );
+    check_native_request(
         10,
         Request::Ping,
         b"\0\0\0\x13\0\0\0\x0aping\0\0\0\0\0\0\0\0\0\0\0",

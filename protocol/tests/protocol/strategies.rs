@@ -1,9 +1,10 @@
 //! Strategies for proptest that generate every valid message.
 
 use bytestring::ByteString;
+use hark_protocol::message::{Gap, LeftReason, RoomMode};
 use hark_protocol::{
-    ByeReason, Code, Delivery, Failure, OkFields, Password, Refusal, Reply, Request, RequestId,
-    Sequence, SessionToken, UserName,
+    ByeReason, Code, Delivery, DeviceName, Failure, OkFields, Password, Refusal, Reply, Request,
+    RequestId, RoomName, RoomReply, RoomRequest, Sequence, SessionToken, UserName,
 };
 use proptest::prelude::*;
 
@@ -69,7 +70,73 @@ pub(crate) fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
         9 => common_request(any_text()),
         1 => (any::<u32>(), token).prop_map(|(version, session)| Request::Hello { version, session }),
-        1 => any::<u64>().prop_map(|number| Request::Ack { log: None, sequence: Sequence(number) }),
+        1 => (any::<u64>(), proptest::option::of(room_name()))
+            .prop_map(|(number, log)| Request::Ack { log, sequence: Sequence(number) }),
+        3 => room_request().prop_map(Request::Room),
+    ]
+}
+
+fn room_name() -> impl Strategy<Value = RoomName> {
+    prop_oneof!["#[A-Za-z0-9_.-]{1,63}", "#=[A-Z2-7]{26}"]
+        .prop_map(|name| name.parse::<RoomName>().unwrap())
+}
+
+fn device_name() -> impl Strategy<Value = DeviceName> {
+    "[A-Za-z0-9_-]{1,32}".prop_map(|name| name.parse::<DeviceName>().unwrap())
+}
+
+fn room_request() -> impl Strategy<Value = RoomRequest> {
+    let mode = proptest::sample::select(RoomMode::ALL.to_vec());
+    let member = || (room_name(), user_name());
+    prop_oneof![
+        (user_name(), device_name(), proptest::option::of(password())).prop_map(
+            |(user, device, password)| RoomRequest::Attach {
+                user,
+                device,
+                password
+            }
+        ),
+        (room_name(), mode, proptest::option::of(any::<u64>()))
+            .prop_map(|(room, mode, keep_s)| RoomRequest::Set { room, mode, keep_s }),
+        room_name().prop_map(RoomRequest::Join),
+        member().prop_map(|(room, user)| RoomRequest::Expel { room, user }),
+        user_name().prop_map(RoomRequest::Talk),
+        (room_name(), proptest::option::of(user_name()))
+            .prop_map(|(room, after)| RoomRequest::Members { room, after }),
+        proptest::option::of(device_name()).prop_map(RoomRequest::Forget),
+        (room_name(), any::<u64>(), any::<u32>()).prop_map(|(room, before, count)| {
+            RoomRequest::History {
+                room,
+                before: Sequence(before),
+                count,
+            }
+        }),
+    ]
+}
+
+fn room_reply() -> impl Strategy<Value = RoomReply> {
+    let reason = proptest::sample::select(LeftReason::ALL.to_vec());
+    prop_oneof![
+        delivery().prop_map(RoomReply::Past),
+        (room_name(), delivery()).prop_map(|(room, delivery)| RoomReply::Said { room, delivery }),
+        (proptest::option::of(room_name()), any::<[u64; 3]>()).prop_map(
+            |(log, [from, to, count])| {
+                RoomReply::Gap(Gap {
+                    log,
+                    from: Sequence(from),
+                    to: Sequence(to),
+                    count,
+                })
+            }
+        ),
+        (proptest::option::of(device_name()), any::<[u64; 2]>()).prop_map(
+            |(name, [seen_ms, waiting])| RoomReply::Device {
+                name,
+                seen_ms,
+                waiting
+            }
+        ),
+        (room_name(), reason).prop_map(|(room, reason)| RoomReply::Left { room, reason }),
     ]
 }
 
@@ -91,6 +158,7 @@ pub(crate) fn reply() -> impl Strategy<Value = Reply> {
             failure,
             explanation: why.into()
         }),
+        room_reply().prop_map(Reply::Room),
     ]
 }
 

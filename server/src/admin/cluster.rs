@@ -223,8 +223,17 @@ fn submit<'s>(
     match item {
         Item::Account {
             name,
+            is_suspended: true,
+            ..
+        } => {
+            let why = format!("a cluster cannot suspend {name}; resume it before the export");
+            ready(Ok(LineOutcome::Bad(why))).boxed()
+        }
+        Item::Account {
+            name,
             password,
             cursor,
+            is_suspended: false,
         } => {
             let created = store.import_account(name, password.clone(), *cursor);
             let outcome = async move {
@@ -251,7 +260,11 @@ fn submit<'s>(
                     Imported::Behind(incarnation)
                         if has(store, to, incarnation, message.position).await? =>
                     {
-                        LineOutcome::Known
+                        if is_repeat {
+                            LineOutcome::Message
+                        } else {
+                            LineOutcome::Known
+                        }
                     }
                     imported => import::message_outcome(imported, to),
                 })

@@ -37,6 +37,7 @@ pub(super) enum Item {
     Account {
         name: UserName,
         password: Option<PasswordHash>,
+        is_suspended: bool,
         cursor: Sequence,
     },
     /// A message with its number.
@@ -216,8 +217,15 @@ impl Target for OfflineStore {
                 Item::Account {
                     name,
                     password,
+                    is_suspended,
                     cursor,
-                } => account_outcome(self.import_account(&name, password, cursor)?),
+                } => {
+                    let created = self.import_account(&name, password, cursor)?;
+                    if is_suspended && created == Created::Created {
+                        self.suspend(&name)?;
+                    }
+                    account_outcome(created)
+                }
                 Item::Message { to, message } => {
                     message_outcome(self.import_message(&to, message)?, &to)
                 }
@@ -276,8 +284,9 @@ fn parse(bytes: &[u8]) -> anyhow::Result<Result<Option<Item>, String>> {
         Ok(Line::Account {
             name,
             password,
+            suspended,
             cursor,
-        }) => checked_account(&name, password.as_deref(), cursor),
+        }) => checked_account(&name, password.as_deref(), suspended, cursor),
         Ok(Line::Message {
             to,
             number,
@@ -289,7 +298,12 @@ fn parse(bytes: &[u8]) -> anyhow::Result<Result<Option<Item>, String>> {
     Ok(item.map(Some))
 }
 
-fn checked_account(name: &str, password: Option<&str>, cursor: u64) -> Result<Item, String> {
+fn checked_account(
+    name: &str,
+    password: Option<&str>,
+    is_suspended: bool,
+    cursor: u64,
+) -> Result<Item, String> {
     let name = name.parse().map_err(|error| format!("bad name: {error}"))?;
     checked_number(cursor)?;
     if password.is_some_and(|hash| hash.len() > HASH_BYTES_MAX) {
@@ -298,6 +312,7 @@ fn checked_account(name: &str, password: Option<&str>, cursor: u64) -> Result<It
     Ok(Item::Account {
         name,
         password: password.map(PasswordHash::new),
+        is_suspended,
         cursor: Sequence(cursor),
     })
 }
@@ -392,7 +407,7 @@ mod tests {
 {"type":"account","name":"amy","cursor":0}
 {"type":"message","to":"amy","number":9000000001,"sender":"bob","time":5,"text":"a,b\n🦀"}
 {"type":"message","to":"amy","number":9000000005,"time":6,"text":""}
-{"type":"account","name":"bob","password":"$argon2id$x","cursor":77}
+{"type":"account","name":"bob","password":"$argon2id$x","suspended":true,"cursor":77}
 "#;
 
     #[test]

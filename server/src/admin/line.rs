@@ -3,7 +3,7 @@
 //! | `type` | fields |
 //! | --- | --- |
 //! | `export` | `version` of the format, in the first line |
-//! | `account` | `name`, `password` (hash in the PHC format, absent without a password), `cursor` (number of the last acknowledged message) |
+//! | `account` | `name`, `password` (hash in the PHC format, absent without a password), `suspended` (absent unless true), `cursor` (number of the last acknowledged message) |
 //! | `message` | `to`, `number`, `sender` (absent without a sender), `time` in ms since 1970, `text` |
 //! | `gap` | `to`, `from` and `through` (numbers), `count` of messages that are missing |
 //!
@@ -29,6 +29,8 @@ pub(super) enum Line {
         name: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         password: Option<String>,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        suspended: bool,
         #[serde(default)]
         cursor: u64,
     },
@@ -55,6 +57,7 @@ impl Line {
         Self::Account {
             name: entry.account.name.to_string(),
             password: password.map(|hash| PasswordHash::as_str(hash).to_owned()),
+            suspended: entry.is_suspended,
             cursor: cursor.0,
         }
     }

@@ -1,5 +1,6 @@
-//! The administrative commands: `harkd user`, `check`, `export` and `import`. They refuse a
-//! folder that a server has open, and work on a cluster at any time.
+//! The administrative commands. `harkd admin` asks the running server; `user`, `check`,
+//! `export`, `import` and `restore` refuse a folder that a server has open. `user`, `export`
+//! and `import` work on a cluster at any time.
 
 mod check;
 #[cfg(feature = "cluster")]
@@ -8,7 +9,10 @@ mod export;
 mod import;
 mod line;
 mod progress;
+mod restore;
 mod salvage;
+mod server;
+mod table;
 mod user;
 
 use std::io::{self, Write};
@@ -27,6 +31,8 @@ const NAME_A_STORE: &str = "name a folder or a cluster with --store";
 pub fn run(place: &StoreArgs, command: AdminCommand) -> anyhow::Result<()> {
     match command {
         AdminCommand::User(arguments) => user::run(place, arguments),
+        AdminCommand::Admin(arguments) => server::run(place, arguments),
+        AdminCommand::Restore { backup, folder } => restore::run(&backup, &folder),
         AdminCommand::Check {
             folder,
             drop_damaged,
@@ -70,7 +76,7 @@ fn import_into(arguments: &StoreArgs, place: StorePlace) -> anyhow::Result<()> {
 }
 
 /// Prints a line. A closed pipe is not an error.
-fn print(line: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
+pub(crate) fn print(line: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
     match writeln!(io::stdout(), "{line}") {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => Ok(written?),

@@ -137,7 +137,8 @@ fn hashed(file: Option<&Path>) -> anyhow::Result<PasswordHash> {
     Ok(passwords::hash(&password(file)?)?)
 }
 
-fn password(file: Option<&Path>) -> anyhow::Result<Password> {
+/// Asks for a password: in a file, the environment, or a prompt.
+pub(super) fn password(file: Option<&Path>) -> anyhow::Result<Password> {
     if let Some(file) = file {
         let text =
             fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;

@@ -67,6 +67,10 @@ impl Chat {
     ) -> Result<Authenticated, Fault> {
         let by_token = self.login_by_token(entering, &user, password.as_ref());
         if let Some(authenticated) = by_token.await? {
+            let entry = self.store.account(&authenticated.account.name).await?;
+            if let Some(entry) = entry {
+                self.check_suspension(&entry).await?;
+            }
             return Ok(authenticated);
         }
         self.login_by_password(entering.address, user, password)
@@ -83,13 +87,14 @@ impl Chat {
         user: UserName,
         password: Option<Password>,
     ) -> Result<Authenticated, Fault> {
-        let AccountEntry { account, password } = {
-            let entry = self.existing(address, &user, password.as_ref()).await?;
-            self.verify(address, &entry, password).await?;
-            entry
-        };
-        let entrance = password.map_or(Entrance::Open, Entrance::Password);
-        Ok(Authenticated { account, entrance })
+        let entry = self.existing(address, &user, password.as_ref()).await?;
+        self.verify(address, &entry, password).await?;
+        self.check_suspension(&entry).await?;
+        let entrance = entry.password.map_or(Entrance::Open, Entrance::Password);
+        Ok(Authenticated {
+            account: entry.account,
+            entrance,
+        })
     }
 
     /// Checks the password of an account. An account without a password is denied.
@@ -107,7 +112,23 @@ impl Chat {
             self.fail_slowly(address, &user, password.as_ref()).await?;
             return denied();
         }
-        self.verify(address, &entry, password).await
+        self.verify(address, &entry, password).await?;
+        self.check_suspension(&entry).await
+    }
+
+    /// Refuses a suspended account.
+    async fn check_suspension(&self, entry: &AccountEntry) -> Result<(), Fault> {
+        // A password takes a while to check: the account may have been suspended meanwhile.
+        let is_suspended = if entry.password.is_some() {
+            let current = self.store.account(&entry.account.name).await?;
+            current.is_some_and(|current| current.is_suspended)
+        } else {
+            entry.is_suspended
+        };
+        if is_suspended {
+            return Fault::refused(Code::Denied, "this account is suspended; ask the operator");
+        }
+        Ok(())
     }
 
     /// Logs in to an account and subscribes to its inbox.
@@ -204,11 +225,11 @@ impl Chat {
 
     /// Returns whether anyone may create an account of this name.
     pub(super) fn is_creation_open(&self, user: &UserName) -> bool {
-        self.rules.open_registration && !self.is_reserved(user)
+        self.rules().open_registration && !self.is_reserved(user)
     }
 
     fn refuse_creation<T>(&self) -> Result<T, Fault> {
-        if self.rules.open_registration {
+        if self.rules().open_registration {
             return Fault::refused(Code::Denied, RESERVED_NAME);
         }
         Fault::refused(
@@ -228,7 +249,7 @@ impl Chat {
         has_password: bool,
     ) -> Result<(), Fault> {
         user.check_new().map_err(Refusal::from)?;
-        if self.rules.require_password && !has_password {
+        if self.rules().require_password && !has_password {
             return Fault::refused(
                 Code::Denied,
                 "this server requires a password for every account",
@@ -317,7 +338,7 @@ impl Chat {
                 self.store.delete(&entry.account).await?
             }
             None if is_admin => false,
-            _ if self.rules.require_password => {
+            _ if self.rules().require_password => {
                 return Fault::refused(Code::Denied, NOT_OWN_ACCOUNT);
             }
             Some(entry) => {
@@ -337,10 +358,14 @@ impl Chat {
     /// # Errors
     /// [`Code::Denied`].
     pub(super) async fn may_list(&self, by: Option<&Authenticated>) -> Result<(), Fault> {
-        match self.rules.may_list {
+        let (may_list, require_password) = {
+            let rules = self.rules();
+            (rules.may_list, rules.require_password)
+        };
+        match may_list {
             MayList::Admins if self.is_admin(by).await? => Ok(()),
             MayList::Admins => Fault::refused(Code::Denied, "only admins may list the users"),
-            MayList::All if !self.rules.require_password => Ok(()),
+            MayList::All if !require_password => Ok(()),
             MayList::All | MayList::Users => match by {
                 Some(by) if self.is_alive(&by.account).await? => Ok(()),
                 _ => Fault::refused(Code::Denied, LOGIN_REQUIRED),
@@ -352,7 +377,7 @@ impl Chat {
     /// password. A password that was set after the login does not count.
     pub(super) async fn is_admin(&self, by: Option<&Authenticated>) -> Result<bool, Fault> {
         match by {
-            Some(by) if by.has_password() && self.rules.admins.contains(&by.account.name) => {
+            Some(by) if by.has_password() && self.rules().admins.contains(&by.account.name) => {
                 self.is_alive(&by.account).await
             }
             _ => Ok(false),
@@ -362,7 +387,7 @@ impl Chat {
     /// Returns whether the name is that of an admin or of the log watcher. Only admins
     /// and the operator create such an account or give it its first password.
     fn is_reserved(&self, user: &UserName) -> bool {
-        self.rules.admins.contains(user) || self.rules.log_watcher.as_ref() == Some(user)
+        self.rules().admins.contains(user) || self.rules().log_watcher.as_ref() == Some(user)
     }
 
     /// Returns whether the account still exists, in the same incarnation.
@@ -380,7 +405,7 @@ impl Chat {
     ) -> Result<AccountEntry, Fault> {
         match self.store.account(user).await? {
             Some(entry) => Ok(entry),
-            None if !self.rules.require_password => Err(Fault::Refused(no_such_user(user))),
+            None if !self.rules().require_password => Err(Fault::Refused(no_such_user(user))),
             None => {
                 self.fail_slowly(address, user, password).await?;
                 denied()
@@ -396,7 +421,7 @@ impl Chat {
         password: Option<Password>,
     ) -> Result<(), Fault> {
         match (entry.password.clone(), password) {
-            (None, password) if self.rules.require_password => {
+            (None, password) if self.rules().require_password => {
                 self.fail_slowly(address, &entry.account.name, password.as_ref())
                     .await?;
                 denied()

@@ -7,6 +7,9 @@
 //! order of their numbers, each once; in flight are never more than the window holds; logs
 //! with messages take turns.
 
+mod push;
+mod turns;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +18,10 @@ use hark_protocol::limits::{WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX};
 use hark_protocol::{RoomName, Sequence};
 use tokio::time::Instant;
 
-use crate::store::{Account, Message, Page, Point, Position, ReadLimit, Said, Unavailable};
+use self::turns::{TURN_MESSAGES_MAX, Turns};
+use crate::store::{Account, Message, Point, Position, ReadLimit, Said, Unavailable};
 
-/// The maximum number of messages of a turn, if other logs have messages.
-const TURN_MESSAGES_MAX: usize = 16;
+pub(crate) use self::push::{LogGap, Push, ReadPage};
 
 /// The minimum number of messages that one read asks for if a single log has messages, even
 /// if the window has room for fewer: so a reader that acknowledges one by one does not cause
@@ -82,17 +85,6 @@ struct LogState {
     is_lagging: bool,
 }
 
-/// The logs that may have messages, in the order of their turns.
-#[derive(Debug, Default)]
-struct Turns {
-    /// The log that has the turn. Apart from the others, because most connections have one
-    /// log: it takes no memory.
-    first: Option<LogId>,
-    others: VecDeque<LogId>,
-    /// The pushes of this turn.
-    taken: usize,
-}
-
 #[derive(Debug)]
 struct Pushed {
     log: LogId,
@@ -124,28 +116,6 @@ enum ReadState {
     Failed {
         retry_at: Instant,
     },
-}
-
-/// A push to the reader, which acknowledges it.
-#[derive(Debug, Clone)]
-pub(crate) enum Push {
-    /// A message of the inbox.
-    Message(Arc<Message>),
-    /// A message of a room.
-    Said(Arc<Said>),
-    /// Missing messages.
-    Gap(LogGap),
-}
-
-/// Messages that were removed before they were delivered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct LogGap {
-    /// The first number that may be missing.
-    pub(crate) from: Sequence,
-    /// The position of the last number that may be missing.
-    pub(crate) to: Position,
-    /// The number of missing messages.
-    pub(crate) count: u64,
 }
 
 /// The next action.
@@ -618,7 +588,7 @@ impl DeliveryWindow {
         };
         *known = to;
         if self.has_gaps && gap.count > 0 {
-            self.backlog.push_back(Push::Gap(gap));
+            self.backlog.push_back(Push::Gap(gap.into()));
         } else if let Some(state) = self.log_mut(self.backlog_of) {
             state.pushed = to.into();
         }
@@ -676,100 +646,6 @@ impl LogState {
             is_active: true,
             is_queued: false,
             is_lagging: false,
-        }
-    }
-}
-
-impl Turns {
-    fn len(&self) -> usize {
-        usize::from(self.first.is_some()) + self.others.len()
-    }
-
-    /// Returns whether the turn is over: after some pushes, if others wait.
-    fn is_over(&self) -> bool {
-        self.taken >= TURN_MESSAGES_MAX && !self.others.is_empty()
-    }
-
-    fn push(&mut self, log: LogId) {
-        match self.first {
-            None => (self.first, self.taken) = (Some(log), 0),
-            Some(_) => self.others.push_back(log),
-        }
-    }
-
-    fn push_front(&mut self, log: LogId) {
-        if let Some(former) = self.first.replace(log) {
-            self.others.push_front(former);
-        }
-        self.taken = 0;
-    }
-
-    fn count(&mut self) {
-        self.taken += 1;
-    }
-
-    /// Ends the turn.
-    fn rotate(&mut self) {
-        self.taken = 0;
-        self.others.extend(self.first.take());
-        self.first = self.others.pop_front();
-    }
-
-    fn remove(&mut self, log: LogId) {
-        if self.first == Some(log) {
-            self.taken = 0;
-            self.first = self.others.pop_front();
-        } else {
-            self.others.retain(|other| *other != log);
-        }
-        if self.others.is_empty() {
-            self.others = VecDeque::new();
-        }
-    }
-}
-
-impl Push {
-    /// Returns its position in its log.
-    pub(crate) fn position(&self) -> Position {
-        match self {
-            Self::Message(message) => message.position,
-            Self::Said(said) => said.message.position,
-            Self::Gap(gap) => gap.to,
-        }
-    }
-
-    fn text_bytes(&self) -> usize {
-        match self {
-            Self::Message(message) => message.text.len(),
-            Self::Said(said) => said.message.text.len(),
-            Self::Gap(_) => 0,
-        }
-    }
-}
-
-/// A page of a log, as pushes.
-#[derive(Debug, Default)]
-pub(crate) struct ReadPage {
-    /// See [`Page::starts_after`].
-    pub(crate) starts_after: Option<Position>,
-    /// The messages.
-    pub(crate) messages: Vec<Push>,
-    /// Whether the page reached the end of the log.
-    pub(crate) is_complete: bool,
-}
-
-impl ReadPage {
-    /// Returns the page of an inbox.
-    pub(crate) fn of_inbox(page: Page) -> Self {
-        Self::new(page, Push::Message)
-    }
-
-    /// Returns a page whose messages become pushes.
-    pub(crate) fn new(page: Page, push: impl FnMut(Arc<Message>) -> Push) -> Self {
-        Self {
-            starts_after: page.starts_after,
-            messages: page.messages.into_iter().map(push).collect(),
-            is_complete: page.complete,
         }
     }
 }

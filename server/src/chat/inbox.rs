@@ -51,7 +51,7 @@ impl Chat {
             right: Right::Receive,
         };
         let user = self.login(entering, user, password).await?;
-        if !self.rules.rates.is_exempt(address) {
+        if !self.rules().rates.is_exempt(address) {
             let cost = Cost::default();
             let wait = self
                 .users
@@ -96,8 +96,11 @@ impl Inbox {
             None => self.last_up_to(number).await?,
         };
         if let Some(position) = found {
+            // The nameless device, which acknowledges, exists from its first connection on.
+            let account = &self.user.account;
+            drop(self.chat.store.receive_if_free(account).await?);
             self.check_entrance()?;
-            self.chat.store.acknowledge(&self.user.account, position);
+            self.chat.store.acknowledge(account, position);
         }
         Ok(())
     }

@@ -50,7 +50,7 @@ impl Chat {
             Some(pattern) => Some(permit.run_blocking(move || compile(&pattern)).await??),
             None => None,
         };
-        let names_max = self.rules.list_names_max;
+        let names_max = self.rules().list_names_max;
         let mut names: Vec<UserName> = Vec::new();
         let mut after: Option<UserName> = None;
         // One name beyond the limit shows that the answer is truncated.
@@ -77,7 +77,7 @@ impl Chat {
     }
 
     fn replies(&self, names: &[UserName], truncated: bool) -> Vec<Reply> {
-        let bytes_max = REPLY_BYTES_MAX.min(self.rules.frame_bytes_max - FRAME_BYTES_MIN);
+        let bytes_max = REPLY_BYTES_MAX.min(self.rules().frame_bytes_max - FRAME_BYTES_MIN);
         let parts = list_parts(names, bytes_max).into_iter();
         let mut replies: Vec<Reply> = parts.map(|names| Reply::List(names.to_vec())).collect();
         replies.push(Reply::Ok(OkFields::Listed(names.len(), truncated)));

@@ -46,6 +46,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::{ArcSwap, Guard};
 use hark_protocol::limits::text_bytes_max;
 use hark_protocol::{Code, Failure, Refusal, Reply, UserName};
 use tokio::sync::{Semaphore, watch};
@@ -124,7 +125,8 @@ impl Rules {
 #[derive(Debug)]
 pub struct Chat {
     store: Arc<dyn Store>,
-    rules: Rules,
+    /// Replaced by [`Self::update_rules`].
+    rules: ArcSwap<Rules>,
     hasher: Hasher,
     login_limiter: LoginLimiter,
     users: UserRateLimiter,
@@ -150,14 +152,32 @@ impl Chat {
             lists: listing::permits(),
             metrics: Metrics::new(store.metrics()),
             store,
-            rules,
+            rules: ArcSwap::from_pointee(rules),
         }
     }
 
-    /// Returns the rules.
+    /// Returns the current rules. The guard is for a short use, not across an `.await`.
     #[must_use]
-    pub const fn rules(&self) -> &Rules {
-        &self.rules
+    pub fn rules(&self) -> Guard<Arc<Rules>> {
+        self.rules.load()
+    }
+
+    /// Changes the rules that can change while clients are connected: all but the sizes and
+    /// the security of the server. Open connections keep their rates.
+    pub fn update_rules(&self, rules: Rules) {
+        let former = self.rules.load_full();
+        let rules = Rules {
+            frame_bytes_max: former.frame_bytes_max,
+            require_password: former.require_password,
+            log_watcher: former.log_watcher.clone(),
+            rates: Rates {
+                on_loopback: former.rates.on_loopback,
+                ..rules.rates
+            },
+            ..rules
+        };
+        self.users.set_rates(&rules.rates);
+        self.rules.store(Arc::new(rules));
     }
 
     /// Returns the figures.
@@ -182,8 +202,8 @@ impl Chat {
     /// exempt.
     #[must_use]
     pub fn rate_limiter(&self, address: IpAddr) -> Option<Arc<RateLimiter>> {
-        (!self.rules.rates.is_exempt(address))
-            .then(|| Arc::new(RateLimiter::new(&self.rules.rates)))
+        let rates = self.rules().rates;
+        (!rates.is_exempt(address)).then(|| Arc::new(RateLimiter::new(&rates)))
     }
 
     /// Returns the epoch of new connections, if the store has epochs.
@@ -194,7 +214,7 @@ impl Chat {
 
     /// Returns the network of an address, unless it is exempt from quotas.
     fn network(&self, address: IpAddr) -> Option<IpAddr> {
-        (!self.rules.rates.is_exempt(address)).then(|| network(address))
+        (!self.rules().rates.is_exempt(address)).then(|| network(address))
     }
 
     /// Returns whether the store is healthy, as far as it knows.

@@ -150,6 +150,14 @@ impl UserRateLimiter {
         }
     }
 
+    /// Changes the rates. Buckets stay as empty as they are.
+    pub(super) fn set_rates(&self, rates: &Rates) {
+        let mut buckets = self.buckets.lock();
+        set_rate(&mut buckets.commands, rates.user_commands);
+        set_rate(&mut buckets.bytes, rates.user_bytes);
+        set_rate(&mut buckets.deliveries, rates.user_deliveries);
+    }
+
     /// Charges a command of a user, and returns the wait before the next.
     pub(super) fn charge_command(&self, user: &UserName, cost: Cost, now: Instant) -> Duration {
         let mut buckets = self.buckets.lock();
@@ -165,6 +173,13 @@ impl UserRateLimiter {
         charge(commands, 1)
             .max(charge(bytes, cost.bytes as u64))
             .max(charge(deliveries, cost.deliveries as u64))
+    }
+}
+
+fn set_rate(buckets: &mut Option<Buckets<UserName>>, rate: Option<Rate>) {
+    match (buckets.as_mut(), rate) {
+        (Some(buckets), Some(rate)) => buckets.set_rate(rate),
+        _ => *buckets = rate.map(Buckets::new),
     }
 }
 

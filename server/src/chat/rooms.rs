@@ -32,8 +32,8 @@ pub enum MayCreateRooms {
     Users,
     /// Admins. Users join rooms, and talk to each other.
     Admins,
-    /// Nobody: the server has no commands of rooms.
-    Nobody,
+    /// No user: the server has no commands of rooms.
+    Off,
 }
 
 /// A part of an answer.
@@ -72,17 +72,19 @@ impl Chat {
     /// # Errors
     /// [`Code::UnknownCommand`].
     pub(super) fn check_served(&self, request: &RoomRequest) -> Result<(), Fault> {
-        let is_of_rooms = !matches!(
+        let is_of_account = matches!(
             request,
             RoomRequest::Attach { .. }
                 | RoomRequest::Devices
                 | RoomRequest::Forget(_)
+                | RoomRequest::Block(_)
+                | RoomRequest::Unblock(_)
                 | RoomRequest::Token { .. }
                 | RoomRequest::Tokens
                 | RoomRequest::Revoke(_)
         );
-        let has_rooms = !is_of_rooms || self.rules.rooms != MayCreateRooms::Nobody;
-        if self.store.has_rooms() && has_rooms {
+        let is_served = is_of_account || self.rules().rooms != MayCreateRooms::Off;
+        if self.store.has_rooms() && is_served {
             Ok(())
         } else {
             Fault::refused(Code::UnknownCommand, NOT_SERVED)
@@ -240,10 +242,10 @@ impl Caller {
     }
 
     async fn may_create(&self) -> Result<bool, Fault> {
-        match self.chat.rules.rooms {
+        match self.chat.rules().rooms {
             MayCreateRooms::Users => Ok(true),
             MayCreateRooms::Admins => self.chat.is_admin(Some(&self.user)).await,
-            MayCreateRooms::Nobody => Ok(false),
+            MayCreateRooms::Off => Ok(false),
         }
     }
 
@@ -383,14 +385,17 @@ impl MemberListing {
                 mut names,
                 mut is_truncated,
             } = self.page().await?;
-            let rules = &self.caller.chat.rules;
-            let names_max = rules.list_names_max - self.count;
+            let (list_names_max, frame_bytes_max) = {
+                let rules = self.caller.chat.rules();
+                (rules.list_names_max, rules.frame_bytes_max)
+            };
+            let names_max = list_names_max.saturating_sub(self.count);
             let is_full = names.len() >= names_max;
             is_truncated |= names.len() > names_max;
             names.truncate(names_max);
             self.count += names.len();
             self.after = names.last().cloned();
-            let bytes_max = REPLY_BYTES_MAX.min(rules.frame_bytes_max - FRAME_BYTES_MIN);
+            let bytes_max = REPLY_BYTES_MAX.min(frame_bytes_max - FRAME_BYTES_MIN);
             let parts = list_parts(&names, bytes_max).into_iter();
             let mut replies: Vec<Reply> = parts.map(|names| Reply::List(names.to_vec())).collect();
             let rest = if is_truncated && !is_full {

@@ -1,10 +1,19 @@
 //! The signal that ends a connection from outside: set by a server that is stopping, by
-//! the connection that takes over its send session, or by one that revokes its token.
+//! an administrator, by the connection that takes over its send session, or by one that
+//! revokes its token. It also names the users of the connection, by which an administrator
+//! finds it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
+use hark_protocol::UserName;
+
+use crate::sync::Mutex;
+
+/// The maximum number of users that are known of a connection with many calls.
+const USERS_MAX: usize = 16;
 
 /// The shutdown signal of a connection, shared by its tasks and by those that may end
 /// it.
@@ -15,6 +24,11 @@ pub struct ShutdownSignal {
     waker: AtomicWaker,
     close_waker: AtomicWaker,
     epoch: u64,
+    /// The current user, or the latest users of a connection with many calls.
+    // Locked because an administrator may list it. Held to copy the names.
+    users: Mutex<Vec<UserName>>,
+    /// The connection that carries this one, a call.
+    carrier: Option<Arc<Self>>,
 }
 
 /// The way in which a connection is to end.
@@ -36,6 +50,40 @@ impl ShutdownSignal {
             epoch,
             ..Self::default()
         }
+    }
+
+    /// Returns the signal of a call on a connection.
+    #[must_use]
+    pub fn of_call(connection: &Arc<Self>) -> Self {
+        Self {
+            epoch: connection.epoch,
+            carrier: Some(Arc::clone(connection)),
+            ..Self::default()
+        }
+    }
+
+    /// Returns the current user, or the latest users of a connection with many calls.
+    #[must_use]
+    pub fn users(&self) -> Vec<UserName> {
+        self.users.lock().clone()
+    }
+
+    /// Sets the current user.
+    pub(super) fn set_user(&self, user: Option<&UserName>) {
+        match (&self.carrier, user) {
+            (None, user) => *self.users.lock() = user.cloned().into_iter().collect(),
+            (Some(connection), Some(user)) => connection.add_user(user),
+            (Some(_), None) => {}
+        }
+    }
+
+    fn add_user(&self, user: &UserName) {
+        let mut users = self.users.lock();
+        users.retain(|other| other != user);
+        if users.len() >= USERS_MAX {
+            users.remove(0);
+        }
+        users.push(user.clone());
     }
 
     /// Returns the epoch of the connection.

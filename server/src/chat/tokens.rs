@@ -273,7 +273,7 @@ impl Chat {
     }
 
     /// Closes the connections of an account that entered by a token which has ended.
-    pub(super) async fn close_revoked(&self, account: &Account) -> Result<(), Fault> {
+    pub(crate) async fn close_revoked(&self, account: &Account) -> Result<(), Fault> {
         for connection in self.token_connections.of(account) {
             if self.store.token(connection.digest).await?.is_none() {
                 connection.shutdown.request(Shutdown::Close);

@@ -1,13 +1,17 @@
-//! The command line of `harkd`: flags with their defaults and units, each also
-//! read from an environment variable `HARKD_…`.
+//! The settings of `harkd`: flags with their defaults and units, each also read from an
+//! environment variable `HARKD_…` and from the configuration file.
 
+mod admin;
+mod configuration;
+mod file;
 mod http;
+mod listen;
 mod rate_limits;
 mod rooms;
 mod store;
 mod tls;
 
-use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs as _};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -18,11 +22,14 @@ use hark_protocol::limits::{CLASSIC_BLOCK_BYTES, FRAME_BYTES_DEFAULT, FRAME_BYTE
 
 use crate::chat::{MayList, Rules};
 use crate::front::{MayWatch, Settings, Tls, WatchLogs};
-use crate::logging::Watchers;
+use crate::logging::{self, Watchers};
 use crate::server::ConnectionLimits;
 use crate::shard::{COUNTER_MAX, ShardConfig, Sync};
 
+pub use admin::{AdminArgs, BanTime, ServerCommand};
+pub use configuration::{Configuration, ConfigurationError};
 pub use http::{HttpArgs, ProxyNet};
+pub use listen::ListenAddress;
 pub use rate_limits::RateLimitArgs;
 pub use rooms::RoomArgs;
 pub use store::{ClusterArgs, Purpose, StoreArgs, StorePlace};
@@ -53,6 +60,17 @@ pub enum AdminCommand {
     /// Manage accounts: in a cluster at any time, in a folder while its server is stopped
     #[command(override_usage = "harkd user [OPTIONS] <COMMAND>")]
     User(UserArgs),
+    /// Administer the running server, through a socket in the folder of its store
+    #[command(override_usage = "harkd admin [OPTIONS] <COMMAND>")]
+    Admin(AdminArgs),
+    /// Restore a store from a backup of `harkd admin backup`, and verify it
+    #[command(override_usage = "harkd restore [OPTIONS] <BACKUP> <FOLDER>")]
+    Restore {
+        /// The folder of the backup
+        backup: PathBuf,
+        /// The store's folder, which is empty or does not exist
+        folder: PathBuf,
+    },
     /// Verify every record and message of a store
     #[command(override_usage = "harkd check [OPTIONS] <FOLDER>")]
     Check {
@@ -89,15 +107,36 @@ pub enum AdminCommand {
 /// The settings of a server.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
+    /// Configuration file in TOML, with the names of the flags (`max-frame = 65536`). Flags
+    /// override variables, and variables override the file [default: /etc/hark/harkd.toml, if
+    /// it exists]
+    #[arg(
+        long,
+        global = true,
+        env = "HARKD_CONFIG",
+        value_name = "FILE",
+        help_heading = "Configuration"
+    )]
+    pub config: Option<PathBuf>,
+    /// Check the settings and the files that they name, print every setting with its source,
+    /// and exit
+    #[arg(long, help_heading = "Configuration")]
+    pub check: bool,
     /// Address and port to listen on. `:PORT` and `localhost:PORT` listen on the loopback;
-    /// `0.0.0.0:PORT` or `[::]:PORT` on every interface
-    #[arg(long, env = "HARKD_LISTEN", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000",
-          value_parser = parse_listen, help_heading = "Network")]
-    pub listen: SocketAddr,
+    /// `0.0.0.0:PORT` or `[::]:PORT` on every interface; `unix:PATH` on a Unix socket, whose
+    /// clients count as local. May be repeated; HARKD_LISTEN takes a comma-separated list
+    #[arg(
+        long,
+        env = "HARKD_LISTEN",
+        value_name = "ADDRESS:PORT|unix:PATH",
+        default_value = "127.0.0.1:3000",
+        help_heading = "Network"
+    )]
+    pub listen: Vec<CommaList<ListenAddress>>,
     /// Address and port on which to serve metrics for Prometheus at `/metrics`; no login is
     /// required [default: none]
     #[arg(long, env = "HARKD_METRICS", value_name = "ADDRESS:PORT",
-          value_parser = parse_listen, help_heading = "Network")]
+          value_parser = listen::parse_tcp, help_heading = "Network")]
     pub metrics: Option<SocketAddr>,
     /// TLS, and confirmations for a server that other machines can reach.
     #[command(flatten)]
@@ -352,34 +391,31 @@ fn parse_bool(text: &str) -> Result<bool, &'static str> {
     }
 }
 
-/// Parses an address to listen on. Without a host, and for `localhost`, it is the
-/// loopback; another host name is resolved.
-fn parse_listen(text: &str) -> Result<SocketAddr, String> {
-    let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    if let Ok(address) = text.parse() {
-        return Ok(address);
-    }
-    let (host, port) = text
-        .rsplit_once(':')
-        .ok_or("expected ADDRESS:PORT, such as 127.0.0.1:3000")?;
-    let port: u16 = port
-        .parse()
-        .map_err(|_| "the port must be a number from 0 to 65535")?;
-    match host {
-        "" | "localhost" => Ok(loopback(port)),
-        _ => {
-            let resolved = (host, port)
-                .to_socket_addrs()
-                .map_err(|error| format!("cannot resolve {host}: {error}"))?;
-            resolved
-                .into_iter()
-                .next()
-                .ok_or_else(|| format!("{host} has no address"))
-        }
-    }
-}
-
 impl ServeArgs {
+    /// Returns the addresses to listen on.
+    pub fn addresses(&self) -> impl Iterator<Item = &ListenAddress> {
+        self.listen
+            .iter()
+            .flat_map(|CommaList(addresses)| addresses)
+    }
+
+    /// Checks what can be checked without serving, except the certificate, which
+    /// [`TlsArgs::read`] checks.
+    ///
+    /// # Errors
+    /// One line with the cause and the remedy.
+    pub fn check(&self) -> anyhow::Result<()> {
+        if self.addresses().next().is_none() {
+            anyhow::bail!("no address to listen on; name one with --listen");
+        }
+        for address in self.addresses() {
+            self.tls
+                .check(address, self.http.has_proxy(), self.require_password)?;
+        }
+        logging::filter(&self.log)?;
+        self.store.check()
+    }
+
     /// Returns the names of the admins.
     pub fn admins(&self) -> impl Iterator<Item = &UserName> {
         self.admins.iter().flat_map(|CommaList(names)| names)
@@ -419,7 +455,6 @@ impl ServeArgs {
             ack_timeout: Duration::from_secs(self.ack_timeout),
             watch_logs: self.watch_logs.clone().map(watch),
             tls,
-            tls_only: self.tls.is_tls_only(self.listen),
             http: self.http.settings(),
         }
     }
@@ -477,7 +512,7 @@ mod tests {
         let command = Cli::command();
         for argument in command
             .get_arguments()
-            .filter(|a| a.get_long() != Some("help") && a.get_long() != Some("version"))
+            .filter(|a| !matches!(a.get_long(), Some("check" | "help" | "version")))
         {
             let long = argument.get_long().unwrap();
             let expected = format!("HARKD_{}", long.to_uppercase().replace('-', "_"));
@@ -525,21 +560,6 @@ mod tests {
     }
 
     #[test]
-    fn listen_without_a_host_is_the_loopback() {
-        for (text, expected) in [
-            (":4101", "127.0.0.1:4101"),
-            ("localhost:4101", "127.0.0.1:4101"),
-            ("0.0.0.0:1", "0.0.0.0:1"),
-            ("[::1]:0", "[::1]:0"),
-        ] {
-            assert_eq!(parse_listen(text), Ok(expected.parse().unwrap()), "{text}");
-        }
-        for text in ["", "4101", "localhost", ":", ":65536", "localhost:http"] {
-            assert!(parse_listen(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
     fn every_flag_is_under_a_known_heading() {
         let mut headings: Vec<_> = Cli::command()
             .get_arguments()
@@ -551,8 +571,17 @@ mod tests {
             .iter()
             .map(|heading| heading.split(' ').next().unwrap());
         let expected = [
-            "Accounts", "Cluster", "HTTP", "Limits", "Logging", "Network", "Rate", "Rooms",
-            "Store", "TLS",
+            "Accounts",
+            "Cluster",
+            "Configuration",
+            "HTTP",
+            "Limits",
+            "Logging",
+            "Network",
+            "Rate",
+            "Rooms",
+            "Store",
+            "TLS",
         ];
         assert_eq!(first_words.collect::<Vec<_>>(), expected);
     }

@@ -58,7 +58,7 @@ pub enum RoomsArg {
     Users,
     /// Admins.
     Admin,
-    /// Nobody.
+    /// No user.
     Off,
 }
 
@@ -75,7 +75,7 @@ impl RoomArgs {
         match self.rooms {
             RoomsArg::Users => MayCreateRooms::Users,
             RoomsArg::Admin => MayCreateRooms::Admins,
-            RoomsArg::Off => MayCreateRooms::Nobody,
+            RoomsArg::Off => MayCreateRooms::Off,
         }
     }
 

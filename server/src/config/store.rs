@@ -15,11 +15,11 @@ use crate::cluster::{ClusterConfig, ClusterStore, Credentials, Nodes};
 use crate::shard::{ShardConfig, ShardStore};
 use crate::store::Store;
 
-/// The default number of shards of a cluster. Fewer shards form larger appends; more shards
-/// spread over more servers, and each is taken over faster. `docs/CLUSTER.md` has the
+/// The default number of shards of a cluster: enough for four servers to own some. More of
+/// them share the disks of the nodes, so each append waits longer. `docs/CLUSTER.md` has the
 /// figures.
 #[cfg(feature = "cluster")]
-const SHARDS: u32 = 12;
+const SHARDS: u32 = 4;
 const SHARDS_MAX: i64 = 1024;
 
 /// The cache of a shard: default and maximum.
@@ -56,7 +56,7 @@ pub struct ClusterArgs {
     pub replicas: Option<u8>,
     /// Shards over which the users are spread, each with its own stream. Takes effect when
     /// the first server creates the streams. Fewer shards form larger appends; more shards
-    /// spread over more servers, and each is taken over faster [default: 12]
+    /// spread over more servers, and each is taken over faster [default: 4]
     #[arg(long, global = true, env = "HARKD_SHARDS", value_name = "COUNT",
           value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX))]
     pub shards: Option<u32>,
@@ -165,6 +165,35 @@ impl StoreArgs {
             );
         }
         Ok(place)
+    }
+
+    /// Returns the folder of the store; `None` if it is elsewhere.
+    ///
+    /// # Errors
+    /// As [`Self::place`].
+    pub fn folder(&self) -> anyhow::Result<Option<PathBuf>> {
+        Ok(match self.place()? {
+            StorePlace::Folder(folder) => Some(folder),
+            _ => None,
+        })
+    }
+
+    /// Checks what can be checked without opening the store.
+    ///
+    /// # Errors
+    /// As [`Self::place`]; if a file with credentials cannot be read, or the place is no
+    /// folder.
+    pub fn check(&self) -> anyhow::Result<()> {
+        match self.place()? {
+            StorePlace::Memory => Ok(()),
+            StorePlace::Folder(folder) if folder.exists() && !folder.is_dir() => anyhow::bail!(
+                "cannot open store {}: not a folder; choose another --store",
+                folder.display()
+            ),
+            StorePlace::Folder(_) => Ok(()),
+            #[cfg(feature = "cluster")]
+            StorePlace::Cluster(_) => self.cluster.credentials().map(drop),
+        }
     }
 
     /// Returns the location that an argument of a command names, or else that of the store.

@@ -1,11 +1,11 @@
 //! The flags of TLS, and the rule that a server that other machines can reach is insecure only
 //! on purpose. [`crate::front`] has the handshake.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
 
+use super::ListenAddress;
 use crate::front::{Tls, TlsError};
 
 /// The flags of TLS, and the confirmations for an insecure server.
@@ -49,7 +49,7 @@ pub enum TlsArgsError {
     #[error("other machines can reach {listen}: add {}", .missing.join(", and "))]
     Exposed {
         /// The address.
-        listen: SocketAddr,
+        listen: ListenAddress,
         /// The flags that are missing.
         missing: Vec<&'static str>,
     },
@@ -74,7 +74,7 @@ impl TlsArgs {
     /// [`TlsArgsError`], with all flags that are missing.
     pub fn check(
         &self,
-        listen: SocketAddr,
+        listen: &ListenAddress,
         has_proxy: bool,
         require_password: bool,
     ) -> Result<(), TlsArgsError> {
@@ -92,7 +92,8 @@ impl TlsArgs {
         if !require_password && !self.allow_open_accounts {
             missing.push("--require-password (or --allow-open-accounts)");
         }
-        if !is_loopback(listen) && !missing.is_empty() {
+        if !listen.is_local() && !missing.is_empty() {
+            let listen = listen.clone();
             Err(TlsArgsError::Exposed { listen, missing })
         } else if has_proxy && !require_password && !self.allow_open_accounts {
             Err(TlsArgsError::OpenProxy)
@@ -109,19 +110,15 @@ impl TlsArgs {
         let (Some(certificate), Some(key)) = (&self.tls_cert, &self.tls_key) else {
             return Ok(None);
         };
-        Tls::read(certificate.clone(), key.clone()).map(Some)
+        Tls::read(certificate, key).map(Some)
     }
 
     /// Returns whether a server that listens on `listen` refuses plain text.
     #[must_use]
-    pub fn is_tls_only(&self, listen: SocketAddr) -> bool {
-        let is_plaintext_allowed = self.allow_plaintext || is_loopback(listen);
+    pub fn is_tls_only(&self, listen: &ListenAddress) -> bool {
+        let is_plaintext_allowed = self.allow_plaintext || listen.is_local();
         self.tls_only || (self.tls_cert.is_some() && !is_plaintext_allowed)
     }
-}
-
-fn is_loopback(listen: SocketAddr) -> bool {
-    listen.ip().to_canonical().is_loopback()
 }
 
 #[cfg(test)]
@@ -141,7 +138,7 @@ mod tests {
         let (listen, flags) = (listen.parse().unwrap(), flags(words));
         let refusal = flags
             .tls
-            .check(listen, flags.http.has_proxy(), flags.require_password)
+            .check(&listen, flags.http.has_proxy(), flags.require_password)
             .err();
         assert_eq!(
             refusal.map(|refusal| refusal.to_string()).as_deref(),
@@ -158,6 +155,7 @@ mod tests {
             "127.0.0.1:3000",
             "127.9.9.9:0",
             "[::1]:3000",
+            "unix:/run/hark/harkd.sock",
             "[::ffff:127.0.0.1]:1",
         ] {
             check(listen, &[], None);
@@ -211,7 +209,7 @@ mod tests {
         let is_tls_only = |listen: &str, words: &[&str]| {
             flags(&[TLS, words].concat())
                 .tls
-                .is_tls_only(listen.parse().unwrap())
+                .is_tls_only(&listen.parse().unwrap())
         };
         assert!(is_tls_only("0.0.0.0:1", &[]));
         assert!(!is_tls_only("0.0.0.0:1", &["--allow-plaintext"]));
@@ -220,7 +218,7 @@ mod tests {
         assert!(
             !flags(&["--allow-plaintext"])
                 .tls
-                .is_tls_only("0.0.0.0:1".parse().unwrap())
+                .is_tls_only(&"0.0.0.0:1".parse().unwrap())
         );
     }
 
@@ -235,7 +233,7 @@ mod tests {
         let refusal = |words: &[&str]| {
             flags(words)
                 .tls
-                .check("127.0.0.1:1".parse().unwrap(), false, false)
+                .check(&"127.0.0.1:1".parse().unwrap(), false, false)
         };
         assert_eq!(refusal(&["--tls-only"]), Err(TlsArgsError::NoCertificate));
         let both = [TLS, &["--tls-only", "--allow-plaintext"]].concat();

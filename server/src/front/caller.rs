@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::chat::RateLimiter;
+use crate::chat::{RateLimiter, ShutdownSignal};
 
 /// The longest delay of a call by the rate limit. A call that would wait longer is
 /// refused, so that its client learns of the limit.
@@ -21,8 +21,8 @@ pub(super) const CALL_WAIT_MAX: Duration = Duration::from_secs(1);
 pub(super) struct Caller {
     /// The address of the client.
     pub(super) address: IpAddr,
-    /// The epoch of its connection.
-    pub(super) epoch: u64,
+    /// The signal of its connection.
+    pub(super) connection: Arc<ShutdownSignal>,
     /// The rate limiter of the connection; none if it is exempt.
     pub(super) limiter: Option<Arc<RateLimiter>>,
     /// Cancelled when the connection drains.

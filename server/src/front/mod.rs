@@ -34,18 +34,21 @@ use std::time::Duration;
 use bytes::BytesMut;
 use hark_protocol::{Code, Refusal, Reply, RoomReply};
 use rustls::AlertDescription;
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader};
+use tokio::net::{TcpStream, UnixStream};
 
 use self::first_bytes::{FirstBytes, Protocol};
 use self::grpc::Grpc;
 use self::http::Http;
 use self::http2::Http2;
 use self::unread::Unread;
+use crate::administration::AdminSlot;
 use crate::chat::{Chat, ClientConnection, Output, ShutdownSignal, delivery};
+use crate::listener::{Accepted, Stream};
 use crate::metrics::FrontKind;
 use wire::{Framing, Wire};
 
+pub(crate) use grpc::caller_address;
 pub use grpc::{MayWatch, WatchLogs};
 pub use http::{HttpSettings, Origin};
 pub use tls::{Tls, TlsError};
@@ -66,8 +69,6 @@ pub struct Settings {
     pub watch_logs: Option<WatchLogs>,
     /// The certificate, if there is one.
     pub tls: Option<Tls>,
-    /// Whether plaintext connections are refused.
-    pub tls_only: bool,
     /// The settings of HTTP.
     pub http: HttpSettings,
 }
@@ -81,19 +82,11 @@ pub struct Fronts {
     http2: Http2,
 }
 
-/// The peer of a connection.
-#[derive(Debug, Clone, Copy)]
-struct Peer {
-    address: IpAddr,
-    /// Whether it is connected by TLS.
-    is_tls: bool,
-}
-
 impl Fronts {
-    /// Returns the fronts of `chat`.
-    #[must_use]
-    pub fn new(chat: Arc<Chat>, settings: Settings) -> Self {
-        let (grpc, http) = (Grpc::new(&chat, &settings), Http::new(&chat, &settings));
+    /// Returns the fronts of `chat`, and of the administration in a slot.
+    pub(crate) fn new(chat: Arc<Chat>, settings: Settings, admin: AdminSlot) -> Self {
+        let grpc = Grpc::new(&chat, &settings, admin);
+        let http = Http::new(&chat, &settings);
         Self {
             http2: Http2::new(&chat, grpc, http.clone(), settings.ack_timeout),
             http,
@@ -108,8 +101,8 @@ impl Fronts {
         &self.settings
     }
 
-    /// Serves one connection to its end. A plaintext connection of the wire front is
-    /// returned instead, so that the caller can serve it in a task that holds nothing
+    /// Serves one connection to its end. A plaintext connection of the wire front over TCP
+    /// is returned instead, so that the caller can serve it in a task that holds nothing
     /// else.
     ///
     /// # Errors
@@ -117,27 +110,31 @@ impl Fronts {
     /// not an error.
     pub async fn serve(
         &self,
-        stream: TcpStream,
-        address: IpAddr,
+        accepted: Accepted,
         shutdown: Arc<ShutdownSignal>,
     ) -> io::Result<Option<Wire<TcpStream>>> {
+        let (address, refuses_plaintext) = (accepted.address, accepted.refuses_plaintext);
+        let stream = match accepted.stream {
+            Stream::Tcp(stream) => stream,
+            // Boxed, so that connections over TCP do not reserve memory for it.
+            Stream::Unix(stream) => {
+                Box::pin(self.serve_unix(stream, address, shutdown)).await?;
+                return Ok(None);
+            }
+        };
         let first = tokio::select! {
             first = first_byte(&stream) => first?,
             () = self.idle_timeout(address) => None,
             () = shutdown_requested(&shutdown) => None,
         };
         let Some(first) = first else { return Ok(None) };
-        let peer = Peer {
-            address,
-            is_tls: false,
-        };
         match FirstBytes::of(&[first]) {
             // Boxed, so that plaintext connections do not reserve memory for it.
             FirstBytes::Known(Protocol::Tls) => {
                 Box::pin(self.serve_tls(stream, address, shutdown)).await?;
                 Ok(None)
             }
-            _ if self.settings.tls_only => {
+            _ if refuses_plaintext => {
                 tracing::info!(%address, "plaintext connection refused (--allow-plaintext is not set)");
                 let refusal = Refusal::new(Code::Denied, TLS_ONLY);
                 Box::pin(refuse_as(stream, address, &refusal)).await?;
@@ -147,8 +144,40 @@ impl Fronts {
                 .framing(protocol)
                 .map(|framing| self.wire(stream, framing, address, shutdown))),
             FirstBytes::Incomplete | FirstBytes::Unknown => {
-                Box::pin(self.serve_http(stream, peer, None, shutdown)).await
+                Box::pin(self.serve_http(stream, address, None, shutdown)).await
             }
+        }
+    }
+
+    /// Serves a connection over a Unix socket, without TLS.
+    async fn serve_unix(
+        &self,
+        stream: UnixStream,
+        address: IpAddr,
+        shutdown: Arc<ShutdownSignal>,
+    ) -> io::Result<()> {
+        // Its buffer has one byte, and later reads bypass it.
+        let mut stream = BufReader::with_capacity(1, stream);
+        let first = tokio::select! {
+            first = first_buffered(&mut stream) => first?,
+            () = self.idle_timeout(address) => None,
+            () = shutdown_requested(&shutdown) => None,
+        };
+        let Some(first) = first else { return Ok(()) };
+        let framing = match FirstBytes::of(&[first]) {
+            FirstBytes::Known(Protocol::Tls) => {
+                tracing::info!(%address, "connection closed: TLS on a Unix socket");
+                return Ok(());
+            }
+            FirstBytes::Known(protocol) => self.framing(protocol),
+            FirstBytes::Incomplete | FirstBytes::Unknown => None,
+        };
+        if let Some(framing) = framing {
+            return self.wire(stream, framing, address, shutdown).run().await;
+        }
+        match Box::pin(self.serve_http(stream, address, None, shutdown)).await? {
+            Some(wire) => wire.run().await,
+            None => Ok(()),
         }
     }
 
@@ -178,11 +207,7 @@ impl Fronts {
         if let Some(framing) = framing {
             return self.wire(stream, framing, address, shutdown).run().await;
         }
-        let peer = Peer {
-            address,
-            is_tls: true,
-        };
-        match Box::pin(self.serve_http(stream, peer, chosen, shutdown)).await? {
+        match Box::pin(self.serve_http(stream, address, chosen, shutdown)).await? {
             Some(wire) => wire.run().await,
             None => Ok(()),
         }
@@ -221,11 +246,10 @@ impl Fronts {
     async fn serve_http<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         mut stream: S,
-        peer: Peer,
+        address: IpAddr,
         chosen: Option<Protocol>,
         shutdown: Arc<ShutdownSignal>,
     ) -> io::Result<Option<Wire<S>>> {
-        let address = peer.address;
         let read = tokio::select! {
             read = first_bytes::read(&mut stream) => read?,
             () = shutdown_requested(&shutdown) => return Ok(None),
@@ -242,11 +266,11 @@ impl Fronts {
                 tracing::info!(%address, ?chosen, ?protocol, "connection closed: first bytes contradict ALPN");
                 Ok(None)
             }
-            Protocol::Http1 => self.http.serve(stream, first, peer, shutdown).await,
+            Protocol::Http1 => self.http.serve(stream, first, address, shutdown).await,
             Protocol::Http2 => {
                 let stream = Unread::new(first, stream);
                 let _counted = self.chat.metrics().open(FrontKind::Http2);
-                self.http2.serve(stream, peer, &shutdown).await?;
+                self.http2.serve(stream, address, &shutdown).await?;
                 Ok(None)
             }
             Protocol::Tls | Protocol::Native | Protocol::Classic => {
@@ -268,7 +292,11 @@ impl Fronts {
 ///
 /// # Errors
 /// An error of the socket.
-pub async fn refuse(stream: TcpStream, address: IpAddr, refusal: Refusal) -> io::Result<()> {
+pub async fn refuse(stream: Stream, address: IpAddr, refusal: Refusal) -> io::Result<()> {
+    let stream = match stream {
+        Stream::Tcp(stream) => stream,
+        Stream::Unix(stream) => return refuse_as(stream, address, &refusal).await,
+    };
     let Ok(first) = tokio::time::timeout(REFUSAL_TIMEOUT, first_byte(&stream)).await else {
         return Ok(());
     };
@@ -283,7 +311,11 @@ pub async fn refuse(stream: TcpStream, address: IpAddr, refusal: Refusal) -> io:
 }
 
 /// Refuses a plaintext connection in the protocol of its first bytes.
-async fn refuse_as(mut stream: TcpStream, address: IpAddr, refusal: &Refusal) -> io::Result<()> {
+async fn refuse_as(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    address: IpAddr,
+    refusal: &Refusal,
+) -> io::Result<()> {
     let reading = tokio::time::timeout(REFUSAL_TIMEOUT, first_bytes::read(&mut stream));
     let (protocol, first) = match reading.await {
         Ok(Ok(Ok(read))) => read,
@@ -337,8 +369,14 @@ async fn open_tls(
     let Some(mut stream) = tls.accept(stream, address).await else {
         return Ok(None);
     };
-    let first = stream.fill_buf().await?.first().copied();
+    let first = first_buffered(&mut stream).await?;
     Ok(first.map(|first| (stream, first)))
+}
+
+/// Waits for the first byte, which stays unread. Returns `None` if the peer closes first.
+/// Cancel-safe.
+async fn first_buffered(stream: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Option<u8>> {
+    Ok(stream.fill_buf().await?.first().copied())
 }
 
 /// Waits for a request to shut down.

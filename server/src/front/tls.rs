@@ -13,6 +13,7 @@ use bytes::BytesMut;
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription, InconsistentKeys, ServerConfig};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -49,8 +50,6 @@ pub struct Tls {
 
 #[derive(Debug)]
 struct TlsState {
-    certificate: PathBuf,
-    key: PathBuf,
     // Locked because a reload may coincide with handshakes. Held for one copy of the
     // pointer.
     current: Mutex<Arc<Current>>,
@@ -122,26 +121,17 @@ impl Tls {
     ///
     /// # Errors
     /// If a file cannot be read, the two do not match, or the key is world-accessible.
-    pub fn read(certificate: PathBuf, key: PathBuf) -> Result<Self, TlsError> {
-        let current = Mutex::new(Arc::new(read(&certificate, &key)?));
+    pub fn read(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
+        let current = Mutex::new(Arc::new(read(certificate, key)?));
         Ok(Self {
-            shared: Arc::new(TlsState {
-                certificate,
-                key,
-                current,
-            }),
+            shared: Arc::new(TlsState { current }),
         })
     }
 
-    /// Reloads the files for later handshakes. Open connections continue. Blocks while
-    /// it reads two small files.
-    ///
-    /// # Errors
-    /// As [`Self::read`]; the former certificate stays in use.
-    pub fn reload(&self) -> Result<(), TlsError> {
-        let current = Arc::new(read(&self.shared.certificate, &self.shared.key)?);
-        *self.shared.current.lock() = current;
-        Ok(())
+    /// Uses another certificate for later handshakes. Open connections continue.
+    pub fn replace(&self, new: &Self) {
+        let config = Arc::clone(&new.shared.current.lock());
+        *self.shared.current.lock() = config;
     }
 
     /// Returns whether the certificate has this name.
@@ -188,7 +178,10 @@ pub(super) fn chosen(stream: &Stream) -> Option<Protocol> {
 ///
 /// # Errors
 /// An error of the socket.
-pub(super) async fn refuse(stream: TcpStream, alert: AlertDescription) -> io::Result<()> {
+pub(super) async fn refuse(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    alert: AlertDescription,
+) -> io::Result<()> {
     const FATAL: u8 = 2;
     // An alert record (RFC 8446, sections 5.1 and 6).
     let record = [0x15, 0x03, 0x03, 0, 2, FATAL, alert.into()];

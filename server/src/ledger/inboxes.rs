@@ -11,7 +11,7 @@ use super::message_log::MessageLog;
 use super::profile::{Membership, Profile};
 use super::record::{AccountRecord, Record};
 use super::slots::Slots;
-use crate::store::{Account, AccountEntry, NAMELESS, Notice, PasswordHash};
+use crate::store::{Account, AccountEntry, InboxInfo, NAMELESS, Notice, PasswordHash};
 
 /// All inboxes, by name.
 #[derive(Debug, Default)]
@@ -29,6 +29,8 @@ pub(super) struct Inboxes {
 pub(super) struct Inbox {
     pub(super) account: Account,
     pub(super) password: Option<PasswordHash>,
+    /// An administrator has suspended the account: it cannot send.
+    pub(super) is_suspended: bool,
     pub(super) log: MessageLog,
     pub(super) devices: Devices,
     /// What the user has beside the inbox; `None` if it has nothing.
@@ -181,6 +183,7 @@ impl Inbox {
             name,
             incarnation,
             password,
+            is_suspended,
             head,
             tail,
         } = record;
@@ -188,6 +191,7 @@ impl Inbox {
         Self {
             account,
             password,
+            is_suspended,
             log: MessageLog::new(incarnation, head, tail),
             devices: Devices::None,
             profile: None,
@@ -200,6 +204,7 @@ impl Inbox {
             name: self.account.name.clone(),
             incarnation: self.account.incarnation,
             password: self.password.clone(),
+            is_suspended: self.is_suspended,
             head: self.log.head,
             tail: self.log.tail,
         }
@@ -210,6 +215,25 @@ impl Inbox {
         AccountEntry {
             account: self.account.clone(),
             password: self.password.clone(),
+            is_suspended: self.is_suspended,
+        }
+    }
+
+    /// Returns its state, for an administrator.
+    pub(super) fn info(&mut self) -> InboxInfo {
+        let (head, tail) = (self.log.head, self.log.tail);
+        InboxInfo {
+            name: self.account.name.clone(),
+            has_password: self.password.is_some(),
+            is_suspended: self.is_suspended,
+            is_receiving: self
+                .devices
+                .outlets()
+                .any(|(_, outlet)| outlet.is_attached()),
+            waiting_messages: tail.messages.saturating_sub(head.messages),
+            waiting_bytes: tail.bytes.saturating_sub(head.bytes),
+            acknowledged: head.sequence,
+            last: tail.sequence,
         }
     }
 

@@ -58,7 +58,7 @@ use self::sessions::Sessions;
 use crate::log::{Block, Frame};
 use crate::store::{
     Account, AccountEntry, Append, Created, DeviceEntry, DeviceId, DeviceSubscription, End,
-    Message, NAMELESS, Notice, Outcome, PasswordHash, Position, Subscription,
+    InboxInfo, Message, NAMELESS, Notice, Outcome, PasswordHash, Position, Subscription,
 };
 
 #[cfg(test)]
@@ -301,6 +301,7 @@ impl Ledger {
             name: name.clone(),
             incarnation,
             password,
+            is_suspended: false,
             head,
             tail: head,
         };
@@ -328,6 +329,36 @@ impl Ledger {
         inbox.end_tokens(true, changes);
         inbox.write(changes);
         true
+    }
+
+    /// Suspends or resumes an account. Returns false if it has ended.
+    pub(crate) fn set_suspended(
+        &mut self,
+        account: &Account,
+        is_suspended: bool,
+        changes: &mut Changes,
+    ) -> bool {
+        let Some(inbox) = self.inboxes.get_mut(account) else {
+            return false;
+        };
+        if inbox.is_suspended != is_suspended {
+            inbox.is_suspended = is_suspended;
+            inbox.write(changes);
+        }
+        true
+    }
+
+    /// Returns the inboxes of these names, without those that do not exist.
+    pub(crate) fn inspect(&mut self, names: &[UserName]) -> Vec<InboxInfo> {
+        let inboxes = names
+            .iter()
+            .filter_map(|name| self.inboxes.by_name(name).map(|inbox| inbox.info()));
+        inboxes.collect()
+    }
+
+    /// Returns the number of accounts.
+    pub(crate) fn account_count(&self) -> usize {
+        self.inboxes.len()
     }
 
     /// Ends an account and its messages. Returns whether it existed.
@@ -421,10 +452,16 @@ impl Ledger {
             return Err(code);
         }
         let is_vouched_for = self.are_senders_vouched_for;
-        let sender = append
-            .sender
-            .take()
-            .filter(|sender| is_vouched_for || self.inboxes.is_alive(sender));
+        let mut is_suspended = false;
+        let sender = append.sender.take().filter(|sender| {
+            let own = self.inboxes.get(&sender.name);
+            let own = own.filter(|own| own.account.incarnation == sender.incarnation);
+            is_suspended = own.is_some_and(|own| own.is_suspended);
+            is_vouched_for || own.is_some()
+        });
+        if is_suspended {
+            return Err(Code::Denied);
+        }
         let Some(inbox) = self.inboxes.by_name(&append.to) else {
             return self.store_in_room(append, sender, context, changes);
         };
@@ -684,7 +721,6 @@ impl Ledger {
     }
 
     /// Looks up an account.
-    #[cfg(feature = "cluster")]
     pub(crate) fn account(&self, name: &UserName) -> Option<AccountEntry> {
         self.inboxes.get(name).map(Inbox::entry)
     }

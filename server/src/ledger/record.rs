@@ -27,6 +27,7 @@
 //! | 18 token | account~, Unix seconds of its creation and of its last use (0: never), name, scope, digest of the secret: 32 bytes |
 //! | 19 end of a token | account, name |
 //! | 20 use of a token | account, name, Unix seconds |
+//! | 24 suspended account | as 3 |
 //! | 32–43 | records of rooms: see `rooms::record` |
 //!
 //! A position is number~, messages, bytes. A run is first id, length, and a byte: 0 and
@@ -46,8 +47,7 @@ use super::dedup::{DedupTable, OutcomeRun};
 use super::devices::DeviceState;
 use super::profile::Started;
 use super::rooms::RoomRecord;
-use super::tokens::{put_token, take_account_and_name, take_token};
-use crate::store::{DeviceId, Outcome, PasswordHash, Position, Token};
+use crate::store::{DeviceId, Outcome, PasswordHash, Position, Token, TokenDigest};
 
 /// Bytes of a [`Record::Clock`]. They are fixed, so that the record can be filled in when
 /// the frame is complete.
@@ -78,6 +78,7 @@ mod kind {
     pub(super) const TOKEN: u8 = 18;
     pub(super) const TOKEN_END: u8 = 19;
     pub(super) const TOKEN_USED: u8 = 20;
+    pub(super) const SUSPENDED_ACCOUNT: u8 = 24;
 }
 
 /// One record.
@@ -146,6 +147,7 @@ pub(super) struct AccountRecord {
     pub(super) name: UserName,
     pub(super) incarnation: u64,
     pub(super) password: Option<PasswordHash>,
+    pub(super) is_suspended: bool,
     pub(super) head: Position,
     pub(super) tail: Position,
 }
@@ -232,19 +234,10 @@ impl Record {
                 put_number(to, started.since.as_secs());
                 put_number(to, u64::from(started.count));
             }
-            Self::Token(account, token) => {
-                to.push(kind::TOKEN);
-                put_token(to, counter, *account, token);
-            }
-            Self::TokenEnd(account, name) => {
-                to.push(kind::TOKEN_END);
-                put_number(to, *account);
-                put_text(to, name.as_str());
-            }
+            Self::Token(account, token) => put_token(to, counter, *account, token),
+            Self::TokenEnd(account, name) => put_token_name(to, kind::TOKEN_END, *account, name),
             Self::TokenUsed(account, name, used_s) => {
-                to.push(kind::TOKEN_USED);
-                put_number(to, *account);
-                put_text(to, name.as_str());
+                put_token_name(to, kind::TOKEN_USED, *account, name);
                 put_number(to, u64::from(*used_s));
             }
             Self::Room(record) => record.put(to, counter),
@@ -271,7 +264,11 @@ impl Clock {
 
 impl AccountRecord {
     fn put(&self, to: &mut Vec<u8>, counter: u64) {
-        to.push(kind::ACCOUNT);
+        to.push(if self.is_suspended {
+            kind::SUSPENDED_ACCOUNT
+        } else {
+            kind::ACCOUNT
+        });
         put_number(to, self.incarnation);
         put_text(to, self.name.as_str());
         put_text(to, self.password.as_ref().map_or("", PasswordHash::as_str));
@@ -279,7 +276,7 @@ impl AccountRecord {
         put_position(to, counter, self.tail);
     }
 
-    fn take(rest: &mut &[u8], counter: u64) -> Result<Self, Malformed> {
+    fn take(rest: &mut &[u8], counter: u64, is_suspended: bool) -> Result<Self, Malformed> {
         let incarnation = take_number(rest)?;
         let bytes = take_number(rest)?;
         let name = name(take_slice(rest, bytes)?)?;
@@ -291,6 +288,7 @@ impl AccountRecord {
             name,
             incarnation,
             password,
+            is_suspended,
             head,
             tail,
         })
@@ -355,7 +353,10 @@ impl<'r> Records<'r> {
                 })
             }
             kind::COUNTER => Record::Counter(take_number(rest)?),
-            kind::ACCOUNT => Record::Account(AccountRecord::take(rest, self.counter)?),
+            kind::ACCOUNT => Record::Account(AccountRecord::take(rest, self.counter, false)?),
+            kind::SUSPENDED_ACCOUNT => {
+                Record::Account(AccountRecord::take(rest, self.counter, true)?)
+            }
             kind::ACCOUNT_END => Record::AccountEnd(take_number(rest)?),
             kind::HEAD => Record::Head(take_number(rest)?, take_position(rest, self.counter)?),
             kind::TAIL => Record::Tail(take_number(rest)?, take_position(rest, self.counter)?),
@@ -385,16 +386,13 @@ impl<'r> Records<'r> {
                 let count = take_u32(rest)?;
                 Record::Started(account, Started { since, count })
             }
-            kind::TOKEN => {
-                let (account, token) = take_token(rest, self.counter)?;
-                Record::Token(account, token)
-            }
+            kind::TOKEN => take_token(rest, self.counter)?,
             kind::TOKEN_END => {
-                let (account, name) = take_account_and_name(rest)?;
+                let (account, name) = take_token_name(rest)?;
                 Record::TokenEnd(account, name)
             }
             kind::TOKEN_USED => {
-                let (account, name) = take_account_and_name(rest)?;
+                let (account, name) = take_token_name(rest)?;
                 Record::TokenUsed(account, name, take_u32(rest)?)
             }
             kind => {
@@ -481,6 +479,40 @@ fn take_device(rest: &mut &[u8], counter: u64) -> Result<DeviceState, Malformed>
     })
 }
 
+fn put_token(to: &mut Vec<u8>, counter: u64, account: u64, token: &Token) {
+    to.push(kind::TOKEN);
+    put_near(to, counter, account);
+    put_number(to, u64::from(token.created_s));
+    put_number(to, u64::from(token.used_s));
+    put_text(to, token.name.as_str());
+    put_text(to, &token.scope.to_string());
+    to.extend_from_slice(token.digest.as_bytes());
+}
+
+fn take_token(rest: &mut &[u8], counter: u64) -> Result<Record, Malformed> {
+    let account = take_near(rest, counter)?;
+    let (created_s, used_s) = (take_u32(rest)?, take_u32(rest)?);
+    let token = Token {
+        name: take_text(rest)?.parse().map_err(|_| Malformed)?,
+        scope: take_text(rest)?.parse().map_err(|_| Malformed)?,
+        digest: TokenDigest::new(take_chunk(rest)?),
+        created_s,
+        used_s,
+    };
+    Ok(Record::Token(account, token))
+}
+
+fn put_token_name(to: &mut Vec<u8>, kind: u8, account: u64, name: &TokenName) {
+    to.push(kind);
+    put_number(to, account);
+    put_text(to, name.as_str());
+}
+
+fn take_token_name(rest: &mut &[u8]) -> Result<(u64, TokenName), Malformed> {
+    let account = take_number(rest)?;
+    Ok((account, take_text(rest)?.parse().map_err(|_| Malformed)?))
+}
+
 fn take_slot(rest: &mut &[u8]) -> Result<u32, Malformed> {
     take_u32(rest).and_then(|slot| {
         if slot <= SESSION_SLOT_MAX {
@@ -543,7 +575,6 @@ pub(super) fn check_any(bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::TokenDigest;
 
     fn records() -> Vec<Record> {
         let position = |sequence| Position {
@@ -559,10 +590,12 @@ mod tests {
         table.record(u32::MAX, Outcome::Stored(Sequence(u64::MAX)));
         let account = |password: Option<PasswordHash>| {
             let (head, tail) = (position(3), position(u64::MAX));
+            let is_suspended = password.is_some();
             Record::Account(AccountRecord {
                 name: "bob".parse().unwrap(),
                 incarnation: 5,
                 password,
+                is_suspended,
                 head,
                 tail,
             })

@@ -3,10 +3,6 @@
 use hark_protocol::{Code, TokenName};
 
 use super::Ledger;
-use super::bytes::{
-    Malformed, put_near, put_number, put_text, take_chunk, take_near, take_number, take_text,
-    take_u32,
-};
 use super::changes::{AccountChange, Changes};
 use super::inboxes::Inbox;
 use super::record::Record;
@@ -187,37 +183,4 @@ impl Tokens {
             token.used_s = used_s;
         }
     }
-}
-
-/// Writes the fields of a token.
-pub(super) fn put_token(to: &mut Vec<u8>, counter: u64, account: u64, token: &Token) {
-    put_near(to, counter, account);
-    put_number(to, u64::from(token.created_s));
-    put_number(to, u64::from(token.used_s));
-    put_text(to, token.name.as_str());
-    put_text(to, &token.scope.to_string());
-    to.extend_from_slice(token.digest.as_bytes());
-}
-
-/// Reads the fields of a token.
-pub(super) fn take_token(rest: &mut &[u8], counter: u64) -> Result<(u64, Token), Malformed> {
-    let account = take_near(rest, counter)?;
-    let (created_s, used_s) = (take_u32(rest)?, take_u32(rest)?);
-    let token = Token {
-        name: take_name(rest)?,
-        scope: take_text(rest)?.parse().map_err(|_| Malformed)?,
-        digest: TokenDigest::new(take_chunk(rest)?),
-        created_s,
-        used_s,
-    };
-    Ok((account, token))
-}
-
-/// Reads an account and the name of a token.
-pub(super) fn take_account_and_name(rest: &mut &[u8]) -> Result<(u64, TokenName), Malformed> {
-    Ok((take_number(rest)?, take_name(rest)?))
-}
-
-fn take_name(rest: &mut &[u8]) -> Result<TokenName, Malformed> {
-    take_text(rest)?.parse().map_err(|_| Malformed)
 }

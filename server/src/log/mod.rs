@@ -19,6 +19,7 @@ pub(crate) mod jetstream;
 pub mod memory;
 
 use std::fmt;
+use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -126,6 +127,12 @@ pub trait Log: Send + fmt::Debug {
     /// Returns the space that the log takes.
     fn usage(&self) -> Usage;
 
+    /// Returns the content of the log at this point, to be copied beside appends; `None` if
+    /// it has no files.
+    fn copy(&self) -> Option<Box<dyn LogCopy>> {
+        None
+    }
+
     /// Makes everything durable and closes the log cleanly.
     ///
     /// # Errors
@@ -148,6 +155,25 @@ pub trait Reader: Send + Sync + fmt::Debug {
         after: u64,
         visit: &mut dyn FnMut(Block) -> ControlFlow<()>,
     ) -> Result<(), ReadError>;
+}
+
+/// The content of a log at one point, which can be copied beside appends. The files that it
+/// needs stay unchanged until it is dropped.
+pub trait LogCopy: Send + fmt::Debug {
+    /// Returns the number of bytes to copy.
+    fn bytes(&self) -> u64;
+
+    /// Writes a store with this log to a new folder and makes it durable. Calls `progress` with the number
+    /// of bytes copied so far, and stops if it breaks. Blocks.
+    ///
+    /// # Errors
+    /// An error of the operating system, or `Interrupted` if it was stopped. The folder is
+    /// then incomplete.
+    fn write_to(
+        &self,
+        folder: &Path,
+        progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> io::Result<()>;
 }
 
 /// Opens a log repeatedly: at the start, and after each failure.

@@ -2,11 +2,14 @@
 //! appends one frame, waits until it is durable, and then completes and notifies. No
 //! other thread decides or appends.
 
+mod administer;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
+use hark_protocol::{Code, DeviceName};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::completion::{Completion, Sent};
@@ -423,26 +426,7 @@ impl Committer {
                 Completion::Room(completer, answer)
             }
             Operation::Room(RoomOperation::Attach(account, name, completer)) => {
-                // The former attachment may have acknowledged after this command was taken.
-                if let Some(device) = ledger.device(&account, &name) {
-                    let queue = &self.shared.queue;
-                    if let Some(position) = queue.take_ack(&account, device) {
-                        ledger.acknowledge(&account, device, position, changes);
-                    }
-                    if let Some(acks) = queue.take_room_acks_of(device) {
-                        acknowledge_rooms(ledger, device, acks, changes);
-                    }
-                }
-                let attached = ledger.attach(&account, &name, changes);
-                let attached = attached.map(|attached| {
-                    let (queue, device) = (Arc::clone(&self.shared.queue), attached.device);
-                    let detach = move || queue.push(ShardCommand::Detach(account.clone(), device));
-                    DeviceSubscription {
-                        inbox: attached.inbox.on_drop(detach),
-                        ..attached
-                    }
-                });
-                Completion::Attached(completer, attached)
+                Completion::Attached(completer, self.attach(account, &name))
             }
             Operation::Room(RoomOperation::TokenUse(account, digest)) => {
                 ledger.note_token_use(&account, &digest, changes);
@@ -456,6 +440,7 @@ impl Committer {
                 ledger.close_session(&token, now);
                 return None;
             }
+            Operation::Admin(operation) => return self.administer(operation),
             Operation::OnTakeover(..) => return None,
             Operation::Account(..)
             | Operation::Names(..)
@@ -467,6 +452,28 @@ impl Committer {
                 operation.refuse();
                 return None;
             }
+        })
+    }
+
+    /// Attaches a device of a user.
+    fn attach(&mut self, account: Account, name: &DeviceName) -> Result<DeviceSubscription, Code> {
+        let (ledger, changes) = (&mut self.ledger, &mut self.changes);
+        // The former attachment may have acknowledged after this command was taken.
+        if let Some(device) = ledger.device(&account, name) {
+            let queue = &self.shared.queue;
+            if let Some(position) = queue.take_ack(&account, device) {
+                ledger.acknowledge(&account, device, position, changes);
+            }
+            if let Some(acks) = queue.take_room_acks_of(device) {
+                acknowledge_rooms(ledger, device, acks, changes);
+            }
+        }
+        let attached = ledger.attach(&account, name, changes)?;
+        let (queue, device) = (Arc::clone(&self.shared.queue), attached.device);
+        let detach = move || queue.push(ShardCommand::Detach(account.clone(), device));
+        Ok(DeviceSubscription {
+            inbox: attached.inbox.on_drop(detach),
+            ..attached
         })
     }
 

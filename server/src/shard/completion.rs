@@ -3,7 +3,8 @@
 use hark_protocol::{Code, SessionToken};
 
 use crate::store::{
-    Completer, Created, DeviceSubscription, Fence, Outcome, RoomAnswer, Subscription, Unavailable,
+    Completer, Created, DeviceSubscription, Fence, InboxInfo, Outcome, RoomAnswer, Subscription,
+    Unavailable,
 };
 
 /// The completion of a send that waits for its commit.
@@ -37,6 +38,7 @@ pub(super) enum Completion {
     Flag(Completer<bool>, bool),
     Subscribed(Completer<Option<Subscription>>, Option<Subscription>),
     Opened(SessionToken, Completer<bool>, bool),
+    Inspected(Completer<Vec<InboxInfo>>, Vec<InboxInfo>),
     Room(
         Completer<Result<RoomAnswer, Code>>,
         Result<RoomAnswer, Code>,
@@ -56,6 +58,7 @@ impl Completion {
                 completer.complete(Ok(flag))
             }
             Self::Subscribed(completer, subscription) => completer.complete(Ok(subscription)),
+            Self::Inspected(completer, inboxes) => completer.complete(Ok(inboxes)),
             Self::Room(completer, answer) => completer.complete(Ok(answer)),
             Self::Attached(completer, subscription) => completer.complete(Ok(subscription)),
         }
@@ -67,6 +70,7 @@ impl Completion {
             Self::Created(completer, _) => completer.complete(Err(Unavailable)),
             Self::Flag(completer, _) => completer.complete(Err(Unavailable)),
             Self::Subscribed(completer, _) => completer.complete(Err(Unavailable)),
+            Self::Inspected(completer, _) => completer.complete(Err(Unavailable)),
             Self::Room(completer, _) => completer.complete(Err(Unavailable)),
             Self::Attached(completer, _) => completer.complete(Err(Unavailable)),
             Self::Opened(token, completer, is_open) => {

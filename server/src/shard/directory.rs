@@ -31,6 +31,7 @@ struct Entries {
 struct DirectoryEntry {
     incarnation: u64,
     password: Option<PasswordHash>,
+    is_suspended: bool,
 }
 
 impl Directory {
@@ -48,6 +49,7 @@ impl Directory {
             AccountEntry {
                 account,
                 password: entry.password.clone(),
+                is_suspended: entry.is_suspended,
             }
         }))
     }
@@ -146,12 +148,18 @@ fn hash(digest: &TokenDigest) -> u64 {
     first.map_or(0, |first| u64::from_le_bytes(*first))
 }
 
-fn split(AccountEntry { account, password }: AccountEntry) -> (UserName, DirectoryEntry) {
+fn split(entry: AccountEntry) -> (UserName, DirectoryEntry) {
+    let AccountEntry {
+        account,
+        password,
+        is_suspended,
+    } = entry;
     (
         account.name,
         DirectoryEntry {
             incarnation: account.incarnation,
             password,
+            is_suspended,
         },
     )
 }

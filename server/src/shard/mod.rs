@@ -4,7 +4,7 @@
 //! | file | content |
 //! | --- | --- |
 //! | `queue` | commands and acknowledgements that wait for the commit thread |
-//! | `commit`, `completion` | the commit thread: one frame for all waiting commands |
+//! | `commit`, `completion` | the commit thread: one frame for all waiting commands; operations of an administrator |
 //! | `open`, `recovery` | the start, and reopening the log after a failure |
 //! | `watchdog`, `in_flight` | slow commits, and their answers |
 //! | `offline`, `snapshot` | stores that are open without being served |

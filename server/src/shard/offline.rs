@@ -56,6 +56,15 @@ impl OfflineStore {
         Ok(created)
     }
 
+    /// Suspends an account.
+    pub(crate) fn suspend(&mut self, name: &UserName) -> Result<(), AppendError> {
+        let ledger = &mut self.opened.ledger;
+        if let Some(entry) = ledger.account(name) {
+            ledger.set_suspended(&entry.account, true, &mut self.changes);
+        }
+        self.commit_some(name.as_str().len())
+    }
+
     /// Stores a message under its own number. Returns [`Imported::Behind`] if the number
     /// is missing from the inbox and can no longer be added.
     pub(crate) fn import_message(

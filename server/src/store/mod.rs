@@ -4,6 +4,7 @@
 //! The chat knows only this trait; a store does not know about fronts, sockets or the rules
 //! of the chat. `config/store.rs` chooses the implementation.
 
+mod admin;
 #[cfg(test)]
 pub(crate) mod contract;
 mod fan_out;
@@ -26,8 +27,10 @@ use bytestring::ByteString;
 use hark_protocol::{Code, DeviceName, RequestId, Sequence, SessionToken, UserName};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
+use crate::log::LogCopy;
 use crate::metrics::StoreMetrics;
 
+pub use admin::{AdminOperation, InboxInfo, StoreUsage};
 pub(crate) use fan_out::FanOut;
 pub use operation::{OnTakeover, Operation};
 pub use pending::{Completer, Pending};
@@ -326,6 +329,39 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         self.submit(Operation::OnTakeover(session.clone(), OnTakeover(end)));
     }
 
+    /// Suspends or resumes an account. Returns false if it does not exist.
+    fn set_suspended(&self, account: &Account, is_suspended: bool) -> Pending<bool> {
+        ask(self, |completer| {
+            Operation::Admin(AdminOperation::SetSuspended {
+                account: account.clone(),
+                is_suspended,
+                completer,
+            })
+        })
+    }
+
+    /// Returns the inboxes of these names, in order, without those that do not exist.
+    fn inspect(&self, names: Vec<UserName>) -> Pending<Vec<InboxInfo>> {
+        ask(self, |completer| {
+            Operation::Admin(AdminOperation::Inspect(names, completer))
+        })
+    }
+
+    /// Returns figures of the store.
+    fn usage(&self) -> Pending<StoreUsage> {
+        ask(self, |completer| {
+            Operation::Admin(AdminOperation::Usage(completer))
+        })
+    }
+
+    /// Begins a copy of the store that includes every change that was resolved before;
+    /// `None` if the store has no files.
+    fn copy(&self) -> Pending<Option<Box<dyn LogCopy>>> {
+        ask(self, |completer| {
+            Operation::Admin(AdminOperation::Copy(completer))
+        })
+    }
+
     /// Decides the operations in flight, saves pending acknowledgements, and releases all
     /// resources. Later operations fail with [`Unavailable`].
     fn close(&self) -> Pending<()> {
@@ -370,6 +406,8 @@ pub struct AccountEntry {
     pub account: Account,
     /// The hash of its password, if it has one.
     pub password: Option<PasswordHash>,
+    /// Whether an administrator has suspended it: it cannot log in or send.
+    pub is_suspended: bool,
 }
 
 /// The hash of a password in the PHC string format. `Debug` does not show it.

@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use hark_protocol::{SessionToken, UserName};
 
 use super::{
-    Account, AccountEntry, Burst, Completer, Created, Page, PasswordHash, Position, ReadLimit,
-    RoomOperation, Subscription,
+    Account, AccountEntry, AdminOperation, Burst, Completer, Created, Page, PasswordHash, Position,
+    ReadLimit, RoomOperation, Subscription,
 };
 
 /// An operation of a store. [`Store`](super::Store) has a method for each.
@@ -65,6 +65,8 @@ pub enum Operation {
     OnTakeover(SessionToken, OnTakeover),
     /// Concerns rooms, devices or tokens.
     Room(RoomOperation),
+    /// An operation of an administrator.
+    Admin(AdminOperation),
     /// Closes the store.
     Close(Completer<()>),
 }

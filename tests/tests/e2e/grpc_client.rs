@@ -180,7 +180,7 @@ async fn document_session_reconnects_and_sends_once() {
     let document = Document::read();
     let server = Harkd::start();
     Wire::connect(server.address()).await.create("bob").await;
-    let mut session = document.start_after_imports(&server, document.programs.get(1).unwrap());
+    let mut session = document.start_after_imports(&server, document.programs.get(2).unwrap());
     let mut output = Output::of(&mut session);
     assert_eq!(output.next(), "bob says hello, me");
     let server = server.kill_and_restart();
@@ -199,9 +199,13 @@ async fn document_session_reconnects_and_sends_once() {
 fn other_document_programs_work_as_printed() {
     let document = Document::read();
     let mut server = Harkd::builder().arg("--watch-logs=loopback").start();
-    let [_, _, refusal, logs] = document.programs.as_slice() else {
+    let [_, rooms, _, refusal, logs] = document.programs.as_slice() else {
         panic!("this test knows other programs: {:#?}", document.programs)
     };
+    let mut rooms = document.start_after_imports(&server, rooms);
+    assert_eq!(Output::of(&mut rooms).next(), "#team ann says hello, room");
+    rooms.kill().unwrap();
+    rooms.wait().unwrap();
     let mut refusal = document.start_after_imports(&server, refusal);
     assert_eq!(Output::of(&mut refusal).next(), "no-such-user");
     check(refusal);
@@ -290,7 +294,7 @@ impl Document {
 }
 
 /// Returns the blocks of the document in this language.
-fn blocks(document: &str, language: &str) -> Vec<String> {
+pub(crate) fn blocks(document: &str, language: &str) -> Vec<String> {
     let opening = format!("\n```{language}\n");
     let blocks = document
         .split(&opening)

@@ -13,10 +13,12 @@
 )]
 
 mod accounts;
+mod administration;
 mod classic;
 mod cluster;
 mod cluster_crash;
 mod cluster_start;
+mod configuration;
 mod crash;
 mod damage;
 mod examples;
@@ -27,6 +29,7 @@ mod grpc_client;
 mod grpc_memory;
 mod http;
 mod http_hostile;
+mod lifecycle;
 mod links;
 mod logs;
 mod moving;
@@ -35,6 +38,7 @@ mod numbers;
 mod page;
 mod password_memory;
 mod receiving;
+mod rooms;
 mod secrets;
 mod sending;
 mod slow_peers;

@@ -37,6 +37,8 @@ over_both!(
     early_keystrokes_are_executed,
     transcript_in_a_pipe,
     transcript_as_commands,
+    team_in_terminals,
+    rooms_as_commands,
     killed_listeners_print_every_message_once,
 );
 
@@ -68,6 +70,110 @@ fn check_shown_once(screen: &str, message: &str) {
         .filter(|line| line.ends_with(message))
         .count();
     assert_eq!(times, 1, "{message:?} is not there once:\n{screen}");
+}
+
+/// The section "A team" of the README: three terminals on one machine, and a second
+/// device.
+fn team_in_terminals(transport: Transport) {
+    let server = Harkd::start();
+    let state = tempfile::tempdir().unwrap();
+    let enter = |user: &str| {
+        let mut terminal = open(transport, &server, &state);
+        terminal.enter(&format!("create {user}"), &format!("{user} was created"));
+        let connected = format!("you are connected as {user}; no messages are waiting");
+        terminal.enter(&format!("connect {user}"), &connected);
+        terminal
+    };
+    let (mut ann, mut bob, mut cleo) = (enter("ann"), enter("bob"), enter("cleo"));
+    ann.enter("room #team", "#team is open");
+    for joining in [&mut bob, &mut cleo] {
+        joining.enter(
+            "join #team",
+            "you are in #team; 0 messages can be read back by history",
+        );
+    }
+    bob.enter("send #team hello, team", "→ #team: hello, team … stored");
+    for member in [&ann, &bob, &cleo] {
+        member.wait_for("#team bob: hello, team");
+    }
+    let mut phone = hark(state.path())
+        .args(["--server", &server.address().to_string()])
+        .args(["--device", "phone", "listen", "--count", "1", "bob"])
+        .envs(transport.iter().copied())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    bob.wait_for("you have a new device: phone");
+    leave(cleo, &prompt(&server, "cleo@"));
+    for text in ["first", "second"] {
+        ann.enter(
+            &format!("send #team {text}"),
+            &format!("→ #team: {text} … stored"),
+        );
+        bob.wait_for(&format!("#team ann: {text}"));
+    }
+    let mut line = String::new();
+    let mut output = BufReader::new(phone.stdout.take().unwrap());
+    output.read_line(&mut line).unwrap();
+    assert!(
+        line.starts_with("said #team ") && line.ends_with(" first\n"),
+        "{line}"
+    );
+    assert!(phone.wait().unwrap().success());
+    let mut cleo = open(transport, &server, &state);
+    cleo.enter("connect cleo", "you are connected as cleo;");
+    cleo.wait_for("#team ann: second");
+    cleo.enter("rooms", "#team: open, 3 members,");
+    let screen = leave(cleo, &prompt(&server, "cleo@"));
+    for text in ["#team ann: first", "#team ann: second"] {
+        check_shown_once(&screen, text);
+    }
+    assert!(!screen.contains("hello, team"), "it was seen:\n{screen}");
+}
+
+/// The commands of rooms and devices without a terminal: their output and exit codes.
+fn rooms_as_commands(transport: Transport) {
+    let server = Harkd::start();
+    let state = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = hark(state.path());
+        command.args(["--server", &server.address().to_string()]);
+        command.args(arguments).envs(transport.iter().copied());
+        let output = command.output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.code(), text)
+    };
+    let ok = |text: &str| (Some(0), text.to_owned());
+    for user in ["ann", "bob"] {
+        assert_eq!(run(&["create", user]), ok("ok\n"));
+    }
+    assert_eq!(run(&["room", "--as", "ann", "#team"]), ok("ok\n"));
+    let (code, joined) = run(&["join", "--as", "bob", "#team"]);
+    assert!(code == Some(0) && joined.starts_with("ok "), "{joined}");
+    assert_eq!(run(&["send", "--as", "ann", "#team", "hello"]), ok("ok\n"));
+    let (_, rooms) = run(&["rooms", "--as", "bob"]);
+    assert!(rooms.starts_with("#team open 2 1 "), "{rooms}");
+    assert_eq!(run(&["members", "--as", "bob", "#team"]), ok("ann\nbob\n"));
+    let (_, history) = run(&["history", "--as", "bob", "#team", "5"]);
+    let fields: Vec<_> = history.split_whitespace().collect();
+    let [number, "ann", _, "hello"] = *fields else {
+        panic!("{history}")
+    };
+    assert_eq!(run(&["seen", "--as", "bob", "#team", number]), ok("ok\n"));
+    let (_, rooms) = run(&["rooms", "--as", "bob", "team$"]);
+    assert!(rooms.starts_with("#team open 2 0 "), "{rooms}");
+    for refused in [
+        &["expel", "--as", "bob", "#team", "ann"][..],
+        &["join", "#team"],
+        &["talk", "--as", "ann", "bob"],
+        &["room", "--as", "ann", "#secret", "invite"],
+    ] {
+        assert_eq!(run(refused), (Some(1), String::new()), "{refused:?}");
+    }
+    assert_eq!(run(&["join", "--as", "bob", "team"]).0, Some(2));
+    assert_eq!(run(&["devices", "--as", "bob"]), ok(""));
+    assert_eq!(run(&["leave", "--as", "bob", "#team"]), ok("ok\n"));
+    assert_eq!(run(&["delete", "--as", "ann", "#team"]), ok("ok deleted\n"));
 }
 
 fn transcript_in_terminals(transport: Transport) {

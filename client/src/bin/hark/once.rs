@@ -78,6 +78,18 @@ const fn takes_as(command: &Command) -> bool {
     )
 }
 
+/// Returns whether this command sends a password.
+const fn takes_password(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Create(_)
+            | Command::Login(_)
+            | Command::Connect(_)
+            | Command::Delete(_)
+            | Command::Password(_)
+    )
+}
+
 fn print(done: &Done) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match done {
@@ -144,12 +156,11 @@ pub(crate) async fn attempt(
     } else {
         Duration::ZERO
     };
+    let may_prompt = secrets.password.is_none() && takes_password(&command);
     let first = command::execute(handle, command.clone(), secrets.clone());
     match with_timeout(settings, handle, extension, first).await {
         Err(RequestError::Refused(refusal))
-            if refusal.code == Code::Denied
-                && secrets.password.is_none()
-                && setup::can_prompt() =>
+            if refusal.code == Code::Denied && may_prompt && setup::can_prompt() =>
         {
             let password = setup::ask("Password: ")?;
             let secrets = Secrets {

@@ -76,8 +76,8 @@ pub struct ClientConnection {
     waiting: Option<Box<(Option<RequestId>, Request)>>,
     running: Option<(Option<RequestId>, RunningCommand)>,
     delivery: Option<DeliveryReader>,
-    /// A push that waits for replies.
-    held: Option<Output>,
+    /// A push that waits for replies. Boxed, because it is rare.
+    held: Option<Box<Output>>,
     /// The end of the delivery, until `bye` goes out.
     ended: Option<End>,
     stage: ConnectionStage,
@@ -117,7 +117,7 @@ impl ClientConnection {
     #[must_use]
     pub fn new(chat: Arc<Chat>, address: IpAddr, shutdown: Arc<ShutdownSignal>) -> Self {
         Self {
-            throttle: Throttle::new(address, &chat.rules.rates),
+            throttle: Throttle::new(address, &chat.rules().rates),
             chat,
             address,
             shutdown,
@@ -222,8 +222,7 @@ impl ClientConnection {
                 is_hello: true,
             }) => self.refuse_hello(id, refusal),
             Err(malformed) => self.answer(id, PendingReply::Reply(Reply::NotOk(malformed.refusal))),
-            // The store remembers the refusal of a send.
-            Ok(request) if !matches!(request, Request::Send { .. }) && !self.may(&request) => {
+            Ok(request) if self.is_out_of_scope(&request) => {
                 self.answer(id, PendingReply::Reply(Reply::NotOk(out_of_scope())));
             }
             Ok(Request::Ack { log, sequence }) => self.handle_ack(log.as_ref(), sequence),
@@ -245,10 +244,15 @@ impl ClientConnection {
         }
     }
 
-    /// Returns whether the connection has the right to a request.
-    fn may(&self, request: &Request) -> bool {
+    /// Returns whether the token of the connection does not allow a request. A send goes to
+    /// the store, which remembers its refusal. An acknowledgement has no reply, and no effect
+    /// without a delivery.
+    fn is_out_of_scope(&self, request: &Request) -> bool {
+        if matches!(request, Request::Send { .. } | Request::Ack { .. }) {
+            return false;
+        }
         let right = Right::of(request);
-        self.user.as_ref().is_none_or(|user| user.has(right))
+        self.user.as_ref().is_some_and(|user| !user.has(right))
     }
 
     /// Returns whether the store takes another command in order behind the sends in
@@ -259,7 +263,7 @@ impl ClientConnection {
 
     /// Sends a message, pipelined. Waits for a share of the budget if none is free.
     fn send(&mut self, id: Option<RequestId>, to: UserName, text: ByteString) {
-        let rules = &self.chat.rules;
+        let rules = self.chat.rules();
         let right = Right::Send(Some(&to));
         let may_send = match &self.user {
             Some(user) => user.has(right),
@@ -451,7 +455,7 @@ impl ClientConnection {
                 return self.poll_end();
             }
             if let Some(push) = self.held.take() {
-                return Poll::Ready(push);
+                return Poll::Ready(*push);
             }
             let Some(delivery) = &mut self.delivery else {
                 return Poll::Pending;
@@ -473,7 +477,7 @@ impl ClientConnection {
             }
             // The store has completed the request that caused the push, if it is one of this
             // connection: its reply comes first.
-            self.held = Some(push);
+            self.held = Some(push.into());
         }
     }
 
@@ -501,6 +505,7 @@ impl ClientConnection {
         let name = &authenticated.account.name;
         self.throttle.charge_login(name, &self.chat.users);
         audit::logged_in(&authenticated, self.address);
+        self.shutdown.set_user(Some(name));
         self.user = Some(authenticated);
     }
 
@@ -525,6 +530,7 @@ impl ClientConnection {
             End::TakenOver => Some(ByeReason::TakenOver),
             End::Deleted => {
                 self.user = None;
+                self.shutdown.set_user(None);
                 Some(ByeReason::Deleted)
             }
             End::Interrupted => None,
@@ -575,7 +581,7 @@ impl ClientConnection {
                             Some(user) if user.has(Right::Send(Some(to))) => None,
                             Some(_) => Some(OUT_OF_SCOPE),
                         };
-                        sent_reply(outcome, to, lacks, self.chat.rules.text_bytes_max())
+                        sent_reply(outcome, to, lacks, self.chat.rules().text_bytes_max())
                     }
                     Err(unavailable) => {
                         if self.sends.fence_off() {
@@ -677,7 +683,7 @@ impl ClientConnection {
             }
             Done::Hello(session) => {
                 self.sends.set_session(SendSession::Open(session));
-                Reply::Ok(OkFields::Hello(VERSION, self.chat.rules.frame_bytes_max))
+                Reply::Ok(OkFields::Hello(VERSION, self.chat.rules().frame_bytes_max))
             }
             Done::NoSession(fault) => return self.refuse_hello(id, fault),
             Done::LoggedIn(authenticated) => {
@@ -690,6 +696,7 @@ impl ClientConnection {
             }
             Done::LoggedOut => {
                 self.user = None;
+                self.shutdown.set_user(None);
                 self.stop_receiving();
                 Reply::Ok(OkFields::None)
             }

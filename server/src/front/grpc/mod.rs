@@ -8,7 +8,7 @@
 //! | `connect` | its `Connect` and `Ack`, and the receipts that link them |
 //! | `bidi` | its `BiDiChat` |
 //! | `legacy` | `helloworld.Chat` |
-//! | `logs` | `hark.v1.LogWatcher` |
+//! | `logs` | `hark.v1.LogWatcher`; `hark.v1.Admin` is in [`crate::administration`] |
 //! | `health` | the standard health service |
 //! | `reflection` | the standard reflection services |
 //! | `abortable` | a response stream that can be dropped while it is not polled |
@@ -26,10 +26,12 @@ mod logs;
 mod reflection;
 mod services;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use hark_grpc::helloworld::chat_server::ChatServer as OldChatServer;
 use hark_grpc::status;
+use hark_grpc::v1::admin_server::AdminServer;
 use hark_grpc::v1::chat_server::ChatServer;
 use hark_grpc::v1::log_watcher_server::LogWatcherServer;
 use hyper::body::Incoming;
@@ -40,6 +42,7 @@ use tonic_health::pb::health_server::HealthServer;
 use super::Settings;
 use super::call::CallError;
 use super::caller::Caller;
+use crate::administration::{AdminService, AdminSlot};
 use crate::chat::Chat;
 use chat::ChatService;
 use health::HealthService;
@@ -61,7 +64,7 @@ pub(super) struct Grpc {
 
 impl Grpc {
     /// Returns the services over `chat`.
-    pub(super) fn new(chat: &Arc<Chat>, settings: &Settings) -> Self {
+    pub(super) fn new(chat: &Arc<Chat>, settings: &Settings, admin: AdminSlot) -> Self {
         let request_bytes_max = chat.rules().frame_bytes_max + METADATA_BYTES_MAX;
         let new_chat = ChatServer::new(ChatService::new(Arc::clone(chat), settings.ack_timeout));
         let old_chat = OldChatServer::new(LegacyService::new(Arc::clone(chat)));
@@ -69,6 +72,7 @@ impl Grpc {
             Arc::clone(chat),
             settings.watch_logs.clone(),
         ));
+        let admin = AdminServer::new(AdminService::new(admin));
         let health = HealthServer::new(HealthService::new(
             Arc::clone(chat),
             settings.watch_logs.is_some(),
@@ -77,7 +81,8 @@ impl Grpc {
             .add(new_chat.max_decoding_message_size(request_bytes_max))
             .add(old_chat.max_decoding_message_size(request_bytes_max))
             .add(log.max_decoding_message_size(request_bytes_max))
-            .add(health.max_decoding_message_size(request_bytes_max));
+            .add(health.max_decoding_message_size(request_bytes_max))
+            .add(admin.max_decoding_message_size(request_bytes_max));
         Self {
             services: reflection::add(services, request_bytes_max).build(),
         }
@@ -110,6 +115,14 @@ fn caller(extensions: &Extensions) -> Result<&Caller, Status> {
     extensions
         .get()
         .ok_or_else(|| Status::internal("the call has no connection"))
+}
+
+/// Returns the address of the caller, from the extensions of a call.
+///
+/// # Errors
+/// As [`caller`].
+pub(crate) fn caller_address(extensions: &Extensions) -> Result<IpAddr, Status> {
+    caller(extensions).map(|caller| caller.address)
 }
 
 impl From<CallError> for Status {

@@ -18,12 +18,24 @@ use tower_service::Service;
 
 use super::{caller, services};
 
+/// The names of the services of this module.
+const OWN_NAMES: [&str; 2] = [
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+];
+
 /// Adds the services to `services`, with requests of at most `request_bytes_max`.
 pub(super) fn add(services: services::Builder, request_bytes_max: usize) -> services::Builder {
+    // The definitions have services that this front does not serve.
+    let names: Vec<_> = services.names().into_iter().chain(OWN_NAMES).collect();
     let builder = || {
-        Builder::configure()
+        let builder = Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+        names
+            .iter()
+            .copied()
+            .fold(builder, Builder::with_service_name)
     };
     match (builder().build_v1(), builder().build_v1alpha()) {
         (Ok(v1), Ok(v1alpha)) => services

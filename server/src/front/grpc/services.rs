@@ -46,6 +46,11 @@ impl Builder {
         self
     }
 
+    /// Returns the names of the services.
+    pub(super) fn names(&self) -> Vec<&'static str> {
+        self.0.iter().map(|(name, _)| *name).collect()
+    }
+
     pub(super) fn build(self) -> Services {
         Services(self.0.into())
     }

@@ -128,10 +128,10 @@ impl DeliveryBody {
                     last = Some(message.position.sequence);
                     self.count_message();
                 }
-                // Only for devices.
-                Ok(Output::Said(_) | Output::Notice(_)) => {}
                 Ok(Output::Bye(reason)) => self.end(reason, &mut piece),
-                Ok(Output::Close | Output::Reply(..)) | Err(_) => self.ended = true,
+                // `connect` delivers the inbox alone.
+                Ok(Output::Said(_) | Output::Notice(_) | Output::Close | Output::Reply(..))
+                | Err(_) => self.ended = true,
             }
         }
         match last {

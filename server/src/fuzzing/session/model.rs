@@ -136,6 +136,7 @@ impl Model {
         let Some(AccountEntry {
             account,
             password: hash,
+            ..
         }) = entry
         else {
             return known.map(|known| known.is_alive = false).is_some();

@@ -390,13 +390,18 @@ fn each_rule_refuses_a_send() {
         ..text("bob", "x")
     };
     driver.check_send(from_amy(false), Ok(()));
+    for (is_suspended, expected) in [(true, Err(Code::Denied)), (false, Ok(()))] {
+        let changes = &mut driver.changes;
+        assert!(driver.ledger.set_suspended(&amy, is_suspended, changes));
+        driver.check_send(from_amy(true), expected);
+    }
     assert!(driver.ledger.delete(&amy, &mut driver.changes));
     driver.create("amy");
     driver.check_send(from_amy(false), Err(Code::Denied));
     driver.check_send(from_amy(true), Ok(()));
     let large = "x".repeat(59);
     driver.check_send(text("bob", &large), Err(Code::QueueFull));
-    (0..4).for_each(|_| _ = driver.check_send(text("bob", ""), Ok(())));
+    (0..3).for_each(|_| _ = driver.check_send(text("bob", ""), Ok(())));
     driver.check_send(text("bob", ""), Err(Code::QueueFull));
     driver.next_frame();
     let bob = driver.account("bob").unwrap();
@@ -405,7 +410,7 @@ fn each_rule_refuses_a_send() {
         .into_iter()
         .map(|message| message.sender)
         .collect();
-    assert_eq!(senders[..2], [Some(name("amy")), None]);
+    assert_eq!(senders[..3], [Some(name("amy")), Some(name("amy")), None]);
 }
 
 #[test]
@@ -748,6 +753,7 @@ fn largest_times_do_not_overflow() {
 enum Op {
     Create(usize),
     SetPassword(usize),
+    Suspend(usize, bool),
     Delete(usize),
     Append {
         to: usize,
@@ -778,6 +784,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         3 => user.clone().prop_map(Op::Create),
         1 => user.clone().prop_map(Op::SetPassword),
+        1 => (user.clone(), any::<bool>()).prop_map(|(user, on)| Op::Suspend(user, on)),
         2 => user.clone().prop_map(Op::Delete),
         4 => (user.clone(), user.clone(), 0..20_usize)
             .prop_map(|(to, from, bytes)| Op::Append { to, from, bytes }),
@@ -808,6 +815,13 @@ fn step(driver: &mut Driver, op: Op) {
             driver
                 .ledger
                 .set_password(&account, None, hash, &mut driver.changes);
+        }
+        Op::Suspend(n, is_suspended) => {
+            let Some(account) = driver.account(&user(n)) else {
+                return;
+            };
+            let changes = &mut driver.changes;
+            assert!(driver.ledger.set_suspended(&account, is_suspended, changes));
         }
         Op::Delete(n) => {
             let Some(account) = driver.account(&user(n)) else {

@@ -42,6 +42,17 @@ const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// The longest pid with its line break.
 const PID_LINE_BYTES_MAX: usize = 16;
 
+/// Returns the folder of the log in a store.
+pub(super) fn log_of(store: &Path) -> PathBuf {
+    store.join(LOG)
+}
+
+/// Writes the format of a store durably.
+pub(super) fn write_format(store: &Path) -> io::Result<()> {
+    let line = format!("{FORMAT_NAME}{FORMAT_VERSION}\n");
+    write_synced(store, FORMAT, line.as_bytes())
+}
+
 /// The purpose of a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
@@ -81,8 +92,7 @@ impl Folder {
             // The log comes first: if it is missing or empty later, it was lost.
             create_folder(&folder.log()).map_err(io)?;
             HeadFile::create(&OsStorage::new(&folder.log())).map_err(io)?;
-            let line = format!("{FORMAT_NAME}{FORMAT_VERSION}\n");
-            write_synced(path, FORMAT, line.as_bytes()).map_err(io)?;
+            write_format(path).map_err(io)?;
         }
         folder.verify()?;
         Ok(folder)
@@ -189,7 +199,7 @@ impl Folder {
 
     /// Returns the folder of the log.
     pub(super) fn log(&self) -> PathBuf {
-        self.path.join(LOG)
+        log_of(&self.path)
     }
 }
 

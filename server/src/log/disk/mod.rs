@@ -13,10 +13,12 @@
 //! | `reader.rs` | reads concurrent with appends |
 //! | `snapshot.rs`, `repair.rs` | read-only access, and replacing damaged blocks |
 //! | `salvage.rs` | reading a log that cannot be opened |
+//! | `backup.rs` | copying a log beside appends |
 //! | `maintenance.rs`, `copies.rs` | index frames, spare files, copies |
 //!
 //! This file has the limits: the size of a segment, and the reserve of free space.
 
+pub(crate) mod backup;
 mod bugs;
 mod build;
 mod copies;
@@ -63,8 +65,8 @@ use self::segment::{Segment, Segments, unit_bytes};
 use self::slots::{Files, Spares};
 use self::writer::{OpenSegment, Writer};
 use super::{
-    AppendError, CheckpointPart, Durability, Frame, InboxId, Log, LogError, OpenError, Opener,
-    RECORD_BYTES_MAX, Reader, Usage,
+    AppendError, CheckpointPart, Durability, Frame, InboxId, Log, LogCopy, LogError, OpenError,
+    Opener, RECORD_BYTES_MAX, Reader, Usage,
 };
 use crate::sync::{Condvar, Mutex};
 
@@ -609,6 +611,10 @@ impl Log for DiskLog {
             live_bytes: unit_bytes(live),
             file_bytes: files + held + self.shared.files.spares.bytes(),
         }
+    }
+
+    fn copy(&self) -> Option<Box<dyn LogCopy>> {
+        Some(self.copied())
     }
 
     fn close(mut self: Box<Self>) -> Result<(), LogError> {

@@ -9,5 +9,6 @@ mod legacy;
 mod links;
 mod raw;
 mod reflection;
+mod rooms;
 mod server;
 mod unary;

@@ -15,6 +15,7 @@ use hark_grpc::v1::{
 };
 use hark_server::chat::{Chat, MayCreateRooms, MayList, Rates, Rules};
 use hark_server::front::{HttpSettings, Settings};
+use hark_server::listener::Listeners;
 use hark_server::server::{self, ConnectionLimits};
 use hark_server::shard::{ShardConfig, ShardStore};
 use hark_server::store::Store;
@@ -56,7 +57,6 @@ pub(crate) const SETTINGS: Settings = Settings {
     ack_timeout: Duration::from_secs(60),
     watch_logs: None,
     tls: None,
-    tls_only: false,
     http: HttpSettings {
         hosts: Vec::new(),
         origins: Vec::new(),
@@ -94,7 +94,9 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let chat = Arc::new(Chat::new(Arc::clone(&store), rules));
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(server::run(listener, chat, SETTINGS, limits, async {
+        let listeners = Listeners::new(vec![listener.into()]);
+        let server = server::Server::new(chat, SETTINGS, limits);
+        let task = tokio::spawn(server.run(listeners, async {
             stopped.await.unwrap();
         }));
         Self {

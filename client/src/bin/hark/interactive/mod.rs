@@ -307,6 +307,9 @@ impl Chat {
         }
         // Displayed messages are acknowledged on this link.
         drop(self.showing.lock().await);
+        if self.current_server.is_up() {
+            drop(tokio::time::timeout(LEAVE_WITHIN, self.mark_read()).await);
+        }
         let given_up = tokio::select! {
             given_up = self.handle.close(timeout) => given_up,
             () = interrupts.received() => self.handle.close(Duration::ZERO).await,
@@ -459,6 +462,8 @@ impl Chat {
 
     fn become_user(&self, user: Option<UserName>) {
         self.names.learn(&user);
+        // The marks belong to the former user.
+        lock(&self.marks).clear();
         *lock(&self.user) = user;
     }
 }

@@ -1,0 +1,158 @@
+//! Administration of a running server: what an administrator asks, as calls on the parts of
+//! the server. It never reads a text.
+//!
+//! | file | content |
+//! | --- | --- |
+//! | `service` | `hark.v1.Admin`: translation and the log of its calls |
+//! | `socket` | the socket in the folder of the store |
+//! | `backup` | a copy of the store beside traffic |
+
+mod backup;
+mod service;
+mod socket;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hark_protocol::{Code, Password, Refusal, UserName};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+
+use crate::bans::{Ban, Bans, Network};
+use crate::chat::{Chat, Fault, now_ms, passwords};
+use crate::logging::LogLevel;
+use crate::reload::Reloaded;
+use crate::server::{KickTarget, Server};
+use crate::store::{AccountEntry, InboxInfo, Store, StoreUsage, Unavailable};
+
+pub(crate) use backup::{COMPLETE, STORE};
+pub(crate) use service::{AdminService, AdminSlot};
+pub(crate) use socket::{AdminSocket, FILE as SOCKET_FILE};
+
+/// How long after a suspension its kick is repeated, for logins that overlapped with it.
+const SECOND_KICK: Duration = Duration::from_millis(100);
+
+/// The maximum number of entries in one page.
+const PAGE_MAX: usize = 1000;
+
+/// A request to reload the configuration, and the place of its result.
+pub(crate) type ReloadRequest = oneshot::Sender<anyhow::Result<Reloaded>>;
+
+/// The parts of a server that its administrators use.
+#[derive(Debug)]
+pub(crate) struct Administration {
+    pub(crate) chat: Arc<Chat>,
+    pub(crate) store: Arc<dyn Store>,
+    /// The folder of the store, if it has one.
+    pub(crate) folder: Option<PathBuf>,
+    pub(crate) server: Arc<Server>,
+    pub(crate) bans: Arc<Bans>,
+    pub(crate) log: LogLevel,
+    pub(crate) reload: mpsc::Sender<ReloadRequest>,
+    /// Notified to shut the server down.
+    pub(crate) drain: Arc<Notify>,
+    pub(crate) started: Instant,
+    /// The permit of a backup.
+    pub(crate) backups: Arc<Semaphore>,
+    /// The permit of a password hash.
+    pub(crate) passwords: Semaphore,
+}
+
+/// A page of inboxes.
+#[derive(Debug)]
+struct UserPage {
+    users: Vec<InboxInfo>,
+    has_more: bool,
+}
+
+impl Administration {
+    async fn usage(&self) -> Result<StoreUsage, Unavailable> {
+        self.store.usage().await
+    }
+
+    async fn users(&self, after: Option<&UserName>, limit: usize) -> Result<UserPage, Unavailable> {
+        let limit = limit.clamp(1, PAGE_MAX);
+        let mut names = self.store.names(after, limit + 1).await?;
+        let has_more = names.len() > limit;
+        names.truncate(limit);
+        let users = self.store.inspect(names).await?;
+        Ok(UserPage { users, has_more })
+    }
+
+    async fn user(&self, name: UserName) -> Result<InboxInfo, Fault> {
+        let mut found = self.store.inspect(vec![name.clone()]).await?;
+        found.pop().ok_or_else(|| no_such_user(&name))
+    }
+
+    /// Suspends or resumes an account. Returns whether that changed anything, and the number
+    /// of connections that were closed.
+    async fn set_suspended(
+        &self,
+        name: UserName,
+        is_suspended: bool,
+    ) -> Result<(bool, usize), Fault> {
+        let entry = self.account(&name).await?;
+        if !self
+            .store
+            .set_suspended(&entry.account, is_suspended)
+            .await?
+        {
+            return Err(no_such_user(&name));
+        }
+        let mut closed = 0;
+        if is_suspended {
+            let target = KickTarget::User(name);
+            closed = self.server.kick(&target);
+            tokio::time::sleep(SECOND_KICK).await;
+            closed += self.server.kick(&target);
+        }
+        Ok((entry.is_suspended != is_suspended, closed))
+    }
+
+    /// Bans a network for a time, and closes its connections. Returns their number.
+    async fn ban(&self, network: Network, duration: Option<Duration>) -> anyhow::Result<usize> {
+        let now_ms = now_ms();
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let until_ms = duration.map(|duration| now_ms.saturating_add(ms(duration)));
+        let ban = Ban { network, until_ms };
+        let bans = Arc::clone(&self.bans);
+        tokio::task::spawn_blocking(move || bans.add(ban, now_ms)).await??;
+        Ok(self.server.kick(&KickTarget::Network(network)))
+    }
+
+    async fn unban(&self, network: Network) -> anyhow::Result<bool> {
+        let bans = Arc::clone(&self.bans);
+        tokio::task::spawn_blocking(move || bans.remove(network, now_ms())).await?
+    }
+
+    async fn set_password(&self, name: &UserName, password: Password) -> Result<(), Fault> {
+        let _alone = self.passwords.acquire().await.map_err(|_| Unavailable)?;
+        let AccountEntry {
+            account,
+            password: former,
+            ..
+        } = self.account(name).await?;
+        let hash = tokio::task::spawn_blocking(move || passwords::hash(&password));
+        let hash = hash.await.map_err(|_| Unavailable)??;
+        if self.store.set_password(&account, former, hash).await? {
+            return self.chat.close_revoked(&account).await;
+        }
+        let why = "the account was changed concurrently; try again";
+        Err(Refusal::new(Code::Denied, why).into())
+    }
+
+    async fn reload(&self) -> anyhow::Result<Reloaded> {
+        let (request, result) = oneshot::channel();
+        self.reload.send(request).await?;
+        result.await?
+    }
+
+    async fn account(&self, name: &UserName) -> Result<AccountEntry, Fault> {
+        let found = self.store.account(name).await?;
+        found.ok_or_else(|| no_such_user(name))
+    }
+}
+
+fn no_such_user(name: &UserName) -> Fault {
+    Refusal::new(Code::NoSuchUser, format!("there is no user {name}")).into()
+}
