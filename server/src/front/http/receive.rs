@@ -131,9 +131,7 @@ impl DeliveryBody {
                 // Only for devices.
                 Ok(Output::Said(_) | Output::Notice(_)) => {}
                 Ok(Output::Bye(reason)) => self.end(reason, &mut piece),
-                // `connect` delivers the inbox alone.
-                Ok(Output::Said(_) | Output::Notice(_) | Output::Close | Output::Reply(..))
-                | Err(_) => self.ended = true,
+                Ok(Output::Close | Output::Reply(..)) | Err(_) => self.ended = true,
             }
         }
         match last {
