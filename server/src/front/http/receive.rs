@@ -129,9 +129,7 @@ impl DeliveryBody {
                     self.count_message();
                 }
                 Ok(Output::Bye(reason)) => self.end(reason, &mut piece),
-                // `connect` delivers the inbox alone.
-                Ok(Output::Said(_) | Output::Notice(_) | Output::Close | Output::Reply(..))
-                | Err(_) => self.ended = true,
+                Ok(Output::Close | Output::Reply(..)) | Err(_) => self.ended = true,
             }
         }
         match last {
