@@ -16,6 +16,7 @@ pub(crate) mod ledger;
 pub mod limit;
 pub mod log;
 pub mod logging;
+pub mod metrics;
 pub mod process;
 pub mod server;
 pub mod shard;

@@ -19,6 +19,7 @@ use crate::chat::Chat;
 use crate::config::{Cli, LogFormat, Purpose, ServeArgs};
 use crate::front::{MayWatch, Tls};
 use crate::logging::{self, LineLimiter, Watchers};
+use crate::metrics;
 use crate::server::{self, ConnectionLimits};
 use crate::store::Store;
 
@@ -106,12 +107,14 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
     let listener = socket
         .listen(server::BACKLOG_MAX)
         .with_context(cannot_listen)?;
+    let metrics = serve_metrics(arguments, &chat).await?;
     let settings = arguments.settings(watchers, tls);
     let (tls, plaintext) = (settings.tls.is_some(), !settings.tls_only);
     tracing::info!(tls, plaintext, address = %listener.local_addr()?, "listening");
     tokio::select! {
         () = server::run(listener, chat, settings, limits, shutdown) => {}
         never = reloads => match never {},
+        never = metrics => match never {},
     }
     store
         .close()
@@ -119,6 +122,31 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
         .context("cannot close the store; recently acknowledged messages may be delivered again")?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Opens the listener of the metrics, if there is to be one, and serves it.
+async fn serve_metrics(
+    arguments: &ServeArgs,
+    chat: &Arc<Chat>,
+) -> anyhow::Result<impl Future<Output = Infallible> + use<>> {
+    let listener = match arguments.metrics {
+        None => None,
+        Some(address) => {
+            let listener = tokio::net::TcpListener::bind(address).await;
+            let listener = listener.with_context(|| {
+                format!("cannot serve metrics on {address}; choose another address with --metrics")
+            })?;
+            tracing::info!(address = %listener.local_addr()?, "serving metrics");
+            Some(listener)
+        }
+    };
+    let chat = Arc::clone(chat);
+    Ok(async move {
+        match listener {
+            Some(listener) => metrics::serve(listener, chat).await,
+            None => std::future::pending().await,
+        }
+    })
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpSocket> {

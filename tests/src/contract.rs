@@ -7,8 +7,8 @@
 /// Tests under `sessions` need a session, which the native framing and
 /// `BiDiChat` have; tests under `calls` need only unary calls.
 ///
-/// Since fronts have no rules, the short run covers three pairs of fronts:
-/// native, `BiDiChat`, and a mixed one. The other pairs are in a module `long`,
+/// Since fronts have no rules, the short run covers four pairs of fronts:
+/// native, WebSocket, `BiDiChat`, and a mixed one. The other pairs are in a module `long`,
 /// which the short run skips by that name.
 #[macro_export]
 macro_rules! through_all_fronts {
@@ -21,6 +21,7 @@ macro_rules! through_all_fronts {
     };
     (short sessions: $($session:ident),+; calls: $($call:ident),+) => {
         $crate::through_all_fronts!(mod wire, Native, Native, $($session),+, $($call),+);
+        $crate::through_all_fronts!(mod websocket, WebSocket, WebSocket, $($session),+);
         $crate::through_all_fronts!(mod grpc, Bidi, Bidi, $($session),+, $($call),+);
         $crate::through_all_fronts!(mod wire_to_grpc, Native, Bidi, $($session),+);
         $crate::through_all_fronts!(mod calls_to_wire, Calls, Native, $($call),+);
@@ -29,6 +30,9 @@ macro_rules! through_all_fronts {
         $crate::through_all_fronts!(mod wire_to_grpc, Native, Bidi, $($call),+);
         $crate::through_all_fronts!(mod grpc_to_wire, Bidi, Native, $($session),+, $($call),+);
         $crate::through_all_fronts!(mod tls, Tls, Tls, $($session),+, $($call),+);
+        $crate::through_all_fronts!(mod websocket, WebSocket, WebSocket, $($call),+);
+        $crate::through_all_fronts!(mod wire_to_websocket, Native, WebSocket, $($session),+, $($call),+);
+        $crate::through_all_fronts!(mod websocket_to_grpc, WebSocket, Bidi, $($session),+, $($call),+);
         $crate::through_all_fronts!(mod calls, Calls, Calls, $($call),+);
         $crate::through_all_fronts!(mod wire_to_calls, Native, Calls, $($call),+);
     };

@@ -29,6 +29,7 @@ mod nats;
 mod network;
 mod promise;
 mod terminal;
+mod websocket;
 mod wire;
 
 pub use bidi::Bidi;
@@ -45,6 +46,7 @@ pub use nats::{Nats, NatsBuilder};
 pub use network::{FarMachine, own_addresses};
 pub use promise::{LoadConfig, Promise, Report, Trial};
 pub use terminal::Terminal;
+pub use websocket::WebSocket;
 pub use wire::{Client, Wire, name, send};
 
 use std::time::{Duration, Instant};

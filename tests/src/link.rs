@@ -16,7 +16,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::codec::{Decoder, Encoder};
 
-use crate::{Bidi, Calls, client_config};
+use crate::{Bidi, Calls, WebSocket, client_config};
 
 /// A transport for requests and replies.
 pub trait Link: Debug + Send {
@@ -34,6 +34,8 @@ pub enum Front {
     Native,
     /// The native framing over TLS.
     Tls,
+    /// The WebSocket framing.
+    WebSocket,
     /// `BiDiChat` over gRPC.
     Bidi,
     /// gRPC calls for everything: `Send`, `Connect`, `Ack` and the others.
@@ -46,6 +48,7 @@ impl Front {
         Some(match self {
             Self::Native => Box::new(Native::connect(address).await?),
             Self::Tls => Box::new(NativeTls::connect_tls(address).await?),
+            Self::WebSocket => Box::new(WebSocket::connect(address).await?),
             Self::Bidi => Box::new(Bidi::connect(address).await?),
             Self::Calls => Box::new(Calls::connect(address).await?),
         })

@@ -878,7 +878,7 @@ impl Connection<'_> {
         let requests: Vec<_> = requests.into_iter().collect();
         match self.at.1 {
             Front::Calls => requests.into_iter().map(|request| vec![request]).collect(),
-            Front::Native | Front::Tls | Front::Bidi => vec![requests],
+            Front::Native | Front::Tls | Front::WebSocket | Front::Bidi => vec![requests],
         }
     }
 

@@ -47,6 +47,11 @@ impl FairSemaphore {
         }
     }
 
+    /// Returns the number of requests that wait for a permit or have one.
+    pub(super) fn queued(&self) -> usize {
+        self.queued.load(Ordering::Relaxed)
+    }
+
     /// Waits for a permit for `address`. Cancel-safe.
     ///
     /// # Errors

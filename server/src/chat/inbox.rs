@@ -42,9 +42,10 @@ impl Chat {
         let authenticated = self.login(address, user, password).await?;
         let account = authenticated.account;
         if !self.rules.rates.is_exempt(address) {
+            let cost = Cost::default();
             let wait = self
                 .users
-                .charge_command(&account.name, Cost::default(), Instant::now());
+                .charge_command(&account.name, cost, Instant::now());
             if wait > WAIT_MAX {
                 return Fault::rate_limited(wait, "too many commands");
             }

@@ -49,6 +49,7 @@ use hark_protocol::{Code, Failure, Refusal, Reply, UserName};
 use tokio::sync::{Semaphore, watch};
 
 use crate::limit::network;
+use crate::metrics::Metrics;
 use crate::store::{Store, Unavailable, unix_ms};
 use fair_semaphore::FairSemaphore;
 use login_limiter::LoginLimiter;
@@ -128,6 +129,7 @@ pub struct Chat {
     /// The budget for messages on their way to the store.
     budget: Arc<Semaphore>,
     lists: FairSemaphore,
+    metrics: Metrics,
 }
 
 impl Chat {
@@ -141,6 +143,7 @@ impl Chat {
             users: UserRateLimiter::new(&rules.rates),
             budget: Arc::new(Semaphore::new(BUDGET_UNITS)),
             lists: listing::permits(),
+            metrics: Metrics::new(store.metrics()),
             store,
             rules,
         }
@@ -150,6 +153,24 @@ impl Chat {
     #[must_use]
     pub const fn rules(&self) -> &Rules {
         &self.rules
+    }
+
+    /// Returns the figures.
+    #[must_use]
+    pub const fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Returns the number of accounts, if the store knows it.
+    #[must_use]
+    pub fn accounts(&self) -> Option<usize> {
+        self.store.accounts()
+    }
+
+    /// Returns the number of passwords that are hashed or wait for it.
+    #[must_use]
+    pub fn hashes_waiting(&self) -> usize {
+        self.hasher.waiting()
     }
 
     /// Returns the rate limiter of a new connection from `address`; none if it is

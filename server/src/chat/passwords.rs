@@ -44,6 +44,11 @@ impl Default for Hasher {
 }
 
 impl Hasher {
+    /// Returns the number of passwords that are hashed or wait for it.
+    pub(super) fn waiting(&self) -> usize {
+        self.permits.queued()
+    }
+
     /// Waits until a password from `address` may be hashed. Cancel-safe.
     ///
     /// # Errors

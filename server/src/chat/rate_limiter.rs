@@ -175,6 +175,8 @@ pub(super) struct Throttle {
     /// The connection's limiter, charged in addition to the user's.
     limiter: Option<Arc<RateLimiter>>,
     paused_until: Option<Instant>,
+    /// The pauses since the latest [`Self::take_paused`].
+    paused: Duration,
 }
 
 impl Throttle {
@@ -184,6 +186,7 @@ impl Throttle {
             is_exempt: rates.is_exempt(address),
             limiter: None,
             paused_until: None,
+            paused: Duration::ZERO,
         }
     }
 
@@ -240,7 +243,15 @@ impl Throttle {
 
     fn pause(&mut self, wait: Duration, now: Instant) {
         if !wait.is_zero() {
-            self.paused_until = self.paused_until.max(Some(now + wait));
+            let until = now + wait;
+            let former = self.paused_until.map_or(now, |former| former.max(now));
+            self.paused += until.saturating_duration_since(former);
+            self.paused_until = self.paused_until.max(Some(until));
         }
+    }
+
+    /// Returns the pauses since the latest call.
+    pub(super) fn take_paused(&mut self) -> Duration {
+        std::mem::take(&mut self.paused)
     }
 }

@@ -94,6 +94,11 @@ pub struct ServeArgs {
     #[arg(long, env = "HARKD_LISTEN", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000",
           value_parser = parse_listen, help_heading = "Network")]
     pub listen: SocketAddr,
+    /// Address and port on which to serve metrics for Prometheus at `/metrics`; no login is
+    /// required [default: none]
+    #[arg(long, env = "HARKD_METRICS", value_name = "ADDRESS:PORT",
+          value_parser = parse_listen, help_heading = "Network")]
+    pub metrics: Option<SocketAddr>,
     /// TLS, and confirmations for a server that other machines can reach.
     #[command(flatten)]
     pub tls: TlsArgs,

@@ -18,7 +18,7 @@ mod caller;
 mod drain;
 mod first_bytes;
 mod grpc;
-mod http;
+pub(crate) mod http;
 mod http2;
 mod rate_limited;
 mod tls;
@@ -43,6 +43,7 @@ use self::http::Http;
 use self::http2::Http2;
 use self::unread::Unread;
 use crate::chat::{Chat, ClientConnection, Output, ShutdownSignal, delivery};
+use crate::metrics::FrontKind;
 use wire::{Framing, Wire};
 
 pub use grpc::{MayWatch, WatchLogs};
@@ -142,14 +143,9 @@ impl Fronts {
                 Box::pin(refuse_as(stream, address, &refusal)).await?;
                 Ok(None)
             }
-            FirstBytes::Known(protocol) => match self.framing(protocol) {
-                Some(framing) => {
-                    let connection = self.connection(address, shutdown);
-                    let ack_timeout = self.settings.ack_timeout;
-                    Ok(Some(Wire::new(stream, framing, connection, ack_timeout)))
-                }
-                None => Ok(None),
-            },
+            FirstBytes::Known(protocol) => Ok(self
+                .framing(protocol)
+                .map(|framing| self.wire(stream, framing, address, shutdown))),
             FirstBytes::Incomplete | FirstBytes::Unknown => {
                 Box::pin(self.serve_http(stream, peer, None, shutdown)).await
             }
@@ -180,9 +176,7 @@ impl Fronts {
             _ => None,
         };
         if let Some(framing) = framing {
-            let connection = self.connection(address, shutdown);
-            let wire = Wire::new(stream, framing, connection, self.settings.ack_timeout);
-            return wire.run().await;
+            return self.wire(stream, framing, address, shutdown).run().await;
         }
         let peer = Peer {
             address,
@@ -204,9 +198,22 @@ impl Fronts {
         }
     }
 
-    fn connection(&self, address: IpAddr, shutdown: Arc<ShutdownSignal>) -> ClientConnection {
-        ClientConnection::new(Arc::clone(&self.chat), address, shutdown)
-            .limited_by(self.chat.rate_limiter(address))
+    fn wire<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+        framing: Framing,
+        address: IpAddr,
+        shutdown: Arc<ShutdownSignal>,
+    ) -> Wire<S> {
+        let connection = ClientConnection::new(Arc::clone(&self.chat), address, shutdown)
+            .limited_by(self.chat.rate_limiter(address));
+        let kind = if framing.is_classic() {
+            FrontKind::Classic
+        } else {
+            FrontKind::Native
+        };
+        let guard = self.chat.metrics().open(kind);
+        Wire::new(stream, framing, connection, self.settings.ack_timeout).counted(guard)
     }
 
     /// Serves a connection of HTTP, whose version `chosen` by ALPN must agree with its first
@@ -238,6 +245,7 @@ impl Fronts {
             Protocol::Http1 => self.http.serve(stream, first, peer, shutdown).await,
             Protocol::Http2 => {
                 let stream = Unread::new(first, stream);
+                let _counted = self.chat.metrics().open(FrontKind::Http2);
                 self.http2.serve(stream, peer, &shutdown).await?;
                 Ok(None)
             }

@@ -13,5 +13,6 @@ mod session;
 
 pub use session::session;
 
+pub use crate::front::http::fuzzing::http;
 pub use crate::ledger::fuzzing::records;
 pub use crate::log::disk::fuzzing::segments;

@@ -483,10 +483,14 @@ impl Committer {
             } else {
                 self.durability()
             };
+            let messages = self.sent.len();
             self.shared
                 .in_flight
                 .put(&mut self.sent, &mut self.completions);
+            let began = Instant::now();
             let appended = self.append_frame(frame, durability);
+            let metrics = &self.shared.metrics;
+            metrics.record_commit(began.elapsed(), messages);
             let now = self.now();
             for token in self
                 .shared

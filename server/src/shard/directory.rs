@@ -44,6 +44,11 @@ impl Directory {
         }))
     }
 
+    /// Returns the number of accounts.
+    pub(super) fn len(&self) -> usize {
+        self.entries.read().as_ref().map_or(0, BTreeMap::len)
+    }
+
     /// Returns at most `limit` names after `after`.
     pub(super) fn names(
         &self,

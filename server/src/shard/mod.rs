@@ -58,6 +58,7 @@ use crate::ledger::Limits;
 use crate::log::Opener;
 use crate::log::disk::{DiskConfig, DiskOpener};
 use crate::log::memory::MemoryOpener;
+use crate::metrics::StoreMetrics;
 use crate::store::{
     Completer, FanOut, History, NAMELESS, Operation, Page, PastPage, Position, ReadLimit,
     RoomOperation, Store,
@@ -169,6 +170,7 @@ struct SharedShard {
     fan_out: FanOut,
     /// The log is open.
     is_open: AtomicBool,
+    metrics: StoreMetrics,
     /// Whether sends are refused for lack of space.
     is_low_on_space: AtomicBool,
 }
@@ -340,6 +342,14 @@ impl Store for ShardStore {
 
     fn is_available(&self) -> bool {
         self.shared.is_open.load(Ordering::Acquire) && !self.shared.progress.is_slow()
+    }
+
+    fn accounts(&self) -> Option<usize> {
+        Some(self.shared.directory.len())
+    }
+
+    fn metrics(&self) -> Option<&StoreMetrics> {
+        Some(&self.shared.metrics)
     }
 
     fn is_low_on_space(&self) -> bool {

@@ -25,6 +25,8 @@ use bytestring::ByteString;
 use hark_protocol::{Code, DeviceName, RequestId, Sequence, SessionToken, UserName};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
+use crate::metrics::StoreMetrics;
+
 pub(crate) use fan_out::FanOut;
 pub use operation::{OnTakeover, Operation};
 pub use pending::{Completer, Pending};
@@ -75,6 +77,16 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Returns whether the store is healthy, as far as it knows. An unhealthy store answers
     /// [`Unavailable`].
     fn is_available(&self) -> bool;
+
+    /// Returns the number of accounts, if the store knows it.
+    fn accounts(&self) -> Option<usize> {
+        None
+    }
+
+    /// Returns the figures of the store, if it has any.
+    fn metrics(&self) -> Option<&StoreMetrics> {
+        None
+    }
 
     /// Returns whether the store refuses sends for lack of space, as far as it knows.
     fn is_low_on_space(&self) -> bool {

@@ -11,7 +11,13 @@ use hark_tests::{Front, Harkd, LoadConfig, Promise, TIMEOUT, Trial};
 use rand::RngExt as _;
 use tokio::time::sleep;
 
-const FRONTS: [Front; 4] = [Front::Native, Front::Tls, Front::Bidi, Front::Calls];
+const FRONTS: [Front; 5] = [
+    Front::Native,
+    Front::Tls,
+    Front::WebSocket,
+    Front::Bidi,
+    Front::Calls,
+];
 /// Capacity of an inbox in messages, small enough to be exceeded.
 const QUEUED_MAX: u64 = 400;
 

@@ -127,7 +127,7 @@ async fn read_slowly(mut stream: TcpStream) {
 }
 
 /// Returns incomplete input of several protocols.
-fn beginnings() -> [(&'static str, Vec<u8>); 6] {
+fn beginnings() -> [(&'static str, Vec<u8>); 8] {
     [
         ("nothing", Vec::new()),
         ("half a frame", half_a_frame()),
@@ -139,6 +139,11 @@ fn beginnings() -> [(&'static str, Vec<u8>); 6] {
             vec![0x16, 3, 1, 0x3f, 0xff, 1, 0],
         ),
         ("half the preface of HTTP/2", b"PRI * HTTP".to_vec()),
+        ("half a method of HTTP", b"POS".to_vec()),
+        (
+            "half a head of HTTP",
+            b"GET /v1/users HTTP/1.1\r\nHost: local".to_vec(),
+        ),
     ]
 }
 
@@ -287,12 +292,12 @@ async fn byte_by_byte_reader_is_dropped_in_time() {
 
 #[tokio::test]
 async fn unknown_first_byte_closes_and_is_logged() {
-    let server = Harkd::builder().arg("--log=debug").start();
-    for (first, expected) in [(b'Z', "0x5a"), (0x01, "0x01"), (0xff, "0xff")] {
+    let server = Harkd::start();
+    for (first, expected) in [(b'Z', "Z"), (0x01, "\\x01"), (0xff, "\\xff")] {
         let mut wire = Wire::connect(server.address()).await;
         wire.write_bytes(&[first, 3, 1]).await;
         assert_eq!(wire.next().await, None);
-        server.wait_for_log(&format!("first_byte={expected}"));
+        server.wait_for_log(&format!("unknown protocol: \"{expected}"));
     }
 }
 

@@ -1,8 +1,9 @@
 //! The web page of the server, in a real browser.
 
-use std::process::Output;
+use std::process::{Command, Output};
 
-use hark_tests::{Browser, Harkd, Wire, hark};
+use hark_protocol::{Reply, Request};
+use hark_tests::{Browser, Harkd, Wire, hark, name};
 use serde_json::Value;
 
 /// A browser on the page of a server.
@@ -111,6 +112,29 @@ fn hark_as(server: &Harkd, state: &std::path::Path, arguments: &[&str]) -> Outpu
         .unwrap()
 }
 
+#[test]
+fn page_is_protected_by_its_headers() {
+    let server = Harkd::builder().certificate(None).start();
+    let output = Command::new("curl")
+        .args(["--silent", "--include", "--max-time", "20"])
+        .arg(format!("http://{}/", server.address()))
+        .output()
+        .unwrap();
+    let response = String::from_utf8(output.stdout).unwrap();
+    let (head, document) = response.split_once("\r\n\r\n").unwrap();
+    for header in [
+        "HTTP/1.1 200 OK",
+        "content-type: text/html; charset=utf-8",
+        "content-security-policy: default-src 'self'; ",
+        "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+        "x-content-type-options: nosniff",
+        "referrer-policy: no-referrer",
+    ] {
+        assert!(head.contains(header), "{header}: {head}");
+    }
+    assert!(document.contains("</html>"));
+}
+
 #[tokio::test]
 async fn pages_and_terminal_miss_nothing_across_kill() {
     let mut server = Harkd::builder().certificate(None).start();
@@ -143,7 +167,7 @@ async fn pages_and_terminal_miss_nothing_across_kill() {
     let sent = hark_as(
         &server,
         state.path(),
-        &["--as", "ann", "send", "bob", "five"],
+        &["send", "--as", "ann", "bob", "five"],
     );
     assert!(sent.status.success(), "{sent:?}");
     bob.wait_for_texts(&["one", "two", "three", "four", "five"])
@@ -154,7 +178,7 @@ async fn pages_and_terminal_miss_nothing_across_kill() {
 async fn later_tab_takes_over() {
     let server = Harkd::builder().certificate(None).start();
     let ann = Page::open(&server, 1000).await;
-    ann.create("ann", "secret").await;
+    ann.create("ann", "").await;
     let first = ann.0.page().window().await.unwrap();
     let second = ann.0.page().new_window(true).await.unwrap();
     ann.0
@@ -195,7 +219,12 @@ async fn log_out_wipes_the_browser() {
 #[tokio::test]
 async fn wrong_password_is_explained() {
     let server = Harkd::builder().certificate(None).start();
-    Wire::connect(server.address()).await.create("ann").await;
+    let create = Request::Create {
+        user: name("ann"),
+        password: Some("secret".parse().unwrap()),
+    };
+    let created = Wire::connect(server.address()).await.ask(create).await;
+    assert!(matches!(created, Reply::Ok(_)), "{created:?}");
     let page = Page::open(&server, 1000).await;
     page.0.fill("#user", "ann", false).await;
     page.0.fill("#password", "wrong", true).await;

@@ -34,6 +34,7 @@ use super::replies::{created_reply, sent_reply};
 use super::rooms::Part;
 use super::shutdown::{Shutdown, ShutdownSignal};
 use super::{Chat, Fault, NeverPushed, audit};
+use crate::metrics::Counts;
 use crate::store::{
     Account, Append, Created, DeviceId, End, Message, Outcome, Pending, Said, Unavailable,
 };
@@ -79,6 +80,8 @@ pub struct ClientConnection {
     /// The end of the delivery, until `bye` goes out.
     ended: Option<End>,
     stage: ConnectionStage,
+    /// The counts for the metrics since the latest pause of the output.
+    counts: Counts,
 }
 
 /// The stage of a connection.
@@ -127,6 +130,7 @@ impl ClientConnection {
             held: None,
             ended: None,
             stage: ConnectionStage::Open,
+            counts: Counts::default(),
         }
     }
 
@@ -329,7 +333,11 @@ impl ClientConnection {
         sequence: Sequence,
     ) -> Result<(), NeverPushed> {
         match &mut self.delivery {
-            Some(reader) => reader.acknowledge(log, sequence, &*self.chat.store),
+            Some(reader) => {
+                reader.acknowledge(log, sequence, &*self.chat.store)?;
+                self.counts.acknowledgements += 1;
+                Ok(())
+            }
             None if log.is_some() => Ok(()),
             None => Err(NeverPushed {
                 highest: Sequence(0),
@@ -370,6 +378,34 @@ impl ClientConnection {
 
     /// Polls for the next output.
     pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Output> {
+        let polled = self.poll_output(cx, now);
+        self.count(&polled);
+        polled
+    }
+
+    /// Counts an output. The counts are added up when there is none.
+    fn count(&mut self, polled: &Poll<Output>) {
+        let metrics = &self.chat.metrics;
+        match polled {
+            Poll::Ready(Output::Push(_) | Output::Said(_)) => self.counts.deliveries += 1,
+            Poll::Ready(Output::Reply(_, Reply::Ok(OkFields::Stored(_)))) => {
+                self.counts.stored += 1;
+            }
+            Poll::Ready(Output::Reply(_, Reply::NotOk(refusal))) => {
+                metrics.record_refusal(refusal.code);
+            }
+            Poll::Ready(Output::Reply(..) | Output::Notice(_) | Output::Bye(_)) => {}
+            Poll::Ready(Output::Close) | Poll::Pending => {
+                metrics.add(&mut self.counts);
+                let paused = self.throttle.take_paused();
+                if !paused.is_zero() {
+                    metrics.record_pause(paused);
+                }
+            }
+        }
+    }
+
+    fn poll_output(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Output> {
         if self.stage == ConnectionStage::Closed {
             return Poll::Pending;
         }
@@ -504,28 +540,32 @@ impl ClientConnection {
                 }
                 Err(unavailable) => Fault::from(unavailable).into(),
             },
-            PendingReply::Sent { to, outcome } => match ready!(Pin::new(outcome).poll(cx)) {
-                // The client repeats the send of unknown outcome and every later one, so
-                // the outcome of a later one must not reach it.
-                Ok(_) if self.sends.has_unknown_outcome() => Fault::from(Unavailable).into(),
-                Ok(outcome) => {
-                    if outcome == Outcome::Refused(Code::QueueFull) {
-                        audit::queue_full(to, self.user.as_ref(), self.address);
+            PendingReply::Sent { to, outcome } => {
+                let reply = match ready!(Pin::new(outcome).poll(cx)) {
+                    // The client repeats the send of unknown outcome and every later one, so
+                    // the outcome of a later one must not reach it.
+                    Ok(_) if self.sends.has_unknown_outcome() => Fault::from(Unavailable).into(),
+                    Ok(outcome) => {
+                        if outcome == Outcome::Refused(Code::QueueFull) {
+                            audit::queue_full(to, self.user.as_ref(), self.address);
+                        }
+                        sent_reply(
+                            outcome,
+                            to,
+                            self.user.is_none(),
+                            self.chat.rules.text_bytes_max(),
+                        )
                     }
-                    sent_reply(
-                        outcome,
-                        to,
-                        self.user.is_none(),
-                        self.chat.rules.text_bytes_max(),
-                    )
-                }
-                Err(unavailable) => {
-                    if self.sends.fence_off() {
-                        self.end();
+                    Err(unavailable) => {
+                        if self.sends.fence_off() {
+                            self.end();
+                        }
+                        Fault::from(unavailable).into()
                     }
-                    Fault::from(unavailable).into()
-                }
-            },
+                };
+                self.chat.metrics.record_unstored(&reply);
+                reply
+            }
         };
         self.answers.pop_front();
         if self.answers.is_empty() {

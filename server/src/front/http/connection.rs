@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::BytesMut;
-use http::Response;
+use http::header::CONNECTION;
+use http::{HeaderValue, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::error::HttpError;
-use super::head::HEAD_BYTES_MAX;
+use super::head::{BodyLength, HEAD_BYTES_MAX};
 use super::in_flight::{CountedBody, InFlight};
 use super::response::ResponseBody;
 use super::route::{Operation, Parameters, Resource};
@@ -31,6 +32,7 @@ use crate::front::caller::Caller;
 use crate::front::drain;
 use crate::front::rate_limited::RateLimited;
 use crate::front::wire::{Framing, Wire};
+use crate::metrics::FrontKind;
 use crate::sync::Mutex;
 
 /// The size of hyper's buffer for input.
@@ -63,6 +65,7 @@ impl Http {
         peer: Peer,
         shutdown: Arc<ShutdownSignal>,
     ) -> io::Result<Option<Wire<S>>> {
+        let counted = self.0.chat.metrics().open(FrontKind::Http1);
         let limiter = self.0.chat.rate_limiter(peer.address);
         let stream = RateLimited::new(stream, limiter.clone());
         let state = Arc::new(ConnectionState {
@@ -88,12 +91,14 @@ impl Http {
             drain::close(stream, &mut BytesMut::new()).await?;
             return Ok(None);
         };
+        drop(counted);
+        let counted = self.0.chat.metrics().open(FrontKind::WebSocket);
         let (chat, limiter) = (Arc::clone(&self.0.chat), caller.limiter);
         let frame_bytes_max = chat.rules().frame_bytes_max;
         let connection = ClientConnection::new(chat, caller.address, shutdown).limited_by(limiter);
         let framing = Framing::websocket(frame_bytes_max);
         let wire = Wire::new(stream, framing, connection, self.0.ack_timeout);
-        Ok(Some(wire.with_input(input)))
+        Ok(Some(wire.with_input(input).counted(counted)))
     }
 }
 
@@ -107,9 +112,13 @@ async fn serve_requests<S: AsyncRead + AsyncWrite + Unpin>(
     let service = service_fn(|request: http::Request<Incoming>| -> ResponseFuture {
         let state = Arc::clone(state);
         // Taken here, in the order of the requests.
-        let is_ambiguous = state.in_flight.take_ambiguous();
+        let length = state.in_flight.take_length();
         Box::pin(async move {
-            let response = state.respond(request, is_ambiguous).await;
+            let mut response = state.respond(request, length).await;
+            if length == BodyLength::Unknown {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
             let in_flight = Arc::clone(&state.in_flight);
             Ok(response.map(|body| CountedBody::new(body, in_flight)))
         })
@@ -145,12 +154,12 @@ impl ConnectionState {
     async fn respond(
         &self,
         request: http::Request<Incoming>,
-        is_ambiguous: bool,
+        length: BodyLength,
     ) -> Response<ResponseBody> {
         let (parts, body) = request.into_parts();
         let is_api = is_api(&parts);
         let answered = async {
-            if is_ambiguous {
+            if length == BodyLength::Ambiguous {
                 let error = HttpError::bad_request("both Content-Length and Transfer-Encoding");
                 return Err(error.closing());
             }

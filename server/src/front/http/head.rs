@@ -9,11 +9,11 @@ pub(super) const HEAD_BYTES_MAX: usize = 8 * 1024;
 /// The maximum number of header fields, as in hyper.
 const HEADERS_MAX: usize = 100;
 
-/// The body that follows a head.
+/// The length of the body that follows a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Framing {
+pub(super) enum BodyLength {
     /// This many bytes.
-    Length(u64),
+    Bytes(u64),
     /// An end that only hyper finds: the connection serves no later request.
     Unknown,
     /// Both a length and a transfer encoding: two servers in a row may disagree about the
@@ -31,7 +31,7 @@ pub(super) enum Head {
         /// Its length.
         bytes: usize,
         /// The body.
-        framing: Framing,
+        length: BodyLength,
     },
     /// Not a head; hyper refuses it.
     Malformed,
@@ -46,14 +46,14 @@ impl Head {
             Ok(Status::Partial) => Self::Incomplete,
             Ok(Status::Complete(bytes)) => Self::Complete {
                 bytes,
-                framing: framing(request.headers),
+                length: length(request.headers),
             },
             Err(_) => Self::Malformed,
         }
     }
 }
 
-fn framing(headers: &[httparse::Header<'_>]) -> Framing {
+fn length(headers: &[httparse::Header<'_>]) -> BodyLength {
     let values = |name: &'static str| {
         headers
             .iter()
@@ -63,13 +63,13 @@ fn framing(headers: &[httparse::Header<'_>]) -> Framing {
     let mut lengths = values("content-length");
     let length = lengths.next();
     match (length, values("transfer-encoding").next()) {
-        (Some(_), Some(_)) => Framing::Ambiguous,
-        (None, Some(_)) => Framing::Unknown,
-        (None, None) => Framing::Length(0),
+        (Some(_), Some(_)) => BodyLength::Ambiguous,
+        (None, Some(_)) => BodyLength::Unknown,
+        (None, None) => BodyLength::Bytes(0),
         // hyper refuses the lengths that are different or not numbers.
         (Some(length), None) => match parse_length(length) {
-            Some(bytes) if lengths.all(|other| other == length) => Framing::Length(bytes),
-            _ => Framing::Unknown,
+            Some(bytes) if lengths.all(|other| other == length) => BodyLength::Bytes(bytes),
+            _ => BodyLength::Unknown,
         },
     }
 }
@@ -85,44 +85,47 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(headers: &str, expected: Framing) {
+    fn check(headers: &str, expected: BodyLength) {
         let head = format!("POST /x HTTP/1.1\r\n{headers}\r\n");
         let parsed = Head::parse(format!("{head}more").as_bytes());
         assert_eq!(
             parsed,
             Head::Complete {
                 bytes: head.len(),
-                framing: expected
+                length: expected
             }
         );
     }
 
     #[test]
     fn body_ends_by_its_length_or_by_hyper() {
-        check("", Framing::Length(0));
-        check("Content-Length: 12\r\n", Framing::Length(12));
+        check("", BodyLength::Bytes(0));
+        check("Content-Length: 12\r\n", BodyLength::Bytes(12));
         check(
             "content-LENGTH: 7\r\nContent-Length: 7\r\n",
-            Framing::Length(7),
+            BodyLength::Bytes(7),
         );
         check(
             "Content-Length: 7\r\nContent-Length: 8\r\n",
-            Framing::Unknown,
+            BodyLength::Unknown,
         );
-        check("Content-Length: +7\r\n", Framing::Unknown);
-        check("Content-Length: 99999999999999999999\r\n", Framing::Unknown);
-        check("Transfer-Encoding: chunked\r\n", Framing::Unknown);
+        check("Content-Length: +7\r\n", BodyLength::Unknown);
+        check(
+            "Content-Length: 99999999999999999999\r\n",
+            BodyLength::Unknown,
+        );
+        check("Transfer-Encoding: chunked\r\n", BodyLength::Unknown);
     }
 
     #[test]
     fn length_and_encoding_together_are_ambiguous() {
         check(
             "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n",
-            Framing::Ambiguous,
+            BodyLength::Ambiguous,
         );
         check(
             "transfer-encoding: gzip\r\ncontent-length: 1\r\n",
-            Framing::Ambiguous,
+            BodyLength::Ambiguous,
         );
     }
 

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 
 use http_body::{Body, Frame, SizeHint};
 
+use super::head::BodyLength;
 use crate::sync::Mutex;
 
 /// The requests in flight.
@@ -16,21 +17,23 @@ use crate::sync::Mutex;
 pub(super) struct InFlight {
     // Locked because hyper is between both sides. Held for one operation on the queue. It is
     // bounded by the buffer of hyper: each head is at least 16 bytes.
-    ambiguous: Mutex<VecDeque<bool>>,
+    lengths: Mutex<VecDeque<BodyLength>>,
     /// The requests whose response has not ended.
     unanswered: AtomicUsize,
 }
 
 impl InFlight {
-    /// Records a head that is passed to hyper, and whether it is ambiguous.
-    pub(super) fn begin(&self, is_ambiguous: bool) {
-        self.ambiguous.lock().push_back(is_ambiguous);
+    /// Records a head that is passed to hyper.
+    pub(super) fn begin(&self, length: BodyLength) {
+        self.lengths.lock().push_back(length);
         self.unanswered.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Returns whether the next request that hyper passes to the service is ambiguous.
-    pub(super) fn take_ambiguous(&self) -> bool {
-        self.ambiguous.lock().pop_front().unwrap_or_default()
+    /// Returns the body of the next request that hyper passes to the service. A request
+    /// behind a body of unknown length is not recorded; such a body is the last one.
+    pub(super) fn take_length(&self) -> BodyLength {
+        let length = self.lengths.lock().pop_front();
+        length.unwrap_or(BodyLength::Unknown)
     }
 
     /// Records the end of a response.

@@ -19,6 +19,8 @@ mod connection;
 mod credentials;
 mod error;
 mod forwarded;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod guard;
 mod head;
 mod in_flight;
@@ -49,6 +51,7 @@ use self::credentials::{Credentials, credentials, idempotency_key};
 use self::error::HttpError;
 use self::forwarded::Forwarded;
 use self::guard::Guard;
+use self::head::HEAD_BYTES_MAX;
 use self::receive::{DeliveryOptions, deliver, unread};
 use self::receivers::Receivers;
 use self::response::{ResponseBody, json};
@@ -135,6 +138,7 @@ impl Http {
         let (parts, body) = request.into_parts();
         let is_api = is_api(&parts);
         let answered = async {
+            check_head(&parts)?;
             let caller = self.admit(&parts, caller, is_tls).await?;
             match Resource::of(&parts.uri)?.operation(&parts.method)? {
                 Operation::WebSocket => Err(HttpError::bad_request(
@@ -415,6 +419,24 @@ pub(super) fn refusal(refusal: &Refusal) -> Response<ResponseBody> {
 /// HTTP/1.1 connection.
 pub(super) fn refusal_bytes(refusal: &Refusal) -> BytesMut {
     HttpError::of_connection(refusal).into_bytes()
+}
+
+/// Refuses a head of HTTP/2 that is too long for HTTP; that of a gRPC call may be longer.
+fn check_head(parts: &Parts) -> Result<(), HttpError> {
+    let fields = parts.headers.iter();
+    let fields: usize = fields
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum();
+    let target = parts.uri.path_and_query();
+    let target = target.map_or(0, |target| target.as_str().len());
+    if fields + target <= HEAD_BYTES_MAX {
+        return Ok(());
+    }
+    Err(HttpError::new(
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        Code::TooLarge,
+        format!("the head may have at most {HEAD_BYTES_MAX} bytes"),
+    ))
 }
 
 /// Returns whether a request is for the API, whose responses are never stored.

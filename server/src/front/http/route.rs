@@ -289,7 +289,7 @@ mod tests {
     #[test]
     fn other_paths_and_methods_are_refused() {
         for path in [
-            "/",
+            "/index.html",
             "/v1",
             "/v1/send",
             "/v1/send/a/b",
@@ -303,6 +303,7 @@ mod tests {
                 Err(if path == "/v1/users/" { 400 } else { 404 }),
             );
         }
+        check(Method::POST, "/", Err(405));
         check(Method::GET, "/v1/send/bob", Err(405));
         check(Method::POST, "/v1/users", Err(405));
         check(Method::HEAD, "/v1/ws", Err(405));

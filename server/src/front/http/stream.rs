@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 use tokio_util::io::poll_read_buf;
 
-use super::head::{Framing, HEAD_BYTES_MAX, Head};
+use super::head::{BodyLength, HEAD_BYTES_MAX, Head};
 use super::in_flight::InFlight;
 
 /// How long a head may take, from its first byte on.
@@ -34,7 +34,7 @@ pub(super) struct RequestStream<S> {
     input: BytesMut,
     /// The bytes of the input that may be passed on.
     passed: u64,
-    framing: Framing,
+    length: BodyLength,
     /// The time since which the connection waits for a head, or for the rest of one.
     waiting_since: Option<Instant>,
     /// The time since which the peer has not read.
@@ -57,7 +57,7 @@ impl<S> RequestStream<S> {
             timeout,
             input: first,
             passed: 0,
-            framing: Framing::Length(0),
+            length: BodyLength::Bytes(0),
             waiting_since: None,
             unread_since: None,
             timer: None,
@@ -77,12 +77,12 @@ impl<S> RequestStream<S> {
             Head::Incomplete if self.input.len() <= HEAD_BYTES_MAX => return false,
             // hyper refuses it.
             Head::Incomplete | Head::Malformed => {
-                self.framing = Framing::Unknown;
+                self.length = BodyLength::Unknown;
                 self.passed = self.input.len() as u64;
             }
-            Head::Complete { bytes, framing } => {
-                self.in_flight.begin(framing == Framing::Ambiguous);
-                self.framing = framing;
+            Head::Complete { bytes, length } => {
+                self.in_flight.begin(length);
+                self.length = length;
                 self.passed = bytes as u64;
             }
         }
@@ -92,13 +92,13 @@ impl<S> RequestStream<S> {
     /// Passes on bytes of the body in the input. Returns whether there are any.
     fn find_body(&mut self) -> bool {
         let available = self.input.len() as u64;
-        self.passed = match &mut self.framing {
-            Framing::Length(left) => {
+        self.passed = match &mut self.length {
+            BodyLength::Bytes(left) => {
                 let passed = available.min(*left);
                 *left -= passed;
                 passed
             }
-            Framing::Unknown | Framing::Ambiguous => available,
+            BodyLength::Unknown | BodyLength::Ambiguous => available,
         };
         self.passed > 0
     }
@@ -106,7 +106,7 @@ impl<S> RequestStream<S> {
     /// Returns the time at which the wait for a head ends. A connection that answers a
     /// request may wait for the next one indefinitely.
     fn head_due(&mut self) -> Option<Instant> {
-        if self.framing != Framing::Length(0) {
+        if self.length != BodyLength::Bytes(0) {
             self.waiting_since = None;
             return None;
         }
@@ -174,8 +174,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for RequestStream<S> {
         let this = &mut *self;
         while this.passed == 0 {
             let found = !this.input.is_empty()
-                && match this.framing {
-                    Framing::Length(0) => this.find_head(),
+                && match this.length {
+                    BodyLength::Bytes(0) => this.find_head(),
                     _ => this.find_body(),
                 };
             if !found && !ready!(this.poll_input(cx))? {
@@ -308,10 +308,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn idle_connection_times_out_unless_it_is_answered() {
         let (_client, mut stream, in_flight) = stream(b"");
-        in_flight.begin(false);
+        in_flight.begin(BodyLength::Bytes(0));
         let waiting = tokio::time::timeout(10 * TIMEOUT, read(&mut stream));
         assert!(waiting.await.is_err());
-        in_flight.take_ambiguous();
+        in_flight.take_length();
         in_flight.end();
         let begun = Instant::now();
         assert_eq!(read(&mut stream).await, b"");

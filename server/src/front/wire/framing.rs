@@ -138,7 +138,7 @@ impl Framing {
         said: &Said,
         output: &mut BytesMut,
     ) -> Result<(), ProtocolError> {
-        if let Kind::Classic { .. } = &self.0 {
+        if self.is_classic() {
             return Ok(());
         }
         let mut failed = None;

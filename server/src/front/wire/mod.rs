@@ -30,6 +30,7 @@ use self::deadlines::{Deadline, DeadlineTable, Moment, Timer};
 use self::websocket::Violation;
 use super::drain::DRAIN_TIMEOUT;
 use crate::chat::{ClientConnection, Output};
+use crate::metrics::ConnectionGuard;
 use crate::store::{Message, Said};
 
 pub use self::framing::Framing;
@@ -82,6 +83,7 @@ pub struct Wire<S> {
     broken: Option<Box<Violation>>,
     stage: WireStage,
     timer: Timer,
+    _counted: Option<ConnectionGuard>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,6 +132,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             broken: None,
             stage: WireStage::Open,
             timer: Timer::default(),
+            _counted: None,
+        }
+    }
+
+    /// Counts the connection until its end.
+    pub(super) fn counted(self, guard: ConnectionGuard) -> Self {
+        Self {
+            _counted: Some(guard),
+            ..self
         }
     }
 

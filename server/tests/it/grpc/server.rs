@@ -14,7 +14,7 @@ use hark_grpc::v1::{
     Ok, Send, SendRequest, chat_reply, connect_reply,
 };
 use hark_server::chat::{Chat, MayCreateRooms, MayList, Rates, Rules};
-use hark_server::front::Settings;
+use hark_server::front::{HttpSettings, Settings};
 use hark_server::server::{self, ConnectionLimits};
 use hark_server::shard::{ShardConfig, ShardStore};
 use hark_server::store::Store;
@@ -57,6 +57,11 @@ pub(crate) const SETTINGS: Settings = Settings {
     watch_logs: None,
     tls: None,
     tls_only: false,
+    http: HttpSettings {
+        hosts: Vec::new(),
+        origins: Vec::new(),
+        proxies: Vec::new(),
+    },
 };
 
 impl Server {
