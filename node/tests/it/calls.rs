@@ -399,7 +399,7 @@ fn a_call_that_is_dropped_leaves_nothing_behind() {
 
 #[test]
 fn many_calls_that_time_out_leave_nothing_behind() {
-    const CALLS: i64 = 10_000;
+    const CALLS: i64 = 3_000;
     let mut driven = Driven::new(program);
     for _ in 0..CALLS {
         driven.ask("c1", &json!({"type": "call", "msg_id": 1}));

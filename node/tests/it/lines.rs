@@ -170,10 +170,10 @@ fn half_a_surrogate_pair_is_passed_through() {
 
 #[test]
 fn a_line_of_many_mib_is_answered() {
-    let long = "é".repeat(2 * 1024 * 1024);
+    let long = "é".repeat(1024 * 1024);
     passes(
         &format!("\"{long}\""),
-        &format!("\"{}\"", "\\u00e9".repeat(2 * 1024 * 1024)),
+        &format!("\"{}\"", "\\u00e9".repeat(1024 * 1024)),
     );
 }
 

@@ -251,7 +251,11 @@ fn submit<'s>(
                     Imported::Behind(incarnation)
                         if has(store, to, incarnation, message.position).await? =>
                     {
-                        LineOutcome::Known
+                        if is_repeat {
+                            LineOutcome::Message
+                        } else {
+                            LineOutcome::Known
+                        }
                     }
                     imported => import::message_outcome(imported, to),
                 })

@@ -138,25 +138,10 @@ impl Candidate {
                 }
                 self.replay_pages(now, out)
             }
-            (Phase::Claiming(appender), reply) => match appender.handle(&reply, now.running) {
-                Ok(Resolution::Stored) => {
-                    let message = appender.bytes().clone();
-                    match self.replay.take(&message) {
-                        Ok(()) => self.conclude(now, out),
-                        Err(error) => self.fail(error),
-                    }
-                }
-                Ok(Resolution::NotStored) => {
-                    self.refusals += 1;
-                    self.read(now, out);
-                    None
-                }
-                Ok(Resolution::DataLost) => Some(Outcome::Failed),
-                Err(next) => {
-                    out.extend(next);
-                    None
-                }
-            },
+            (Phase::Claiming(appender), reply) => {
+                let resolution = appender.handle(&reply, now.running);
+                self.resolved(resolution, now, out)
+            }
             (Phase::ClaimingAnywhere { request, .. }, LogReply::Stored { id, .. })
                 if id == *request =>
             {
@@ -164,6 +149,33 @@ impl Candidate {
                 None
             }
             _ => None,
+        }
+    }
+
+    /// Handles the resolution of the append of a claim, or its next request.
+    fn resolved(
+        &mut self,
+        resolution: Result<Resolution, Option<LogRequest>>,
+        now: Now,
+        out: &mut Vec<LogRequest>,
+    ) -> Option<Outcome> {
+        match (resolution, &self.phase) {
+            (Ok(Resolution::Stored), Phase::Claiming(appender)) => {
+                match self.replay.take(appender.bytes()) {
+                    Ok(()) => self.conclude(now, out),
+                    Err(error) => self.fail(error),
+                }
+            }
+            (Ok(Resolution::DataLost), _) => Some(Outcome::Failed),
+            (Ok(_), _) => {
+                self.refusals += 1;
+                self.read(now, out);
+                None
+            }
+            (Err(next), _) => {
+                out.extend(next);
+                None
+            }
         }
     }
 

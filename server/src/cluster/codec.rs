@@ -17,7 +17,7 @@ use super::ServerId;
 use super::entry::{Claim, ClaimId};
 use super::flow::{FlowId, Packet};
 use super::message::{
-    Answer, Command, Down, Event, Generation, Message, Request, ShardClock, Subscribed, Up,
+    Answer, Command, Down, Event, Generation, Import, Message, Request, ShardClock, Subscribed, Up,
 };
 use crate::ledger::{Imported, Malformed};
 use crate::store::{
@@ -128,9 +128,12 @@ variants! {
         11 => Read { account, after, limit },
         12 => Acknowledge(account, position),
         13 => Names { after, limit },
-        14 => ImportAccount { name, password, cursor },
-        15 => ImportMessage(to, message),
-        16 => SkipNumbers(number)
+        14 => Import(import)
+    }
+    Import {
+        1 => Account { name, password, cursor },
+        2 => Message { to, message },
+        3 => SkipNumbers(number)
     }
     Event {
         1 => Answer(id, answer),
@@ -531,22 +534,26 @@ mod tests {
                 after: None,
                 limit: 7,
             },
-            Request::ImportAccount {
-                name: account().name,
-                password: None,
-                cursor: Sequence(3),
-            },
-            Request::ImportMessage(
-                account().name,
-                Box::new(Text {
-                    position: position(6),
-                    sender: None,
-                    time_ms: 1,
-                    text: "hi".into(),
-                }),
-            ),
-            Request::SkipNumbers(Sequence(4)),
         ]
+    }
+
+    fn imports() -> [Request; 3] {
+        let name = account().name;
+        let message = Box::new(Text {
+            position: position(6),
+            sender: None,
+            time_ms: 1,
+            text: "hi".into(),
+        });
+        let (password, cursor) = (Some(PasswordHash::new("x")), Sequence(3));
+        let to = name.clone();
+        let account = Import::Account {
+            name,
+            password,
+            cursor,
+        };
+        let message = Import::Message { to, message };
+        [account, message, Import::SkipNumbers(Sequence(4))].map(Request::Import)
     }
 
     fn events() -> Vec<Event> {
@@ -623,7 +630,7 @@ mod tests {
             running: Duration::from_secs(9),
             durable: Duration::from_millis(1),
         };
-        let commands = requests().into_iter().enumerate();
+        let commands = requests().into_iter().chain(imports()).enumerate();
         let items = commands
             .map(|(id, request)| Command {
                 id: id as u64,

@@ -9,7 +9,7 @@ use hark_protocol::UserName;
 use super::blocks::WithRead;
 use super::flow::{Flow, FlowId};
 use super::identity::Parked;
-use super::message::{Answer, Command, Event, Generation, Request, Subscribed};
+use super::message::{Answer, Command, Event, Generation, Import, Request, Subscribed};
 use super::owner::Owner;
 use super::{Action, Now, timing};
 use crate::ledger::Context;
@@ -130,20 +130,27 @@ impl Owner {
                 ledger.acknowledge(&account, NAMELESS, position, changes);
                 Answer::Flag(true)
             }
-            Request::ImportAccount {
+            Request::Import(import) => self.import(import),
+        };
+        released.events.push((flow, Event::Answer(id, answer)));
+    }
+
+    fn import(&mut self, import: Import) -> Answer {
+        let (ledger, changes) = (&mut self.ledger, &mut self.changes);
+        match import {
+            Import::Account {
                 name,
                 password,
                 cursor,
             } => Answer::Created(ledger.import_account(&name, password, cursor, changes)),
-            Request::ImportMessage(to, message) => {
+            Import::Message { to, message } => {
                 Answer::Imported(ledger.import_message(&to, *message, changes))
             }
-            Request::SkipNumbers(number) => {
+            Import::SkipNumbers(number) => {
                 ledger.skip_number(number, changes);
                 Answer::Flag(true)
             }
-        };
-        released.events.push((flow, Event::Answer(id, answer)));
+        }
     }
 
     /// Deletes an account, or parks the deletion until no connection acts as the account.

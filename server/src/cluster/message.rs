@@ -138,14 +138,21 @@ pub(crate) enum Request {
     },
     /// Forget every message up to a position.
     Acknowledge(Account, Position),
+    /// Import an account or a message.
+    Import(Import),
+}
+
+/// A command of an import.
+#[derive(Debug, Clone)]
+pub(crate) enum Import {
     /// Create an account whose messages up to `cursor` were acknowledged.
-    ImportAccount {
+    Account {
         name: UserName,
         password: Option<PasswordHash>,
         cursor: Sequence,
     },
     /// Store a message under its own number.
-    ImportMessage(UserName, Box<Text>),
+    Message { to: UserName, message: Box<Text> },
     /// Assign no number up to this one.
     SkipNumbers(Sequence),
 }
@@ -217,11 +224,13 @@ impl Item for Command {
     fn bytes(&self) -> u64 {
         match &self.request {
             Request::Send(send) => ITEM_BYTES + send.text.len() as u64,
-            Request::ImportMessage(_, message) => ITEM_BYTES + message.text.len() as u64,
-            Request::ImportAccount {
+            Request::Import(Import::Message { message, .. }) => {
+                ITEM_BYTES + message.text.len() as u64
+            }
+            Request::Import(Import::Account {
                 password: Some(hash),
                 ..
-            } => ITEM_BYTES + hash.as_str().len() as u64,
+            }) => ITEM_BYTES + hash.as_str().len() as u64,
             _ => ITEM_BYTES,
         }
     }
@@ -263,9 +272,7 @@ impl Request {
                 | Self::SetPassword { .. }
                 | Self::Delete(_)
                 | Self::Send(_)
-                | Self::ImportAccount { .. }
-                | Self::ImportMessage(..)
-                | Self::SkipNumbers(_)
+                | Self::Import(_)
         )
     }
 }

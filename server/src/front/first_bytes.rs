@@ -86,8 +86,9 @@ pub(super) enum NoProtocol {
     Closed,
     /// The first bytes took too long.
     TimedOut,
-    /// The first bytes select no protocol.
-    Unknown(BytesMut),
+    /// The first bytes select no protocol. The log gets the first one alone: the others may
+    /// be a text or a password.
+    Unknown(u8),
 }
 
 impl fmt::Display for NoProtocol {
@@ -95,7 +96,7 @@ impl fmt::Display for NoProtocol {
         match self {
             Self::Closed => f.write_str("closed by the peer"),
             Self::TimedOut => write!(f, "first bytes incomplete after {FIRST_BYTES_TIMEOUT:?}"),
-            Self::Unknown(bytes) => write!(f, "unknown protocol: \"{}\"", bytes.escape_ascii()),
+            Self::Unknown(first) => write!(f, "unknown protocol: first byte {first:#04x}"),
         }
     }
 }
@@ -111,10 +112,10 @@ pub(super) async fn read(
     let mut bytes = BytesMut::new();
     let reading = async {
         loop {
-            match FirstBytes::of(&bytes) {
-                FirstBytes::Known(protocol) => return Ok(Ok(protocol)),
-                FirstBytes::Unknown => return Ok(Err(NoProtocol::Unknown(BytesMut::new()))),
-                FirstBytes::Incomplete => {}
+            match (FirstBytes::of(&bytes), bytes.first()) {
+                (FirstBytes::Known(protocol), _) => return Ok(Ok(protocol)),
+                (FirstBytes::Unknown, Some(first)) => return Ok(Err(NoProtocol::Unknown(*first))),
+                _ => {}
             }
             let missing = HTTP_2_PREFACE.len().saturating_sub(bytes.len());
             let mut limited = (&mut *stream).take(missing as u64);
@@ -124,11 +125,7 @@ pub(super) async fn read(
         }
     };
     match tokio::time::timeout(FIRST_BYTES_TIMEOUT, reading).await {
-        Ok(read) => Ok(match read? {
-            Ok(protocol) => Ok((protocol, bytes)),
-            Err(NoProtocol::Unknown(_)) => Err(NoProtocol::Unknown(bytes)),
-            Err(other) => Err(other),
-        }),
+        Ok(read) => Ok(read?.map(|protocol| (protocol, bytes))),
         Err(_) => Ok(Err(NoProtocol::TimedOut)),
     }
 }

@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -19,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 
-use super::Peer;
 use super::caller::Caller;
 use super::drain::DRAIN_TIMEOUT;
 use super::grpc::{Grpc, is_grpc};
@@ -84,11 +84,13 @@ impl Http2 {
     pub(super) async fn serve(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
-        peer: Peer,
+        address: IpAddr,
         shutdown: &ShutdownSignal,
     ) -> io::Result<()> {
         let calls = TaskTracker::new();
-        let served = self.serve_connection(stream, peer, shutdown, &calls).await;
+        let served = self
+            .serve_connection(stream, address, shutdown, &calls)
+            .await;
         // The end of the connection cancels its remaining calls.
         calls.close();
         calls.wait().await;
@@ -98,15 +100,15 @@ impl Http2 {
     async fn serve_connection(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
-        peer: Peer,
+        address: IpAddr,
         shutdown: &ShutdownSignal,
         calls: &TaskTracker,
     ) -> hyper::Result<()> {
-        let limiter = self.chat.rate_limiter(peer.address);
+        let limiter = self.chat.rate_limiter(address);
         let stopping = CancellationToken::new();
         let stream = RateLimited::new(stream, limiter.clone());
         let caller = Caller {
-            address: peer.address,
+            address,
             epoch: shutdown.epoch(),
             limiter,
             stopping: stopping.clone(),
@@ -118,7 +120,7 @@ impl Http2 {
                 if is_grpc(&request) {
                     return Ok::<_, Infallible>(grpc.call(request, caller).await);
                 }
-                let response = http.respond(request, &caller, peer.is_tls).await;
+                let response = http.respond(request, &caller).await;
                 Ok(response.map(Body::new))
             }
         });

@@ -81,14 +81,6 @@ pub struct Fronts {
     http2: Http2,
 }
 
-/// The peer of a connection.
-#[derive(Debug, Clone, Copy)]
-struct Peer {
-    address: IpAddr,
-    /// Whether it is connected by TLS.
-    is_tls: bool,
-}
-
 impl Fronts {
     /// Returns the fronts of `chat`.
     #[must_use]
@@ -127,10 +119,6 @@ impl Fronts {
             () = shutdown_requested(&shutdown) => None,
         };
         let Some(first) = first else { return Ok(None) };
-        let peer = Peer {
-            address,
-            is_tls: false,
-        };
         match FirstBytes::of(&[first]) {
             // Boxed, so that plaintext connections do not reserve memory for it.
             FirstBytes::Known(Protocol::Tls) => {
@@ -147,7 +135,7 @@ impl Fronts {
                 .framing(protocol)
                 .map(|framing| self.wire(stream, framing, address, shutdown))),
             FirstBytes::Incomplete | FirstBytes::Unknown => {
-                Box::pin(self.serve_http(stream, peer, None, shutdown)).await
+                Box::pin(self.serve_http(stream, address, None, shutdown)).await
             }
         }
     }
@@ -178,11 +166,7 @@ impl Fronts {
         if let Some(framing) = framing {
             return self.wire(stream, framing, address, shutdown).run().await;
         }
-        let peer = Peer {
-            address,
-            is_tls: true,
-        };
-        match Box::pin(self.serve_http(stream, peer, chosen, shutdown)).await? {
+        match Box::pin(self.serve_http(stream, address, chosen, shutdown)).await? {
             Some(wire) => wire.run().await,
             None => Ok(()),
         }
@@ -221,11 +205,10 @@ impl Fronts {
     async fn serve_http<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         mut stream: S,
-        peer: Peer,
+        address: IpAddr,
         chosen: Option<Protocol>,
         shutdown: Arc<ShutdownSignal>,
     ) -> io::Result<Option<Wire<S>>> {
-        let address = peer.address;
         let read = tokio::select! {
             read = first_bytes::read(&mut stream) => read?,
             () = shutdown_requested(&shutdown) => return Ok(None),
@@ -242,11 +225,11 @@ impl Fronts {
                 tracing::info!(%address, ?chosen, ?protocol, "connection closed: first bytes contradict ALPN");
                 Ok(None)
             }
-            Protocol::Http1 => self.http.serve(stream, first, peer, shutdown).await,
+            Protocol::Http1 => self.http.serve(stream, first, address, shutdown).await,
             Protocol::Http2 => {
                 let stream = Unread::new(first, stream);
                 let _counted = self.chat.metrics().open(FrontKind::Http2);
-                self.http2.serve(stream, peer, &shutdown).await?;
+                self.http2.serve(stream, address, &shutdown).await?;
                 Ok(None)
             }
             Protocol::Tls | Protocol::Native | Protocol::Classic => {

@@ -181,6 +181,17 @@ async fn slow_head_is_closed_after_ten_seconds() {
 }
 
 #[tokio::test]
+async fn idle_connection_is_closed_after_the_timeout() {
+    let server = Harkd::builder().arg("--ack-timeout=2").start();
+    let mut raw = Raw::open(&server).await;
+    let begun = Instant::now();
+    raw.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .await;
+    check_status(&raw.rest().await, 200);
+    assert!(begun.elapsed() >= Duration::from_secs(2));
+}
+
+#[tokio::test]
 async fn slow_body_is_refused_in_time() {
     let server = Harkd::builder()
         .args(["--ack-timeout=1", "--max-frame=1024"])

@@ -293,11 +293,11 @@ async fn byte_by_byte_reader_is_dropped_in_time() {
 #[tokio::test]
 async fn unknown_first_byte_closes_and_is_logged() {
     let server = Harkd::start();
-    for (first, expected) in [(b'Z', "Z"), (0x01, "\\x01"), (0xff, "\\xff")] {
+    for first in [b'Z', 0x01, 0xff] {
         let mut wire = Wire::connect(server.address()).await;
         wire.write_bytes(&[first, 3, 1]).await;
         assert_eq!(wire.next().await, None);
-        server.wait_for_log(&format!("unknown protocol: \"{expected}"));
+        server.wait_for_log(&format!("unknown protocol: first byte {first:#04x}"));
     }
 }
 

@@ -208,7 +208,8 @@ async fn log_out_wipes_the_browser() {
     let server = Harkd::builder().certificate(None).start();
     let ann = Page::open(&server, 1000).await;
     ann.create("ann", "").await;
-    ann.talk("ann2").await;
+    Wire::connect(server.address()).await.create("bob").await;
+    ann.talk("bob").await;
     ann.0.click("#browser").await;
     ann.0.click("#logout-form button[type=submit]").await;
     ann.0.wait_for(&is_shown("entry")).await;
@@ -239,8 +240,9 @@ async fn every_view_is_accessible_and_fits() {
     let page = Page::open(&server, 1000).await;
     page.check_accessibility().await;
     page.create("ann", "").await;
-    page.talk("ann-and-a-very-long-name-that-does-not-end-before-64-characters")
-        .await;
+    let other = "a-very-long-name-that-ends-just-before-its-64th-character-or-so";
+    Wire::connect(server.address()).await.create(other).await;
+    page.talk(other).await;
     page.say("hello https://example.org/").await;
     page.check_accessibility().await;
     page.0.click("#browser").await;

@@ -4,7 +4,9 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::process::Command;
 
+use base64::Engine as _;
 use hark_protocol::{Code, Reply, Request};
 use hark_tests::{Certificate, Classic, Client, Front, Harkd, Wire, name, set_mode, wait_until};
 
@@ -102,14 +104,43 @@ async fn misuse_secrets(server: &Harkd) {
     assert!(matches!(broken.message, Reply::Error { .. }), "{broken:?}");
 }
 
+/// Uses a password and a text over both versions of HTTP. Returns the credentials as they
+/// are in the head of the requests.
+fn use_secrets_by_curl(server: &Harkd) -> String {
+    let credentials = format!("curl:{PASSWORD}");
+    let curl = |target: &str, arguments: &[&str]| {
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "--fail", "--noproxy", "*"])
+            .args(arguments);
+        let output = curl.arg(format!("http://{}{target}", server.address()));
+        let output = output.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        output.stdout
+    };
+    curl("/v1/users/curl", &["-X", "PUT", "-d", PASSWORD]);
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        curl("/v1/send/curl", &[version, "-u", &credentials, "-d", TEXT]);
+        let received = curl("/v1/receive/curl", &[version, "-u", &credentials]);
+        assert!(String::from_utf8_lossy(&received).contains(TEXT));
+    }
+    base64::prelude::BASE64_STANDARD.encode(credentials)
+}
+
 #[tokio::test]
 async fn passwords_and_texts_are_never_logged() {
     for format in ["text", "json"] {
         let log_format = format!("--log-format={format}");
         let mut server = Harkd::builder().args(["--log=trace", &log_format]).start();
-        for front in [Front::Native, Front::Tls, Front::Bidi, Front::Calls] {
+        for front in [
+            Front::Native,
+            Front::Tls,
+            Front::WebSocket,
+            Front::Bidi,
+            Front::Calls,
+        ] {
             use_secrets(front, &server).await;
         }
+        let encoded = use_secrets_by_curl(&server);
         misuse_secrets(&server).await;
         server.kill();
         let log = server.log();
@@ -117,9 +148,9 @@ async fn passwords_and_texts_are_never_logged() {
             log.contains("TRACE") && log.contains("wrong password"),
             "there is not much to look through"
         );
-        let told = log
-            .lines()
-            .find(|line| SECRETS.iter().any(|secret| line.contains(secret)));
+        let told = log.lines().find(|line| {
+            line.contains(&encoded) || SECRETS.iter().any(|secret| line.contains(secret))
+        });
         assert_eq!(told, None);
     }
 }

@@ -176,21 +176,47 @@ async fn classic_framing_works_over_tls() {
 }
 
 #[tokio::test]
-async fn alpn_selects_http_or_nothing() {
+async fn alpn_selects_a_version_of_http_or_nothing() {
     let server = server(&[]);
-    for (offered, expected) in [
+    for (offered, chosen) in [
         (&["h2", "http/1.1"][..], Some(&b"h2"[..])),
         (&["http/1.1"], Some(b"http/1.1")),
         (&[], None),
     ] {
         let stream = handshake(server.address(), offered).await.unwrap();
-        assert_eq!(stream.get_ref().1.alpn_protocol(), expected);
+        assert_eq!(stream.get_ref().1.alpn_protocol(), chosen);
     }
-    let error = handshake(server.address(), &["imap"]).await.unwrap_err();
+    let error = handshake(server.address(), &["acme-tls/1"])
+        .await
+        .unwrap_err();
     assert!(
         error.to_string().contains("NoApplicationProtocol"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn first_bytes_that_contradict_alpn_close() {
+    let server = server(&[]);
+    for (chosen, bytes) in [
+        (
+            "h2",
+            &b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"[..],
+        ),
+        ("http/1.1", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+        ("http/1.1", &frame(7, &Request::Ping)),
+        ("h2", b"login ann"),
+    ] {
+        let mut stream = handshake(server.address(), &[chosen]).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        stream.flush().await.unwrap();
+        let mut said = Vec::new();
+        let reading = timeout(TIMEOUT, stream.read_to_end(&mut said));
+        // It is closed silently.
+        drop(reading.await.expect("the connection stays open"));
+        assert!(said.is_empty(), "{said:?}");
+    }
+    server.wait_for_log("first bytes contradict ALPN");
 }
 
 #[tokio::test]
@@ -207,7 +233,7 @@ async fn tls_inside_tls_is_refused() {
             .expect("the connection stays open"),
     );
     assert!(said.is_empty(), "{said:?}");
-    server.wait_for_log("TLS inside TLS");
+    server.wait_for_log("unexpected protocol inside TLS");
 }
 
 #[tokio::test]
@@ -238,10 +264,10 @@ async fn tls_only_refuses_plain_text_in_every_framing() {
         String::from_utf8_lossy(&classic)
     );
     assert_eq!(classic.len(), 1024);
-    assert_eq!(
-        answer(server.address(), b"GET / HTTP/1.1\r\n\r\n").await,
-        b""
-    );
+    let http = answer(server.address(), b"GET / HTTP/1.1\r\n\r\n").await;
+    let http = String::from_utf8_lossy(&http);
+    assert!(http.starts_with("HTTP/1.1 403 "), "{http}");
+    assert!(http.contains("this server requires TLS"), "{http}");
     server.wait_for_log("plaintext connection refused");
     Front::Tls.connect(server.address()).await.ping().await;
 }

@@ -57,7 +57,7 @@ fn journal(seed: u64) -> String {
 
 #[test]
 fn the_same_seed_gives_the_same_journal_byte_for_byte() {
-    sim::check(0..10, |seed| assert_eq!(journal(seed), journal(seed)));
+    sim::check(0..4, |seed| assert_eq!(journal(seed), journal(seed)));
 }
 
 /// A cluster of five in which each number takes some forty messages.

@@ -7,7 +7,7 @@ use super::ClusterStore;
 use super::operation::{Completion, Input};
 use crate::cluster::ShardId;
 use crate::cluster::assignment;
-use crate::cluster::message::Request;
+use crate::cluster::message::Import;
 use crate::ledger::Imported;
 use crate::store::{Completer, Created, Message, PasswordHash, Pending};
 
@@ -24,19 +24,22 @@ impl ClusterStore {
         password: Option<PasswordHash>,
         cursor: Sequence,
     ) -> Pending<Created> {
-        let request = Request::ImportAccount {
+        let import = Import::Account {
             name: name.clone(),
             password,
             cursor,
         };
-        self.import(self.shard_of(name), request, Completion::Created)
+        self.import(self.shard_of(name), import, Completion::Created)
     }
 
     /// Stores a message under its own number. Its text has at most
     /// [`Self::text_bytes_max`] bytes.
     pub(crate) fn import_message(&self, to: &UserName, message: Message) -> Pending<Imported> {
-        let request = Request::ImportMessage(to.clone(), Box::new(message));
-        self.import(self.shard_of(to), request, Completion::Imported)
+        let import = Import::Message {
+            to: to.clone(),
+            message: Box::new(message),
+        };
+        self.import(self.shard_of(to), import, Completion::Imported)
     }
 
     /// Returns the number of shards.
@@ -46,7 +49,7 @@ impl ClusterStore {
 
     /// Assigns no number up to this one in a shard.
     pub(crate) fn skip_numbers(&self, shard: ShardId, number: Sequence) -> Pending<bool> {
-        self.import(shard, Request::SkipNumbers(number), Completion::Flag)
+        self.import(shard, Import::SkipNumbers(number), Completion::Flag)
     }
 
     fn shard_of(&self, name: &UserName) -> ShardId {
@@ -56,11 +59,11 @@ impl ClusterStore {
     fn import<T>(
         &self,
         shard: ShardId,
-        request: Request,
+        import: Import,
         completion: impl FnOnce(Completer<T>) -> Completion,
     ) -> Pending<T> {
         let (completer, pending) = Pending::new();
-        let input = Input::Import(shard, Box::new(request), completion(completer));
+        let input = Input::Import(shard, import, completion(completer));
         // If the driver has ended, dropping the completer completes it.
         drop(self.operations.send(input));
         pending

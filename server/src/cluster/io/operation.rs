@@ -5,7 +5,7 @@ use hark_protocol::{SessionToken, UserName};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::cluster::ShardId;
-use crate::cluster::message::Request;
+use crate::cluster::message::Import;
 use crate::ledger::Imported;
 use crate::store::{
     Account, AccountEntry, Append, Completer, Created, Fence, Operation, Outcome, Page, Position,
@@ -16,8 +16,8 @@ use crate::store::{
 #[derive(Debug)]
 pub(super) enum Input {
     Operation(Operation),
-    /// A request of an import, for this shard.
-    Import(ShardId, Box<Request>, Completion),
+    /// A command of an import, for this shard.
+    Import(ShardId, Import, Completion),
     /// The subscription of this id was dropped.
     Unsubscribe(Account, u64),
 }

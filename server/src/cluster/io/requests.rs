@@ -24,8 +24,8 @@ impl Driver {
     pub(super) fn handle(&mut self, input: Input, now: Now) {
         match input {
             Input::Operation(operation) => self.operate(operation, now),
-            Input::Import(shard, request, completion) => {
-                self.submit_as(IMPORT, shard, *request, completion, now);
+            Input::Import(shard, import, completion) => {
+                self.submit_as(IMPORT, shard, Request::Import(import), completion, now);
             }
             Input::Unsubscribe(account, subscription) => {
                 self.flush_acks_of(self.member.shard_of(&account.name), now);

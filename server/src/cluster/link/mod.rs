@@ -328,23 +328,7 @@ impl Link {
                 Request::Subscribe { account, .. },
                 answer,
             ) => {
-                let (subscription, former) = match answer {
-                    Answer::Subscribed(Some(subscribed)) => {
-                        let (subscription, former) =
-                            self.receptions.begin(connection, account, subscribed);
-                        (Some(subscription), former)
-                    }
-                    _ => (None, None),
-                };
-                out.push(Action::Answer {
-                    connection,
-                    request,
-                    reply: Reply::Subscribed(subscription),
-                });
-                // The subscriber learns of its own takeover first.
-                out.extend(
-                    former.map(|former| Action::Publish(former, Published::Ended(End::TakenOver))),
-                );
+                self.subscribed((connection, request), account, answer, out);
             }
             (Origin::Connection(connection, request), content, answer) => {
                 if let (Request::Register(account), Answer::Flag(true)) = (content, &answer) {
@@ -377,6 +361,29 @@ impl Link {
             (Origin::Reception(_) | Origin::Nowhere, ..) => {}
         }
         self.flush(now, out);
+    }
+
+    fn subscribed(
+        &mut self,
+        (connection, request): (ConnectionId, u64),
+        account: Account,
+        answer: Answer,
+        out: &mut Vec<Action>,
+    ) {
+        let (subscription, former) = match answer {
+            Answer::Subscribed(Some(subscribed)) => {
+                let (subscription, former) = self.receptions.begin(connection, account, subscribed);
+                (Some(subscription), former)
+            }
+            _ => (None, None),
+        };
+        out.push(Action::Answer {
+            connection,
+            request,
+            reply: Reply::Subscribed(subscription),
+        });
+        // The subscriber learns of its own takeover first.
+        out.extend(former.map(|former| Action::Publish(former, Published::Ended(End::TakenOver))));
     }
 
     /// Ends the identity of an account that is about to end, and confirms that.

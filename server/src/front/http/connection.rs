@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -27,7 +28,6 @@ use super::route::{Operation, Parameters, Resource};
 use super::stream::RequestStream;
 use super::{Http, finish, is_api, websocket};
 use crate::chat::{ClientConnection, Shutdown, ShutdownSignal};
-use crate::front::Peer;
 use crate::front::caller::Caller;
 use crate::front::drain;
 use crate::front::rate_limited::RateLimited;
@@ -45,7 +45,6 @@ type ResponseFuture =
 struct ConnectionState {
     http: Http,
     caller: Caller,
-    is_tls: bool,
     in_flight: Arc<InFlight>,
     /// The caller of the request that has made the connection a WebSocket.
     // Locked because requests are futures of their own. Held for one assignment.
@@ -62,22 +61,21 @@ impl Http {
         &self,
         stream: S,
         first: BytesMut,
-        peer: Peer,
+        address: IpAddr,
         shutdown: Arc<ShutdownSignal>,
     ) -> io::Result<Option<Wire<S>>> {
         let counted = self.0.chat.metrics().open(FrontKind::Http1);
-        let limiter = self.0.chat.rate_limiter(peer.address);
+        let limiter = self.0.chat.rate_limiter(address);
         let stream = RateLimited::new(stream, limiter.clone());
         let state = Arc::new(ConnectionState {
             http: self.clone(),
             caller: Caller {
-                address: peer.address,
+                address,
                 epoch: shutdown.epoch(),
                 limiter,
                 stopping: CancellationToken::new(),
                 calls: TaskTracker::new(),
             },
-            is_tls: peer.is_tls,
             in_flight: Arc::default(),
             upgraded: Mutex::default(),
         });
@@ -163,7 +161,7 @@ impl ConnectionState {
                 let error = HttpError::bad_request("both Content-Length and Transfer-Encoding");
                 return Err(error.closing());
             }
-            let caller = self.http.admit(&parts, &self.caller, self.is_tls).await?;
+            let caller = self.http.admit(&parts, &self.caller).await?;
             match Resource::of(&parts.uri)?.operation(&parts.method)? {
                 Operation::WebSocket => {
                     self.http.0.guard.check_websocket(&parts)?;

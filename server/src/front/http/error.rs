@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use bytes::{Bytes, BytesMut};
 use hark_protocol::{Code, Failure, Refusal};
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
 use serde::Serialize;
 
 use super::response::{self, ResponseBody};
@@ -24,7 +24,7 @@ pub(super) struct HttpError {
     status: StatusCode,
     code: &'static str,
     explanation: Cow<'static, str>,
-    headers: HeaderMap,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// The body of a refusal.
@@ -45,7 +45,7 @@ impl HttpError {
             status,
             code: code.as_str(),
             explanation: explanation.into(),
-            headers: HeaderMap::new(),
+            headers: Vec::new(),
         }
     }
 
@@ -82,7 +82,7 @@ impl HttpError {
             status: StatusCode::SERVICE_UNAVAILABLE,
             code: Failure::Unavailable.as_str(),
             explanation: explanation.into(),
-            headers: HeaderMap::new(),
+            headers: Vec::new(),
         }
         .retry_after(REPEAT_AFTER_SECONDS)
     }
@@ -98,7 +98,7 @@ impl HttpError {
             },
             Code::Denied => Self {
                 status: StatusCode::FORBIDDEN,
-                headers: HeaderMap::new(),
+                headers: Vec::new(),
                 ..error
             },
             _ => error,
@@ -119,7 +119,7 @@ impl HttpError {
 
     /// Adds a header.
     pub(super) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.headers.insert(name, value);
+        self.headers.push((name, value));
         self
     }
 
@@ -144,7 +144,7 @@ impl HttpError {
     pub(super) fn into_response(self) -> Response<ResponseBody> {
         let mut response = Response::new(response::full(self.body()));
         *response.status_mut() = self.status;
-        *response.headers_mut() = self.headers;
+        response.headers_mut().extend(self.headers);
         let json = HeaderValue::from_static(response::JSON);
         response.headers_mut().insert(CONTENT_TYPE, json);
         response
@@ -266,7 +266,9 @@ mod tests {
 
     #[test]
     fn wait_of_a_refusal_is_its_retry_after() {
-        let wait = |refusal: Refusal| HttpError::from(refusal).headers.remove(RETRY_AFTER);
+        let header =
+            |error: HttpError, name: HeaderName| error.into_response().headers_mut().remove(name);
+        let wait = |refusal: Refusal| header(refusal.into(), RETRY_AFTER);
         let limited = Refusal::rate_limited(Duration::from_secs(7), "too fast");
         assert_eq!(wait(limited).unwrap(), "7");
         assert_eq!(wait(Refusal::new(Code::TooMany, "accounts")).unwrap(), "10");
@@ -278,7 +280,8 @@ mod tests {
         let denied = || CallError::Refused(Refusal::new(Code::Denied, "no"));
         let missing = HttpError::of_command(denied(), false);
         assert_eq!(missing.status, StatusCode::UNAUTHORIZED);
-        assert_eq!(missing.headers[WWW_AUTHENTICATE], "Bearer");
+        let bearer = (WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        assert_eq!(missing.headers, [bearer]);
         let lacking = HttpError::of_command(denied(), true);
         assert_eq!(lacking.status, StatusCode::FORBIDDEN);
         assert!(lacking.headers.is_empty());

@@ -18,7 +18,6 @@ use super::Http;
 use super::head::{BodyLength, Head};
 use crate::chat::{Chat, ShutdownSignal};
 use crate::config::Cli;
-use crate::front::Peer;
 use crate::front::first_bytes::{FirstBytes, Protocol};
 use crate::logging::Watchers;
 use crate::shard::{ShardConfig, ShardStore};
@@ -96,10 +95,7 @@ async fn exchange(data: &[u8]) -> Vec<u8> {
     let (mut client, server) = tokio::io::duplex(STREAM_BYTES);
     client.write_all(data).await.unwrap();
     client.shutdown().await.unwrap();
-    let peer = Peer {
-        address: IpAddr::V4(Ipv4Addr::LOCALHOST),
-        is_tls: false,
-    };
+    let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let shutdown = Arc::<ShutdownSignal>::default();
     let serving = async {
         // An error of the stream is an end like another; a WebSocket ends here.

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version}
 use ipnet::IpNet;
 
 use super::error::HttpError;
-use crate::front::{Peer, Tls};
+use crate::front::Tls;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -101,12 +101,12 @@ impl Guard {
     ///
     /// # Errors
     /// The refusal.
-    pub(super) fn check(&self, request: &Parts, peer: Peer) -> Result<IpAddr, HttpError> {
+    pub(super) fn check(&self, request: &Parts, peer: IpAddr) -> Result<IpAddr, HttpError> {
         let host = host(request)?;
         if !self.is_own(&host) {
             return Err(misdirected(&host));
         }
-        let address = self.address(&request.headers, peer.address)?;
+        let address = self.address(&request.headers, peer)?;
         check_expectation(&request.headers)?;
         if !matches!(request.method, Method::GET | Method::HEAD) {
             check_site(&request.headers)?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
+use futures::task::AtomicWaker;
 use http_body::{Body, Frame, SizeHint};
 
 use super::head::BodyLength;
@@ -20,13 +21,15 @@ pub(super) struct InFlight {
     lengths: Mutex<VecDeque<BodyLength>>,
     /// The requests whose response has not ended.
     unanswered: AtomicUsize,
+    /// Wakes the connection at the end of a response: its idle time begins.
+    waker: AtomicWaker,
 }
 
 impl InFlight {
     /// Records a head that is passed to hyper.
     pub(super) fn begin(&self, length: BodyLength) {
         self.lengths.lock().push_back(length);
-        self.unanswered.fetch_add(1, Ordering::Relaxed);
+        self.unanswered.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Returns the body of the next request that hyper passes to the service. A request
@@ -38,12 +41,26 @@ impl InFlight {
 
     /// Records the end of a response.
     pub(super) fn end(&self) {
-        self.unanswered.fetch_sub(1, Ordering::Relaxed);
+        self.unanswered.fetch_sub(1, Ordering::AcqRel);
+        self.waker.wake();
     }
 
     /// Returns whether every request is answered.
     pub(super) fn is_idle(&self) -> bool {
-        self.unanswered.load(Ordering::Relaxed) == 0
+        self.unanswered.load(Ordering::Acquire) == 0
+    }
+
+    /// Ready once every request is answered.
+    pub(super) fn poll_idle(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.is_idle() {
+            self.waker.register(cx.waker());
+        }
+        // Again, because the last response may have ended before the waker was there.
+        if self.is_idle() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 }
 

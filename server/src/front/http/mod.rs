@@ -56,9 +56,9 @@ use self::receive::{DeliveryOptions, deliver, unread};
 use self::receivers::Receivers;
 use self::response::{ResponseBody, json};
 use self::route::{Operation, Parameters, Resource};
+use super::Settings;
 use super::call::{Call, CallError, answer};
 use super::caller::Caller;
-use super::{Peer, Settings};
 use crate::chat::{Chat, Inbox, Output};
 
 pub use guard::{HttpSettings, Origin};
@@ -133,13 +133,12 @@ impl Http {
         &self,
         request: http::Request<Incoming>,
         caller: &Caller,
-        is_tls: bool,
     ) -> Response<ResponseBody> {
         let (parts, body) = request.into_parts();
         let is_api = is_api(&parts);
         let answered = async {
             check_head(&parts)?;
-            let caller = self.admit(&parts, caller, is_tls).await?;
+            let caller = self.admit(&parts, caller).await?;
             match Resource::of(&parts.uri)?.operation(&parts.method)? {
                 Operation::WebSocket => Err(HttpError::bad_request(
                     "a WebSocket needs HTTP/1.1, without ALPN or with http/1.1",
@@ -152,17 +151,8 @@ impl Http {
 
     /// Checks a request, and waits until its rate allows it. Returns the caller whose limits
     /// it counts for.
-    async fn admit(
-        &self,
-        parts: &Parts,
-        caller: &Caller,
-        is_tls: bool,
-    ) -> Result<Caller, HttpError> {
-        let peer = Peer {
-            address: caller.address,
-            is_tls,
-        };
-        let address = self.0.guard.check(parts, peer)?;
+    async fn admit(&self, parts: &Parts, caller: &Caller) -> Result<Caller, HttpError> {
+        let address = self.0.guard.check(parts, caller.address)?;
         let caller = if address == caller.address {
             caller.clone()
         } else {

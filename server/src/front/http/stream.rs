@@ -105,14 +105,14 @@ impl<S> RequestStream<S> {
 
     /// Returns the time at which the wait for a head ends. A connection that answers a
     /// request may wait for the next one indefinitely.
-    fn head_due(&mut self) -> Option<Instant> {
+    fn head_due(&mut self, cx: &mut Context<'_>) -> Option<Instant> {
         if self.length != BodyLength::Bytes(0) {
             self.waiting_since = None;
             return None;
         }
         let timeout = if !self.input.is_empty() {
             HEAD_TIMEOUT
-        } else if self.in_flight.is_idle() {
+        } else if self.in_flight.poll_idle(cx).is_ready() {
             self.timeout
         } else {
             self.waiting_since = None;
@@ -140,7 +140,7 @@ impl<S: AsyncRead + Unpin> RequestStream<S> {
                 if self.input.is_empty() {
                     self.input = BytesMut::new();
                 }
-                let Some(due) = self.head_due() else {
+                let Some(due) = self.head_due(cx) else {
                     return Poll::Pending;
                 };
                 ready!(poll_until(&mut self.timer, due, cx));
@@ -312,10 +312,14 @@ mod tests {
         let waiting = tokio::time::timeout(10 * TIMEOUT, read(&mut stream));
         assert!(waiting.await.is_err());
         in_flight.take_length();
-        in_flight.end();
         let begun = Instant::now();
-        assert_eq!(read(&mut stream).await, b"");
-        assert_eq!(begun.elapsed(), TIMEOUT);
+        let ending = async {
+            tokio::time::sleep(TIMEOUT).await;
+            in_flight.end();
+        };
+        let (bytes, ()) = tokio::join!(read(&mut stream), ending);
+        assert_eq!(bytes, b"");
+        assert_eq!(begun.elapsed(), 2 * TIMEOUT);
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,10 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
 
-const PEER: Peer = Peer {
-    address: IpAddr::V4(Ipv4Addr::LOCALHOST),
-    is_tls: false,
-};
+const PEER: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 const CLIENT: &str = "203.0.113.7";
 
@@ -176,10 +173,7 @@ fn forwarded_request_needs_a_named_proxy() {
 #[track_caller]
 fn check_address(headers: &[(&str, &str)], expected: Option<&str>) {
     let headers = [&[("host", "localhost")], headers].concat();
-    let peer = Peer {
-        address: "10.1.2.3".parse().unwrap(),
-        ..PEER
-    };
+    let peer = "10.1.2.3".parse().unwrap();
     let address = guard().check(&request(Method::GET, &headers), peer).ok();
     let expected = expected.map(|address| address.parse().unwrap());
     assert_eq!(address, expected, "{headers:?}");

@@ -75,20 +75,20 @@ class Conversation {
     return this.key.startsWith("@") ? this.key.slice(1) : this.key;
   }
 
-  /** Adds a message in its place. Returns whether it was the last one. */
+  /** Adds a message in its place. Returns `known`, `last` or `earlier`. */
   add(message) {
     const id = `${message.log} ${message.number}`;
     const known = this.known.get(id);
     if (known) {
       Object.assign(known, message);
-      return true;
+      return "known";
     }
     this.known.set(id, message);
     this.activity = Math.max(this.activity, message.time || 0);
     let at = this.messages.length;
     while (at > 0 && isBefore(message, this.messages[at - 1])) at--;
     this.messages.splice(at, 0, message);
-    return at === this.messages.length - 1;
+    return at === this.messages.length - 1 ? "last" : "earlier";
   }
 
   /** Forgets the oldest messages, which can be loaded again. */
@@ -270,12 +270,19 @@ function takeGap({ log, number, gap }) {
   const chat = log ? ofRoom(log) : conversation("@");
   const count = gap.count === 1 ? "One message was" : `${gap.count} messages were`;
   const text = `${count} removed by the server before this browser got them`;
-  const isLast = chat.add({ log: `${log} gap`, number, time: Date.now(), text, isGap: true });
-  if (chat === current) isLast ? append(chat.messages.at(-1)) : draw();
+  showAdded(chat, { log: `${log} gap`, number, time: Date.now(), text, isGap: true });
+}
+
+/** Adds a message, and draws it if its conversation is open. Returns whether it is new. */
+function showAdded(chat, message) {
+  const place = chat.add(message);
+  if (chat === current && place === "last") append(message);
+  if (chat === current && place === "earlier") draw();
+  return place !== "known";
 }
 
 function show(chat, message, isMine) {
-  const isLast = chat.add(message);
+  if (!showAdded(chat, message)) return;
   const isRead = chat === current && !document.hidden;
   if (isMine || isRead) {
     if (chat.room && isRead) markSeen(chat);
@@ -283,7 +290,6 @@ function show(chat, message, isMine) {
     chat.unread++;
     notify(chat, message);
   }
-  if (chat === current) isLast ? append(message) : draw();
   chat.trim();
   drawList();
 }
@@ -820,7 +826,7 @@ function memberItem(room, name) {
   item.append(element("span", "", name));
   if (name !== account.user) {
     item.append(
-      roomButton("Owner", `Make ${name} an owner`, "own", room, name),
+      roomButton("Make owner", `Make ${name} an owner`, "own", room, name),
       roomButton("Expel", `Expel ${name}`, "expel", room, name),
     );
   }
