@@ -128,6 +128,8 @@ impl DeliveryBody {
                     last = Some(message.position.sequence);
                     self.count_message();
                 }
+                // `connect` delivers the inbox alone.
+                Ok(Output::Said(_) | Output::Notice(_)) => {}
                 Ok(Output::Bye(reason)) => self.end(reason, &mut piece),
                 Ok(Output::Close | Output::Reply(..)) | Err(_) => self.ended = true,
             }
