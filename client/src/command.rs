@@ -466,7 +466,7 @@ pub fn parse(line: &str) -> Result<Command, BadLine> {
     } else {
         arguments.trim()
     };
-    Ok((entry.parse)(arguments).ok_or(BadLine::Usage(entry.usage))??)
+    (entry.parse)(arguments).ok_or(BadLine::Usage(entry.usage))?
 }
 
 /// Returns the list of commands, as `help` prints it.

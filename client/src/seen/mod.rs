@@ -73,11 +73,14 @@ pub trait SeenStore: fmt::Debug + Send + Sync {
     ) -> io::Result<()>;
 }
 
+/// A log of a user: a room, or the inbox.
+type LogKey = (UserName, Option<RoomName>);
+
 /// A record in memory.
 #[derive(Debug, Default)]
 pub struct MemorySeenStore {
     // A lock because messages are taken on any task; held for one operation.
-    logs: Mutex<HashMap<(UserName, Option<RoomName>), VecDeque<MessageId>>>,
+    logs: Mutex<HashMap<LogKey, VecDeque<MessageId>>>,
 }
 
 impl SeenStore for MemorySeenStore {

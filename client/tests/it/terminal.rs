@@ -193,7 +193,7 @@ fn prompt_and_outcomes_are_shown() {
     screen.enter("sned", "unknown command \"sned\"; try help");
     screen.enter("disconnect", "you are logged out");
     screen.enter("delete user2", "user2 was deleted");
-    screen.enter("help", "send a message to a user");
+    screen.enter("help", "talk with a user in a room of two");
     screen.at_prompt("quit\r");
     assert_eq!(screen.end(), 0);
 }

@@ -105,6 +105,7 @@ impl Replay {
             // A record never gives an account another name.
             if inbox.account.name == record.name {
                 inbox.password = record.password;
+                inbox.is_suspended = record.is_suspended;
                 (inbox.log.head, inbox.log.tail) = (record.head, record.tail);
             }
             return;

@@ -126,7 +126,7 @@ impl Template {
             let path = inside.join(entry.unwrap().file_name());
             if store.join(&path).is_dir() {
                 self.add(store, &path);
-            } else {
+            } else if store.join(&path).is_file() {
                 let length = fs::metadata(store.join(&path)).unwrap().len();
                 let bytes = used_part(&store.join(&path));
                 self.files.push((path, Content { bytes, length }));

@@ -20,7 +20,7 @@ impl Page {
 
     async fn load(&self, server: &Harkd) {
         let address = format!("http://{}/", server.address());
-        self.0.page().goto(&address).await.unwrap();
+        self.0.load(&address).await;
     }
 
     /// Creates an account by the form and waits for the chat.
@@ -179,25 +179,20 @@ async fn later_tab_takes_over() {
     let server = Harkd::builder().certificate(None).start();
     let ann = Page::open(&server, 1000).await;
     ann.create("ann", "").await;
-    let first = ann.0.page().window().await.unwrap();
-    let second = ann.0.page().new_window(true).await.unwrap();
-    ann.0
-        .page()
-        .switch_to_window(second.handle.clone())
-        .await
-        .unwrap();
+    let first = ann.0.tab().await;
+    let second = ann.0.open_tab().await;
     ann.load(&server).await;
     ann.0.wait_for(&is_shown("app")).await;
     ann.wait_until_online().await;
 
-    ann.0.page().switch_to_window(first).await.unwrap();
+    ann.0.change_tab(&first).await;
     ann.0
         .wait_for("return document.querySelector('#elsewhere-dialog').open")
         .await;
     ann.0.click("#use-here").await;
     ann.0.wait_for(&is_shown("app")).await;
     ann.wait_until_online().await;
-    ann.0.page().switch_to_window(second.handle).await.unwrap();
+    ann.0.change_tab(&second).await;
     ann.0
         .wait_for("return document.querySelector('#elsewhere-dialog').open")
         .await;
@@ -311,7 +306,7 @@ async fn every_view_is_accessible_and_fits() {
     page.0.click("#start").await;
     page.check_accessibility().await;
     page.0.click("#start-dialog [data-close]").await;
-    page.0.page().set_window_size(360, 700).await.unwrap();
+    page.0.resize(360, 700).await;
     let overflow = "return document.documentElement.scrollWidth - innerWidth";
     assert!(page.0.run(overflow).await.as_i64().unwrap() <= 0);
     page.check_accessibility().await;

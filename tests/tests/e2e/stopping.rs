@@ -362,10 +362,10 @@ fn unusable_store_folder_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
-    for store in [file.clone(), file.join("store")] {
+    for (store, remedy) in [(file.clone(), "--store"), (file.join("store"), "check")] {
         check_refusal(
             &mut harkd_on(&store),
-            &[&store.display().to_string(), "check"],
+            &[&store.display().to_string(), remedy],
         );
     }
     // Even root cannot follow a link that leads to itself.
@@ -381,7 +381,10 @@ fn unusable_store_folder_is_refused() {
 fn invalid_flags_are_refused() {
     for (flag, words) in [
         ("--frobnicate", ["unexpected argument", "--help"]),
-        ("--listen=nowhere", ["--listen <ADDRESS:PORT>", "--help"]),
+        (
+            "--listen=nowhere",
+            ["--listen <ADDRESS:PORT|unix:PATH>", "--help"],
+        ),
         ("--max-frame=10", ["1024..=16777215", "--help"]),
         ("--ack-timeout=0", ["1..=86400", "--help"]),
         ("--sync=never", ["always, os", "--help"]),

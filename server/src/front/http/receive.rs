@@ -128,10 +128,10 @@ impl DeliveryBody {
                     last = Some(message.position.sequence);
                     self.count_message();
                 }
-                Ok(Output::Bye(reason)) => self.end(reason, &mut piece),
                 // `connect` delivers the inbox alone.
-                Ok(Output::Said(_) | Output::Notice(_) | Output::Close | Output::Reply(..))
-                | Err(_) => self.ended = true,
+                Ok(Output::Said(_) | Output::Notice(_)) => {}
+                Ok(Output::Bye(reason)) => self.end(reason, &mut piece),
+                Ok(Output::Close | Output::Reply(..)) | Err(_) => self.ended = true,
             }
         }
         match last {
