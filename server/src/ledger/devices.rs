@@ -109,6 +109,11 @@ impl Outlet {
         self.publisher.replace(publisher)
     }
 
+    /// See [`Publisher::supersede`].
+    pub(super) fn supersede(&self) {
+        self.publisher.iter().for_each(Publisher::supersede);
+    }
+
     /// Takes the subscription.
     pub(super) const fn take(&mut self) -> Option<Publisher> {
         self.publisher.take()

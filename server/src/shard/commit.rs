@@ -426,7 +426,9 @@ impl Committer {
             }
             Operation::Room(RoomOperation::Attach(account, name, completer)) => {
                 // The former attachment may have acknowledged after this command was taken.
+                // From now on, it cannot: the other one begins at these cursors.
                 if let Some(device) = ledger.device(&account, &name) {
+                    ledger.supersede(&account, device);
                     let queue = &self.shared.queue;
                     if let Some(position) = queue.take_ack(&account, device) {
                         ledger.acknowledge(&account, device, position, changes);

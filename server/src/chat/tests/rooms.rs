@@ -348,3 +348,165 @@ async fn device_with_many_unread_notices_is_disconnected() {
     let number = clients[0].say("#team", "x").await;
     assert_eq!(bob.pushes(1).await, [said(number, "x")]);
 }
+
+/// Returns a user whose window is full of `#team`, and another connection of it.
+async fn full_window() -> (Arc<Chat>, Vec<Client>, Client, Vec<u64>) {
+    let (chat, mut clients) = team(&["amy", "bob"]).await;
+    let [amy, bob] = &mut clients[..] else {
+        panic!()
+    };
+    amy.create_room("#other").await;
+    for name in ["#team", "#other"] {
+        bob.room(RoomRequest::Join(room(name))).await;
+    }
+    let control = Client::login(&chat, "bob").await;
+    let mut numbers = Vec::new();
+    for _ in 0..300 {
+        numbers.push(amy.say("#team", "x").await);
+    }
+    assert_eq!(bob.pushes(256).await.len(), 256);
+    (chat, clients, control, numbers)
+}
+
+#[tokio::test]
+async fn expulsion_waits_for_no_other_membership() {
+    let (_chat, mut clients, mut control, numbers) = full_window().await;
+    let [amy, bob] = &mut clients[..] else {
+        panic!()
+    };
+    control.room(leave()).await;
+    let expel = RoomRequest::Expel {
+        room: room("#other"),
+        user: user("bob"),
+    };
+    amy.room(expel).await;
+    for _ in 0..3 {
+        amy.say("#other", "secret").await;
+    }
+    let left = Pushed::Left("#other".to_owned(), LeftReason::Expelled);
+    assert_eq!(bob.pushes(1).await, [left], "the window is full");
+    bob.ack("#team", numbers[299 - 44]);
+    let pushed = bob.pushes(45).await;
+    let team: Vec<_> = numbers[256..].iter().map(|n| said(*n, "x")).collect();
+    assert_eq!(pushed[..44], team);
+    assert_eq!(
+        pushed[44],
+        Pushed::Left("#team".to_owned(), LeftReason::Left)
+    );
+    bob.take_ready().await;
+    assert!(bob.pushes.is_empty());
+}
+
+#[tokio::test]
+async fn rejoin_waits_for_the_former_membership() {
+    let (_chat, mut clients, mut control, numbers) = full_window().await;
+    let [amy, bob] = &mut clients[..] else {
+        panic!()
+    };
+    control.room(leave()).await;
+    amy.say("#team", "between").await;
+    control.room(join()).await;
+    let number = amy.say("#team", "new").await;
+    bob.take_ready().await;
+    assert!(bob.pushes.is_empty());
+    bob.ack("#team", numbers[255]);
+    let pushed = bob.pushes(47).await;
+    assert_eq!(pushed[43], said(numbers[299], "x"));
+    assert_eq!(
+        pushed[44..],
+        [
+            Pushed::Left("#team".to_owned(), LeftReason::Left),
+            Pushed::Joined("#team".to_owned()),
+            said(number, "new"),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn own_leave_needs_no_acknowledgement() {
+    let (_chat, mut clients, _, numbers) = full_window().await;
+    let [amy, bob] = &mut clients[..] else {
+        panic!()
+    };
+    bob.room(leave()).await;
+    let number = amy.say("bob", "hi").await;
+    let pushed = bob.pushes(45).await;
+    assert!(pushed.contains(&Pushed::Message(number, "hi".to_owned())));
+    assert!(pushed.contains(&said(numbers[299], "x")));
+    bob.room(join()).await;
+    let number = amy.say("#team", "new").await;
+    assert_eq!(bob.pushes(1).await, [said(number, "new")]);
+}
+
+#[tokio::test]
+async fn leave_of_the_last_member_hides_nothing() {
+    let (chat, mut clients) = team(&["amy"]).await;
+    let amy = &mut clients[0];
+    let mut laptop = Client::attach(&chat, "amy", "laptop").await;
+    let mut control = Client::login(&chat, "amy").await;
+    for _ in 0..1500 {
+        let number = amy.say("#team", "x").await;
+        amy.pushes.clear();
+        amy.ack("#team", number);
+    }
+    let pushed = laptop.pushes(256).await;
+    control.room(leave()).await;
+    let Some(Pushed::Said(_, number, _)) = pushed.last() else {
+        panic!()
+    };
+    laptop.ack("#team", *number);
+    let mut count = 256;
+    loop {
+        match &laptop.pushes(1).await[..] {
+            [Pushed::Left(..)] => break,
+            pushed => {
+                for push in pushed {
+                    match push {
+                        Pushed::Gap(_, _, _, missing) => count += missing,
+                        Pushed::Said(_, number, _) => {
+                            laptop.ack("#team", *number);
+                            count += 1;
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(count, 1500);
+}
+
+#[tokio::test]
+async fn superseded_attachment_acknowledges_nothing() {
+    let (chat, mut clients) = team(&["amy", "bob"]).await;
+    let [amy, bob] = &mut clients[..] else {
+        panic!()
+    };
+    let mut numbers = Vec::new();
+    for _ in 0..3 {
+        numbers.push(amy.say("bob", "x").await);
+    }
+    let messages: Vec<_> = numbers
+        .iter()
+        .map(|number| Pushed::Message(*number, "x".to_owned()))
+        .collect();
+    assert_eq!(bob.pushes(3).await, messages);
+    let mut latter = Client::attach(&chat, "bob", "phone").await;
+    bob.ack("", numbers[1]);
+    assert_eq!(latter.pushes(3).await, messages, "no gap");
+    let mut latter = Client::attach(&chat, "bob", "phone").await;
+    assert_eq!(latter.pushes(3).await, messages);
+}
+
+#[tokio::test]
+async fn commands_of_a_superseded_attachment_are_pushed() {
+    let (chat, mut clients) = team(&["amy", "bob"]).await;
+    let bob = &mut clients[1];
+    let mut latter = Client::attach(&chat, "bob", "phone").await;
+    assert_eq!(bob.pushes(1).await, [Pushed::Bye]);
+    bob.room(join()).await;
+    assert_eq!(latter.pushes(1).await, [Pushed::Joined("#team".to_owned())]);
+    bob.room(leave()).await;
+    let left = Pushed::Left("#team".to_owned(), LeftReason::Left);
+    assert_eq!(latter.pushes(1).await, [left]);
+}
