@@ -318,10 +318,12 @@ impl ClientConnection {
         let sender = append.sender.as_ref();
         let charged =
             sender.filter(|_| !self.throttle.is_exempt() && self.chat.is_room(&append.to));
-        let charge = charged.map(|sender| DeliveryCharge {
-            chat: Arc::clone(&self.chat),
-            sender: sender.name.clone(),
-            room: to.clone(),
+        let charge = charged.map(|sender| {
+            Box::new(DeliveryCharge {
+                chat: Arc::clone(&self.chat),
+                sender: sender.name.clone(),
+                room: to.clone(),
+            })
         });
         let outcome = SentOutcome::new(self.sends.push(append, permit), charge);
         self.answer(id, PendingReply::Sent { to, outcome });

@@ -112,8 +112,8 @@ impl ConnectionSends {
 /// sender, even if the connection has ended before.
 pub(super) struct SentOutcome {
     outcome: Pending<Outcome>,
-    /// The charge, until the outcome is known.
-    charge: Option<DeliveryCharge>,
+    /// The charge, until the outcome is known. Boxed, because few sends have one.
+    charge: Option<Box<DeliveryCharge>>,
 }
 
 /// The charge of a message to a room.
@@ -134,7 +134,10 @@ impl DeliveryCharge {
 }
 
 impl SentOutcome {
-    pub(super) const fn new(outcome: Pending<Outcome>, charge: Option<DeliveryCharge>) -> Self {
+    pub(super) const fn new(
+        outcome: Pending<Outcome>,
+        charge: Option<Box<DeliveryCharge>>,
+    ) -> Self {
         Self { outcome, charge }
     }
 }
