@@ -1,5 +1,6 @@
 //! A real browser, Debian's Chromium without a window, driven by the WebDriver protocol
 //! (W3C) through `curl`: WebDriver crates depend on an HTTP stack of their own.
+#![expect(clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};

@@ -58,7 +58,6 @@ fn hidden_values(command: Command) -> Command {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
 

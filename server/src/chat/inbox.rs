@@ -112,8 +112,6 @@ impl Inbox {
             None => self.last_up_to(number).await?,
         };
         if let Some(position) = found {
-            // The nameless device, which acknowledges, exists from its first connection on.
-            drop(self.chat.store.receive_if_free(&self.account).await?);
             self.chat.store.acknowledge(&self.account, position);
         }
         Ok(())

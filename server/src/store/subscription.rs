@@ -120,6 +120,10 @@ struct BufferState {
     /// Whether the subscriber has taken `Lagged`.
     lag_taken: bool,
     /// Boxed, because most subscriptions never have any.
+    #[expect(
+        clippy::box_collection,
+        reason = "most subscriptions have no notices; a pointer is a quarter of a queue"
+    )]
     notices: Option<Box<VecDeque<Notice>>>,
     end: Option<End>,
 }

@@ -1,7 +1,5 @@
 //! Tests of the window.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use super::*;
 
 mod rooms;

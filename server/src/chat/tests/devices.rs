@@ -1,7 +1,5 @@
 //! A client that drives one connection, without a front.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::future::poll_fn;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
