@@ -69,12 +69,12 @@ impl Inbox {
     }
 
     /// Acknowledges every message up to `number`, whether or not a connection receives, as
-    /// the device without a name. The first acknowledgement of a user without devices
-    /// creates it.
+    /// the device without a name, or as a user without devices. The cost grows with the
+    /// unacknowledged messages up to it, unless it is the number of one.
     ///
     /// # Errors
     /// [`Code::BadRequest`] if the number is above the last one of the inbox, or if the
-    /// user has only devices with names: another device would hold messages back.
+    /// user has only devices with names.
     pub async fn acknowledge(&self, number: Sequence) -> Result<(), Fault> {
         if self.has_only_named_devices().await? {
             let name = &self.account.name;
@@ -83,7 +83,10 @@ impl Inbox {
             );
             return Fault::refused(Code::BadRequest, explanation);
         }
-        self.start_after(number).await
+        if let Some(position) = self.last_position(number).await? {
+            self.chat.store.acknowledge(&self.account, position);
+        }
+        Ok(())
     }
 
     async fn has_only_named_devices(&self) -> Result<bool, Fault> {
@@ -100,21 +103,30 @@ impl Inbox {
         })
     }
 
-    /// Acknowledges every message up to `number`, as the device without a name, which
-    /// receives from now on. The cost grows with the unacknowledged messages up to it,
-    /// unless it is the number of one.
+    /// Acknowledges every message up to `number` as the device without a name, which is
+    /// to receive next and is created if it does not exist. The cost is that of
+    /// [`Self::acknowledge`].
     ///
     /// # Errors
     /// [`Code::BadRequest`] if the number is above the last one of the inbox.
     pub async fn start_after(&self, number: Sequence) -> Result<(), Fault> {
-        let found = match self.message(number).await? {
-            Some(message) => Some(message.position),
-            None => self.last_up_to(number).await?,
-        };
-        if let Some(position) = found {
+        if let Some(position) = self.last_position(number).await? {
+            drop(self.chat.store.receive_if_free(&self.account).await?);
             self.chat.store.acknowledge(&self.account, position);
         }
         Ok(())
+    }
+
+    /// Returns the position of the last unacknowledged message up to `number`, if there is
+    /// one.
+    ///
+    /// # Errors
+    /// [`Code::BadRequest`] if the number is above the last one of the inbox.
+    async fn last_position(&self, number: Sequence) -> Result<Option<Position>, Fault> {
+        match self.message(number).await? {
+            Some(message) => Ok(Some(message.position)),
+            None => self.last_up_to(number).await,
+        }
     }
 
     /// Returns the unacknowledged message with this number.
