@@ -363,9 +363,15 @@ async fn limited_team(users: &[&str]) -> (Arc<Chat>, Vec<Client>) {
 
 #[tokio::test]
 async fn stored_messages_are_charged_without_their_connection() {
-    let (chat, _clients) = limited_team(&["amy"]).await;
-    // The bucket has five deliveries, and the room one device.
-    for _ in 0..6 {
+    let (chat, mut clients) = limited_team(&["amy"]).await;
+    for device in ["tablet", "laptop", "desktop"] {
+        clients.push(Client::attach(&chat, "amy", device).await);
+    }
+    for client in &mut clients {
+        client.take_ready().await;
+    }
+    // The bucket has five deliveries, and the room four devices.
+    for _ in 0..3 {
         let mut control = Client::login(&chat, "amy").await;
         let send = Request::Send {
             user: user("#team"),
