@@ -11,7 +11,7 @@ use crate::store::{Point, Position};
 
 /// The maximum number of failed reads of the log of a membership that ends. Then its missing
 /// messages are given up.
-pub(super) const LEAVING_FAILURES_MAX: u8 = 30;
+pub(super) const LEAVING_FAILURES_MAX: u8 = 15;
 
 /// A membership that ends.
 #[derive(Debug)]
