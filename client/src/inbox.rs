@@ -32,6 +32,10 @@ type Key = (UserName, Log, MessageId);
 #[derive(Debug)]
 pub(crate) struct Inbox {
     store: Arc<dyn SeenStore>,
+    // A lock because a message that is recorded while the record is read would be missing
+    // in the window, and be delivered again. Held for one access to the store and the
+    // change of the window; taken before `state`.
+    access: Mutex<()>,
     // A lock because messages are taken on any task. Held for one operation on
     // the tables, never during access to the store.
     state: Mutex<InboxState>,
@@ -135,6 +139,7 @@ impl Inbox {
     pub(crate) fn new(store: Arc<dyn SeenStore>) -> Self {
         Self {
             store,
+            access: Mutex::default(),
             state: Mutex::default(),
             changed: Notify::new(),
         }
@@ -151,6 +156,7 @@ impl Inbox {
     /// Any error of reading the record of seen messages. Nothing may be
     /// received in that case.
     pub(crate) fn begin(&self, user: &UserName, queued: u64) -> io::Result<bool> {
+        let _access = lock(&self.access);
         let window = self.store.load(user, None)?.into_iter().collect();
         let mut state = self.state();
         state.epoch += 1;
@@ -237,6 +243,7 @@ impl Inbox {
             _ => return Ok(()),
         };
         drop(state);
+        let _access = lock(&self.access);
         let window = self.store.load(&user, log.as_ref())?.into_iter().collect();
         let mut state = self.state();
         if state.user.as_ref() == Some(&user) {
@@ -247,6 +254,7 @@ impl Inbox {
 
     /// Marks a message as seen by the application.
     fn mark_seen(&self, user: &UserName, log: &Log, id: MessageId) -> io::Result<()> {
+        let _access = lock(&self.access);
         self.store.record(user, log.as_ref(), id)?;
         let mut state = self.state();
         if state.user.as_ref() == Some(user)
@@ -368,8 +376,63 @@ impl InboxState {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::{self, Receiver, Sender};
+    use std::thread;
+    use std::time::Duration;
+
     use super::*;
     use crate::seen::MemorySeenStore;
+
+    /// A record that is slow to read: when it is armed, `load` waits for a message to be
+    /// recorded meanwhile, for a short time.
+    #[derive(Debug)]
+    struct SlowStore {
+        memory: MemorySeenStore,
+        loading: Sender<()>,
+        recorded: (Sender<()>, Mutex<Receiver<()>>),
+        is_armed: Mutex<bool>,
+    }
+
+    impl SlowStore {
+        /// Returns the record, and a signal of each armed `load`.
+        fn new() -> (Arc<Self>, Receiver<()>) {
+            let (loading, is_loading) = mpsc::channel();
+            let (recorded, is_recorded) = mpsc::channel();
+            let store = Self {
+                memory: MemorySeenStore::default(),
+                loading,
+                recorded: (recorded, Mutex::new(is_recorded)),
+                is_armed: Mutex::new(false),
+            };
+            (Arc::new(store), is_loading)
+        }
+    }
+
+    impl SeenStore for SlowStore {
+        fn load(&self, user: &UserName, room: Option<&RoomName>) -> io::Result<Vec<MessageId>> {
+            let loaded = self.memory.load(user, room)?;
+            if *lock(&self.is_armed) {
+                self.loading.send(()).unwrap();
+                let recorded = lock(&self.recorded.1);
+                if recorded.recv_timeout(Duration::from_millis(300)).is_ok() {
+                    // The window of the former link is changed, too.
+                    thread::sleep(Duration::from_millis(100));
+                }
+            }
+            Ok(loaded)
+        }
+
+        fn record(
+            &self,
+            user: &UserName,
+            room: Option<&RoomName>,
+            message: MessageId,
+        ) -> io::Result<()> {
+            self.memory.record(user, room, message)?;
+            self.recorded.0.send(()).unwrap();
+            Ok(())
+        }
+    }
 
     fn inbox() -> Arc<Inbox> {
         Arc::new(Inbox::new(Arc::new(MemorySeenStore::default())))
@@ -444,6 +507,33 @@ mod tests {
         assert_eq!(inbox.next_ack(true), None, "not pushed on this link yet");
         assert!(push(&inbox, 1).is_none());
         assert_eq!(inbox.next_ack(false), Some((None, Sequence(1))));
+    }
+
+    #[test]
+    fn message_taken_during_a_reconnect_comes_once() {
+        for log in [None, Some("#team".parse::<RoomName>().unwrap())] {
+            let (store, is_loading) = SlowStore::new();
+            let inbox = Arc::new(Inbox::new(Arc::clone(&store) as Arc<dyn SeenStore>));
+            let push = |inbox: &Arc<Inbox>, n| inbox.push(log.clone(), delivery(n)).unwrap();
+            inbox.begin(&bob(), 0).unwrap();
+            let held = push(&inbox, 1).message.unwrap();
+            inbox.link_lost();
+            if log.is_some() {
+                inbox.begin(&bob(), 0).unwrap();
+            }
+            *lock(&store.is_armed) = true;
+            thread::scope(|scope| {
+                let reconnected = scope.spawn(|| match &log {
+                    None => drop(inbox.begin(&bob(), 1).unwrap()),
+                    Some(_) => drop(push(&inbox, 2)),
+                });
+                is_loading.recv().unwrap();
+                held.ack().unwrap();
+                reconnected.join().unwrap();
+            });
+            *lock(&store.is_armed) = false;
+            assert!(push(&inbox, 1).message.is_none(), "{log:?}");
+        }
     }
 
     #[test]

@@ -25,12 +25,15 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// The burst of a [`Rate::per_second`], in seconds' worth of tokens.
 const BURST_SECONDS: u64 = 5;
 
-/// A refill rate of `tokens` per `period`, and a capacity of `burst` tokens.
+/// A refill rate of `tokens` per `period`, a capacity of `burst` tokens, and a bound of the
+/// debt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     tokens: u64,
     period: Duration,
     burst: u64,
+    /// The time to pay the largest debt; `None` for that of one full bucket.
+    debt_max: Option<Duration>,
 }
 
 impl Rate {
@@ -41,6 +44,16 @@ impl Rate {
             tokens: 1,
             period,
             burst,
+            debt_max: None,
+        }
+    }
+
+    /// Returns the rate with a debt that takes at most so long to pay.
+    #[must_use]
+    pub const fn with_debt(self, max: Duration) -> Self {
+        Self {
+            debt_max: Some(max),
+            ..self
         }
     }
 
@@ -56,6 +69,7 @@ impl Rate {
                     tokens,
                     period: Duration::from_secs(1),
                     burst,
+                    debt_max: None,
                 })
             }
         }
@@ -76,8 +90,7 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    /// Returns the time until a token can be taken, at most the time that an empty
-    /// bucket takes to fill.
+    /// Returns the time until a token can be taken.
     pub(crate) fn wait(self, rate: Rate, now: Instant) -> Duration {
         let to_full = self
             .full_at
@@ -85,10 +98,11 @@ impl Bucket {
         to_full.saturating_sub(rate.cost(rate.burst - 1))
     }
 
-    /// Takes this many tokens, going into debt if there are fewer. The debt is at most
-    /// one full bucket.
+    /// Takes this many tokens, going into debt if there are fewer, as far as the rate
+    /// allows.
     pub(crate) fn take(&mut self, rate: Rate, tokens: u64, now: Instant) {
-        let latest = now + 2 * rate.cost(rate.burst);
+        let full = rate.cost(rate.burst);
+        let latest = now + full + rate.debt_max.unwrap_or(full);
         let since = self.full_at.map_or(now, |at| at.max(now));
         let full_at = since.checked_add(rate.cost(tokens)).unwrap_or(latest);
         self.full_at = Some(full_at.min(latest));
@@ -242,6 +256,16 @@ mod tests {
             }
             assert_eq!(bucket.wait(rate, now + 10 * SECOND), Duration::ZERO);
         }
+    }
+
+    #[test]
+    fn debt_of_a_rate_may_be_larger() {
+        let rate = Rate::per_second(100).unwrap().with_debt(60 * SECOND);
+        let (mut bucket, now) = (Bucket::default(), Instant::now());
+        let wait = bucket.charge(rate, 2500, now);
+        assert_eq!(wait, 20 * SECOND + Duration::from_millis(10));
+        let wait = bucket.charge(rate, u64::MAX, now);
+        assert_eq!(wait, 60 * SECOND + Duration::from_millis(10));
     }
 
     #[test]

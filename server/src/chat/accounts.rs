@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::passwords::HashPermit;
 use super::replies::{LOGIN_REQUIRED, exists, no_such_user, room_refusal};
 use super::tokens::{Entering, Grant, Right};
-use super::{Chat, Fault, MayList, audit};
+use super::{Chat, Fault, MayCreateRooms, MayList, audit};
 use crate::store::{
     Account, AccountEntry, Created, DeviceSubscription, PasswordHash, Pending, Position, ReadLimit,
     Subscription,
@@ -180,7 +180,12 @@ impl Chat {
         // As in `receive`: a takeover must not end in a failure.
         self.check_readable(&authenticated.account).await?;
         match self.store.attach(&authenticated.account, &device).await? {
-            Ok(subscription) => Ok((authenticated, subscription)),
+            Ok(mut subscription) => {
+                if self.rules().rooms == MayCreateRooms::Off {
+                    subscription.rooms.clear();
+                }
+                Ok((authenticated, subscription))
+            }
             Err(code) => Err(Fault::Refused(room_refusal(code, &request))),
         }
     }
@@ -311,7 +316,7 @@ impl Chat {
     /// If the store is unavailable.
     pub(super) async fn room_to_delete(&self, name: &UserName) -> Result<Option<RoomName>, Fault> {
         match name.as_str().parse() {
-            Ok(room) if self.store.has_rooms() => {
+            Ok(room) if self.is_room(name) && !self.hides_room(name) => {
                 Ok(self.store.account(name).await?.is_none().then_some(room))
             }
             _ => Ok(None),

@@ -2,23 +2,29 @@
 //! [`DeliveryWindow`], the [`Subscription`] and the [rings](Ring) that feed it, and the read
 //! in progress. It moves messages between them and the store; the window decides.
 //!
-//! Notices come in order, and each before the messages behind it. So while a membership
-//! ends, the notices behind its end wait until its last messages are pushed.
+//! Notices come in order, and each before the messages behind it: they are applied between
+//! the arrival of messages and their push. So nothing behind the end of a membership is
+//! pushed. While a membership ends, only the notices of a room with the same name wait.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use hark_protocol::message::{Gap, LeftReason, RoomReply};
+use hark_protocol::message::{Gap, RoomReply};
 use hark_protocol::{RoomName, Sequence};
 use tokio::time::Instant;
 
 use super::delivery_window::{DeliveryWindow, INBOX, LogId, NeverPushed, Push, ReadPage, Step};
 use crate::store::{
-    Account, AttachedRoom, DeviceId, DeviceSubscription, End, Event, Events, Message, Next, Notice,
-    Page, Pending, Point, Ready, Registration, Ring, Said, Store, Subscription, Unavailable,
-    name_hash,
+    Account, AttachedRoom, Attachment, DeviceId, DeviceSubscription, End, Event, Events, Message,
+    NOTICES_MAX, Next, Notice, Page, Pending, Point, Ready, Registration, Ring, Said, Store,
+    Subscription, Unavailable, name_hash,
 };
+
+/// The maximum number of memberships that end and of notices that wait for that. Beyond it,
+/// the delivery ends with [`End::Interrupted`].
+const ENDING_MAX: usize = NOTICES_MAX;
 
 /// The reader of the logs of one connection.
 #[derive(Debug)]
@@ -40,20 +46,17 @@ struct AttachedDevice {
     rooms: Vec<Option<RoomSource>>,
     /// There may be notices.
     has_notices: bool,
-    /// The membership that ends in the window.
-    leaving: Option<LeavingRoom>,
+    /// Notices of rooms with the name of one whose membership ends, in order. They are of a
+    /// later membership.
+    postponed: VecDeque<Notice>,
+    /// A membership has ended since the postponed notices were looked at.
+    has_ended: bool,
+    attachment: Attachment,
 }
 
 /// The place of the device in the ring of a room: 16 bytes.
 #[derive(Debug)]
 struct RoomSource(Registration);
-
-#[derive(Debug)]
-struct LeavingRoom {
-    log: LogId,
-    reason: LeftReason,
-    is_own: bool,
-}
 
 /// The output of a [`DeliveryReader`].
 pub(super) enum Received {
@@ -75,13 +78,15 @@ impl DeliveryReader {
 
     /// Returns a reader for a device: of the inbox, and of the rooms.
     pub(super) fn attached(attached: DeviceSubscription) -> Self {
-        let mut reader = Self::of_inbox(attached.inbox, true);
         let mut device = AttachedDevice {
             id: attached.device,
             rooms: Vec::with_capacity(attached.rooms.len()),
             has_notices: true,
-            leaving: None,
+            postponed: VecDeque::new(),
+            has_ended: false,
+            attachment: attached.inbox.attachment(),
         };
+        let mut reader = Self::of_inbox(attached.inbox, true);
         if let Some(events) = &reader.events {
             for room in attached.rooms {
                 device.add(room, &mut reader.window, events);
@@ -135,10 +140,10 @@ impl DeliveryReader {
         };
         self.note_ready(ready);
         loop {
-            if let Some(notice) = self.next_notice() {
-                return Poll::Ready(Received::Notice(notice));
-            }
             self.poll_read(cx, now);
+            if let Some(received) = self.next_notice() {
+                return Poll::Ready(received);
+            }
             match self.window.step(now) {
                 Step::Push(log, push) => {
                     return Poll::Ready(match push {
@@ -166,8 +171,9 @@ impl DeliveryReader {
                     };
                     self.read = Some(Box::new(read));
                 }
-                Step::Left(log) => {
-                    if let Some(left) = self.remove(log) {
+                Step::Left(log, reason) => {
+                    if let (Some(room), Some(reason)) = (self.remove(log), reason) {
+                        let left = RoomReply::Left { room, reason };
                         return Poll::Ready(Received::Notice(left));
                     }
                 }
@@ -177,7 +183,8 @@ impl DeliveryReader {
     }
 
     /// Acknowledges every message of a log up to `sequence`. That of a room which the device
-    /// does not read any more is ignored.
+    /// does not read any more is ignored, as is that of a superseded attachment, whose
+    /// messages come again on the other.
     ///
     /// # Errors
     /// [`NeverPushed`] for a number above the last push.
@@ -198,21 +205,22 @@ impl DeliveryReader {
         let Some(position) = self.window.handle_ack(log, sequence)? else {
             return Ok(());
         };
-        match (device, self.ring(log)) {
-            (Some(device), Some(ring)) => {
-                store.acknowledge_room(&self.account, device.id, ring.id(), position.into());
-            }
-            (Some(device), None) => {
-                store.acknowledge_inbox(&self.account, device.id, position);
-            }
-            (None, _) => store.acknowledge(&self.account, position),
-        }
+        let Some(device) = device else {
+            store.acknowledge(&self.account, position);
+            return Ok(());
+        };
+        let (account, ring) = (&self.account, self.ring(log));
+        device.attachment.if_current(|| match ring {
+            Some(ring) => store.acknowledge_room(account, device.id, ring.id(), position.into()),
+            None => store.acknowledge_inbox(account, device.id, position),
+        });
         Ok(())
     }
 
-    /// Returns the device that is attached, unless this is a `connect`.
+    /// Returns the device that is attached, unless this is a `connect` or has ended.
     pub(super) fn device(&self) -> Option<DeviceId> {
-        self.device.as_ref().map(|device| device.id)
+        let device = self.device.as_ref().filter(|_| self.events.is_some());
+        device.map(|device| device.id)
     }
 
     /// Returns the account of the inbox.
@@ -253,57 +261,36 @@ impl DeliveryReader {
     }
 
     /// Applies notices, until one is to be pushed.
-    fn next_notice(&mut self) -> Option<RoomReply> {
+    fn next_notice(&mut self) -> Option<Received> {
         let (Some(device), Some(events)) = (&mut self.device, &mut self.events) else {
             return None;
         };
-        while device.has_notices && device.leaving.is_none() {
-            let Some(notice) = events.next_notice() else {
-                device.has_notices = false;
-                break;
+        let window = &mut self.window;
+        device.has_notices |= events.has_new_notices();
+        loop {
+            let notice = match device.take_postponed(window) {
+                Some(notice) => notice,
+                None if !device.has_notices => return None,
+                None => match events.next_notice() {
+                    None => {
+                        device.has_notices = false;
+                        return None;
+                    }
+                    Some(notice) if device.is_early(&notice, window) => {
+                        device.postponed.push_back(notice);
+                        continue;
+                    }
+                    Some(notice) => notice,
+                },
             };
-            match notice {
-                Notice::Device(entry) => {
-                    return Some(RoomReply::Device {
-                        name: entry.name,
-                        seen_ms: u64::from(entry.seen_s) * 1000,
-                        waiting: entry.waiting,
-                    });
-                }
-                Notice::Seen { room, number } => {
-                    let sequence = Sequence(number);
-                    return Some(RoomReply::Seen { room, sequence });
-                }
-                Notice::Joined { room, is_own } => {
-                    let (name, last) = (room.ring.name().clone(), Sequence(room.cursor.number));
-                    device.add(room, &mut self.window, events);
-                    if !is_own {
-                        return Some(RoomReply::Joined { room: name, last });
-                    }
-                }
-                Notice::Left {
-                    room,
-                    reason,
-                    at,
-                    is_own,
-                    ..
-                } => {
-                    if let Some(log) = device.place_of(room) {
-                        device.leaving = Some(LeavingRoom {
-                            log,
-                            reason,
-                            is_own,
-                        });
-                        let last = Point {
-                            number: at.number.saturating_sub(1),
-                            ..at
-                        };
-                        self.window.leave(log, last);
-                    }
-                }
+            if let Some(notice) = device.apply(notice, window, events) {
+                return Some(Received::Notice(notice));
+            }
+            if window.leaving_count() + device.postponed.len() > ENDING_MAX {
+                self.end();
+                return Some(Received::End(End::Interrupted));
             }
         }
-        None
     }
 
     /// Passes the page of a finished read to the window.
@@ -314,15 +301,16 @@ impl DeliveryReader {
         };
         self.read = None;
         let ring = self.window.reading().and_then(|log| self.ring(log));
-        let name = ring.map(|ring| ring.name().clone());
-        let page: Result<_, Unavailable> = page.map(|page| match &name {
+        let room = ring.map(|ring| (ring.name().clone(), ring.end()));
+        let page: Result<_, Unavailable> = page.map(|page| match &room {
             None => ReadPage::of_inbox(page),
-            Some(name) => ReadPage::new(page, |message| {
+            // Notices come before the ring gets the messages behind them.
+            Some((name, end)) => ReadPage::new(page.up_to(*end), |message| {
                 Push::Said(Arc::new(Said::new(name.clone(), message)))
             }),
         });
         if let Err(missing) = self.window.handle_page(page, now) {
-            missing.report(&self.account, name.as_ref());
+            missing.report(&self.account, room.as_ref().map(|(name, _)| name));
         }
     }
 
@@ -338,46 +326,24 @@ impl DeliveryReader {
 
     fn take_from_ring(&mut self, log: LogId, after: Point) {
         let next = self.ring(log).map_or(Next::End, |ring| ring.next(after));
-        // A notice before the message may end the membership: it comes first.
-        let device = self.device.as_mut();
-        let events = self.events.as_ref();
-        if let Some(device) = device
-            && events.is_some_and(Events::has_new_notices)
-            && !device.has_notices
-        {
-            device.has_notices = true;
-            return;
-        }
         match next {
             Next::Message(said) => self.window.handle_next(log, said),
             Next::End => self.window.handle_caught_up(log),
-            Next::Behind if self.is_deleted(log) => self.window.skip_to_end(),
+            Next::Behind if self.window.is_deleted(log) => self.window.skip_to_end(log),
             Next::Behind => self.window.handle_lagged(log),
         }
     }
 
-    /// Returns whether the messages of a room have ended with it.
-    fn is_deleted(&self, log: LogId) -> bool {
-        let leaving = self
-            .device
-            .as_ref()
-            .and_then(|device| device.leaving.as_ref());
-        leaving.is_some_and(|left| left.log == log && left.reason == LeftReason::Deleted)
-    }
-
-    /// Removes a room whose last message is pushed. Returns the last push.
-    fn remove(&mut self, log: LogId) -> Option<RoomReply> {
+    /// Removes a room whose last message is pushed. Returns its name.
+    fn remove(&mut self, log: LogId) -> Option<RoomName> {
         if self.window.reading().is_none() {
             self.read = None;
         }
         let device = self.device.as_mut()?;
-        let left = device.leaving.take()?;
+        device.has_ended = true;
         let place = device.rooms.get_mut(log.checked_sub(1)? as usize)?;
         let source = place.take()?;
-        (!left.is_own).then(|| RoomReply::Left {
-            room: source.0.ring().name().clone(),
-            reason: left.reason,
-        })
+        Some(source.0.ring().name().clone())
     }
 }
 
@@ -394,6 +360,76 @@ impl AttachedDevice {
                 self.rooms.push(Some(source));
             }
         }
+    }
+
+    /// Applies a notice. Returns its push.
+    fn apply(
+        &mut self,
+        notice: Notice,
+        window: &mut DeliveryWindow,
+        events: &Events,
+    ) -> Option<RoomReply> {
+        match notice {
+            Notice::Device(entry) => Some(RoomReply::Device {
+                name: entry.name,
+                seen_ms: u64::from(entry.seen_s) * 1000,
+                waiting: entry.waiting,
+            }),
+            Notice::Seen { room, number } => {
+                let sequence = Sequence(number);
+                Some(RoomReply::Seen { room, sequence })
+            }
+            Notice::Joined { room, is_own } => {
+                let (name, last) = (room.ring.name().clone(), Sequence(room.cursor.number));
+                self.add(room, window, events);
+                (!is_own).then_some(RoomReply::Joined { room: name, last })
+            }
+            Notice::Left {
+                room,
+                reason,
+                at,
+                is_own,
+                ..
+            } => {
+                let log = self.place_of(room)?;
+                let last = Point {
+                    number: at.number.saturating_sub(1),
+                    ..at
+                };
+                window.leave(log, last, (!is_own).then_some(reason));
+                None
+            }
+        }
+    }
+
+    /// Returns whether a notice has to wait for the end of an earlier membership.
+    fn is_early(&self, notice: &Notice, window: &DeliveryWindow) -> bool {
+        let Some(room) = notice.membership() else {
+            return false;
+        };
+        let mut postponed = self.postponed.iter();
+        self.is_leaving(room, window) || postponed.any(|other| other.membership() == Some(room))
+    }
+
+    /// Returns the next postponed notice that does not have to wait any more.
+    fn take_postponed(&mut self, window: &DeliveryWindow) -> Option<Notice> {
+        if !self.has_ended {
+            return None;
+        }
+        let mut postponed = self.postponed.iter().map(Notice::membership);
+        let at = postponed.position(|room| room.is_some_and(|room| !self.is_leaving(room, window)));
+        let notice = at.and_then(|at| self.postponed.remove(at));
+        if notice.is_none() {
+            self.has_ended = false;
+        }
+        if self.postponed.is_empty() {
+            self.postponed = VecDeque::new();
+        }
+        notice
+    }
+
+    fn is_leaving(&self, room: &RoomName, window: &DeliveryWindow) -> bool {
+        self.find(room).is_some_and(|log| window.is_leaving(log))
     }
 
     /// Returns the log of the room with this name.

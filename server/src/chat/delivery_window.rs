@@ -7,6 +7,7 @@
 //! order of their numbers, each once; in flight are never more than the window holds; logs
 //! with messages take turns.
 
+mod membership;
 mod push;
 mod turns;
 
@@ -15,9 +16,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hark_protocol::limits::{WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX};
+use hark_protocol::message::LeftReason;
 use hark_protocol::{RoomName, Sequence};
 use tokio::time::Instant;
 
+use self::membership::Leaving;
 use self::turns::{TURN_MESSAGES_MAX, Turns};
 use crate::store::{Account, Message, Point, Position, ReadLimit, Said, Unavailable};
 
@@ -35,6 +38,9 @@ const READ_BYTES_MAX: usize = 64 * 1024;
 
 /// The pause after a failed read before it is retried.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The maximum number of messages for which an empty window keeps memory.
+const IDLE_CAPACITY_MAX: usize = TURN_MESSAGES_MAX;
 
 /// A full table of rooms grows by this fraction.
 const GROWTH_DIVISOR: usize = 8;
@@ -59,11 +65,14 @@ pub(crate) struct DeliveryWindow {
     backlog: VecDeque<Push>,
     /// The log of the backlog, or of the read under way.
     backlog_of: LogId,
-    /// The next message of the log that has the turn.
-    next: Option<Push>,
-    read: ReadState,
-    /// The membership that ends. One at a time.
-    leaving: Option<Leaving>,
+    /// The next message of a log, which has the turn.
+    next: Option<(LogId, Push)>,
+    /// A read of the log of the backlog is under way.
+    is_reading: bool,
+    /// The time at which the logs whose read failed are read again.
+    retry_at: Option<Instant>,
+    /// The memberships that end.
+    leaving: Vec<Leaving>,
     /// Whether the reader is to learn of missing messages.
     has_gaps: bool,
     is_ended: bool,
@@ -83,6 +92,8 @@ struct LogState {
     is_queued: bool,
     /// The store has messages that do not come from the subscription, or may have.
     is_lagging: bool,
+    /// Its last read failed. It waits for the retry, the others do not.
+    has_failed: bool,
 }
 
 #[derive(Debug)]
@@ -98,24 +109,6 @@ struct Removed {
     last: Option<Position>,
     count: u16,
     bytes: usize,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Leaving {
-    log: LogId,
-    /// The last message of the membership.
-    last: Point,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ReadState {
-    Idle,
-    /// A read of the log of the backlog is under way.
-    Reading,
-    /// The last read failed.
-    Failed {
-        retry_at: Instant,
-    },
 }
 
 /// The next action.
@@ -137,9 +130,9 @@ pub(crate) enum Step {
         /// The largest page.
         limit: ReadLimit,
     },
-    /// All messages of a membership that ends are pushed: write its end to the reader. The
-    /// log is removed.
-    Left(LogId),
+    /// All messages of a membership that ends are pushed: write its end to the reader, if it
+    /// has a reason. The log is removed.
+    Left(LogId, Option<LeftReason>),
     /// Wait until something is handled, or until [`DeliveryWindow::retry_at`].
     Wait,
 }
@@ -157,8 +150,9 @@ impl DeliveryWindow {
             backlog: VecDeque::new(),
             backlog_of: INBOX,
             next: None,
-            read: ReadState::Idle,
-            leaving: None,
+            is_reading: false,
+            retry_at: None,
+            leaving: Vec::new(),
             has_gaps,
             is_ended: false,
         };
@@ -187,35 +181,6 @@ impl DeliveryWindow {
         log
     }
 
-    /// Ends the membership in a room: the messages up to `last` are still pushed, then
-    /// [`Step::Left`] follows. Requires that no other one is ending.
-    pub(crate) fn leave(&mut self, log: LogId, last: Point) {
-        debug_assert!(self.leaving.is_none(), "memberships end one after another");
-        self.leaving = Some(Leaving { log, last });
-        let is_later = |push: &Push| push.position().messages > last.messages;
-        if self.backlog_of == log {
-            self.backlog.retain(|push| !is_later(push));
-        }
-        if self.turns.first == Some(log) {
-            self.next.take_if(|push| is_later(push));
-        }
-        self.note_ready(log);
-    }
-
-    /// Gives up the messages of the membership that ends which are not pushed yet: the store
-    /// does not have them any more.
-    pub(crate) fn skip_to_end(&mut self) {
-        let Some(Leaving { log, last }) = self.leaving else {
-            return;
-        };
-        if let Some(state) = self.log_mut(log)
-            && state.pushed.messages < last.messages
-        {
-            state.pushed = last;
-        }
-        self.note_ready(log);
-    }
-
     /// Notes that a log may have messages.
     pub(crate) fn note_ready(&mut self, log: LogId) {
         if self.is_ended {
@@ -231,13 +196,15 @@ impl DeliveryWindow {
 
     /// Returns the next action. Call it until it returns [`Step::Wait`].
     pub(crate) fn step(&mut self, now: Instant) -> Step {
-        if let ReadState::Failed { retry_at } = self.read
-            && now >= retry_at
-        {
-            self.read = ReadState::Idle;
+        if self.retry_at.is_some_and(|retry_at| now >= retry_at) {
+            self.retry();
         }
-        // Each log is looked at once; if one makes progress, an action follows.
-        for _ in 0..self.turns.len() {
+        if let Some(left) = self.end_membership() {
+            return left;
+        }
+        // Each log is looked at once, and the first one again if it gave up its turn. If one
+        // makes progress, an action follows.
+        for _ in 0..=self.turns.len() {
             if self.turns.is_over() {
                 self.end_turn();
             }
@@ -249,13 +216,6 @@ impl DeliveryWindow {
                     true => self.push(log),
                     false => Step::Wait,
                 };
-            }
-            if let Some(Leaving { log: of, last }) = self.leaving
-                && of == log
-                && self.pushed_of(log).messages >= last.messages
-            {
-                self.remove(log);
-                return Step::Left(log);
             }
             if !self.has_room_for(0) {
                 return Step::Wait;
@@ -271,28 +231,21 @@ impl DeliveryWindow {
     /// Returns the action that yields messages of a log, if there is one now.
     fn fetch(&mut self, log: LogId) -> Option<Step> {
         let state = self.log_mut(log)?;
-        let (after, is_lagging) = (state.pushed, state.is_lagging);
-        if !is_lagging && log != INBOX {
+        let (after, is_lagging, has_failed) = (state.pushed, state.is_lagging, state.has_failed);
+        if !is_lagging && (log != INBOX || !self.is_reading) {
             return Some(Step::Take(log, after));
         }
-        if self.read == ReadState::Reading || (is_lagging && self.read != ReadState::Idle) {
+        // A page ends a turn: it may be shorter.
+        if self.is_reading || has_failed || self.turns.yields_to_others() {
             return None;
         }
-        if !self.backlog.is_empty() {
-            // The turn of its log is over: it reads the rest again.
-            self.backlog.clear();
-            self.handle_lagged(self.backlog_of);
-        }
-        if !is_lagging {
-            // Messages of the inbox come several at a time.
-            return Some(Step::Take(log, after));
-        }
-        self.read = ReadState::Reading;
-        self.backlog_of = log;
-        let messages = if self.turns.len() == 1 {
-            READ_MESSAGES_MIN.max(WINDOW_MESSAGES_MAX - self.in_flight.len())
-        } else {
-            TURN_MESSAGES_MAX
+        self.claim_backlog(log);
+        self.is_reading = true;
+        let messages = match (self.turns.len(), self.rooms.is_empty()) {
+            (1, true) => READ_MESSAGES_MIN.max(WINDOW_MESSAGES_MAX - self.in_flight.len()),
+            // Others may soon take the place of the backlog.
+            (1, false) => READ_MESSAGES_MIN,
+            _ => TURN_MESSAGES_MAX,
         };
         // Others take turns until its page comes.
         self.dequeue(log);
@@ -301,6 +254,25 @@ impl DeliveryWindow {
             bytes: READ_BYTES_MAX,
         };
         Some(Step::Read { log, after, limit })
+    }
+
+    /// Prepares the backlog for messages of a log. If it has some of another log, the turn of
+    /// that is over: it reads the rest again.
+    fn claim_backlog(&mut self, log: LogId) {
+        if self.backlog_of != log && !self.backlog.is_empty() {
+            self.backlog.clear();
+            self.handle_lagged(self.backlog_of);
+        }
+        self.backlog_of = log;
+    }
+
+    /// Permits reads of the logs whose read failed.
+    fn retry(&mut self) {
+        self.retry_at = None;
+        self.inbox.has_failed = false;
+        self.rooms
+            .iter_mut()
+            .for_each(|room| room.has_failed = false);
     }
 
     /// Returns whether nothing can be pushed before an acknowledgement.
@@ -320,21 +292,18 @@ impl DeliveryWindow {
 
     /// Returns the log that is being read.
     pub(crate) fn reading(&self) -> Option<LogId> {
-        (self.read == ReadState::Reading).then_some(self.backlog_of)
+        self.is_reading.then_some(self.backlog_of)
     }
 
     /// Returns the time at which a failed read is retried, if one failed.
     pub(crate) const fn retry_at(&self) -> Option<Instant> {
-        match self.read {
-            ReadState::Failed { retry_at } => Some(retry_at),
-            _ => None,
-        }
+        self.retry_at
     }
 
     /// Takes messages of the inbox that have been stored. Known messages are dropped. If
     /// one is missing, it and the rest are left to a read.
     pub(crate) fn handle_appended(&mut self, messages: impl IntoIterator<Item = Arc<Message>>) {
-        self.backlog_of = INBOX;
+        self.claim_backlog(INBOX);
         let mut known = self.known();
         let taken = messages
             .into_iter()
@@ -351,7 +320,7 @@ impl DeliveryWindow {
         if !position.follows(pushed.into()) {
             self.handle_lagged(log);
         } else if !self.is_beyond_end(log, position) && self.turns.first == Some(log) {
-            self.next = Some(Push::Said(said));
+            self.next = Some((log, Push::Said(said)));
         }
     }
 
@@ -382,11 +351,24 @@ impl DeliveryWindow {
         let Some(log) = self.reading().filter(|_| !self.is_ended) else {
             return Ok(());
         };
-        self.read = ReadState::Failed {
-            retry_at: now + RETRY_AFTER,
-        };
+        self.is_reading = false;
         self.resume(log);
-        let Ok(page) = page else { return Ok(()) };
+        let taken = match page {
+            Ok(page) => self.take_page(log, page),
+            Err(Unavailable) => Ok(false),
+        };
+        if !matches!(taken, Ok(true)) {
+            if let Some(state) = self.log_mut(log) {
+                state.has_failed = true;
+            }
+            self.retry_at.get_or_insert(now + RETRY_AFTER);
+            self.count_failure(log);
+        }
+        taken.map(drop)
+    }
+
+    /// Takes the messages of a page. Returns whether the read was of use.
+    fn take_page(&mut self, log: LogId, page: ReadPage) -> Result<bool, MissingMessages> {
         let before = self.known();
         let mut known = before;
         if let Some(start) = page.starts_after {
@@ -395,22 +377,16 @@ impl DeliveryWindow {
         page.messages
             .into_iter()
             .try_for_each(|message| self.take(&mut known, message))?;
-        // If a ring has moved beyond the end of its log, the read is repeated later.
-        if log == INBOX || known != before {
-            self.read = ReadState::Idle;
-        }
         if let Some(state) = self.log_mut(log) {
             // The ring of a room may have the next message already.
             state.is_lagging = log == INBOX && !page.is_complete;
         }
-        if page.is_complete
-            && self.backlog.is_empty()
-            && self.leaving.is_some_and(|leaving| leaving.log == log)
-        {
-            self.read = ReadState::Idle;
-            self.skip_to_end();
+        if page.is_complete && self.backlog.is_empty() && self.is_leaving(log) {
+            self.skip_to_end(log);
+            return Ok(true);
         }
-        Ok(())
+        // If a ring has moved beyond the end of its log, the read is repeated later.
+        Ok(log == INBOX || known != before)
     }
 
     /// Takes an acknowledgement of everything in a log up to `sequence`. Returns its
@@ -453,6 +429,9 @@ impl DeliveryWindow {
         if let Some(state) = self.log_mut(log) {
             state.in_flight -= removed.count;
         }
+        if self.in_flight.is_empty() && self.in_flight.capacity() > IDLE_CAPACITY_MAX {
+            self.in_flight = VecDeque::new();
+        }
         Ok(removed.last)
     }
 
@@ -461,33 +440,10 @@ impl DeliveryWindow {
         self.is_ended = true;
         self.backlog = VecDeque::new();
         self.next = None;
-        self.read = ReadState::Idle;
-        self.leaving = None;
+        self.is_reading = false;
+        self.retry_at = None;
+        self.leaving = Vec::new();
         self.turns = Turns::default();
-    }
-
-    /// Removes a room with its messages in flight.
-    fn remove(&mut self, log: LogId) {
-        self.dequeue(log);
-        self.leaving.take_if(|leaving| leaving.log == log);
-        let mut removed = Removed::default();
-        self.in_flight.retain(|pushed| {
-            let is_kept = pushed.log != log;
-            if !is_kept {
-                removed.add(pushed);
-            }
-            is_kept
-        });
-        self.in_flight_bytes -= removed.bytes;
-        if self.backlog_of == log {
-            self.backlog = VecDeque::new();
-            if self.read == ReadState::Reading {
-                self.read = ReadState::Idle;
-            }
-        }
-        if let Some(state) = self.log_mut(log) {
-            *state = LogState::default();
-        }
     }
 
     fn log(&self, log: LogId) -> Option<&LogState> {
@@ -516,9 +472,7 @@ impl DeliveryWindow {
 
     /// Removes a log from those that take turns.
     fn dequeue(&mut self, log: LogId) {
-        if self.turns.first == Some(log) {
-            self.next = None;
-        }
+        self.next.take_if(|(of, _)| *of == log);
         self.turns.remove(log);
         if let Some(state) = self.log_mut(log) {
             state.is_queued = false;
@@ -541,12 +495,6 @@ impl DeliveryWindow {
         // It was the next message of another log, which takes it again.
         self.next = None;
         self.turns.push_front(log);
-    }
-
-    /// Returns whether a message of a log lies behind the end of the membership.
-    fn is_beyond_end(&self, log: LogId, position: Position) -> bool {
-        let leaving = self.leaving.filter(|leaving| leaving.log == log);
-        leaving.is_some_and(|leaving| position.messages > leaving.last.messages)
     }
 
     /// Puts a message into the backlog, unless it is known.
@@ -573,7 +521,7 @@ impl DeliveryWindow {
     /// learns of them.
     fn skip(&mut self, known: &mut Position, start: Position) {
         let mut to = start;
-        if let Some(Leaving { last, .. }) = self.leaving
+        if let Some(last) = self.last_of(self.backlog_of)
             && self.is_beyond_end(self.backlog_of, to)
         {
             to = last.into();
@@ -597,7 +545,8 @@ impl DeliveryWindow {
     /// Returns the bytes of the next push of the log that has the turn, if it is known.
     fn front_bytes(&self, log: LogId) -> Option<usize> {
         let known = self.backlog.front().filter(|_| self.backlog_of == log);
-        known.or(self.next.as_ref()).map(Push::text_bytes)
+        let next = self.next.as_ref().filter(|(of, _)| *of == log);
+        known.or(next.map(|(_, push)| push)).map(Push::text_bytes)
     }
 
     fn push(&mut self, log: LogId) -> Step {
@@ -605,20 +554,27 @@ impl DeliveryWindow {
             true => self.backlog.pop_front(),
             false => None,
         };
-        let Some(push) = known.or_else(|| self.next.take()) else {
+        let known = known.or_else(|| {
+            let next = self.next.take_if(|(of, _)| *of == log);
+            next.map(|(_, push)| push)
+        });
+        let Some(push) = known else {
             return Step::Wait;
         };
         let (position, text_bytes) = (push.position(), push.text_bytes());
+        let is_acknowledged = self.is_acknowledged(log);
         if let Some(state) = self.log_mut(log) {
             state.pushed = position.into();
-            state.in_flight += 1;
+            state.in_flight += u16::from(is_acknowledged);
         }
-        self.in_flight_bytes += text_bytes;
-        self.in_flight.push_back(Pushed {
-            log,
-            text_bytes: text_bytes as u32,
-            position,
-        });
+        if is_acknowledged {
+            self.in_flight_bytes += text_bytes;
+            self.in_flight.push_back(Pushed {
+                log,
+                text_bytes: text_bytes as u32,
+                position,
+            });
+        }
         self.turns.count();
         Step::Push(log, push)
     }
@@ -646,6 +602,7 @@ impl LogState {
             is_active: true,
             is_queued: false,
             is_lagging: false,
+            has_failed: false,
         }
     }
 }

@@ -75,7 +75,7 @@ impl Chat {
                         Unavailable
                     })?;
                 }
-                Step::Push(..) | Step::Take(..) | Step::Left(_) | Step::Wait => {
+                Step::Push(..) | Step::Take(..) | Step::Left(..) | Step::Wait => {
                     return Ok(messages);
                 }
             }

@@ -9,11 +9,10 @@ use hark_protocol::{Code, Password, Sequence, UserName};
 use tokio::time::Instant;
 
 use super::accounts::Authenticated;
-use super::rate_limiter::Cost;
 use super::shutdown::ShutdownSignal;
 use super::tokens::{Entering, Right};
 use super::{Chat, Fault, audit};
-use crate::store::{Message, Page, Position, ReadLimit};
+use crate::store::{Message, Page, Position, ReadLimit, RoomAnswer, RoomCommand};
 
 /// The maximum number of messages of one page.
 const PAGE_MESSAGES: usize = 256;
@@ -52,10 +51,8 @@ impl Chat {
         };
         let user = self.login(entering, user, password).await?;
         if !self.rules().rates.is_exempt(address) {
-            let cost = Cost::default();
-            let wait = self
-                .users
-                .charge_command(&user.account.name, cost, Instant::now());
+            let name = &user.account.name;
+            let wait = self.users.charge_command(name, Instant::now());
             if wait > WAIT_MAX {
                 return Fault::rate_limited(wait, "too many commands");
             }
@@ -85,18 +82,50 @@ impl Inbox {
         Ok(self.chat.store.read(account, after, limit).await?)
     }
 
-    /// Acknowledges every message up to `number`, whether or not a connection receives. The
-    /// cost grows with the unacknowledged messages up to it, unless it is the number of one.
+    /// Acknowledges every message up to `number`, whether or not a connection receives, as
+    /// the device without a name, or as a user without devices. The cost grows with the
+    /// unacknowledged messages up to it, unless it is the number of one.
+    ///
+    /// # Errors
+    /// [`Code::BadRequest`] if the number is above the last one of the inbox, or if the
+    /// user has only devices with names.
+    pub async fn acknowledge(&self, number: Sequence) -> Result<(), Fault> {
+        if self.has_only_named_devices().await? {
+            let name = &self.user.account.name;
+            let explanation = format!(
+                "{name} receives by devices with names; only a device that is attached can acknowledge"
+            );
+            return Fault::refused(Code::BadRequest, explanation);
+        }
+        if let Some(position) = self.last_position(number).await? {
+            self.check_entrance()?;
+            self.chat.store.acknowledge(&self.user.account, position);
+        }
+        Ok(())
+    }
+
+    async fn has_only_named_devices(&self) -> Result<bool, Fault> {
+        let store = &self.chat.store;
+        if !store.has_rooms() {
+            return Ok(false);
+        }
+        let answer = store.room_command(&self.user.account, None, RoomCommand::Devices);
+        Ok(match answer.await? {
+            Ok(RoomAnswer::Devices(devices)) => {
+                !devices.is_empty() && devices.iter().all(|device| device.name.is_some())
+            }
+            _ => false,
+        })
+    }
+
+    /// Acknowledges every message up to `number` as the device without a name, which is
+    /// to receive next and is created if it does not exist. The cost is that of
+    /// [`Self::acknowledge`].
     ///
     /// # Errors
     /// [`Code::BadRequest`] if the number is above the last one of the inbox.
-    pub async fn acknowledge(&self, number: Sequence) -> Result<(), Fault> {
-        let found = match self.message(number).await? {
-            Some(message) => Some(message.position),
-            None => self.last_up_to(number).await?,
-        };
-        if let Some(position) = found {
-            // The nameless device, which acknowledges, exists from its first connection on.
+    pub async fn start_after(&self, number: Sequence) -> Result<(), Fault> {
+        if let Some(position) = self.last_position(number).await? {
             let account = &self.user.account;
             drop(self.chat.store.receive_if_free(account).await?);
             self.check_entrance()?;
@@ -110,6 +139,18 @@ impl Inbox {
             return Fault::refused(Code::Denied, "the token is revoked");
         }
         Ok(())
+    }
+
+    /// Returns the position of the last unacknowledged message up to `number`, if there is
+    /// one.
+    ///
+    /// # Errors
+    /// [`Code::BadRequest`] if the number is above the last one of the inbox.
+    async fn last_position(&self, number: Sequence) -> Result<Option<Position>, Fault> {
+        match self.message(number).await? {
+            Some(message) => Ok(Some(message.position)),
+            None => self.last_up_to(number).await,
+        }
     }
 
     /// Returns the unacknowledged message with this number.

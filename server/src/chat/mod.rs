@@ -134,7 +134,10 @@ pub struct Chat {
     token_connections: Arc<TokenConnections>,
     /// The budget for messages on their way to the store.
     budget: Arc<Semaphore>,
+    /// Permits for lists.
     lists: FairSemaphore,
+    /// Permits for reading the past messages of rooms.
+    histories: FairSemaphore,
     metrics: Metrics,
 }
 
@@ -150,6 +153,7 @@ impl Chat {
             users: UserRateLimiter::new(&rules.rates),
             budget: Arc::new(Semaphore::new(BUDGET_UNITS)),
             lists: listing::permits(),
+            histories: rooms::history_permits(),
             metrics: Metrics::new(store.metrics()),
             store,
             rules: ArcSwap::from_pointee(rules),

@@ -12,6 +12,11 @@ use tokio::time::Instant;
 use crate::limit::{Bucket, Buckets, Rate};
 use crate::sync::Mutex;
 
+/// The time to pay the largest debt of deliveries. It is long, because the deliveries of a
+/// message are charged when it is stored: a user may have sent many until then, on many
+/// connections.
+const DELIVERY_DEBT_MAX: Duration = Duration::from_secs(3600);
+
 /// The rates of connections and users; `None` means no limit.
 #[derive(Debug, Clone, Copy)]
 pub struct Rates {
@@ -128,13 +133,19 @@ struct UserBuckets {
     deliveries: Option<Buckets<UserName>>,
 }
 
-/// What a request takes from the limits of its user, beside one command.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Cost {
-    /// Bytes of text.
+/// A send, as far as the limits of its user concern it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SendSize {
+    /// The bytes of the text.
     pub(super) bytes: usize,
-    /// Deliveries to devices in rooms.
-    pub(super) deliveries: usize,
+    /// Whether the recipient is a room.
+    pub(super) is_to_room: bool,
+}
+
+/// Returns the rate of deliveries, with its debt.
+fn delivery_rate(rates: &Rates) -> Option<Rate> {
+    let rate = rates.user_deliveries;
+    rate.map(|rate| rate.with_debt(DELIVERY_DEBT_MAX))
 }
 
 impl UserRateLimiter {
@@ -143,7 +154,7 @@ impl UserRateLimiter {
         let buckets = UserBuckets {
             commands: rates.user_commands.map(Buckets::new),
             bytes: rates.user_bytes.map(Buckets::new),
-            deliveries: rates.user_deliveries.map(Buckets::new),
+            deliveries: delivery_rate(rates).map(Buckets::new),
         };
         Self {
             buckets: Mutex::new(buckets),
@@ -155,24 +166,61 @@ impl UserRateLimiter {
         let mut buckets = self.buckets.lock();
         set_rate(&mut buckets.commands, rates.user_commands);
         set_rate(&mut buckets.bytes, rates.user_bytes);
-        set_rate(&mut buckets.deliveries, rates.user_deliveries);
+        set_rate(&mut buckets.deliveries, delivery_rate(rates));
     }
 
     /// Charges a command of a user, and returns the wait before the next.
-    pub(super) fn charge_command(&self, user: &UserName, cost: Cost, now: Instant) -> Duration {
+    pub(super) fn charge_command(&self, user: &UserName, now: Instant) -> Duration {
+        let commands = &mut self.buckets.lock().commands;
+        commands.as_mut().map_or(Duration::ZERO, |commands| {
+            commands.charge(user.clone(), 1, now)
+        })
+    }
+
+    /// Returns the time until a send of a user is admitted.
+    pub(super) fn wait_to_send(&self, user: &UserName, to_room: bool, now: Instant) -> Duration {
+        self.buckets.lock().wait_to_send(user, to_room, now)
+    }
+
+    /// Admits a send of a user unless one of its buckets is empty, on whatever connection
+    /// the user emptied it. Charges the bytes, and returns the wait before the next send.
+    ///
+    /// # Errors
+    /// The wait before the send. It is not charged then.
+    pub(super) fn admit_send(
+        &self,
+        user: &UserName,
+        send: SendSize,
+        now: Instant,
+    ) -> Result<Duration, Duration> {
         let mut buckets = self.buckets.lock();
-        let UserBuckets {
-            commands,
-            bytes,
-            deliveries,
-        } = &mut *buckets;
-        let charge = |buckets: &mut Option<Buckets<UserName>>, tokens| match buckets {
-            Some(buckets) if tokens > 0 => buckets.charge(user.clone(), tokens, now),
+        let wait = buckets.wait_to_send(user, send.is_to_room, now);
+        if !wait.is_zero() {
+            return Err(wait);
+        }
+        Ok(match &mut buckets.bytes {
+            Some(bytes) if send.bytes > 0 => bytes.charge(user.clone(), send.bytes as u64, now),
             _ => Duration::ZERO,
-        };
-        charge(commands, 1)
-            .max(charge(bytes, cost.bytes as u64))
-            .max(charge(deliveries, cost.deliveries as u64))
+        })
+    }
+
+    /// Charges the deliveries of a stored message. A refused one costs none: it would show
+    /// how many devices read a room that is secret.
+    pub(super) fn charge_deliveries(&self, user: &UserName, deliveries: usize, now: Instant) {
+        if deliveries > 0
+            && let Some(buckets) = &mut self.buckets.lock().deliveries
+        {
+            buckets.charge(user.clone(), deliveries as u64, now);
+        }
+    }
+}
+
+impl UserBuckets {
+    fn wait_to_send(&mut self, user: &UserName, to_room: bool, now: Instant) -> Duration {
+        let deliveries = self.deliveries.as_mut().filter(|_| to_room);
+        let buckets = self.bytes.as_mut().into_iter().chain(deliveries);
+        let waits = buckets.map(|buckets| buckets.wait(user, now));
+        waits.max().unwrap_or_default()
     }
 }
 
@@ -229,13 +277,13 @@ impl Throttle {
         self.pause(wait, now);
     }
 
+    /// Returns whether no limit applies.
+    pub(super) const fn is_exempt(&self) -> bool {
+        self.is_exempt
+    }
+
     /// Charges a request of `user`.
-    pub(super) fn charge_request(
-        &mut self,
-        cost: Cost,
-        user: Option<&UserName>,
-        users: &UserRateLimiter,
-    ) {
+    pub(super) fn charge_request(&mut self, user: Option<&UserName>, users: &UserRateLimiter) {
         if self.is_exempt {
             return;
         }
@@ -244,15 +292,32 @@ impl Throttle {
             .limiter
             .as_ref()
             .map_or(Duration::ZERO, |limiter| limiter.charge_command(now));
-        let user_wait = user.map_or(Duration::ZERO, |user| users.charge_command(user, cost, now));
+        let user_wait = user.map_or(Duration::ZERO, |user| users.charge_command(user, now));
         self.pause(wait.max(user_wait), now);
+    }
+
+    /// Admits a send of `user`: see [`UserRateLimiter::admit_send`].
+    ///
+    /// # Errors
+    /// The wait before the send.
+    pub(super) fn admit_send(
+        &mut self,
+        user: &UserName,
+        send: SendSize,
+        users: &UserRateLimiter,
+    ) -> Result<(), Duration> {
+        let now = Instant::now();
+        let wait = users.admit_send(user, send, now);
+        let wait = wait.inspect_err(|wait| self.paused += *wait)?;
+        self.pause(wait, now);
+        Ok(())
     }
 
     /// Charges a login to its user.
     pub(super) fn charge_login(&mut self, user: &UserName, users: &UserRateLimiter) {
         if !self.is_exempt {
             let now = Instant::now();
-            self.pause(users.charge_command(user, Cost::default(), now), now);
+            self.pause(users.charge_command(user, now), now);
         }
     }
 
@@ -268,5 +333,61 @@ impl Throttle {
     /// Returns the pauses since the latest call.
     pub(super) fn take_paused(&mut self) -> Duration {
         std::mem::take(&mut self.paused)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const IN_ROOM: SendSize = SendSize {
+        bytes: 10,
+        is_to_room: true,
+    };
+    const TO_USER: SendSize = SendSize {
+        is_to_room: false,
+        ..IN_ROOM
+    };
+
+    fn limiter(bytes: u64, deliveries: u64) -> (UserRateLimiter, UserName) {
+        let rates = Rates {
+            user_bytes: Rate::per_second(bytes),
+            user_deliveries: Rate::per_second(deliveries),
+            ..Rates::NONE
+        };
+        (UserRateLimiter::new(&rates), "amy".parse().unwrap())
+    }
+
+    #[test]
+    fn debt_of_bytes_delays_each_connection() {
+        let (users, amy) = limiter(2, 0);
+        let now = Instant::now();
+        // The bucket has ten bytes.
+        assert!(users.admit_send(&amy, TO_USER, now).is_ok());
+        let wait = users.admit_send(&amy, TO_USER, now).unwrap_err();
+        assert_eq!(wait, SECOND / 2, "another connection");
+        assert_eq!(users.wait_to_send(&amy, false, now), wait);
+        let later = now + wait;
+        assert!(users.admit_send(&amy, TO_USER, later).is_ok());
+        let wait = users.admit_send(&amy, TO_USER, later).unwrap_err();
+        assert_eq!(wait, 5 * SECOND, "those that wait go one by one");
+    }
+
+    #[test]
+    fn deliveries_delay_only_sends_to_rooms() {
+        let (users, amy) = limiter(0, 100);
+        let now = Instant::now();
+        // Forty messages to a hundred devices were in flight before the first was charged.
+        for _ in 0..40 {
+            assert!(users.admit_send(&amy, IN_ROOM, now).is_ok());
+        }
+        for _ in 0..40 {
+            users.charge_deliveries(&amy, 100, now);
+        }
+        let wait = users.admit_send(&amy, IN_ROOM, now).unwrap_err();
+        assert_eq!(wait.as_secs(), 35, "the rate holds in the end");
+        assert!(users.admit_send(&amy, TO_USER, now).is_ok());
+        assert!(users.admit_send(&amy, IN_ROOM, now + wait).is_ok());
     }
 }

@@ -17,6 +17,7 @@ use hark_protocol::{Code, OkFields, Reply, RoomName, RoomReply, RoomRequest, Seq
 use regex::Regex;
 
 use super::accounts::Authenticated;
+use super::fair_semaphore::FairSemaphore;
 use super::listing::{REPLY_BYTES_MAX, compile};
 use super::replies::{delivery, room_refusal};
 use super::{Chat, Fault, audit};
@@ -32,7 +33,7 @@ pub enum MayCreateRooms {
     Users,
     /// Admins. Users join rooms, and talk to each other.
     Admins,
-    /// No user: the server has no commands of rooms.
+    /// No user: the server has no commands of rooms, and delivers none.
     Off,
 }
 
@@ -66,7 +67,22 @@ pub(super) struct Caller {
     pub(super) device: Option<DeviceId>,
 }
 
+/// Returns the semaphore of all reads of past messages.
+pub(super) fn history_permits() -> FairSemaphore {
+    FairSemaphore::new(HISTORIES_MAX, "too many history commands are running")
+}
+
 impl Chat {
+    /// Returns whether a name is that of a room, or of an account of an old version.
+    pub(super) fn is_room(&self, name: &UserName) -> bool {
+        self.store.has_rooms() && name.as_str().starts_with(RoomName::MARK)
+    }
+
+    /// Returns whether a name is that of a room, and rooms are turned off.
+    pub(super) fn hides_room(&self, name: &UserName) -> bool {
+        self.is_room(name) && self.rules().rooms == MayCreateRooms::Off
+    }
+
     /// Checks that the server serves a command of rooms, devices or tokens.
     ///
     /// # Errors
@@ -202,6 +218,7 @@ impl Caller {
                 messages: 1,
                 bytes: 0,
             };
+            let _permit = self.chat.histories.acquire(self.address).await?;
             let before = Sequence(number.0 + 1);
             let page = self.chat.store.read_back(history, before, limit).await?;
             page.messages.first().map(|message| Point {
@@ -422,6 +439,9 @@ impl MemberListing {
     }
 }
 
+/// The most pages of past messages that are read at the same time. They wait for the disk.
+const HISTORIES_MAX: usize = 4;
+
 /// The most messages in the answer to a `history`.
 const HISTORY_MESSAGES_MAX: usize = 256;
 
@@ -481,7 +501,7 @@ impl PastReading {
             return Ok(PastPage::default());
         }
         let chat = &self.caller.chat;
-        let _permit = chat.lists.acquire(self.caller.address).await?;
+        let _permit = chat.histories.acquire(self.caller.address).await?;
         let limit = ReadLimit {
             messages: self.messages_left,
             bytes: self.bytes_left.min(PART_BYTES_MAX),

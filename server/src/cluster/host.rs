@@ -506,7 +506,7 @@ impl Host {
                         Some(Event::Ended(_)) => {}
                         None => window.handle_caught_up(INBOX),
                     },
-                    Step::Push(..) | Step::Left(_) | Step::Wait => break,
+                    Step::Push(..) | Step::Left(..) | Step::Wait => break,
                 }
             }
         }

@@ -44,7 +44,7 @@ pub struct RateLimitArgs {
     #[arg(long, env = "HARKD_MAX_USER_BYTES_PER_SECOND", value_name = "BYTES", default_value_t = 8 * MIB)]
     pub max_user_bytes_per_second: u64,
     /// Deliveries per second of one user's messages to rooms, which count once for each
-    /// attached device of a member; further commands are read later
+    /// attached device of a member; further messages to rooms wait
     #[arg(
         long,
         env = "HARKD_MAX_USER_DELIVERIES_PER_SECOND",

@@ -12,7 +12,7 @@ use crate::shard::RoomLimits;
 #[command(next_help_heading = "Rooms")]
 pub struct RoomArgs {
     /// Who may create rooms: `users`: users that are logged in; `admin`: admins only; `off`:
-    /// the server has no commands of rooms
+    /// the server has no commands of rooms, and delivers no room
     #[arg(long, env = "HARKD_ROOMS", value_enum, default_value_t = RoomsArg::Users)]
     pub rooms: RoomsArg,
     /// How long a room keeps its messages, in seconds, unless its owner chooses a time

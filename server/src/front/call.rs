@@ -109,6 +109,12 @@ impl Call {
     ) -> Result<OkFields, CallError> {
         let request = request?;
         self.wait_until_ready().await?;
+        if let Request::Send { user: to, .. } = &request {
+            let wait = self.connection.wait_to_send(to);
+            if wait > CALL_WAIT_MAX {
+                return Err(Refusal::rate_limited(wait, "too many messages").into());
+            }
+        }
         self.connection.handle(id, Ok(request));
         match poll_fn(|cx| self.poll(cx)).await? {
             Output::Reply(_, reply) => answer(reply),

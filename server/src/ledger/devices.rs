@@ -109,6 +109,11 @@ impl Outlet {
         self.publisher.replace(publisher)
     }
 
+    /// See [`Publisher::supersede`].
+    pub(super) fn supersede(&self) {
+        self.publisher.iter().for_each(Publisher::supersede);
+    }
+
     /// Takes the subscription.
     pub(super) const fn take(&mut self) -> Option<Publisher> {
         self.publisher.take()
@@ -519,8 +524,8 @@ impl Inbox {
     }
 
     /// Takes the acknowledgement of a device, and forgets the messages that no device holds
-    /// back any more. One of a device that does not exist is ignored: without a device,
-    /// messages wait for the first one.
+    /// back any more. One of a device that does not exist is ignored, unless there is no
+    /// device at all: a request without a connection acknowledges so.
     pub(super) fn acknowledge(
         &mut self,
         id: DeviceId,
@@ -529,7 +534,8 @@ impl Inbox {
         changes: &mut Changes,
     ) {
         let (account, head, tail) = (self.log.id, self.log.head, self.log.tail);
-        if matches!(self.devices, Devices::Nameless(_)) && id == NAMELESS {
+        let is_sole_reader = matches!(self.devices, Devices::None | Devices::Nameless(_));
+        if is_sole_reader && id == NAMELESS {
             // It reads at the head.
             self.log.forget(position, changes);
             return;

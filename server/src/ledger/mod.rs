@@ -520,6 +520,15 @@ impl Ledger {
         inbox.device(Some(name))
     }
 
+    /// Ends the right of the present attachment of a device to acknowledge, before another
+    /// one takes over.
+    pub(crate) fn supersede(&mut self, account: &Account, device: DeviceId) {
+        let inbox = self.inboxes.get_mut(account);
+        if let Some(outlet) = inbox.and_then(|inbox| inbox.devices.outlet(device)) {
+            outlet.supersede();
+        }
+    }
+
     /// Attaches a device to an inbox and to all rooms of the user, and ends its former
     /// attachment.
     pub(crate) fn attach(

@@ -84,8 +84,8 @@ pub enum Durability {
 /// An open log, used by one thread. Dropping it releases every resource and makes nothing
 /// durable.
 pub trait Log: Send + fmt::Debug {
-    /// Appends a frame with the given durability. Its blocks are visible to readers when
-    /// this returns.
+    /// Appends a frame with at least the given durability: a log may need more if the frame
+    /// has merged blocks. Its blocks are visible to readers when this returns.
     ///
     /// # Errors
     /// See [`AppendError`].

@@ -458,8 +458,10 @@ impl Committer {
     /// Attaches a device of a user.
     fn attach(&mut self, account: Account, name: &DeviceName) -> Result<DeviceSubscription, Code> {
         let (ledger, changes) = (&mut self.ledger, &mut self.changes);
-        // The former attachment may have acknowledged after this command was taken.
+        // The former attachment may have acknowledged after this command was taken. From now
+        // on, it cannot: the other one begins at these cursors.
         if let Some(device) = ledger.device(&account, name) {
+            ledger.supersede(&account, device);
             let queue = &self.shared.queue;
             if let Some(position) = queue.take_ack(&account, device) {
                 ledger.acknowledge(&account, device, position, changes);

@@ -41,8 +41,8 @@ pub use rooms::{
 };
 pub use said::{Encoding, Said};
 pub use subscription::{
-    BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, NOTICES_MAX, Publisher, Ready,
-    Subscription, Waker,
+    Attachment, BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, NOTICES_MAX,
+    Publisher, Ready, Subscription, Waker,
 };
 pub use tokens::{AccountToken, NewToken, Token, TokenDigest};
 
@@ -638,4 +638,16 @@ pub struct Page {
     pub messages: Vec<Arc<Message>>,
     /// Whether the page reached the end of the inbox.
     pub complete: bool,
+}
+
+impl Page {
+    /// Drops the messages behind a point.
+    #[must_use]
+    pub(crate) fn up_to(mut self, end: Point) -> Self {
+        let count = self.messages.len();
+        self.messages
+            .retain(|message| message.position.messages <= end.messages);
+        self.complete &= self.messages.len() == count;
+        self
+    }
 }

@@ -168,6 +168,12 @@ impl Ring {
         self.recent.write().forget(through);
     }
 
+    /// Returns the last message that was published, or the tail of the log at the beginning.
+    #[must_use]
+    pub fn end(&self) -> Point {
+        self.recent.read().end()
+    }
+
     /// Returns the message behind `after`.
     #[must_use]
     pub fn next(&self, after: Point) -> Next {
@@ -249,11 +255,14 @@ impl PartialEq for Ring {
 impl Eq for Ring {}
 
 impl Recent {
+    fn end(&self) -> Point {
+        let last = self.messages.back();
+        last.map_or(self.start, |last| last.message.position.into())
+    }
+
     fn push(&mut self, said: Arc<Said>) {
         let position = said.message.position;
-        let last = self.messages.back();
-        let last = last.map_or_else(|| self.start.into(), |last| last.message.position);
-        if !position.follows(last) {
+        if !position.follows(self.end().into()) {
             // Members behind the missing message read the store.
             self.messages.clear();
             self.bytes = 0;

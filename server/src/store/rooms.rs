@@ -307,3 +307,14 @@ pub enum Notice {
         number: u64,
     },
 }
+
+impl Notice {
+    /// Returns the name of the room whose membership it begins or ends.
+    pub(crate) fn membership(&self) -> Option<&RoomName> {
+        match self {
+            Self::Joined { room, .. } => Some(room.ring.name()),
+            Self::Left { name, .. } => Some(name),
+            Self::Device(_) | Self::Seen { .. } => None,
+        }
+    }
+}

@@ -88,6 +88,11 @@ struct OnDrop(Box<dyn Fn() + Send + Sync>);
 #[derive(Debug, Clone)]
 pub struct Waker(Arc<SubscriptionBuffer>);
 
+/// The right of an attachment to acknowledge, until another attachment of the device
+/// supersedes it. So the former one removes nothing from the log that the other reads.
+#[derive(Debug)]
+pub struct Attachment(Arc<SubscriptionBuffer>);
+
 /// The parts of a subscription that may have something new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ready(u64);
@@ -126,6 +131,8 @@ struct BufferState {
     )]
     notices: Option<Box<VecDeque<Notice>>>,
     end: Option<End>,
+    /// See [`Attachment`].
+    is_superseded: bool,
 }
 
 impl Subscription {
@@ -177,6 +184,12 @@ impl Subscription {
     #[must_use]
     pub const fn cursor(&self) -> Position {
         self.cursor
+    }
+
+    /// Returns the right to acknowledge.
+    #[must_use]
+    pub fn attachment(&self) -> Attachment {
+        Attachment(Arc::clone(&self.events.buffer))
     }
 
     /// Returns the account and the events.
@@ -315,7 +328,24 @@ impl Drop for Events {
     }
 }
 
+impl Attachment {
+    /// Acknowledges by a call of a function, unless another attachment supersedes this one.
+    /// The function must not use the subscription.
+    pub fn if_current(&self, acknowledge: impl FnOnce()) {
+        // The lock is held over the call: [`Publisher::supersede`] waits for it.
+        let state = self.0.state.lock();
+        if !state.is_superseded {
+            acknowledge();
+        }
+    }
+}
+
 impl Publisher {
+    /// Ends the right of the subscriber to acknowledge.
+    pub(crate) fn supersede(&self) {
+        self.buffer.state.lock().is_superseded = true;
+    }
+
     /// Publishes new messages, in order of their numbers.
     pub fn appended(&self, messages: impl IntoIterator<Item = Arc<Message>>) {
         let mut state = self.buffer.state.lock();

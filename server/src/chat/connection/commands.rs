@@ -6,6 +6,7 @@ use std::future::{Future, ready};
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytestring::ByteString;
 use hark_protocol::limits::VERSION;
@@ -14,8 +15,10 @@ use hark_protocol::{
     UserName,
 };
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, sleep};
 
 use crate::chat::accounts::Authenticated;
+use crate::chat::rate_limiter::SendSize;
 use crate::chat::replies::LOGIN_REQUIRED;
 use crate::chat::rooms::{Caller, Part, Rest};
 use crate::chat::send_sessions::OpenSession;
@@ -197,14 +200,40 @@ pub(super) fn continue_answer(rest: Rest) -> RunningCommand {
     Box::pin(async move { rest.await.map(Done::Part) })
 }
 
-/// Waits for a share of the budget for messages.
-pub(super) fn wait_for_budget(chat: &Chat, append: Append) -> RunningCommand {
-    let (budget, units) = (Arc::clone(&chat.budget), super::sends::units(&append.text));
-    Box::pin(async move {
-        let permit = budget
-            .acquire_many_owned(units)
-            .await
-            .map_err(|_| Unavailable)?;
-        Ok(Done::Permitted(Box::new((append, permit))))
-    })
+/// The send of a message that cannot go to the store at once.
+pub(super) struct DelayedSend {
+    pub(super) chat: Arc<Chat>,
+    pub(super) append: Append,
+    /// The wait before its user may send again.
+    pub(super) wait: Option<Duration>,
+}
+
+impl DelayedSend {
+    /// Waits until the user may send, and for a share of the budget for messages.
+    pub(super) fn start(self) -> RunningCommand {
+        Box::pin(self.run())
+    }
+
+    async fn run(mut self) -> Result<Done, Fault> {
+        let (chat, append) = (self.chat, &mut self.append);
+        let send = SendSize {
+            bytes: append.text.len(),
+            is_to_room: chat.is_room(&append.to),
+        };
+        while let Some(wait) = self.wait.take() {
+            sleep(wait).await;
+            if let Some(sender) = &append.sender {
+                let admitted = chat.users.admit_send(&sender.name, send, Instant::now());
+                self.wait = admitted.err();
+            }
+        }
+        // An old account may have the name of a room.
+        if chat.hides_room(&append.to) && chat.store.account(&append.to).await?.is_none() {
+            append.refusal = append.refusal.or(Some(Code::NoSuchUser));
+        }
+        let units = super::sends::units(&append.text);
+        let permit = Arc::clone(&chat.budget).acquire_many_owned(units).await;
+        let permit = permit.map_err(|_| Unavailable)?;
+        Ok(Done::Permitted(Box::new((self.append, permit))))
+    }
 }

@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytestring::ByteString;
 use hark_protocol::limits::{SENDS_UNANSWERED_MAX, VERSION};
@@ -24,12 +25,12 @@ use hark_protocol::{
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use self::commands::{CommandContext, Done, RunningCommand, continue_answer};
-use self::sends::{ConnectionSends, SendSession, units};
+use self::commands::{CommandContext, DelayedSend, Done, RunningCommand, continue_answer};
+use self::sends::{ConnectionSends, DeliveryCharge, SendSession, SentOutcome, units};
 use super::accounts::Authenticated;
 use super::delivery::{DeliveryReader, Received};
 use super::delivery_window::INBOX;
-use super::rate_limiter::{Cost, RateLimiter, Throttle};
+use super::rate_limiter::{RateLimiter, SendSize, Throttle};
 use super::replies::{LOGIN_REQUIRED, created_reply, sent_reply};
 use super::rooms::Part;
 use super::shutdown::{Shutdown, ShutdownSignal};
@@ -83,6 +84,8 @@ pub struct ClientConnection {
     stage: ConnectionStage,
     /// The counts for the metrics since the latest pause of the output.
     counts: Counts,
+    /// Whether an acknowledgement without its push was logged as a warning.
+    has_warned_of_ack: bool,
 }
 
 /// The stage of a connection.
@@ -102,7 +105,7 @@ enum PendingReply {
     Reply(Reply),
     Sent {
         to: UserName,
-        outcome: Pending<Outcome>,
+        outcome: SentOutcome,
     },
     /// Holds its share of the budget until it is answered.
     Created {
@@ -132,6 +135,7 @@ impl ClientConnection {
             ended: None,
             stage: ConnectionStage::Open,
             counts: Counts::default(),
+            has_warned_of_ack: false,
         }
     }
 
@@ -285,16 +289,67 @@ impl ClientConnection {
             refusal,
             text,
         };
-        match Arc::clone(&self.chat.budget).try_acquire_many_owned(units(&append.text)) {
-            Ok(permit) => self.append(id, append, permit),
-            Err(_) => self.running = Some((id, commands::wait_for_budget(&self.chat, append))),
+        let wait = self.admit(&append).err();
+        if wait.is_none()
+            && !self.chat.hides_room(&append.to)
+            && let Ok(permit) =
+                Arc::clone(&self.chat.budget).try_acquire_many_owned(units(&append.text))
+        {
+            return self.append(id, append, permit);
         }
+        let send = DelayedSend {
+            chat: Arc::clone(&self.chat),
+            append,
+            wait,
+        };
+        self.running = Some((id, send.start()));
+    }
+
+    /// Admits a send by the limits of its user.
+    ///
+    /// # Errors
+    /// The wait before it.
+    fn admit(&mut self, append: &Append) -> Result<(), Duration> {
+        let Some(sender) = append
+            .sender
+            .as_ref()
+            .filter(|_| !self.throttle.is_exempt())
+        else {
+            return Ok(());
+        };
+        let send = SendSize {
+            bytes: append.text.len(),
+            is_to_room: self.chat.is_room(&append.to),
+        };
+        let users = &self.chat.users;
+        self.throttle.admit_send(&sender.name, send, users)
+    }
+
+    /// Returns the time before a send to `to` is handled, because of the limits of the user.
+    #[must_use]
+    pub fn wait_to_send(&self, to: &UserName) -> Duration {
+        let user = self.account().filter(|_| !self.throttle.is_exempt());
+        user.map_or(Duration::ZERO, |user| {
+            let is_to_room = self.chat.is_room(to);
+            let users = &self.chat.users;
+            users.wait_to_send(&user.name, is_to_room, Instant::now())
+        })
     }
 
     /// Adds a message that has its permit to the burst for the store.
     fn append(&mut self, id: Option<RequestId>, append: Append, permit: OwnedSemaphorePermit) {
         let to = append.to.clone();
-        let outcome = self.sends.push(append, permit);
+        let sender = append.sender.as_ref();
+        let charged =
+            sender.filter(|_| !self.throttle.is_exempt() && self.chat.is_room(&append.to));
+        let charge = charged.map(|sender| {
+            Box::new(DeliveryCharge {
+                chat: Arc::clone(&self.chat),
+                sender: sender.name.clone(),
+                room: to.clone(),
+            })
+        });
+        let outcome = SentOutcome::new(self.sends.push(append, permit), charge);
         self.answer(id, PendingReply::Sent { to, outcome });
     }
 
@@ -481,22 +536,17 @@ impl ClientConnection {
         }
     }
 
-    /// Charges a request to the rate limits. Acknowledgements are exempt, since a delay
-    /// would hold up the delivery that they make room for.
+    /// Charges a request to the rates of commands. Acknowledgements are exempt, since a
+    /// delay would hold up the delivery that they make room for.
     fn charge(&mut self, request: &Result<Request, Malformed>) {
-        let cost = match request {
-            Ok(Request::Ack { .. }) => return,
-            Ok(Request::Send { user: to, text }) => Cost {
-                bytes: text.len(),
-                deliveries: self.chat.store.attached_devices(to),
-            },
-            _ => Cost::default(),
-        };
+        if matches!(request, Ok(Request::Ack { .. })) {
+            return;
+        }
         let user = self
             .user
             .as_ref()
             .map(|authenticated| &authenticated.account.name);
-        self.throttle.charge_request(cost, user, &self.chat.users);
+        self.throttle.charge_request(user, &self.chat.users);
     }
 
     /// Sets the identity of the connection. The login counts as a command of the user, so
@@ -753,10 +803,12 @@ impl ClientConnection {
             self.address,
         );
         match user {
-            Some(user) => {
+            // Acknowledgements have no limit of their own, and must not flood the log.
+            Some(user) if !std::mem::replace(&mut self.has_warned_of_ack, true) => {
                 let highest_pushed = never_pushed.highest;
                 tracing::warn!(%user, %sequence, %highest_pushed, %address, "ack ignored");
             }
+            Some(user) => tracing::debug!(%user, %sequence, %address, "ack ignored"),
             None => tracing::debug!(%sequence, %address, "ack ignored: connection has no delivery"),
         }
     }

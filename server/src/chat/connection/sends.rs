@@ -2,13 +2,20 @@
 //! to the store in one call.
 
 use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
-use hark_protocol::{RequestId, SessionToken};
+use hark_protocol::{RequestId, SessionToken, UserName};
+use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use crate::chat::send_sessions::OpenSession;
-use crate::chat::{BUDGET_UNITS, UNIT_BYTES, now_ms};
-use crate::store::{Append, Burst, Fence, Outcome, Pending, QueuedSend, SendId, Store};
+use crate::chat::{BUDGET_UNITS, Chat, UNIT_BYTES, now_ms};
+use crate::store::{
+    Append, Burst, Fence, Outcome, Pending, QueuedSend, SendId, Store, Unavailable,
+};
 
 /// The initial capacity of a burst.
 const BURST_SENDS: usize = 8;
@@ -98,6 +105,65 @@ impl ConnectionSends {
             self.fence.get_or_insert_default().close();
         }
         self.has_unknown_outcome
+    }
+}
+
+/// The outcome of a send. When the message is stored, its deliveries are charged to its
+/// sender, even if the connection has ended before.
+pub(super) struct SentOutcome {
+    outcome: Pending<Outcome>,
+    /// The charge, until the outcome is known. Boxed, because few sends have one.
+    charge: Option<Box<DeliveryCharge>>,
+}
+
+/// The charge of a message to a room.
+pub(super) struct DeliveryCharge {
+    pub(super) chat: Arc<Chat>,
+    pub(super) sender: UserName,
+    pub(super) room: UserName,
+}
+
+impl DeliveryCharge {
+    fn settle(&self, outcome: &Result<Outcome, Unavailable>) {
+        if let Ok(Outcome::Stored(_)) = outcome {
+            let devices = self.chat.store.attached_devices(&self.room);
+            let users = &self.chat.users;
+            users.charge_deliveries(&self.sender, devices, Instant::now());
+        }
+    }
+}
+
+impl SentOutcome {
+    pub(super) const fn new(
+        outcome: Pending<Outcome>,
+        charge: Option<Box<DeliveryCharge>>,
+    ) -> Self {
+        Self { outcome, charge }
+    }
+}
+
+impl Future for SentOutcome {
+    type Output = Result<Outcome, Unavailable>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let outcome = ready!(Pin::new(&mut self.outcome).poll(cx));
+        if let Some(charge) = self.charge.take() {
+            charge.settle(&outcome);
+        }
+        Poll::Ready(outcome)
+    }
+}
+
+impl Drop for SentOutcome {
+    fn drop(&mut self) {
+        let Some(charge) = self.charge.take() else {
+            return;
+        };
+        let outcome = std::mem::replace(&mut self.outcome, Pending::ready(Err(Unavailable)));
+        // The task ends when the store has decided. Without a runtime, the server has ended.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move { charge.settle(&outcome.await) });
+        }
     }
 }
 

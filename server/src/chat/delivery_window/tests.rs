@@ -64,7 +64,7 @@ fn step(window: &mut DeliveryWindow, now: Instant) -> Step {
 
 /// Returns whether the window would take messages of the subscription.
 fn wants_messages(window: &DeliveryWindow) -> bool {
-    !window.inbox.is_lagging && window.backlog.is_empty() && window.read == ReadState::Idle
+    !window.inbox.is_lagging && window.backlog.is_empty() && !window.is_reading
 }
 
 fn caught_up() -> (DeliveryWindow, Instant) {
@@ -286,7 +286,7 @@ impl LongQueue {
         loop {
             match step(&mut self.window, self.now) {
                 Step::Push(_, push) => pushed.push(push.position().sequence.0),
-                Step::Wait | Step::Take(..) | Step::Left(_) => return pushed,
+                Step::Wait | Step::Take(..) | Step::Left(..) => return pushed,
                 Step::Read { after, limit, .. } => {
                     self.reads += 1;
                     let count = limit.messages.min(limit.bytes / self.bytes).max(1) as u64;
@@ -401,7 +401,7 @@ fn window_is_filled_to_its_last_byte() {
                 let messages = pages.pop_front().unwrap();
                 window.handle_page(Ok(part(messages)), now).unwrap();
             }
-            Step::Wait | Step::Take(..) | Step::Left(_) => break,
+            Step::Wait | Step::Take(..) | Step::Left(..) => break,
         }
     }
     assert_eq!(pushed, [1, 2, 3]);

@@ -28,6 +28,11 @@ impl Turns {
         self.taken >= TURN_MESSAGES_MAX && !self.others.is_empty()
     }
 
+    /// Returns whether others wait for the end of a turn that has begun.
+    pub(super) fn yields_to_others(&self) -> bool {
+        self.taken > 0 && !self.others.is_empty()
+    }
+
     pub(super) fn push(&mut self, log: LogId) {
         match self.first {
             None => (self.first, self.taken) = (Some(log), 0),

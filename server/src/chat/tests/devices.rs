@@ -22,7 +22,13 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Returns a chat over a store.
 pub(super) fn chat(store: Arc<dyn Store>) -> Arc<Chat> {
-    let rules = Cli::parse_from(["harkd"]).serve.rules();
+    chat_with(store, &[])
+}
+
+/// Returns a chat over a store, with flags.
+pub(super) fn chat_with(store: Arc<dyn Store>, flags: &[&str]) -> Arc<Chat> {
+    let flags = ["harkd"].iter().chain(flags);
+    let rules = Cli::parse_from(flags).serve.rules();
     Arc::new(Chat::new(store, rules))
 }
 
@@ -166,6 +172,11 @@ impl Client {
         let sequence = Sequence(sequence);
         let ack = Request::Ack { log, sequence };
         self.connection.handle(None, Ok(ack));
+    }
+
+    /// Returns the time before a send to a recipient is handled.
+    pub(super) fn wait_to_send(&self, to: &str) -> Duration {
+        self.connection.wait_to_send(&user(to))
     }
 
     /// Waits for the next output. Returns it if it is a reply.

@@ -263,7 +263,7 @@ impl Http {
                 .chat
                 .inbox(caller.address, user.clone(), password.clone());
             let inbox = inbox.await.map_err(|fault| of_login(fault, is_token))?;
-            inbox.acknowledge(after).await.map_err(CallError::from)?;
+            inbox.start_after(after).await.map_err(CallError::from)?;
         }
         let mut call = Call::new(&self.0.chat, caller);
         let connect = Request::Connect {

@@ -15,7 +15,7 @@ use crate::store::{
 
 /// The most rooms in a page, and the most that are looked at for it.
 const PAGE_ROOMS_MAX: usize = 256;
-const PAGE_EXAMINED_MAX: usize = 4096;
+const PAGE_EXAMINED_MAX: usize = 512;
 
 /// The most members in a page.
 const PAGE_NAMES_MAX: usize = 1000;

@@ -285,7 +285,11 @@ impl Pair {
             .acknowledge(&self.account, id, position, &mut driver.changes);
         let model = &mut self.model;
         let deleted = model.deleted;
+        let is_without_devices = model.devices.is_empty();
         let Some(device) = model.find(of) else {
+            if is_without_devices && id == NAMELESS {
+                model.deleted = deleted.max(nth);
+            }
             return;
         };
         (device.acknowledged, device.active) = (nth, now);

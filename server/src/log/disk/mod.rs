@@ -528,6 +528,13 @@ impl Log for DiskLog {
                 .iter()
                 .map(|block| block.payload.len())
                 .sum::<usize>();
+        // The index frame of a segment leaves out the blocks that were merged into another
+        // one, so that one must not be lost.
+        let durability = if frame.merged.is_empty() {
+            durability
+        } else {
+            Durability::Machine
+        };
         let index = &self.shared.index;
         let mut copies = self.shared.copies.take(bytes, |entry, source| {
             index.is_live_in(entry, source) || is_planted(Bug::RevivedCopy)

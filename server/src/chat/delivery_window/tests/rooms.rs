@@ -95,7 +95,7 @@ struct World {
     now: Instant,
     logs: BTreeMap<LogId, Log>,
     number: u64,
-    leaving: Option<LogId>,
+    leaving: BTreeMap<LogId, Option<LeftReason>>,
     reads_fail: bool,
     /// The log of the last push, and the pushes of it in succession.
     run: (LogId, usize),
@@ -113,7 +113,8 @@ enum Op {
     /// Empties the ring.
     Lag(usize),
     Join,
-    Leave(usize),
+    /// With a reason, or by the reader itself.
+    Leave(usize, Option<LeftReason>),
     FailReads(bool),
     Run,
 }
@@ -125,7 +126,7 @@ impl World {
             now: Instant::now(),
             logs: BTreeMap::from([(INBOX, Log::new(Vec::new()))]),
             number: 0,
-            leaving: None,
+            leaving: BTreeMap::new(),
             reads_fail: false,
             run: (INBOX, 0),
             pushes: 0,
@@ -184,10 +185,10 @@ impl World {
                     assert!(self.logs.insert(id, log).is_none());
                 }
             }
-            Op::Leave(nth) => {
+            Op::Leave(nth, reason) => {
                 let id = self.pick(nth);
-                if self.leaving.is_none() && id != INBOX {
-                    self.leaving = Some(id);
+                if id != INBOX {
+                    self.leaving.insert(id, reason);
                     self.number += 1;
                     let number = self.number;
                     let log = self.logs.get_mut(&id).unwrap();
@@ -199,7 +200,10 @@ impl World {
                     // Messages behind the end are in the ring and the store as well.
                     log.messages.extend([(number + 1, 1), (number + 2, 1)]);
                     self.number += 2;
-                    self.window.leave(id, last);
+                    if reason.is_none() {
+                        log.in_flight.clear();
+                    }
+                    self.window.leave(id, last, reason);
                 }
             }
             Op::FailReads(fail) => self.reads_fail = fail,
@@ -225,8 +229,8 @@ impl World {
                     };
                     self.window.handle_page(page, self.now).unwrap();
                 }
-                Step::Left(id) => {
-                    assert_eq!(self.leaving.take(), Some(id));
+                Step::Left(id, reason) => {
+                    assert_eq!(self.leaving.remove(&id), Some(reason));
                     let log = self.logs.remove(&id).unwrap();
                     assert_eq!(log.pushed, log.due(), "messages before the end are pushed");
                 }
@@ -289,7 +293,9 @@ impl World {
         }
         log.pushed = position.messages as usize;
         assert!(log.pushed <= log.due(), "messages behind the end");
-        log.in_flight.push(position.sequence.0);
+        if self.leaving.get(&id) != Some(&None) {
+            log.in_flight.push(position.sequence.0);
+        }
     }
 
     fn check(&self) {
@@ -323,7 +329,7 @@ impl World {
         for (id, log) in &self.logs {
             assert_eq!(log.pushed, log.messages.len(), "log {id}");
         }
-        assert_eq!(self.leaving, None);
+        assert_eq!(self.leaving, BTreeMap::new());
     }
 
     fn any_in_flight(&self) -> Option<LogId> {
@@ -346,7 +352,9 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (log.clone(), 1_usize..5).prop_map(|(log, part)| Op::Retain(log, part)),
         2 => log.clone().prop_map(Op::Lag),
         1 => Just(Op::Join),
-        1 => log.prop_map(Op::Leave),
+        1 => (log, any::<bool>()).prop_map(|(log, is_own)| {
+            Op::Leave(log, (!is_own).then_some(LeftReason::Left))
+        }),
         1 => any::<bool>().prop_map(Op::FailReads),
         6 => Just(Op::Run),
     ]
@@ -468,6 +476,7 @@ fn end_of_a_membership_follows_its_last_message() {
             number: 5,
             messages: 5,
         },
+        Some(LeftReason::Left),
     );
     assert_eq!(run(&mut window, now, 9), [(rooms[0], 4), (rooms[0], 5)]);
     // `run` ended with the end of the membership.
@@ -476,16 +485,192 @@ fn end_of_a_membership_follows_its_last_message() {
 }
 
 #[test]
-fn deleted_room_ends_without_its_rest() {
+fn deleted_room_ends_with_a_gap() {
     let (mut window, rooms, now) = with_rooms(1);
-    let last = Point {
-        number: 5,
-        messages: 5,
-    };
-    window.leave(rooms[0], last);
+    let room = rooms[0];
+    window.leave(room, point(5), Some(LeftReason::Deleted));
     assert!(matches!(window.step(now), Step::Take(..)));
-    window.skip_to_end();
-    assert!(matches!(window.step(now), Step::Left(log) if log == rooms[0]));
+    assert!(window.is_deleted(room));
+    window.skip_to_end(room);
+    let Step::Push(_, Push::Gap(gap)) = window.step(now) else {
+        panic!("no gap")
+    };
+    assert_eq!((gap.from, gap.to.sequence), (Sequence(1), Sequence(5)));
+    assert_eq!(gap.count, 5);
+    assert!(matches!(window.step(now), Step::Left(log, Some(_)) if log == room));
+}
+
+#[test]
+fn removed_log_of_a_membership_becomes_a_gap() {
+    let (mut window, rooms, now) = with_rooms(1);
+    window.leave(rooms[0], point(5), Some(LeftReason::Left));
+    window.handle_lagged(rooms[0]);
+    assert!(matches!(window.step(now), Step::Read { .. }));
+    let page = ReadPage {
+        is_complete: true,
+        ..ReadPage::default()
+    };
+    window.handle_page(Ok(page), now).unwrap();
+    let push = window.step(now);
+    assert!(matches!(push, Step::Push(_, Push::Gap(gap)) if gap.count == 5));
+    assert!(matches!(window.step(now), Step::Left(..)));
+}
+
+#[test]
+fn memberships_end_independently() {
+    let (mut window, rooms, now) = with_rooms(2);
+    let [one, other] = rooms[..] else { panic!() };
+    window.note_ready(one);
+    assert_eq!(run(&mut window, now, 300).len(), WINDOW_MESSAGES_MAX);
+    window.leave(one, point(300), Some(LeftReason::Left));
+    window.leave(other, Point::default(), Some(LeftReason::Expelled));
+    // Its end needs no place in the full window.
+    let left = window.step(now);
+    assert!(matches!(left, Step::Left(log, Some(LeftReason::Expelled)) if log == other));
+    assert!(run(&mut window, now, 400).is_empty());
+    window.handle_ack(one, Sequence(256)).unwrap();
+    assert_eq!(run(&mut window, now, 400).last(), Some(&(one, 300)));
+}
+
+#[test]
+fn own_leave_frees_the_window() {
+    let (mut window, rooms, now) = with_rooms(2);
+    let [one, other] = rooms[..] else { panic!() };
+    window.note_ready(one);
+    assert_eq!(run(&mut window, now, 300).len(), WINDOW_MESSAGES_MAX);
+    window.leave(one, point(300), None);
+    assert!(!window.awaits_ack());
+    let pushed = run(&mut window, now, 400);
+    assert_eq!(pushed.len(), 44, "its last messages");
+    assert!(!window.awaits_ack(), "nothing is to be acknowledged");
+    window.note_ready(other);
+    assert_eq!(run(&mut window, now, 1), [(other, 1)]);
+}
+
+#[test]
+fn unreadable_room_blocks_no_other_log() {
+    let (mut window, rooms, now) = with_rooms(2);
+    let [damaged, fine] = rooms[..] else { panic!() };
+    let mut now = now;
+    for round in 0..3 {
+        for log in [damaged, fine, INBOX] {
+            window.handle_lagged(log);
+            window.note_ready(log);
+        }
+        let mut read = BTreeMap::new();
+        loop {
+            match window.step(now) {
+                Step::Read { log, after, .. } => {
+                    *read.entry(log).or_insert(0) += 1;
+                    let messages = vec![message(after.number + 1, 1)];
+                    let page = match log == damaged {
+                        true => Err(Unavailable),
+                        false => Ok(ReadPage {
+                            is_complete: true,
+                            ..part(messages)
+                        }),
+                    };
+                    window.handle_page(page, now).unwrap();
+                }
+                Step::Take(log, _) => window.handle_caught_up(log),
+                Step::Push(log, _) => assert_ne!(log, damaged),
+                Step::Left(..) | Step::Wait => break,
+            }
+        }
+        let once = BTreeMap::from([(INBOX, 1), (damaged, 1), (fine, 1)]);
+        assert_eq!(read, once, "round {round}");
+        now = window.retry_at().unwrap();
+    }
+}
+
+#[test]
+fn unreadable_room_can_be_left() {
+    let (mut window, rooms, mut now) = with_rooms(1);
+    window.handle_lagged(rooms[0]);
+    window.leave(rooms[0], point(7), Some(LeftReason::Expelled));
+    let mut failures = 0;
+    let push = loop {
+        match window.step(now) {
+            Step::Read { .. } => {
+                failures += 1;
+                window.handle_page(Err(Unavailable), now).unwrap();
+            }
+            Step::Wait => now = window.retry_at().unwrap(),
+            step => break step,
+        }
+    };
+    assert_eq!(failures, usize::from(membership::LEAVING_FAILURES_MAX));
+    assert!(matches!(push, Step::Push(_, Push::Gap(gap)) if gap.count == 7));
+    assert!(matches!(window.step(now), Step::Left(..)));
+}
+
+#[test]
+fn pages_of_long_texts_are_turns() {
+    for bytes in [8 * 1024, 60 * 1024] {
+        let (mut window, rooms, now) = with_rooms(2);
+        for log in [INBOX, rooms[0], rooms[1]] {
+            window.handle_lagged(log);
+            window.note_ready(log);
+        }
+        let mut pushed = Vec::new();
+        while pushed.len() < 120 {
+            match window.step(now) {
+                Step::Read { after, limit, .. } => {
+                    let count = limit.messages.min((limit.bytes / bytes).max(1)) as u64;
+                    let numbers = after.number + 1..=after.number + count;
+                    let messages = numbers.map(|number| message(number, bytes)).collect();
+                    window.handle_page(Ok(part(messages)), now).unwrap();
+                }
+                Step::Push(log, push) => {
+                    pushed.push(log);
+                    window.handle_ack(log, push.position().sequence).unwrap();
+                }
+                // A ring that does not have the next message.
+                Step::Take(log, _) => window.handle_lagged(log),
+                Step::Left(..) | Step::Wait => panic!("no progress"),
+            }
+        }
+        let turns = pushed.chunk_by(|one, other| one == other);
+        let longest = turns.map(<[_]>::len).max();
+        assert!(longest <= Some(64 * 1024 / bytes), "{longest:?} of {bytes}");
+    }
+}
+
+#[test]
+fn quiet_inbox_costs_no_second_read() {
+    let (mut window, rooms, now) = with_rooms(1);
+    window.handle_lagged(rooms[0]);
+    window.note_ready(rooms[0]);
+    assert!(matches!(window.step(now), Step::Read { .. }));
+    window
+        .handle_page(Ok(part((1..=64).map(|n| message(n, 1)).collect())), now)
+        .unwrap();
+    let mut pushed = 0;
+    loop {
+        window.note_ready(INBOX);
+        match window.step(now) {
+            Step::Push(..) => pushed += 1,
+            Step::Take(INBOX, _) => window.handle_caught_up(INBOX),
+            step => break assert!(matches!(step, Step::Take(..)), "{step:?}"),
+        }
+    }
+    assert_eq!(pushed, 64);
+}
+
+#[test]
+fn empty_window_keeps_little_memory() {
+    let (mut window, rooms, now) = with_rooms(1);
+    window.note_ready(rooms[0]);
+    assert_eq!(run(&mut window, now, 200).len(), 200);
+    window.handle_ack(rooms[0], Sequence(200)).unwrap();
+    assert!(window.in_flight.capacity() <= IDLE_CAPACITY_MAX);
+}
+
+const fn point(number: u64) -> Point {
+    Point {
+        number,
+        messages: number,
+    }
 }
 
 #[test]

@@ -65,6 +65,13 @@ fn any_failing_operation_loses_nothing_durable() {
     }
 }
 
+/// The run merges blocks in a frame that is not to be synced, writes the index frame of
+/// the segment of the blocks, and loses what is not synced.
+#[test]
+fn merged_block_survives_a_power_loss() {
+    assert!(fail_at(60, Fault::Refuse, 2_120_363_064_165_537_204));
+}
+
 mod long {
     use super::*;
 
