@@ -25,6 +25,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::chat::Chat;
+use crate::log::Usage;
 
 /// The maximum number of connections to the listener of the metrics. Further ones wait.
 const CONNECTIONS_MAX: usize = 8;
@@ -85,7 +86,10 @@ pub struct Metrics {
     unknown: Counter,
     refusals: [Counter; Code::ALL.len()],
     deliveries: Counter,
+    redeliveries: Counter,
     acknowledgements: Counter,
+    gaps: Counter,
+    lagging: Gauge,
     throttled: Counter<f64, std::sync::atomic::AtomicU64>,
     accounts: Gauge,
     is_available: Gauge,
@@ -98,11 +102,47 @@ pub struct Metrics {
 pub struct StoreMetrics {
     commits: Histogram,
     commit_messages: Histogram,
+    queued_messages: Gauge,
+    queued_bytes: Gauge,
+    oldest_unread: Gauge,
+    rooms: Gauge,
+    members: Gauge,
+    devices: Gauge,
+    live_bytes: Gauge,
+    file_bytes: Gauge,
+    free_bytes: Gauge,
+}
+
+/// The running totals of a store.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StoreTotals {
+    /// The unacknowledged messages of all inboxes.
+    pub(crate) queued_messages: u64,
+    /// The bytes of their texts.
+    pub(crate) queued_bytes: u64,
+    /// The age of the oldest of them.
+    pub(crate) oldest_unread: Duration,
+    /// The number of rooms.
+    pub(crate) rooms: u64,
+    /// The memberships of all rooms.
+    pub(crate) members: u64,
+    /// The devices of all users.
+    pub(crate) devices: u64,
 }
 
 impl Default for StoreMetrics {
     fn default() -> Self {
+        let gauge = Gauge::default;
         Self {
+            queued_messages: gauge(),
+            queued_bytes: gauge(),
+            oldest_unread: gauge(),
+            rooms: gauge(),
+            members: gauge(),
+            devices: gauge(),
+            live_bytes: gauge(),
+            file_bytes: gauge(),
+            free_bytes: gauge(),
             // 50 µs to 3.3 s.
             commits: Histogram::new(exponential_buckets(5e-5, 4.0, 9)),
             // 1 to 16,384.
@@ -117,6 +157,27 @@ impl StoreMetrics {
         self.commits.observe(took.as_secs_f64());
         self.commit_messages.observe(messages as f64);
     }
+
+    /// Sets the running totals.
+    pub(crate) fn set_totals(&self, totals: &StoreTotals) {
+        set(&self.queued_messages, totals.queued_messages);
+        set(&self.queued_bytes, totals.queued_bytes);
+        set(&self.oldest_unread, totals.oldest_unread.as_secs());
+        set(&self.rooms, totals.rooms);
+        set(&self.members, totals.members);
+        set(&self.devices, totals.devices);
+    }
+
+    /// Sets the sizes of the log.
+    pub(crate) fn set_usage(&self, usage: &Usage) {
+        set(&self.live_bytes, usage.live_bytes);
+        set(&self.file_bytes, usage.file_bytes);
+        set(&self.free_bytes, usage.free_bytes.unwrap_or_default());
+    }
+}
+
+fn set(gauge: &Gauge, value: u64) {
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
 }
 
 /// Returns a counter for each value of a label.
@@ -176,10 +237,25 @@ impl Metrics {
             unknown,
             refusals: counters(registry_ref, refusals, "code", codes),
             deliveries: figure(registry_ref, "deliveries", "Messages pushed to connections"),
+            redeliveries: figure(
+                registry_ref,
+                "redeliveries",
+                "Messages in flight at the end of a delivery, which are pushed again",
+            ),
             acknowledgements: figure(
                 registry_ref,
                 "acknowledgements",
                 "Acknowledgements of connections",
+            ),
+            gaps: figure(
+                registry_ref,
+                "gaps",
+                "Gaps pushed to connections, for messages that were removed",
+            ),
+            lagging: figure(
+                registry_ref,
+                "lagging_subscriptions",
+                "Deliveries that read the log, because they are behind",
             ),
             throttled: figure(
                 registry_ref,
@@ -218,17 +294,27 @@ impl Metrics {
         let Counts {
             stored,
             deliveries,
+            redeliveries,
             acknowledgements,
+            gaps,
         } = std::mem::take(counts);
         for (counter, count) in [
             (&self.stored, stored),
             (&self.deliveries, deliveries),
+            (&self.redeliveries, redeliveries),
             (&self.acknowledgements, acknowledgements),
+            (&self.gaps, gaps),
         ] {
             if count > 0 {
                 counter.inc_by(count.into());
             }
         }
+    }
+
+    /// Counts a delivery that reads the log, until the guard is dropped.
+    pub(crate) fn lag(&self) -> ConnectionGuard {
+        self.lagging.inc();
+        ConnectionGuard(self.lagging.clone())
     }
 
     /// Counts the reply to a send that was not stored.
@@ -283,6 +369,32 @@ impl StoreMetrics {
             "Messages of one commit",
             self.commit_messages.clone(),
         );
+        let oldest = "Age of the oldest unacknowledged message of all inboxes, at most";
+        for (name, help, gauge) in [
+            (
+                "queued_messages",
+                "Unacknowledged messages of all inboxes",
+                &self.queued_messages,
+            ),
+            ("queued_bytes", "Bytes of their texts", &self.queued_bytes),
+            ("oldest_unread_seconds", oldest, &self.oldest_unread),
+            ("rooms", "Rooms", &self.rooms),
+            ("members", "Memberships of all rooms", &self.members),
+            ("devices", "Devices of all users", &self.devices),
+            (
+                "store_live_bytes",
+                "Messages that the store holds, in bytes",
+                &self.live_bytes,
+            ),
+            ("store_bytes", "Size of the store's files", &self.file_bytes),
+            (
+                "store_free_bytes",
+                "Free space beside the store; 0 in memory",
+                &self.free_bytes,
+            ),
+        ] {
+            registry.register(name, help, gauge.clone());
+        }
     }
 }
 
@@ -298,10 +410,12 @@ impl fmt::Debug for Metrics {
 pub(crate) struct Counts {
     pub(crate) stored: u32,
     pub(crate) deliveries: u32,
+    pub(crate) redeliveries: u32,
     pub(crate) acknowledgements: u32,
+    pub(crate) gaps: u32,
 }
 
-/// A connection that is counted until this is dropped.
+/// A connection or a delivery that is counted until this is dropped.
 #[derive(Debug)]
 pub(crate) struct ConnectionGuard(Gauge);
 
@@ -384,8 +498,16 @@ mod tests {
     fn labels_are_few_and_name_nobody() {
         let store = StoreMetrics::default();
         store.record_commit(Duration::from_millis(1), 3);
+        store.set_totals(&StoreTotals {
+            queued_messages: 5,
+            queued_bytes: 500,
+            oldest_unread: Duration::from_secs(60),
+            rooms: 1,
+            members: 2,
+            devices: 3,
+        });
         let metrics = Metrics::new(Some(&store));
-        let guard = metrics.open(FrontKind::WebSocket);
+        let guard = (metrics.open(FrontKind::WebSocket), metrics.lag());
         metrics.record_refusal(Code::QueueFull);
         let mut counts = Counts {
             stored: 2,
@@ -399,6 +521,9 @@ mod tests {
             "hark_refusals_total{code=\"queue-full\"} 1",
             "hark_sends_total{outcome=\"stored\"} 2",
             "hark_commit_messages_sum 3.0",
+            "hark_queued_messages 5",
+            "hark_oldest_unread_seconds 60",
+            "hark_lagging_subscriptions 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in {text}");
         }
@@ -411,5 +536,6 @@ mod tests {
             text.contains("hark_connections{front=\"websocket\"} 0"),
             "{text}"
         );
+        assert!(text.contains("hark_lagging_subscriptions 0"), "{text}");
     }
 }

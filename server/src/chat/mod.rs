@@ -63,7 +63,7 @@ use tokens::TokenConnections;
 
 pub use connection::{ClientConnection, Output};
 pub use delivery_window::NeverPushed;
-pub use inbox::Inbox;
+pub use inbox::{Inbox, UnreadLog, UnreadPage};
 pub use rate_limiter::{RateLimiter, Rates};
 pub(crate) use replies::delivery;
 pub use rooms::MayCreateRooms;

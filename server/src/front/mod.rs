@@ -12,6 +12,7 @@
 //! | `caller`, `call` | the connection below a call, and the client connection of a call |
 //! | `tls` | the certificate and the handshake |
 //! | `rate_limited`, `drain` | a stream that is read at a limited rate; a lingering close |
+//! | `read_within` | a response over HTTP/2 that must be read |
 
 mod call;
 mod caller;
@@ -21,6 +22,7 @@ mod grpc;
 pub(crate) mod http;
 mod http2;
 mod rate_limited;
+mod read_within;
 mod tls;
 mod unread;
 pub mod wire;
@@ -93,6 +95,11 @@ impl Fronts {
             chat,
             settings,
         }
+    }
+
+    /// Sets the maximum number of open requests of an address behind a proxy.
+    pub(crate) fn set_requests_max(&self, requests_max: usize) {
+        self.http.set_requests_max(requests_max);
     }
 
     /// Returns the settings.

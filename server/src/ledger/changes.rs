@@ -9,6 +9,7 @@ use hark_protocol::limits::OUTCOMES_REMEMBERED;
 use super::block::BlockBuilder;
 use super::dedup::OutcomeRun;
 use super::record::{CLOCK_BYTES, Clock, Record};
+use super::totals::Totals;
 use crate::log::{Block, Frame};
 use crate::store::{
     Account, AccountEntry, AccountToken, DeviceId, End, Message, Notice, Outcome, Position,
@@ -33,6 +34,8 @@ pub(crate) struct Changes {
     is_full: bool,
     /// The device of the command that is decided: it is not notified.
     pub(super) origin: Option<DeviceId>,
+    /// The totals, up to date with the decisions.
+    pub(crate) totals: Totals,
     /// The effects to publish when the frame is durable.
     pub(crate) effects: Effects,
 }

@@ -12,6 +12,7 @@
 //! | `devices` | the devices of users, and what they hold back |
 //! | `profile` | what a user has beside its inbox |
 //! | `tokens` | the tokens of users |
+//! | `totals` | running totals for the metrics |
 //! | `rooms` | rooms: members, messages, retention |
 //! | `message_log` | the messages of an inbox or a room |
 //! | `sessions`, `dedup` | send sessions and the outcomes of their sends |
@@ -42,6 +43,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod totals;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -201,6 +203,7 @@ impl Ledger {
         self.wall_ms = context.wall_ms;
         self.age = self.age();
         changes.begin(self.clock());
+        changes.totals.begin(self.running);
         self.sessions.forget_idle(self.running, |forgotten| {
             if forgotten.is_recorded {
                 changes.record(&Record::SessionEnd(forgotten.slot));
@@ -372,6 +375,7 @@ impl Ledger {
         };
         changes.record(&Record::AccountEnd(account.incarnation));
         inbox.end_tokens(false, changes);
+        inbox.count_end(&mut changes.totals);
         let effects = &mut changes.effects;
         effects
             .accounts

@@ -36,8 +36,9 @@ pub use operation::{OnTakeover, Operation};
 pub use pending::{Completer, Pending};
 pub use ring::{Next, Registration, Ring, name_hash};
 pub use rooms::{
-    AttachedRoom, DeviceEntry, DeviceId, DeviceSubscription, History, Joined, MemberPage, NAMELESS,
-    Notice, PastPage, Point, RoomAnswer, RoomCommand, RoomEntry, RoomOperation, RoomPage,
+    AttachedRoom, DeviceCursors, DeviceEntry, DeviceId, DeviceSubscription, History, Joined,
+    MemberPage, NAMELESS, Notice, PastPage, Point, RoomAnswer, RoomCommand, RoomEntry,
+    RoomOperation, RoomPage, RoomPlace,
 };
 pub use said::{Encoding, Said};
 pub use subscription::{

@@ -112,6 +112,10 @@ pub enum RoomCommand {
     Members(RoomName, Option<UserName>),
     /// Lists the devices of the caller. Answers [`RoomAnswer::Devices`].
     Devices,
+    /// Looks up what a device of the caller, the nameless one without a name, has
+    /// acknowledged so far, which is durable with the answer. Answers
+    /// [`RoomAnswer::Cursors`].
+    Cursors(Option<DeviceName>),
     /// Ends a device of the caller, the nameless one without a name. Answers
     /// [`RoomAnswer::Existed`].
     Forget(Option<DeviceName>),
@@ -145,6 +149,8 @@ pub enum RoomAnswer {
     Members(MemberPage),
     /// Devices.
     Devices(Vec<DeviceEntry>),
+    /// The cursors of a device.
+    Cursors(DeviceCursors),
     /// The messages that may be read back.
     History(History),
     /// Tokens, sorted by name.
@@ -231,6 +237,28 @@ pub struct DeviceEntry {
     pub seen_s: u32,
     /// The messages of the inbox that wait for it.
     pub waiting: u64,
+}
+
+/// The cursors of a device: what it has acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceCursors {
+    /// The device; `None` if it does not exist: with these cursors it would begin.
+    pub device: Option<DeviceId>,
+    /// The last message of the inbox that it has acknowledged.
+    pub inbox: Position,
+    /// The rooms that it reads.
+    pub rooms: Vec<RoomPlace>,
+}
+
+/// The place of a device in a room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoomPlace {
+    /// The name of the room.
+    pub name: RoomName,
+    /// The last message that the device has acknowledged.
+    pub cursor: Point,
+    /// The messages above it.
+    pub unread: History,
 }
 
 /// The messages of a room that a member may read back.

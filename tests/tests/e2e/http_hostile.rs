@@ -336,6 +336,46 @@ async fn forwarded_request_is_never_local() {
 }
 
 #[tokio::test]
+async fn open_requests_of_a_forwarded_address_are_limited() {
+    let server = Harkd::builder()
+        .args([
+            "--proxy-from=127.0.0.1",
+            "--allow-open-accounts",
+            "--limit-loopback",
+            "--max-connections-per-address=2",
+        ])
+        .start();
+    let for_client =
+        |line: &str, client: &str| request(line, &format!("X-Forwarded-For: {client}\r\n"), "");
+    let create = for_client("PUT /v1/users/bob", "203.0.113.7");
+    check_status(&exchange(&server, &create).await, 201);
+    let mut open = Vec::new();
+    for device in ["phone", "tablet"] {
+        let line = format!("POST /v1/receive/bob?device={device}");
+        let mut raw = Raw::open(&server).await;
+        raw.write(for_client(&line, "203.0.113.7").as_bytes()).await;
+        let mut head = [0; 12];
+        raw.0.read_exact(&mut head).await.unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200");
+        open.push(raw);
+    }
+    let get = |client: &str| for_client("GET /v1/users", client);
+    let refused = exchange(&server, &get("203.0.113.7")).await;
+    check_status(&refused, 503);
+    assert!(refused.contains("retry-after: "), "{refused}");
+    // Neither the other clients nor the proxy are limited by it.
+    check_status(&exchange(&server, &get("203.0.113.8")).await, 200);
+    open.pop();
+    let start = Instant::now();
+    while !exchange(&server, &get("203.0.113.7"))
+        .await
+        .contains(" 200 ")
+    {
+        assert!(start.elapsed() < TIMEOUT, "the request is still counted");
+    }
+}
+
+#[tokio::test]
 async fn refused_connection_gets_503_with_a_wait() {
     let server = Harkd::builder().arg("--max-connections=1").start();
     let mut wire = Wire::connect(server.address()).await;

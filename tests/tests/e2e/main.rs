@@ -28,6 +28,8 @@ mod floods;
 mod grpc_client;
 mod grpc_memory;
 mod http;
+mod http2;
+mod http_devices;
 mod http_hostile;
 mod lifecycle;
 mod links;

@@ -19,8 +19,8 @@ use bytestring::ByteString;
 use hark_protocol::limits::{SENDS_UNANSWERED_MAX, VERSION};
 use hark_protocol::message::RoomReply;
 use hark_protocol::{
-    ByeReason, Code, Malformed, OkFields, Refusal, Reply, Request, RequestId, RoomName, Sequence,
-    SessionToken, UserName,
+    ByeReason, Code, DeviceName, Malformed, OkFields, Refusal, Reply, Request, RequestId, RoomName,
+    Sequence, SessionToken, UserName,
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -36,9 +36,10 @@ use super::rooms::Part;
 use super::shutdown::{Shutdown, ShutdownSignal};
 use super::tokens::{OUT_OF_SCOPE, Right, out_of_scope};
 use super::{Chat, Fault, NeverPushed, audit};
-use crate::metrics::Counts;
+use crate::metrics::{ConnectionGuard, Counts};
 use crate::store::{
-    Account, Append, Created, DeviceId, End, Message, Outcome, Pending, Said, Unavailable,
+    Account, Append, Created, DeviceId, End, Message, Outcome, Pending, RoomCommand, Said,
+    Unavailable,
 };
 
 /// The output of a connection.
@@ -84,6 +85,8 @@ pub struct ClientConnection {
     stage: ConnectionStage,
     /// The counts for the metrics since the latest pause of the output.
     counts: Counts,
+    /// Counts the connection while its delivery is behind.
+    lag: Option<ConnectionGuard>,
     /// Whether an acknowledgement without its push was logged as a warning.
     has_warned_of_ack: bool,
 }
@@ -135,17 +138,16 @@ impl ClientConnection {
             ended: None,
             stage: ConnectionStage::Open,
             counts: Counts::default(),
+            lag: None,
             has_warned_of_ack: false,
         }
     }
 
     /// Charges its requests to `limiter`, in addition to the limiter of its user.
     #[must_use]
-    pub fn limited_by(self, limiter: Option<Arc<RateLimiter>>) -> Self {
-        Self {
-            throttle: self.throttle.limited_by(limiter),
-            ..self
-        }
+    pub fn limited_by(mut self, limiter: Option<Arc<RateLimiter>>) -> Self {
+        self.throttle.set_limiter(limiter);
+        self
     }
 
     /// Sends in `session` without a `hello`. Any number of connections may send in it at
@@ -424,16 +426,31 @@ impl ClientConnection {
         }
     }
 
-    /// Resolves when the acknowledgements so far are durable. A failure means that they may
-    /// not be.
-    pub fn sync_acknowledgements(&self) -> impl Future<Output = Result<(), Unavailable>> + use<> {
-        let reader = self.delivery.as_ref();
-        let synced = reader.map(|reader| self.chat.store.sync_acknowledgements(reader.account()));
-        async move {
-            match synced {
-                Some(synced) => synced.await.map(drop),
-                None => Ok(()),
+    /// Resolves when the acknowledgements so far of the device that receives, the nameless
+    /// one without a name, are durable. A failure means that they may not be.
+    pub fn sync_acknowledgements(
+        &self,
+        device: Option<&DeviceName>,
+    ) -> impl Future<Output = Result<(), Unavailable>> + use<> {
+        let store = &self.chat.store;
+        let account = self.delivery.as_ref().map(DeliveryReader::account);
+        let (mut inbox, mut cursors) = (None, None);
+        match (account, device) {
+            (None, _) => {}
+            (Some(account), None) => inbox = Some(store.sync_acknowledgements(account)),
+            (Some(account), Some(device)) => {
+                let command = RoomCommand::Cursors(Some(device.clone()));
+                cursors = Some(store.room_command(account, None, command));
             }
+        }
+        async move {
+            if let Some(inbox) = inbox {
+                inbox.await?;
+            }
+            if let Some(cursors) = cursors {
+                cursors.await?.map_err(|_| Unavailable)?;
+            }
+            Ok(())
         }
     }
 
@@ -473,9 +490,16 @@ impl ClientConnection {
             Poll::Ready(Output::Reply(_, Reply::NotOk(refusal))) => {
                 metrics.record_refusal(refusal.code);
             }
+            Poll::Ready(Output::Notice(RoomReply::Gap(_))) => self.counts.gaps += 1,
             Poll::Ready(Output::Reply(..) | Output::Notice(_) | Output::Bye(_)) => {}
             Poll::Ready(Output::Close) | Poll::Pending => {
                 metrics.add(&mut self.counts);
+                let reader = self.delivery.as_ref();
+                match reader.is_some_and(DeliveryReader::is_behind) {
+                    false => self.lag = None,
+                    true if self.lag.is_none() => self.lag = Some(metrics.lag()),
+                    true => {}
+                }
                 let paused = self.throttle.take_paused();
                 if !paused.is_zero() {
                     metrics.record_pause(paused);
@@ -585,6 +609,18 @@ impl ClientConnection {
             }
             End::Interrupted => None,
         }
+    }
+
+    /// Begins a delivery. The messages in flight of a former one are pushed again.
+    fn deliver(&mut self, reader: DeliveryReader) {
+        self.count_redeliveries();
+        self.delivery = Some(reader);
+    }
+
+    fn count_redeliveries(&mut self) {
+        let reader = self.delivery.as_ref();
+        let in_flight = reader.map_or(0, |reader| reader.window().in_flight());
+        self.counts.redeliveries += in_flight as u32;
     }
 
     fn answer(&mut self, id: Option<RequestId>, answer: PendingReply) {
@@ -754,14 +790,14 @@ impl ClientConnection {
                 let queued = subscription.queued();
                 self.become_user(authenticated);
                 self.stop_receiving();
-                self.delivery = Some(DeliveryReader::new(subscription));
+                self.deliver(DeliveryReader::new(subscription));
                 Reply::Ok(OkFields::Queued(queued))
             }
             Done::Attached(authenticated, attached) => {
                 let fields = OkFields::Attached(attached.inbox.queued(), attached.rooms.len());
                 self.become_user(authenticated);
                 self.stop_receiving();
-                self.delivery = Some(DeliveryReader::attached(*attached));
+                self.deliver(DeliveryReader::attached(*attached));
                 Reply::Ok(fields)
             }
         };
@@ -811,6 +847,13 @@ impl ClientConnection {
             Some(user) => tracing::debug!(%user, %sequence, %address, "ack ignored"),
             None => tracing::debug!(%sequence, %address, "ack ignored: connection has no delivery"),
         }
+    }
+}
+
+impl Drop for ClientConnection {
+    fn drop(&mut self) {
+        self.count_redeliveries();
+        self.chat.metrics.add(&mut self.counts);
     }
 }
 

@@ -11,7 +11,6 @@ use super::devices::{Client, Pushed, chat, user};
 use crate::chat::{Chat, Fault};
 use crate::config::Cli;
 use crate::shard::{ShardConfig, ShardStore};
-use crate::store::Position;
 
 const PASSWORD: &str = "correct horse";
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -217,13 +216,15 @@ async fn revocation_closes_the_connections_of_its_token() {
     first.ok(attach("amy", &token)).await;
     let mut second = entered(&chat, &token).await;
     let mut third = entered(&chat, &other).await;
-    let inbox = chat.inbox(HERE, user("amy"), secret(&token)).await.unwrap();
+    let inbox = chat.inbox(HERE, user("amy"), secret(&token), None);
+    let inbox = inbox.await.unwrap();
+    let mut log = inbox.unread_logs().await.unwrap().remove(0);
     amy.ok(revoke("laptop")).await;
     // Before the answer: what arrives from now on is not served.
     for client in [&mut first, &mut second] {
         assert_eq!(client.pushes(1).await, [Pushed::Closed]);
     }
-    let Err(Fault::Refused(refusal)) = inbox.read(Position::default()).await else {
+    let Err(Fault::Refused(refusal)) = inbox.read(&mut log).await else {
         panic!("not refused")
     };
     assert_eq!(refusal.code, Code::Denied);

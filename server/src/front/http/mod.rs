@@ -10,6 +10,7 @@
 //! | `forwarded` | the limits of clients behind a proxy |
 //! | `route` | resources and parameters |
 //! | `credentials` | the identity and the idempotency of a request |
+//! | `messages` | the requests that receive and acknowledge |
 //! | `receive`, `receivers` | the responses that carry messages, and their acknowledgements |
 //! | `page` | the web page |
 //! | `websocket` | the handshake of a WebSocket |
@@ -24,6 +25,7 @@ pub(crate) mod fuzzing;
 mod guard;
 mod head;
 mod in_flight;
+mod messages;
 mod page;
 mod receive;
 mod receivers;
@@ -50,16 +52,17 @@ use zeroize::Zeroize as _;
 use self::credentials::{Credentials, credentials, idempotency_key};
 use self::error::HttpError;
 use self::forwarded::Forwarded;
+pub(super) use self::forwarded::ForwardedRequest;
 use self::guard::Guard;
 use self::head::HEAD_BYTES_MAX;
-use self::receive::{DeliveryOptions, deliver, unread};
 use self::receivers::Receivers;
-use self::response::{ResponseBody, json};
+pub(super) use self::response::ResponseBody;
+use self::response::json;
 use self::route::{Operation, Parameters, Resource};
 use super::Settings;
 use super::call::{Call, CallError, answer};
 use super::caller::Caller;
-use crate::chat::{Chat, Inbox, Output};
+use crate::chat::{Chat, Output};
 
 pub use guard::{HttpSettings, Origin};
 
@@ -89,7 +92,7 @@ pub(super) struct Http(Arc<HttpState>);
 struct HttpState {
     chat: Arc<Chat>,
     guard: Guard,
-    forwarded: Forwarded,
+    forwarded: Arc<Forwarded>,
     receivers: Arc<Receivers>,
     ack_timeout: Duration,
 }
@@ -131,10 +134,15 @@ impl Http {
         Self(Arc::new(HttpState {
             chat: Arc::clone(chat),
             guard: Guard::new(settings.http.clone(), settings.tls.clone()),
-            forwarded: Forwarded::new(Arc::clone(chat)),
+            forwarded: Arc::new(Forwarded::new(Arc::clone(chat))),
             receivers: Arc::default(),
             ack_timeout: settings.ack_timeout,
         }))
+    }
+
+    /// Sets the maximum number of open requests of an address behind a proxy.
+    pub(super) fn set_requests_max(&self, requests_max: usize) {
+        self.0.forwarded.set_requests_max(requests_max);
     }
 
     /// Answers a request over HTTP/2.
@@ -165,9 +173,12 @@ impl Http {
         let caller = if address == caller.address {
             caller.clone()
         } else {
+            let client = self.0.forwarded.begin(address);
+            let client = client.map_err(|refusal| HttpError::of_connection(&refusal))?;
             Caller {
                 address,
-                limiter: self.0.forwarded.limiter(address),
+                limiter: client.as_ref().map(|client| client.limiter()),
+                client,
                 ..caller.clone()
             }
         };
@@ -231,61 +242,6 @@ impl Http {
             .map_err(|error| HttpError::of_command(error, is_authenticated))?;
         let number = fields.as_stored().map(|sequence| sequence.0);
         Ok(json(StatusCode::CREATED, &Sent { number }))
-    }
-
-    async fn unread(&self, user: UserName, parts: &Parts, caller: &Caller) -> Answer {
-        Parameters::of(&parts.uri, &["device"])?;
-        let inbox = self.inbox(user, parts, caller).await?;
-        Ok(lines(unread(inbox).await?))
-    }
-
-    async fn receive(&self, user: UserName, parts: &Parts, caller: &Caller) -> Answer {
-        let parameters = Parameters::of(&parts.uri, &["device", "after", "ack", "count"])?;
-        let acknowledges = match parameters.text("ack") {
-            None => false,
-            Some("auto") => true,
-            Some(_) => return Err(HttpError::bad_request("the only value of ack is auto")),
-        };
-        let options = DeliveryOptions {
-            acknowledges,
-            count: parameters.number("count")?,
-            ack_timeout: self.0.ack_timeout,
-        };
-        let after = parameters.sequence("after")?;
-        let Login {
-            user,
-            password,
-            is_token,
-        } = self.login_of(user, parts, caller).await?;
-        if let Some(after) = after {
-            let inbox = self
-                .0
-                .chat
-                .inbox(caller.address, user.clone(), password.clone());
-            let inbox = inbox.await.map_err(|fault| of_login(fault, is_token))?;
-            inbox.start_after(after).await.map_err(CallError::from)?;
-        }
-        let mut call = Call::new(&self.0.chat, caller);
-        let connect = Request::Connect {
-            user: user.clone(),
-            password,
-        };
-        call.request(Ok(connect))
-            .await
-            .map_err(|error| of_login(error, is_token))?;
-        Ok(lines(deliver(user, call, &self.0.receivers, options)))
-    }
-
-    async fn acknowledge(&self, user: UserName, parts: &Parts, caller: &Caller) -> Answer {
-        let parameters = Parameters::of(&parts.uri, &["number", "device", "log"])?;
-        let number = parameters
-            .sequence("number")?
-            .ok_or_else(|| HttpError::bad_request("the number is missing"))?;
-        let inbox = self.inbox(user.clone(), parts, caller).await?;
-        if !self.0.receivers.acknowledge(&user, number) {
-            inbox.acknowledge(number).await.map_err(CallError::from)?;
-        }
-        Ok(json(StatusCode::OK, &Done {}))
     }
 
     async fn create(
@@ -360,26 +316,13 @@ impl Http {
     ) -> Result<(Call, bool), HttpError> {
         let mut call = Call::new(&self.0.chat, caller);
         let is_authenticated = login.is_some();
-        if let Some(Login { user, password, .. }) = login {
-            call.request(Ok(Request::Login { user, password })).await?;
+        if let Some(login) = login {
+            let (user, password) = (login.user, login.password);
+            let login_request = Request::Login { user, password };
+            let logged_in = call.request(Ok(login_request)).await;
+            logged_in.map_err(|error| of_login(error, login.is_token))?;
         }
         Ok((call, is_authenticated))
-    }
-
-    /// Logs in to the inbox of a user, as that user.
-    async fn inbox(
-        &self,
-        user: UserName,
-        parts: &Parts,
-        caller: &Caller,
-    ) -> Result<Inbox, HttpError> {
-        let Login {
-            user,
-            password,
-            is_token,
-        } = self.login_of(user, parts, caller).await?;
-        let inbox = self.0.chat.inbox(caller.address, user, password).await;
-        inbox.map_err(|fault| of_login(fault, is_token))
     }
 
     /// Returns the login of a request, if it has credentials. A token alone names its user.

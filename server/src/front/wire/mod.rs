@@ -15,6 +15,7 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ use tokio::time::Instant;
 use self::deadlines::{Deadline, DeadlineTable, Moment, Timer};
 use self::websocket::Violation;
 use super::drain::DRAIN_TIMEOUT;
+use super::http::ForwardedRequest;
 use crate::chat::{ClientConnection, Output};
 use crate::metrics::ConnectionGuard;
 use crate::store::{Message, Said};
@@ -84,6 +86,7 @@ pub struct Wire<S> {
     stage: WireStage,
     timer: Timer,
     _counted: Option<ConnectionGuard>,
+    _client: Option<Arc<ForwardedRequest>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,6 +136,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             stage: WireStage::Open,
             timer: Timer::default(),
             _counted: None,
+            _client: None,
         }
     }
 
@@ -140,6 +144,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     pub(super) fn counted(self, guard: ConnectionGuard) -> Self {
         Self {
             _counted: Some(guard),
+            ..self
+        }
+    }
+
+    /// Counts the connection for the address of a client behind a proxy.
+    pub(super) fn of_client(self, client: Option<Arc<ForwardedRequest>>) -> Self {
+        Self {
+            _client: client,
             ..self
         }
     }

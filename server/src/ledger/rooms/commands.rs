@@ -62,6 +62,9 @@ impl Ledger {
                 .members(caller, &room, after.as_ref())
                 .map(RoomAnswer::Members),
             RoomCommand::Devices => self.devices(caller).map(RoomAnswer::Devices),
+            RoomCommand::Cursors(device) => self
+                .cursors(caller, device.as_ref())
+                .map(RoomAnswer::Cursors),
             RoomCommand::Forget(device) => self
                 .forget_device(caller, device.as_ref(), changes)
                 .map(RoomAnswer::Existed),

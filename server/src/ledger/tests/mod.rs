@@ -5,6 +5,7 @@ mod devices;
 mod room_model;
 mod rooms;
 mod tokens;
+mod totals;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
