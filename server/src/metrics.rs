@@ -204,9 +204,9 @@ fn figure<M: prometheus_client::registry::Metric + Clone + Default>(
 }
 
 impl Metrics {
-    /// Returns the figures of a server with this store.
+    /// Returns the figures of a server. `register_store` adds those of its store.
     #[must_use]
-    pub fn new(store: Option<&StoreMetrics>) -> Self {
+    pub fn new(register_store: impl FnOnce(&mut Registry)) -> Self {
         let mut registry = Registry::with_prefix("hark");
         let registry_ref = &mut registry;
         let fronts = FrontKind::ALL.map(FrontKind::name);
@@ -226,9 +226,7 @@ impl Metrics {
         let outcomes = ["stored", "refused", "unknown"];
         let [stored, refused, unknown] = counters(registry_ref, sends, "outcome", outcomes);
         let codes = Code::ALL.map(Code::as_str);
-        if let Some(store) = store {
-            store.register(registry_ref);
-        }
+        register_store(registry_ref);
         Self {
             connections: fronts.map(|front| gauges.get_or_create_owned(&[("front", front)])),
             opened: counters(registry_ref, opened, "front", fronts),
@@ -358,7 +356,8 @@ impl Metrics {
 }
 
 impl StoreMetrics {
-    fn register(&self, registry: &mut Registry) {
+    /// Adds the figures to a registry.
+    pub(crate) fn register(&self, registry: &mut Registry) {
         registry.register(
             "commit_seconds",
             "Duration of commits, with their syncs",
@@ -395,6 +394,62 @@ impl StoreMetrics {
         ] {
             registry.register(name, help, gauge.clone());
         }
+    }
+}
+
+/// The figures of a server of a cluster.
+#[cfg(feature = "cluster")]
+#[derive(Debug, Clone)]
+pub(crate) struct ClusterMetrics {
+    shards_owned: Gauge,
+    takeovers: Counter,
+    forwarded: Counter,
+    appends: Histogram,
+}
+
+#[cfg(feature = "cluster")]
+impl Default for ClusterMetrics {
+    fn default() -> Self {
+        Self {
+            shards_owned: Gauge::default(),
+            takeovers: Counter::default(),
+            forwarded: Counter::default(),
+            // 0.5 ms to 8 s.
+            appends: Histogram::new(exponential_buckets(5e-4, 4.0, 8)),
+        }
+    }
+}
+
+#[cfg(feature = "cluster")]
+impl ClusterMetrics {
+    /// Adds the figures to a registry.
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        let owned = "Shards that this server owns";
+        registry.register("shards_owned", owned, self.shards_owned.clone());
+        let takeovers = "Shards that this server has come to own";
+        registry.register("takeovers", takeovers, self.takeovers.clone());
+        let forwarded = "Commands sent to other servers, which own their shards";
+        registry.register("forwarded_commands", forwarded, self.forwarded.clone());
+        let appends = "Duration of appends to the streams of shards";
+        registry.register("append_seconds", appends, self.appends.clone());
+    }
+
+    /// Sets the number of shards that the server owns.
+    pub(crate) fn set_shards_owned(&self, owned: usize) {
+        let owned = i64::try_from(owned).unwrap_or(i64::MAX);
+        let former = self.shards_owned.set(owned);
+        let taken = u64::try_from(owned - former).unwrap_or_default();
+        self.takeovers.inc_by(taken);
+    }
+
+    /// Counts commands to another server.
+    pub(crate) fn record_forwarded(&self, commands: usize) {
+        self.forwarded.inc_by(commands as u64);
+    }
+
+    /// Records an append that was answered.
+    pub(crate) fn record_append(&self, took: Duration) {
+        self.appends.observe(took.as_secs_f64());
     }
 }
 
@@ -506,7 +561,7 @@ mod tests {
             members: 2,
             devices: 3,
         });
-        let metrics = Metrics::new(Some(&store));
+        let metrics = Metrics::new(|registry| store.register(registry));
         let guard = (metrics.open(FrontKind::WebSocket), metrics.lag());
         metrics.record_refusal(Code::QueueFull);
         let mut counts = Counts {
@@ -537,5 +592,27 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("hark_lagging_subscriptions 0"), "{text}");
+    }
+
+    #[cfg(feature = "cluster")]
+    #[test]
+    fn takeovers_count_shards_that_are_gained() {
+        let cluster = ClusterMetrics::default();
+        let metrics = Metrics::new(|registry| cluster.register(registry));
+        for owned in [0, 4, 4, 1, 3] {
+            cluster.set_shards_owned(owned);
+        }
+        cluster.record_append(Duration::from_millis(2));
+        let mut text = String::new();
+        encode(&mut text, &metrics.registry).unwrap();
+        for line in [
+            "hark_shards_owned 3",
+            "hark_takeovers_total 6",
+            "hark_append_seconds_count 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in {text}");
+        }
+        let series = text.lines().filter(|line| !line.starts_with('#')).count();
+        assert!(series < 200, "{series} series");
     }
 }

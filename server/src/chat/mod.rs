@@ -154,7 +154,7 @@ impl Chat {
             budget: Arc::new(Semaphore::new(BUDGET_UNITS)),
             lists: listing::permits(),
             histories: rooms::history_permits(),
-            metrics: Metrics::new(store.metrics()),
+            metrics: Metrics::new(|registry| store.register_metrics(registry)),
             store,
             rules: ArcSwap::from_pointee(rules),
         }

@@ -53,6 +53,7 @@ use self::readers::Readers;
 use self::rings::OpenRings;
 use self::watchdog::{Deadlines, Progress, Watchdog, Watched};
 use hark_protocol::{Sequence, UserName};
+use prometheus_client::registry::Registry;
 
 use crate::ledger::Limits;
 use crate::log::Opener;
@@ -351,8 +352,8 @@ impl Store for ShardStore {
         Some(self.shared.directory.len())
     }
 
-    fn metrics(&self) -> Option<&StoreMetrics> {
-        Some(&self.shared.metrics)
+    fn register_metrics(&self, registry: &mut Registry) {
+        self.shared.metrics.register(registry);
     }
 
     fn is_low_on_space(&self) -> bool {

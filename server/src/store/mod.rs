@@ -25,10 +25,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytestring::ByteString;
 use hark_protocol::{Code, DeviceName, RequestId, Sequence, SessionToken, UserName};
+use prometheus_client::registry::Registry;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use crate::log::LogCopy;
-use crate::metrics::StoreMetrics;
 
 pub use admin::{AdminOperation, InboxInfo, StoreUsage};
 pub(crate) use fan_out::FanOut;
@@ -89,10 +89,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         None
     }
 
-    /// Returns the figures of the store, if it has any.
-    fn metrics(&self) -> Option<&StoreMetrics> {
-        None
-    }
+    /// Adds the figures of the store to the metrics of the server.
+    fn register_metrics(&self, _registry: &mut Registry) {}
 
     /// Returns whether the store refuses sends for lack of space, as far as it knows.
     fn is_low_on_space(&self) -> bool {

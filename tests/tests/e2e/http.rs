@@ -3,7 +3,8 @@
 use std::io::{BufRead, BufReader, Read as _};
 use std::process::{Child, Command, Stdio};
 
-use hark_protocol::Request;
+use hark_protocol::message::RoomMode;
+use hark_protocol::{Request, RoomRequest};
 use hark_tests::{Front, Harkd, Wire, name, wait_until};
 use serde_json::{Value, json};
 
@@ -480,8 +481,12 @@ fn every_response_has_the_standard_headers() {
         ("/v1/nothing", true),
         ("/healthz", false),
         ("/nothing", false),
+        ("/", false),
     ] {
-        let response = curl(&server, target, &[]);
+        let response = curl(&server, target, &["-H", "Accept-Encoding: gzip, br"]);
+        for absent in ["content-encoding", "set-cookie"] {
+            assert_eq!(response.header(absent), None, "{target}");
+        }
         assert_eq!(response.header("x-content-type-options"), Some("nosniff"));
         assert_eq!(response.header("referrer-policy"), Some("no-referrer"));
         assert_eq!(
@@ -523,6 +528,7 @@ fn http_2_carries_the_same_requests() {
     let filler = format!("X-Filler: {}", "x".repeat(9000));
     let long = curl(&server, "/healthz", &[prior_knowledge[0], "-H", &filler]);
     long.check(431, "too-large");
+    curl(&server, "/v1/ws", &prior_knowledge[..1]).check(400, "bad-request");
     // No upgrade from HTTP/1.1.
     let upgrade = curl(&server, "/v1/receive/bob", &["--http2"]);
     assert!(upgrade.headers.starts_with("HTTP/1.1 200"), "{upgrade:?}");
@@ -589,6 +595,19 @@ async fn metrics_count_and_name_nobody() {
     socket.sent("somebody", "hello").await;
     let message = socket.message().await;
     socket.ack(message.sequence).await;
+    // A message is in flight at the end of a delivery.
+    let mut reader = Front::Native.connect(server.address()).await;
+    reader.receive("somebody").await;
+    reader.sent("somebody", "again").await;
+    reader.message().await;
+    drop(reader);
+    let mut owner = Front::Native.connect(server.address()).await;
+    let (user, password) = (name("somebody"), None);
+    owner.ok(Request::Login { user, password }).await;
+    let room = "#team".parse().unwrap();
+    let (mode, keep_s) = (RoomMode::Open, None);
+    let set = RoomRequest::Set { room, mode, keep_s };
+    owner.ok(Request::Room(set)).await;
     curl(&server, "/v1/send/nobody", &["-d", "x"]).check(404, "no-such-user");
     let scrape = || {
         let url = format!("http://{}/metrics", address.trim());
@@ -600,13 +619,22 @@ async fn metrics_count_and_name_nobody() {
     };
     let expected = [
         "hark_connections{front=\"websocket\"} 1",
-        "hark_sends_total{outcome=\"stored\"} 1",
+        "hark_sends_total{outcome=\"stored\"} 2",
         "hark_sends_total{outcome=\"refused\"} 1",
         "hark_refusals_total{code=\"no-such-user\"} 1",
-        "hark_deliveries_total 1",
+        "hark_deliveries_total 2",
         "hark_acknowledgements_total 1",
         "hark_accounts 1",
         "hark_store_available 1",
+        "hark_gaps_total 0",
+        "hark_redeliveries_total 1",
+        "hark_lagging_subscriptions 0",
+        "hark_queued_messages 1",
+        "hark_queued_bytes 5",
+        "hark_oldest_unread_seconds 0",
+        "hark_rooms 1",
+        "hark_members 1",
+        "hark_devices 1",
     ];
     let has = |text: &str, expected: &str| text.lines().any(|line| line == expected);
     wait_until("the figures", || {
@@ -621,4 +649,21 @@ async fn metrics_count_and_name_nobody() {
     );
     let series = text.lines().filter(|line| !line.starts_with('#')).count();
     assert!(series < 200, "{series} series");
+}
+
+mod long {
+    use super::*;
+
+    #[test]
+    fn quiet_stream_has_an_empty_line_every_25_seconds() {
+        let server = Harkd::start();
+        create(&server, "bob");
+        let start = std::time::Instant::now();
+        let mut stream = Stream::open(&server, "/v1/receive/bob", &[]);
+        assert_eq!(stream.next(), json!({}));
+        let waited = start.elapsed().as_secs();
+        assert!((24..40).contains(&waited), "{waited} s");
+        send(&server, "bob", "hello");
+        assert_eq!(stream.text(), "hello");
+    }
 }
