@@ -292,16 +292,12 @@ impl Metrics {
         let Counts {
             stored,
             deliveries,
-            redeliveries,
             acknowledgements,
-            gaps,
         } = std::mem::take(counts);
         for (counter, count) in [
             (&self.stored, stored),
             (&self.deliveries, deliveries),
-            (&self.redeliveries, redeliveries),
             (&self.acknowledgements, acknowledgements),
-            (&self.gaps, gaps),
         ] {
             if count > 0 {
                 counter.inc_by(count.into());
@@ -309,10 +305,25 @@ impl Metrics {
         }
     }
 
-    /// Counts a delivery that reads the log, until the guard is dropped.
-    pub(crate) fn lag(&self) -> ConnectionGuard {
-        self.lagging.inc();
-        ConnectionGuard(self.lagging.clone())
+    /// Counts a delivery that begins to read the log, or ends to do so.
+    pub(crate) fn record_lag(&self, is_behind: bool) {
+        if is_behind {
+            self.lagging.inc();
+        } else {
+            self.lagging.dec();
+        }
+    }
+
+    /// Counts messages in flight at the end of a delivery.
+    pub(crate) fn record_redeliveries(&self, in_flight: usize) {
+        if in_flight > 0 {
+            self.redeliveries.inc_by(in_flight as u64);
+        }
+    }
+
+    /// Counts the push of a gap.
+    pub(crate) fn record_gap(&self) {
+        self.gaps.inc();
     }
 
     /// Counts the reply to a send that was not stored.
@@ -465,12 +476,10 @@ impl fmt::Debug for Metrics {
 pub(crate) struct Counts {
     pub(crate) stored: u32,
     pub(crate) deliveries: u32,
-    pub(crate) redeliveries: u32,
     pub(crate) acknowledgements: u32,
-    pub(crate) gaps: u32,
 }
 
-/// A connection or a delivery that is counted until this is dropped.
+/// A connection that is counted until this is dropped.
 #[derive(Debug)]
 pub(crate) struct ConnectionGuard(Gauge);
 
@@ -562,7 +571,8 @@ mod tests {
             devices: 3,
         });
         let metrics = Metrics::new(|registry| store.register(registry));
-        let guard = (metrics.open(FrontKind::WebSocket), metrics.lag());
+        let guard = metrics.open(FrontKind::WebSocket);
+        metrics.record_lag(true);
         metrics.record_refusal(Code::QueueFull);
         let mut counts = Counts {
             stored: 2,
@@ -585,6 +595,7 @@ mod tests {
         let series = text.lines().filter(|line| !line.starts_with('#')).count();
         assert!(series < 200, "{series} series");
         drop(guard);
+        metrics.record_lag(false);
         let mut text = String::new();
         encode(&mut text, &metrics.registry).unwrap();
         assert!(

@@ -10,7 +10,6 @@ use hark_protocol::{Code, DeviceName, Password, RoomName, Sequence, UserName};
 use tokio::time::Instant;
 
 use super::accounts::Authenticated;
-use super::rooms::NOT_SERVED;
 use super::shutdown::ShutdownSignal;
 use super::tokens::{Entering, Right};
 use super::{Chat, Fault, MayCreateRooms, audit};
@@ -88,8 +87,8 @@ impl Chat {
         password: Option<Password>,
         device: Option<DeviceName>,
     ) -> Result<Inbox, Fault> {
-        if device.is_some() && !self.store.has_rooms() {
-            return Fault::refused(Code::UnknownCommand, NOT_SERVED);
+        if device.is_some() {
+            self.check_cursors()?;
         }
         let shutdown = Arc::<ShutdownSignal>::default();
         let entering = Entering {
@@ -114,6 +113,18 @@ impl Chat {
             device,
             shutdown,
         })
+    }
+
+    /// Checks that the server tells what a device with a name has acknowledged.
+    ///
+    /// # Errors
+    /// [`Code::UnknownCommand`].
+    pub fn check_cursors(&self) -> Result<(), Fault> {
+        if self.store.has_cursors() {
+            return Ok(());
+        }
+        let explanation = "this server does not read and acknowledge for devices with names";
+        Fault::refused(Code::UnknownCommand, explanation)
     }
 }
 
@@ -263,9 +274,9 @@ impl Inbox {
 
     async fn cursors(&self) -> Result<DeviceCursors, Fault> {
         let (store, account) = (&self.chat.store, &self.user.account);
-        if !store.has_rooms() {
+        if !store.has_cursors() {
             return Ok(DeviceCursors {
-                device: Some(NAMELESS),
+                device: (!self.has_only_named_devices().await?).then_some(NAMELESS),
                 inbox: Position::default(),
                 rooms: Vec::new(),
             });
@@ -281,6 +292,20 @@ impl Inbox {
             Ok(_) => Err(Unavailable.into()),
             Err(code) => Fault::refused(code, format!("user {} was deleted", account.name)),
         }
+    }
+
+    async fn has_only_named_devices(&self) -> Result<bool, Fault> {
+        let (store, account) = (&self.chat.store, &self.user.account);
+        if !store.has_rooms() {
+            return Ok(false);
+        }
+        let answer = store.room_command(account, None, RoomCommand::Devices);
+        Ok(match answer.await? {
+            Ok(RoomAnswer::Devices(devices)) => {
+                !devices.is_empty() && devices.iter().all(|device| device.name.is_some())
+            }
+            _ => false,
+        })
     }
 
     fn check_entrance(&self) -> Result<(), Fault> {

@@ -109,7 +109,7 @@ impl Chat {
 }
 
 /// The explanation of `unknown-command` on a server without rooms, devices and tokens.
-pub(super) const NOT_SERVED: &str = "this server has no rooms, devices and tokens";
+const NOT_SERVED: &str = "this server has no rooms, devices and tokens";
 
 impl Caller {
     /// Starts the answer to a request, other than `attach`.

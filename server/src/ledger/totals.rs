@@ -11,6 +11,9 @@ use crate::store::Position;
 /// The unit of the times of unacknowledged messages, in seconds.
 const UNIT_S: u64 = 15;
 
+/// The most units of time whose last numbers are kept: about a week with messages in each.
+const NUMBERS_MAX: usize = 40_000;
+
 /// The totals of a ledger.
 #[derive(Debug, Default)]
 pub(crate) struct Totals {
@@ -27,8 +30,8 @@ pub(crate) struct Totals {
     /// The number of inboxes by the time of their oldest unacknowledged message, the oldest
     /// first.
     inboxes: VecDeque<(u32, u64)>,
-    /// The last number of each unit of time with messages, the oldest first. One entry for
-    /// each unit since the oldest unacknowledged message.
+    /// The last number of each unit of time with messages since the oldest unacknowledged
+    /// one, the oldest first. The oldest entry may stand for several units.
     numbers: VecDeque<(u64, u32)>,
 }
 
@@ -99,6 +102,12 @@ impl Totals {
                     self.numbers.pop_front();
                 }
                 self.numbers.push_back((number, self.now));
+                if self.numbers.len() > NUMBERS_MAX
+                    && let Some((_, oldest)) = self.numbers.pop_front()
+                    && let Some((_, unit)) = self.numbers.front_mut()
+                {
+                    *unit = oldest;
+                }
             }
         }
     }

@@ -340,6 +340,10 @@ impl Store for ShardStore {
         true
     }
 
+    fn has_cursors(&self) -> bool {
+        true
+    }
+
     fn attached_devices(&self, room: &UserName) -> usize {
         self.shared.open_rings.attached_devices(room)
     }

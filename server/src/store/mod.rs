@@ -80,6 +80,11 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         false
     }
 
+    /// Returns whether the store answers [`RoomCommand::Cursors`].
+    fn has_cursors(&self) -> bool {
+        false
+    }
+
     /// Returns whether the store is healthy, as far as it knows. An unhealthy store answers
     /// [`Unavailable`].
     fn is_available(&self) -> bool;

@@ -6,7 +6,7 @@ use std::process::Output;
 use hark_grpc::v1::chat_client::ChatClient;
 use hark_grpc::v1::{Credentials, RevokeRequest, SendRequest, TokenRequest, TokensRequest};
 use hark_protocol::{Code, Password, Reply, Request, RoomRequest};
-use hark_tests::{Client, Front, Harkd, Link, hark, name, send, wait_until};
+use hark_tests::{Client, Front, Harkd, Link, hark, harkd, name, send, wait_until};
 use serde_json::json;
 use tonic::transport::Endpoint;
 
@@ -242,4 +242,49 @@ async fn hark_creates_lists_and_revokes_tokens() {
     assert!(listed.starts_with("backup send:bob 2"), "{listed}");
     assert!(run(PASSWORD, &["token", "revoke", "backup"]).0);
     assert!(!run(secret, &["send", "bob", "done"]).0);
+}
+
+fn admin(server: &Harkd, arguments: &[&str]) {
+    let admin = harkd()
+        .args(["admin", "--store"])
+        .arg(server.store())
+        .args(arguments)
+        .env("HARKD_PASSWORD", "new secret")
+        .output()
+        .unwrap();
+    assert!(admin.status.success(), "{admin:?}");
+}
+
+#[tokio::test]
+async fn administrator_holds_up_and_ends_tokens() {
+    let server = Harkd::start();
+    let mut ann = ann(&server, Front::Native).await;
+    let all = token(&mut ann, "laptop", "all").await;
+    let mut reader = Front::WebSocket.connect(server.address()).await;
+    reader.ok(attach("ann", &all)).await;
+    let bearer = format!("Authorization: Bearer {all}");
+    let post = || curl(&server, "/v1/send/bob", &["-d", "x", "-H", &bearer]);
+    let mut stream = Stream::open(&server, "/v1/receive/ann", &["-H", &bearer]);
+    let number = curl(&server, "/v1/send/ann", &["-d", "x", "-H", &bearer]);
+    assert_eq!(number.status, 201);
+    assert_eq!(stream.next()["text"], "x");
+
+    admin(&server, &["suspend", "ann"]);
+    assert_eq!(stream.rest(), "");
+    reader.message().await;
+    assert_eq!(reader.next().await, None);
+    post().check(403, "denied");
+    let mut again = Front::Native.connect(server.address()).await;
+    again.refused(login("ann", &all), Code::Denied).await;
+
+    admin(&server, &["resume", "ann"]);
+    assert_eq!(post().status, 201);
+    again.ok(login("ann", &all)).await;
+    admin(&server, &["set-password", "ann"]);
+    assert_eq!(again.next().await, None, "its token has ended");
+    post().check(401, "denied");
+    let server = server.kill_and_restart();
+    let mut again = Front::Native.connect(server.address()).await;
+    again.refused(login("ann", &all), Code::Denied).await;
+    again.ok(login("ann", "new secret")).await;
 }

@@ -36,7 +36,7 @@ use super::rooms::Part;
 use super::shutdown::{Shutdown, ShutdownSignal};
 use super::tokens::{OUT_OF_SCOPE, Right, out_of_scope};
 use super::{Chat, Fault, NeverPushed, audit};
-use crate::metrics::{ConnectionGuard, Counts};
+use crate::metrics::Counts;
 use crate::store::{
     Account, Append, Created, DeviceId, End, Message, Outcome, Pending, RoomCommand, Said,
     Unavailable,
@@ -85,8 +85,8 @@ pub struct ClientConnection {
     stage: ConnectionStage,
     /// The counts for the metrics since the latest pause of the output.
     counts: Counts,
-    /// Counts the connection while its delivery is behind.
-    lag: Option<ConnectionGuard>,
+    /// The metrics count its delivery as behind.
+    is_behind: bool,
     /// Whether an acknowledgement without its push was logged as a warning.
     has_warned_of_ack: bool,
 }
@@ -138,7 +138,7 @@ impl ClientConnection {
             ended: None,
             stage: ConnectionStage::Open,
             counts: Counts::default(),
-            lag: None,
+            is_behind: false,
             has_warned_of_ack: false,
         }
     }
@@ -490,15 +490,15 @@ impl ClientConnection {
             Poll::Ready(Output::Reply(_, Reply::NotOk(refusal))) => {
                 metrics.record_refusal(refusal.code);
             }
-            Poll::Ready(Output::Notice(RoomReply::Gap(_))) => self.counts.gaps += 1,
+            Poll::Ready(Output::Notice(RoomReply::Gap(_))) => metrics.record_gap(),
             Poll::Ready(Output::Reply(..) | Output::Notice(_) | Output::Bye(_)) => {}
             Poll::Ready(Output::Close) | Poll::Pending => {
                 metrics.add(&mut self.counts);
                 let reader = self.delivery.as_ref();
-                match reader.is_some_and(DeliveryReader::is_behind) {
-                    false => self.lag = None,
-                    true if self.lag.is_none() => self.lag = Some(metrics.lag()),
-                    true => {}
+                let is_behind = reader.is_some_and(DeliveryReader::is_behind);
+                if self.is_behind != is_behind {
+                    self.is_behind = is_behind;
+                    metrics.record_lag(is_behind);
                 }
                 let paused = self.throttle.take_paused();
                 if !paused.is_zero() {
@@ -617,10 +617,11 @@ impl ClientConnection {
         self.delivery = Some(reader);
     }
 
-    fn count_redeliveries(&mut self) {
-        let reader = self.delivery.as_ref();
-        let in_flight = reader.map_or(0, |reader| reader.window().in_flight());
-        self.counts.redeliveries += in_flight as u32;
+    fn count_redeliveries(&self) {
+        if let Some(reader) = &self.delivery {
+            let in_flight = reader.window().in_flight();
+            self.chat.metrics.record_redeliveries(in_flight);
+        }
     }
 
     fn answer(&mut self, id: Option<RequestId>, answer: PendingReply) {
@@ -853,7 +854,11 @@ impl ClientConnection {
 impl Drop for ClientConnection {
     fn drop(&mut self) {
         self.count_redeliveries();
-        self.chat.metrics.add(&mut self.counts);
+        let metrics = &self.chat.metrics;
+        metrics.add(&mut self.counts);
+        if self.is_behind {
+            metrics.record_lag(false);
+        }
     }
 }
 

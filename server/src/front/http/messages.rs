@@ -44,6 +44,9 @@ impl Http {
             is_token,
         } = self.login_of(user, parts, caller).await?;
         let chat = &self.0.chat;
+        if acknowledges && device.is_some() {
+            chat.check_cursors().map_err(CallError::from)?;
+        }
         if let Some(after) = after {
             let (address, name) = (caller.address, user.clone());
             let inbox = chat.inbox(address, name, password.clone(), device.clone());

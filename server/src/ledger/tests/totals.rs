@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hark_protocol::message::RoomMode;
 use proptest::prelude::*;
 
 use super::super::totals::Totals;
@@ -52,7 +53,7 @@ fn apply(world: &mut World, (operation, user, other): (u8, usize, usize)) {
         0 if exists => world.delete_user(user),
         0 => world.create(user),
         _ if !exists => {}
-        1 => drop(world.set(user, of, hark_protocol::message::RoomMode::Open)),
+        1 => drop(world.set(user, of, RoomMode::Open, None)),
         2 => drop(world.join(user, of)),
         3 => drop(world.leave(user, of)),
         4 => drop(world.delete_room(user, of, false)),
