@@ -68,9 +68,11 @@ impl Chat {
         let by_token = self.login_by_token(entering, &user, password.as_ref());
         if let Some(authenticated) = by_token.await? {
             let entry = self.store.account(&authenticated.account.name).await?;
-            if let Some(entry) = entry {
-                self.check_suspension(&entry).await?;
-            }
+            let entry = entry.filter(|entry| entry.account == authenticated.account);
+            let Some(entry) = entry else {
+                return denied();
+            };
+            self.check_suspension(&entry).await?;
             return Ok(authenticated);
         }
         self.login_by_password(entering.address, user, password)

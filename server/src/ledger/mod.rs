@@ -369,12 +369,15 @@ impl Ledger {
         if !self.inboxes.is_alive(account) {
             return false;
         }
+        // Before the memberships, which end together with the rest of the profile.
+        if let Some(inbox) = self.inboxes.get_mut(account) {
+            inbox.end_tokens(false, changes);
+        }
         self.leave_all(account, changes);
         let Some(mut inbox) = self.inboxes.remove(&account.name) else {
             return false;
         };
         changes.record(&Record::AccountEnd(account.incarnation));
-        inbox.end_tokens(false, changes);
         inbox.count_end(&mut changes.totals);
         let effects = &mut changes.effects;
         effects

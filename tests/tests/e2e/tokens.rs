@@ -287,4 +287,14 @@ async fn administrator_holds_up_and_ends_tokens() {
     let mut again = Front::Native.connect(server.address()).await;
     again.refused(login("ann", &all), Code::Denied).await;
     again.ok(login("ann", "new secret")).await;
+
+    let all = token(&mut again, "laptop", "all").await;
+    curl(
+        &server,
+        "/v1/users/ann",
+        &["-u", "ann:new secret", "-X", "DELETE"],
+    );
+    let bearer = format!("Authorization: Bearer {all}");
+    let ended = curl(&server, "/v1/send/bob", &["-d", "x", "-H", &bearer]);
+    ended.check(401, "denied");
 }

@@ -67,11 +67,10 @@ fn apply(world: &mut World, (operation, user, other): (u8, usize, usize)) {
             let (account, driver) = (world.account(user), &mut world.driver);
             let device = (other < 2).then(|| DEVICES[other % 2].parse().unwrap());
             let changes = &mut driver.changes;
-            drop(
-                driver
-                    .ledger
-                    .forget_device(&account, device.as_ref(), changes),
-            );
+            let forgotten = driver
+                .ledger
+                .forget_device(&account, device.as_ref(), changes);
+            forgotten.unwrap();
         }
         8 => {
             let driver = &mut world.driver;
