@@ -1,5 +1,6 @@
 //! The requests of the protocol as consecutive requests of HTTP/1.1, for guarantees that
 //! HTTP shares with a session.
+#![expect(clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
