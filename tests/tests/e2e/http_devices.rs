@@ -41,7 +41,7 @@ async fn attach(server: &Harkd, user: &str, device: &str) -> (Client, OkFields) 
 
 /// Starts a server with ann, who owns `#team`, and bob, a member with the device `phone`.
 async fn team(arguments: &[&str]) -> (Harkd, Client, Client) {
-    let server = Harkd::builder().args(arguments).start();
+    let server = Harkd::builder().args(arguments.iter().copied()).start();
     let mut ann = user(&server, "ann").await;
     let set = RoomRequest::Set {
         room: "#team".parse().unwrap(),
