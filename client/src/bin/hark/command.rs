@@ -5,7 +5,7 @@ use hark_client::handle::Names;
 use hark_client::rooms::{Device, Joined};
 use hark_client::{Handle, RequestError};
 use hark_protocol::message::RoomEntry;
-use hark_protocol::{Delivery, DeviceName, Password, RoomName};
+use hark_protocol::{Delivery, DeviceName, Password, RoomName, UserName};
 
 pub(crate) use hark_client::command::{COMMANDS, Command, Completes, help, parse};
 
@@ -14,10 +14,30 @@ pub(crate) use hark_client::command::{COMMANDS, Command, Completes, help, parse}
 pub(crate) struct Secrets {
     /// Password of the account.
     pub(crate) password: Option<Password>,
-    /// New password, for `password`.
+    /// New password, for `password`, and for `create` by a user that is logged in.
     pub(crate) new_password: Option<Password>,
+    /// The user that is logged in with the password. No other account gets it.
+    pub(crate) login: Option<UserName>,
     /// The device that receives; `None` for that of `connect`.
     pub(crate) device: Option<DeviceName>,
+}
+
+impl Secrets {
+    /// Returns the password of a new account. If a user is logged in, the password is the
+    /// user's own.
+    fn of_new_account(self) -> Result<Option<Password>, RequestError> {
+        match (self.login, self.password, self.new_password) {
+            (Some(login), Some(_), None) => Err(RequestError::NotSent(
+                format!(
+                    "the password is that of {login}; give one to the new account by \
+                     --new-password-file"
+                )
+                .into(),
+            )),
+            (Some(_), _, new) => Ok(new),
+            (None, password, new) => Ok(password.or(new)),
+        }
+    }
 }
 
 /// Result of a successful command.
@@ -45,13 +65,17 @@ pub(crate) async fn execute(
     command: Command,
     secrets: Secrets,
 ) -> Result<Done, RequestError> {
+    if let Command::Create(user) = command {
+        let password = secrets.of_new_account()?;
+        return handle.create(user, password).await.map(plain);
+    }
     let Secrets {
         password,
         new_password,
         device,
+        login,
     } = secrets;
     match command {
-        Command::Create(user) => handle.create(user, password).await.map(plain),
         Command::Login(user) => handle.login(user, password).await.map(plain),
         Command::Connect(user) => match device {
             Some(device) => handle.receive(user, device, password).await,
@@ -64,10 +88,17 @@ pub(crate) async fn execute(
         Command::Send(user, text) => handle.send(user, text).await?.await.map(|_| Done::Plain),
         Command::Ping => handle.ping().await.map(plain),
         Command::Password(user) => match (user, new_password) {
-            (Some(user), Some(new)) => handle.password(user, password, new).await.map(plain),
+            (Some(user), Some(new)) => {
+                let old = password.filter(|_| login.is_none_or(|login| login == user));
+                handle.password(user, old, new).await.map(plain)
+            }
             (None, _) => Err(RequestError::NotSent("no user given".into())),
             (_, None) => Err(RequestError::NotSent("no new password given".into())),
         },
+        Command::Recall(..) | Command::Undo | Command::Ignore(_) | Command::Unignore(_) => {
+            let why = "this command belongs to the chat in a terminal";
+            Err(RequestError::NotSent(why.into()))
+        }
         Command::Help | Command::Quit => Ok(Done::Plain),
         command => execute_in_rooms(handle, command).await,
     }
