@@ -216,6 +216,9 @@ fn prompt_and_outcomes_are_shown() {
     screen.enter("ping", "the server responds");
     screen.enter("sned", "unknown command \"sned\"; try help");
     screen.enter("disconnect", "you are logged out");
+    screen.enter("delete user2", "repeat the line to confirm");
+    screen.enter("ping", "the server responds");
+    screen.enter("delete user2", "repeat the line to confirm");
     screen.enter("delete user2", "user2 was deleted");
     screen.enter("help", "talk with a user in a room of two");
     screen.at_prompt("quit\r");

@@ -204,8 +204,11 @@ pub(crate) enum Task {
         /// The name of the account.
         user: UserName,
     },
-    /// Delete an account and its messages, or a room.
+    /// Delete an account and its messages, or a room. Asks first if stdin is a terminal.
     Delete {
+        /// Do not ask.
+        #[arg(long, env = "HARK_YES")]
+        yes: bool,
         /// The account or the room.
         user: UserName,
     },

@@ -75,10 +75,13 @@ fn with_flags_first(arguments: &[OsString]) -> Option<Vec<OsString>> {
     let Some(Task::Send { text, .. }) = parsed.task else {
         return None;
     };
-    let (head, words) = arguments.split_at_checked(arguments.len().checked_sub(text.len())?)?;
-    let words_of_text = text.iter().map(|word| Some(word.as_str()));
-    let is_text = words.iter().map(|word| word.to_str()).eq(words_of_text);
-    if head.iter().any(|word| word == "--") || !is_text {
+    // clap drops the first `--`.
+    let (head, words) = [0, 1]
+        .iter()
+        .filter_map(|dropped| arguments.len().checked_sub(text.len() + dropped))
+        .filter_map(|at| arguments.split_at_checked(at))
+        .find(|(_, words)| without_end_of_flags(words, text.len()) == text)?;
+    if head.iter().any(|word| word == "--") {
         return None;
     }
     let command = CommandLine::command();
@@ -92,13 +95,24 @@ fn with_flags_first(arguments: &[OsString]) -> Option<Vec<OsString>> {
         match is_flag(&command, word) {
             Some(takes_next) => {
                 flags.push(word.clone());
-                flags.extend(words.next().filter(|_| takes_next).cloned());
+                if takes_next {
+                    flags.extend(words.next().cloned());
+                }
             }
             None => kept.push(word.clone()),
         }
     }
     let end = [OsString::from("--")];
     (!flags.is_empty()).then(|| [head, &flags, &end, &kept].concat())
+}
+
+/// Returns these words, without the first `--` if there are more than `count`.
+fn without_end_of_flags(words: &[OsString], count: usize) -> Vec<String> {
+    let end = words.iter().position(|word| word == "--");
+    let end = end.filter(|_| words.len() > count);
+    let kept = words.iter().enumerate().filter(|(at, _)| Some(*at) != end);
+    kept.map(|(_, word)| word.to_string_lossy().into_owned())
+        .collect()
 }
 
 /// Returns whether the word behind this flag is its value; `None` for a word that is no
@@ -135,7 +149,12 @@ async fn run(settings: &Settings, task: Task) -> Result<Exit, Failure> {
     let command = match task {
         Task::Send { user, text } => Command::Send(user, text_of(text).await?),
         Task::Create { user } => Command::Create(user),
-        Task::Delete { user } => Command::Delete(user),
+        Task::Delete { yes, user } => {
+            if !yes && !setup::confirm(&format!("Delete {user} and all its messages?"))? {
+                return Ok(Exit::Refused);
+            }
+            Command::Delete(user)
+        }
         Task::List { pattern } => Command::List(pattern.map(Into::into)),
         Task::Password { user } => Command::Password(Some(user)),
         Task::Ping => Command::Ping,
@@ -238,13 +257,14 @@ mod tests {
             "hark send bob --as=ann -- a b",
         );
         check(
-            "hark send bob --as ann a -- --tls",
-            "hark send bob --as ann -- a --tls",
+            "hark send bob a --tls -- --as x",
+            "hark send bob --tls -- a --as x",
         );
         for same in [
             "hark send bob hello --there, you",
             "hark send --as ann bob hi",
             "hark send bob -- hi --as ann",
+            "hark send bob --as ann a -- --tls",
             "hark send bob a -- --as ann",
             "hark ping --tls",
         ] {

@@ -177,7 +177,7 @@ impl Reader {
             Command::Disconnect => None,
             _ => self.secrets.login.clone(),
         };
-        let (handle, secrets) = (self.handle.clone(), self.secrets.clone());
+        let (handle, secrets) = (self.handle.clone(), self.secrets.for_command(&command));
         self.secrets.login = login;
         let mut attempt = async move { command::execute(&handle, command, secrets).await }.boxed();
         // The first poll queues the request in order.

@@ -294,7 +294,7 @@ mod tests {
         let settings = resolve(FILE, &["--server", "work"]).unwrap();
         assert_eq!(settings.server, "a.example:1,b.example:1");
         assert_eq!(settings.user().unwrap().as_str(), "amy");
-        assert_eq!(settings.device.unwrap().as_str(), "desk");
+        assert_eq!(settings.device.as_ref().unwrap().as_str(), "desk");
         assert!(!settings.tls && settings.password_command.is_none());
         assert!(resolve(FILE, &["--server", "home"]).is_err());
     }
@@ -302,7 +302,8 @@ mod tests {
     #[test]
     fn other_server_gets_no_password() {
         let settings = resolve(FILE, &["--server", "other.example:3000"]).unwrap();
-        assert_eq!((settings.user(), settings.password_command), (None, None));
+        assert_eq!(settings.user(), None);
+        assert_eq!(settings.password_command, None);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::command::Secrets;
 use crate::exit::Failure;
 use crate::history::HistoryFile;
 use crate::settings::Settings;
+use crate::text::escape;
 
 /// Length of the random part of a device name, in characters.
 const DEVICE_CHARS: usize = 8;
@@ -167,6 +168,7 @@ pub(crate) fn secrets_of(settings: &Settings, user: Option<&UserName>) -> Result
     let is_configured = user.is_some() && user == settings.configured_user.as_ref();
     if secrets.password.is_none() && is_configured {
         secrets.password.clone_from(&settings.typed_password);
+        secrets.owner = user.cloned();
     }
     if let Some(command) = &settings.password_command
         && secrets.password.is_none()
@@ -225,6 +227,18 @@ fn given(file: Option<&Path>, variable: &str) -> Result<Option<Password>, Failur
 /// Returns whether a password can be prompted for.
 pub(crate) fn can_prompt() -> bool {
     io::stdin().is_terminal()
+}
+
+/// Asks for a confirmation. Without a terminal, the answer is yes.
+pub(crate) fn confirm(question: &str) -> Result<bool, Failure> {
+    if !can_prompt() {
+        return Ok(true);
+    }
+    eprint!("{} [y/N] ", escape(question));
+    let mut line = String::new();
+    let read = io::stdin().read_line(&mut line);
+    read.map_err(|error| Failure::local(format!("stdin: {error}")))?;
+    Ok(matches!(line.trim(), "y" | "Y" | "yes"))
 }
 
 /// Prompts for a password without echo; `None` if the input is empty.

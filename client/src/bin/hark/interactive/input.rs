@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hark_client::LinkState;
+use hark_client::sync::lock;
 use hark_protocol::UserName;
 
 use super::prompt::LinkPrompt;
 use super::terminal::Input;
 use super::{Chat, JOBS_MAX, PROMPT_AFTER, PROMPT_SOON};
 use crate::command::{self, Command};
+use crate::text::escape_name;
 
 /// State of a command that still delays the prompt.
 #[derive(Debug, Default)]
@@ -71,7 +73,13 @@ impl Chat {
         if line.trim().is_empty() {
             return ControlFlow::Continue(());
         }
-        match command::parse(&self.expanded(line)) {
+        let command = command::parse(&self.expanded(line));
+        let confirmed = lock(&self.to_delete).take();
+        match command {
+            Ok(Command::Delete(name)) if confirmed.as_ref() != Some(&name) => {
+                self.say(self.style.notice(&confirmation(&name))).await;
+                *lock(&self.to_delete) = Some(name);
+            }
             Ok(Command::Quit) => return ControlFlow::Break(()),
             Ok(Command::Help) => self.say(command::help()).await,
             Ok(_) if self.jobs.len() >= JOBS_MAX => {
@@ -169,4 +177,10 @@ impl Chat {
         self.jobs.spawn(job);
         false
     }
+}
+
+/// Returns the question before a deletion.
+fn confirmation(name: &UserName) -> String {
+    let name = escape_name(name.as_str());
+    format!("{name} and all its messages will be deleted for good: repeat the line to confirm")
 }

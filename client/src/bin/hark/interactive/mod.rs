@@ -94,6 +94,7 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
         marks: Mutex::default(),
         is_marking: AtomicBool::new(false),
         is_leaving: AtomicBool::new(false),
+        to_delete: Mutex::default(),
         aliases: settings.aliases.clone(),
         showing: tokio::sync::Mutex::default(),
         jobs: TaskTracker::new(),
@@ -162,6 +163,8 @@ struct Chat {
     is_marking: AtomicBool,
     /// Whether the chat ends: a line that is not sent is kept.
     is_leaving: AtomicBool,
+    // The account or room that the next line may delete; held for one access.
+    to_delete: Mutex<Option<UserName>>,
     /// Words that stand for the beginning of a command.
     aliases: BTreeMap<String, String>,
     /// Held from displaying a message until acknowledging it.

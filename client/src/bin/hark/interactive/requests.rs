@@ -81,7 +81,7 @@ impl Chat {
             changes_identity.then(|| IdentityChange::begin(&self.identity_changes));
         let mut secrets = Secrets {
             login: self.user.get(),
-            ..self.secrets.clone()
+            ..self.secrets.for_command(&command)
         };
         if let Command::Create(user) = &command
             && secrets.login.is_some()
