@@ -20,6 +20,7 @@ pub mod listener;
 pub mod log;
 pub mod logging;
 pub mod metrics;
+mod network;
 mod planted;
 pub mod process;
 mod reload;

@@ -621,7 +621,8 @@ async fn rooms_that_are_off_are_hidden() {
 
 async fn inbox(chat: &Arc<Chat>, name: &str) -> Inbox {
     let address = std::net::Ipv4Addr::LOCALHOST.into();
-    let inbox = chat.inbox(address, user(name), None, None);
+    let connection = crate::chat::ShutdownSignal::default();
+    let inbox = chat.inbox((&connection, address), user(name), None, None);
     inbox.await.unwrap()
 }
 
