@@ -99,6 +99,10 @@ pub(crate) struct Settings {
     /// a name that was made up at the first start].
     #[arg(long, global = true, env = "HARK_DEVICE", value_name = "NAME")]
     pub(crate) device: Option<DeviceName>,
+    /// Use the chat line by line instead of on a full screen (not in commands). So does
+    /// a terminal that is not capable of more, such as TERM=dumb.
+    #[arg(long, global = true, env = "HARK_PLAIN")]
+    pub(crate) plain: bool,
     /// Directory of the record of seen messages, of the device name and of the
     /// history [default: hark in $XDG_STATE_HOME or ~/.local/state].
     #[arg(long, global = true, env = "HARK_STATE_DIR", value_name = "DIR")]

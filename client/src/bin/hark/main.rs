@@ -4,7 +4,8 @@
 //! | --- | --- |
 //! | `args` | flags, environment variables, sub-commands |
 //! | `command` | execution of commands that are typed, piped or given as arguments |
-//! | `interactive` | the chat in a terminal |
+//! | `screen` | the chat on a full screen |
+//! | `interactive` | the chat in a terminal, line by line |
 //! | `piped`, `once`, `listen`, `logs`, `user` | the other modes |
 //! | `lines` | the stable output format |
 //! | `output` | output outside of the chat |
@@ -22,6 +23,7 @@ mod logs;
 mod once;
 mod output;
 mod piped;
+mod screen;
 mod setup;
 mod signals;
 mod text;
@@ -132,10 +134,13 @@ fn in_rooms(task: RoomTask) -> (Option<UserName>, Command) {
     (login.as_user, command)
 }
 
-/// Runs the chat in a terminal, or in a pipe if stdin or stdout is not a
-/// terminal.
+/// Runs the chat on a full screen, line by line if the terminal is not capable of it,
+/// or in a pipe if stdin or stdout is not a terminal.
 async fn chat(settings: &Settings) -> Result<Exit, Failure> {
     if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
+        if !settings.plain && screen::is_capable() {
+            return screen::run(settings).await;
+        }
         interactive::run(settings).await
     } else {
         piped::run(settings).await
