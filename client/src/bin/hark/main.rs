@@ -7,6 +7,7 @@
 //! | `screen` | the chat on a full screen |
 //! | `interactive` | the chat in a terminal, line by line |
 //! | `piped`, `once`, `listen`, `logs`, `user` | the other modes |
+//! | `history` | the local history |
 //! | `lines` | the stable output format |
 //! | `output` | output outside of the chat |
 //! | `text` | escaping of untrusted text |
@@ -15,6 +16,7 @@
 mod args;
 mod command;
 mod exit;
+mod history;
 mod interactive;
 mod lines;
 mod listen;

@@ -35,7 +35,9 @@ mod tests {
     #[test]
     fn alerts_are_at_most_one_a_second() {
         let mut alerts = Alerts::default();
-        let given: Vec<_> = (0..25).filter_map(|step| alerts.alert(5_000 + step * 100)).collect();
+        let given: Vec<_> = (0..25)
+            .filter_map(|step| alerts.alert(5_000 + step * 100))
+            .collect();
         assert_eq!(given, [1, 10, 10]);
         assert_eq!(alerts.alert(10), Some(5), "the clock was set back");
     }

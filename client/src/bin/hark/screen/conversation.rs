@@ -203,7 +203,9 @@ impl Conversation {
     /// order stay last.
     pub(crate) fn add(&mut self, entry: Entry) {
         let unconfirmed = self.entries.iter().rev();
-        let unconfirmed = unconfirmed.take_while(|entry| entry.is_unconfirmed()).count();
+        let unconfirmed = unconfirmed
+            .take_while(|entry| entry.is_unconfirmed())
+            .count();
         self.entries.insert(self.entries.len() - unconfirmed, entry);
     }
 
@@ -280,13 +282,20 @@ impl Conversation {
         for entry in page {
             let position = entry.position();
             let is_here = position.is_some()
-                && self.entries.iter().any(|other| other.position() == position);
+                && self
+                    .entries
+                    .iter()
+                    .any(|other| other.position() == position);
             if is_here {
                 continue;
             }
             // Entries of two logs are merged by time.
-            let behind = self.entries.iter().position(|other| other.time_ms > entry.time_ms);
-            self.entries.insert(behind.unwrap_or(self.entries.len()), entry);
+            let behind = self
+                .entries
+                .iter()
+                .position(|other| other.time_ms > entry.time_ms);
+            self.entries
+                .insert(behind.unwrap_or(self.entries.len()), entry);
         }
     }
 
@@ -330,7 +339,10 @@ impl Conversation {
     /// Places the "new since" line above the messages that were unread when the
     /// conversation was opened.
     pub(crate) fn place_new_since(&mut self) {
-        let Some(back) = usize::try_from(self.unread_at_open).ok().filter(|count| *count > 0) else {
+        let Some(back) = usize::try_from(self.unread_at_open)
+            .ok()
+            .filter(|count| *count > 0)
+        else {
             return;
         };
         let others = |entry: &&Entry| entry.said().is_some_and(|said| said.status.is_none());
@@ -346,7 +358,11 @@ impl Conversation {
     pub(crate) fn mark_read(&mut self) -> Option<Sequence> {
         self.unread = 0;
         self.mentions = 0;
-        let confirmed = self.entries.iter().rev().filter(|entry| !entry.is_unconfirmed());
+        let confirmed = self
+            .entries
+            .iter()
+            .rev()
+            .filter(|entry| !entry.is_unconfirmed());
         let mut positions = confirmed.filter_map(Entry::position);
         let number = positions.find(|position| position.is_room)?.number;
         (number > self.read_up_to).then(|| {
@@ -360,9 +376,9 @@ impl Conversation {
         self.read_up_to = self.read_up_to.max(number);
         let is_unread = |entry: &&Entry| {
             entry.said().is_some_and(|said| {
-                let is_above = said.position.is_none_or(|position| {
-                    !position.is_room || position.number > number
-                });
+                let is_above = said
+                    .position
+                    .is_none_or(|position| !position.is_room || position.number > number);
                 said.status.is_none() && is_above
             })
         };
@@ -443,7 +459,11 @@ mod tests {
     fn older_messages_are_merged_once() {
         let mut room = room();
         room.add(said(5, Some(50), None));
-        room.add_older(vec![said(5, Some(50), None), said(4, Some(40), None), said(3, Some(30), None)]);
+        room.add_older(vec![
+            said(5, Some(50), None),
+            said(4, Some(40), None),
+            said(3, Some(30), None),
+        ]);
         assert_eq!(ids(&room), [3, 4, 5]);
         assert_eq!(room.oldest_in_room(), Some(Sequence(30)));
     }

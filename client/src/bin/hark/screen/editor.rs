@@ -93,7 +93,10 @@ impl Draft {
         let column = self.text.get(start..self.cursor)?.graphemes(true).count();
         let target = if is_up {
             let previous_end = start.checked_sub(1)?;
-            self.text.get(..previous_end)?.rfind('\n').map_or(0, |at| at + 1)
+            self.text
+                .get(..previous_end)?
+                .rfind('\n')
+                .map_or(0, |at| at + 1)
         } else {
             self.after().find('\n').map(|at| self.cursor + at + 1)?
         };
@@ -146,7 +149,9 @@ impl Editor {
     /// Replaces the text before the cursor from `start` on.
     pub(crate) fn replace_before(&mut self, start: usize, with: &str) {
         let start = start.min(self.draft.cursor);
-        self.draft.text.replace_range(start..self.draft.cursor, with);
+        self.draft
+            .text
+            .replace_range(start..self.draft.cursor, with);
         self.draft.cursor = start + with.len();
     }
 
@@ -194,7 +199,12 @@ impl Editor {
     }
 
     fn kill(&mut self, from: usize, to: usize) {
-        if let Some(killed) = self.draft.text.get(from..to).filter(|text| !text.is_empty()) {
+        if let Some(killed) = self
+            .draft
+            .text
+            .get(from..to)
+            .filter(|text| !text.is_empty())
+        {
             self.killed = killed.to_owned();
         }
         self.remove(from, to);

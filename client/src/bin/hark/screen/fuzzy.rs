@@ -11,9 +11,14 @@ pub(crate) fn score(query: &str, name: &str) -> Option<i64> {
     for wanted in query.to_lowercase().chars().filter(|c| !c.is_whitespace()) {
         let rest = letters.get(from..)?;
         let starts_word = |at: usize| {
-            at == 0 || letters.get(at - 1).is_some_and(|before| !before.is_alphanumeric())
+            at == 0
+                || letters
+                    .get(at - 1)
+                    .is_some_and(|before| !before.is_alphanumeric())
         };
-        let beside = last.map(|last: usize| last + 1).filter(|at| letters.get(*at) == Some(&wanted));
+        let beside = last
+            .map(|last: usize| last + 1)
+            .filter(|at| letters.get(*at) == Some(&wanted));
         let at_word = || {
             (from..letters.len()).find(|at| letters.get(*at) == Some(&wanted) && starts_word(*at))
         };

@@ -137,7 +137,9 @@ impl Runner {
         let TypedSecrets(typed) = typed.clone();
         Secrets {
             password: typed.password.or_else(|| self.secrets.password.clone()),
-            new_password: typed.new_password.or_else(|| self.secrets.new_password.clone()),
+            new_password: typed
+                .new_password
+                .or_else(|| self.secrets.new_password.clone()),
             ..self.secrets.clone()
         }
     }

@@ -44,12 +44,21 @@ impl Areas {
         let title_height = u16::from(rows >= 4);
         let status_height = u16::from(rows >= 3);
         let upper = rows.saturating_sub(input_height + status_height);
-        let left = if list_columns == 0 { 0 } else { list_columns + 1 };
+        let left = if list_columns == 0 {
+            0
+        } else {
+            list_columns + 1
+        };
         let width = columns.saturating_sub(left);
         Self {
             list: Rect::new(0, 0, list_columns, upper),
             title: Rect::new(left, 0, width, title_height),
-            messages: Rect::new(left, title_height, width, upper.saturating_sub(title_height)),
+            messages: Rect::new(
+                left,
+                title_height,
+                width,
+                upper.saturating_sub(title_height),
+            ),
             status: Rect::new(0, upper, columns, status_height),
             input: Rect::new(0, upper + status_height, columns, input_height),
             label,

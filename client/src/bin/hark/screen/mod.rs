@@ -43,8 +43,8 @@ use tokio::time::Instant;
 use self::app::{Action, App, Event, Received, Setting, TypedSecrets};
 use self::jobs::{JOBS_MAX, Job, Runner};
 use self::theme::Theme;
-pub(crate) use self::tty::is_capable;
 use self::tty::Tty;
+pub(crate) use self::tty::is_capable;
 use crate::args::Settings;
 use crate::command::Command;
 use crate::exit::{Exit, Failure};
@@ -162,11 +162,17 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
     };
     let end = screen.run(&mut signals).await;
     let given_up = screen.finish(end, running).await?;
-    Ok(if given_up == 0 { Exit::Done } else { Exit::Unknown })
+    Ok(if given_up == 0 {
+        Exit::Done
+    } else {
+        Exit::Unknown
+    })
 }
 
 fn now_ms() -> u64 {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since_epoch = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -210,9 +216,7 @@ impl Screen {
 
     /// Processes a batch of keys. The screen is drawn at once, unless more have come.
     async fn input(&mut self, batch: Vec<TerminalEvent>, signals: &mut Signals) -> io::Result<()> {
-        let is_char = |event: &TerminalEvent| {
-            matches!(event, TerminalEvent::Key(key) if matches!(key.code, KeyCode::Char(_)))
-        };
+        let is_char = |event: &TerminalEvent| matches!(event, TerminalEvent::Key(key) if matches!(key.code, KeyCode::Char(_)));
         for (index, event) in batch.iter().enumerate() {
             let event = match event {
                 TerminalEvent::Key(key) => {

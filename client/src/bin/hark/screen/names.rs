@@ -40,7 +40,11 @@ impl Names {
 
     /// Returns whether another known name looks like this one.
     pub(crate) fn is_lookalike(&self, name: &UserName) -> bool {
-        let alike = self.appearances.get(&appearance(name)).copied().unwrap_or(0);
+        let alike = self
+            .appearances
+            .get(&appearance(name))
+            .copied()
+            .unwrap_or(0);
         alike > usize::from(self.names.contains(name))
     }
 
@@ -64,7 +68,6 @@ impl Names {
             .filter(|name| !name.as_str().contains(is_unsafe));
         matching.map(ToString::to_string).collect()
     }
-
 }
 
 /// Returns the appearance of a name, by the confusables of Unicode, without case.

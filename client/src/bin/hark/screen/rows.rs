@@ -50,13 +50,14 @@ impl RowContext<'_> {
         let Some(entry) = conversation.entries.get(index) else {
             return Vec::new();
         };
-        let before = index.checked_sub(1).and_then(|before| conversation.entries.get(before));
+        let before = index
+            .checked_sub(1)
+            .and_then(|before| conversation.entries.get(before));
         let mut rows = Vec::new();
         let time = local(entry.time_ms, self.zone);
         let day = |time: &Option<Zoned>| time.as_ref().map(Zoned::date);
-        let is_new_day = before.is_none_or(|before| {
-            day(&local(before.time_ms, self.zone)) != day(&time)
-        });
+        let is_new_day =
+            before.is_none_or(|before| day(&local(before.time_ms, self.zone)) != day(&time));
         if let (true, Some(time)) = (is_new_day, &time) {
             let day = time.strftime("%A, %-d %B %Y").to_string();
             rows.push(self.separator(&day, self.theme.dim()));
@@ -88,7 +89,10 @@ impl RowContext<'_> {
     fn body(&self, entry: &Entry, time: Option<&Zoned>, rows: &mut Vec<Line<'static>>) {
         let mut lead = Vec::new();
         if self.columns >= TIME_COLUMNS_MIN {
-            let time = time.map_or_else(|| "     ".to_owned(), |time| time.strftime("%H:%M").to_string());
+            let time = time.map_or_else(
+                || "     ".to_owned(),
+                |time| time.strftime("%H:%M").to_string(),
+            );
             lead.push(Span::styled(format!("{time} "), self.theme.dim()));
         }
         match &entry.body {
@@ -116,7 +120,11 @@ impl RowContext<'_> {
         } else {
             0
         };
-        let separator = if self.columns >= NAME_COLUMN_MIN { " " } else { ": " };
+        let separator = if self.columns >= NAME_COLUMN_MIN {
+            " "
+        } else {
+            ": "
+        };
         lead.push(Span::raw(" ".repeat(padding)));
         lead.push(Span::styled(shown, style));
         lead.push(Span::raw(separator));
@@ -158,7 +166,11 @@ impl RowContext<'_> {
             texts.extend(wrap(text, columns).into_iter().map(|row| (None, row)));
         } else {
             let mut lead = Some(lead);
-            texts.extend(wrap(text, columns).into_iter().map(|row| (lead.take(), row)));
+            texts.extend(
+                wrap(text, columns)
+                    .into_iter()
+                    .map(|row| (lead.take(), row)),
+            );
         }
         let mut last = 0;
         for (lead, row) in texts {

@@ -53,8 +53,8 @@ enum NotificationProtocol {
 /// Returns whether the terminal can show a full screen.
 pub(crate) fn is_capable() -> bool {
     let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
-    let is_large = terminal::size()
-        .is_ok_and(|(columns, rows)| columns >= SIZE_MIN.0 && rows >= SIZE_MIN.1);
+    let is_large =
+        terminal::size().is_ok_and(|(columns, rows)| columns >= SIZE_MIN.0 && rows >= SIZE_MIN.1);
     !is_dumb && is_large
 }
 
@@ -107,7 +107,11 @@ impl Tty {
     /// Shows a notification on the desktop, if the terminal can.
     pub(crate) fn notify(&mut self, text: &str) -> io::Result<()> {
         let shown = |c: &char| !is_unsafe(*c) && *c != ';';
-        let text: String = text.chars().filter(shown).take(NOTIFICATION_CHARS_MAX).collect();
+        let text: String = text
+            .chars()
+            .filter(shown)
+            .take(NOTIFICATION_CHARS_MAX)
+            .collect();
         let sequence = match self.protocol {
             NotificationProtocol::Osc9 => format!("\x1b]9;{text}\x07"),
             NotificationProtocol::Osc777 => format!("\x1b]777;notify;hark;{text}\x07"),
@@ -156,7 +160,12 @@ fn enter() -> io::Result<()> {
     enable_raw_mode()?;
     let mut out = io::stdout();
     out.write_all(SAVE_TITLE)?;
-    execute!(out, EnterAlternateScreen, EnableBracketedPaste, EnableFocusChange)
+    execute!(
+        out,
+        EnterAlternateScreen,
+        EnableBracketedPaste,
+        EnableFocusChange
+    )
 }
 
 /// Restores the terminal. A closed one needs no modes, so errors are ignored.

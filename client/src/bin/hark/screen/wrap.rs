@@ -23,7 +23,10 @@ pub(crate) fn wrap(text: &str, columns: usize) -> Vec<String> {
     let (text, is_cut) = shorten(text);
     let mut rows = Vec::new();
     for line in text.split('\n') {
-        let line = line.strip_suffix('\r').unwrap_or(line).replace('\t', "    ");
+        let line = line
+            .strip_suffix('\r')
+            .unwrap_or(line)
+            .replace('\t', "    ");
         wrap_line(&escape(&line), columns, &mut rows);
     }
     if is_cut {
@@ -120,7 +123,11 @@ mod tests {
     fn wide_and_combining_characters_are_not_split() {
         check("日本語", 4, &["日本", "語"]);
         check("日本", 1, &["?", "?"]);
-        check("e\u{301}e\u{301}e\u{301}", 2, &["e\u{301}e\u{301}", "e\u{301}"]);
+        check(
+            "e\u{301}e\u{301}e\u{301}",
+            2,
+            &["e\u{301}e\u{301}", "e\u{301}"],
+        );
         check("👩‍👩‍👧x", 2, &["👩‍👩‍👧", "x"]);
     }
 

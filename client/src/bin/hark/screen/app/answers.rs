@@ -1,7 +1,7 @@
 //! Outcomes of sends, commands and loads.
 
-use hark_client::handle::Names as ListedNames;
 use hark_client::RequestError;
+use hark_client::handle::Names as ListedNames;
 use hark_protocol::message::RoomEntry;
 use hark_protocol::{Code, Refusal, RoomName, Sequence, UserName};
 
@@ -42,7 +42,10 @@ impl App {
         };
         conversation.answer(id, outcome, is_room);
         if failed && index != current {
-            self.hint = Some(format!("a message to {} was not stored", conversation.name()));
+            self.hint = Some(format!(
+                "a message to {} was not stored",
+                conversation.name()
+            ));
         }
     }
 
@@ -173,7 +176,10 @@ impl App {
 
     /// Names the other user of a conversation.
     fn know_talk(&mut self, room: &RoomName, members: &ListedNames) {
-        let other = members.names.iter().find(|name| Some(*name) != self.me.as_ref());
+        let other = members
+            .names
+            .iter()
+            .find(|name| Some(*name) != self.me.as_ref());
         if let Some(other) = other {
             self.names.learn(other);
             self.conversations.name_talk(room, other);

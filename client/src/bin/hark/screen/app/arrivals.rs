@@ -5,7 +5,7 @@ use hark_protocol::message::{Gap, LeftReason};
 use hark_protocol::{DeviceName, RoomName, Sequence, UserName};
 
 use super::super::conversation::{
-    Body, Entry, IDLE_ENTRIES_MAX, ENTRIES_MAX, Place, Position, Said, Scroll, Status, Tone,
+    Body, ENTRIES_MAX, Entry, IDLE_ENTRIES_MAX, Place, Position, Said, Scroll, Status, Tone,
 };
 use super::{Action, App, Link, Received};
 use crate::command::Command;
@@ -72,7 +72,10 @@ impl App {
     ) {
         let is_current = self.conversations.current().place == *place;
         let is_watched = is_current && self.is_focused;
-        let excerpt = entry.said().map(|said| said.text.clone()).unwrap_or_default();
+        let excerpt = entry
+            .said()
+            .map(|said| said.text.clone())
+            .unwrap_or_default();
         let Some(conversation) = self.conversations.get_mut(place) else {
             return;
         };
@@ -144,7 +147,8 @@ impl App {
 
     fn is_unnamed(&self, index: usize) -> bool {
         let conversation = self.conversations.list().get(index);
-        conversation.is_some_and(|one| matches!(&one.place, Place::Room(room) if room.is_conversation()))
+        conversation
+            .is_some_and(|one| matches!(&one.place, Place::Room(room) if room.is_conversation()))
     }
 
     /// Adds a conversation whose other user is not known yet, and asks for the name.
@@ -165,7 +169,9 @@ impl App {
         let (text, me) = (text.to_lowercase(), me.as_str().to_lowercase());
         text.match_indices(&me).any(|(at, found)| {
             let before = text.get(..at).and_then(|before| before.chars().next_back());
-            let after = text.get(at + found.len()..).and_then(|after| after.chars().next());
+            let after = text
+                .get(at + found.len()..)
+                .and_then(|after| after.chars().next());
             let is_edge = |c: Option<char>| c.is_none_or(|c| !c.is_alphanumeric());
             is_edge(before) && is_edge(after)
         })
@@ -196,7 +202,11 @@ impl App {
             body: Body::Notice(style::missing(gap), Tone::Bad),
             ack: Some(ack),
         };
-        let place = self.conversations.list().get(index).map(|one| one.place.clone());
+        let place = self
+            .conversations
+            .list()
+            .get(index)
+            .map(|one| one.place.clone());
         if let Some(conversation) = place.and_then(|place| self.conversations.get_mut(&place)) {
             conversation.add(entry);
             conversation.unread += 1;
@@ -243,7 +253,11 @@ impl App {
             LeftReason::Expelled => format!("you were expelled from {room}"),
             LeftReason::Deleted => format!("{room} was deleted"),
         };
-        let place = self.conversations.list().get(index).map(|one| one.place.clone());
+        let place = self
+            .conversations
+            .list()
+            .get(index)
+            .map(|one| one.place.clone());
         if let Some(place) = place {
             if let Some(conversation) = self.conversations.get_mut(&place) {
                 conversation.is_member = false;

@@ -135,7 +135,8 @@ impl App {
             self.input.remember(&format!("/{line}"));
             return (local.run)(self, arguments.trim());
         }
-        let parsed = command::parse(&line).or_else(|bad| self.parse_here(name, arguments).ok_or(bad));
+        let parsed =
+            command::parse(&line).or_else(|bad| self.parse_here(name, arguments).ok_or(bad));
         match parsed {
             Ok(command) => {
                 // An invalid line may be a misplaced password.
@@ -215,8 +216,13 @@ impl App {
     /// Sends a message to a conversation other than the current one.
     fn send_elsewhere(&mut self, user: UserName, text: String) {
         let room = user.as_str().parse::<hark_protocol::RoomName>().ok();
-        let index = room.as_ref().and_then(|room| self.conversations.of_room(room));
-        let place = match (index.and_then(|index| self.conversations.list().get(index)), room) {
+        let index = room
+            .as_ref()
+            .and_then(|room| self.conversations.of_room(room));
+        let place = match (
+            index.and_then(|index| self.conversations.list().get(index)),
+            room,
+        ) {
             (Some(conversation), _) => conversation.place.clone(),
             (None, Some(room)) => Place::Room(room),
             (None, None) => Place::Person(user.clone()),
@@ -244,7 +250,14 @@ impl App {
     fn toggle_mute(&mut self) {
         let conversation = self.conversations.current_mut();
         conversation.is_muted = !conversation.is_muted;
-        let state = if conversation.is_muted { "muted" } else { "no longer muted" };
-        self.hint = Some(format!("{} is {state}", self.conversations.current().name()));
+        let state = if conversation.is_muted {
+            "muted"
+        } else {
+            "no longer muted"
+        };
+        self.hint = Some(format!(
+            "{} is {state}",
+            self.conversations.current().name()
+        ));
     }
 }

@@ -38,11 +38,22 @@ impl App {
                 self.hint_recipient();
             }
             [first, others @ ..] => {
-                let common = others.iter().fold(first.as_str(), |prefix, other| shared(prefix, other));
+                let common = others
+                    .iter()
+                    .fold(first.as_str(), |prefix, other| shared(prefix, other));
                 self.input.replace_before(start, common);
-                let shown = candidates.iter().take(SHOWN_MAX).cloned().collect::<Vec<_>>().join(" ");
+                let shown = candidates
+                    .iter()
+                    .take(SHOWN_MAX)
+                    .cloned()
+                    .collect::<Vec<_>>()
+                    .join(" ");
                 let more = candidates.len().saturating_sub(SHOWN_MAX);
-                self.hint = Some(if more == 0 { shown } else { format!("{shown} and {more} more") });
+                self.hint = Some(if more == 0 {
+                    shown
+                } else {
+                    format!("{shown} and {more} more")
+                });
                 self.completing = Some(Completing {
                     start,
                     candidates,
@@ -55,10 +66,16 @@ impl App {
     /// Returns the start of the word before the cursor, and its completions.
     fn candidates(&self) -> (usize, Vec<String>) {
         let before = self.input.before_cursor();
-        let start = before.rfind(char::is_whitespace).map_or(0, |space| space + 1);
+        let start = before
+            .rfind(char::is_whitespace)
+            .map_or(0, |space| space + 1);
         let (earlier, word) = before.split_at_checked(start).unwrap_or((before, ""));
         let mut earlier_words = earlier.split_whitespace();
-        match (earlier_words.next(), earlier_words.next(), word.strip_prefix('/')) {
+        match (
+            earlier_words.next(),
+            earlier_words.next(),
+            word.strip_prefix('/'),
+        ) {
             (None, _, Some(prefix)) => (start, commands_starting_with(prefix)),
             (Some(command), None, _) if command.starts_with('/') => {
                 (start, self.names.starting_with(word, completes(command)))
@@ -91,14 +108,21 @@ impl App {
             ""
         };
         let known = self.conversations.position(&Place::Person(user)).is_some();
-        let known = if known || name.starts_with('#') { "" } else { " (no messages yet)" };
+        let known = if known || name.starts_with('#') {
+            ""
+        } else {
+            " (no messages yet)"
+        };
         self.hint = Some(format!("to {name}{known}{mark}"));
     }
 }
 
 /// Returns the common start of two texts.
 fn shared<'a>(one: &'a str, other: &str) -> &'a str {
-    let same = one.char_indices().zip(other.chars()).find(|((_, a), b)| a != b);
+    let same = one
+        .char_indices()
+        .zip(other.chars())
+        .find(|((_, a), b)| a != b);
     let end = same.map_or(one.len().min(other.len()), |((at, _), _)| at);
     one.get(..end).unwrap_or("")
 }

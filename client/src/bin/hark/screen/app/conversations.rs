@@ -198,7 +198,12 @@ mod tests {
     #[test]
     fn next_unread_prefers_mentions_and_persons() {
         let mut all = Conversations::default();
-        for place in [room("#a"), room("#b"), Place::Person("bob".parse().unwrap()), room("#c")] {
+        for place in [
+            room("#a"),
+            room("#b"),
+            Place::Person("bob".parse().unwrap()),
+            room("#c"),
+        ] {
             all.open(&place);
         }
         assert_eq!(all.next_unread(), None);
@@ -224,7 +229,10 @@ mod tests {
         all.name_talk(&talk, &bob);
         assert_eq!(all.list.len(), 2);
         assert_eq!(all.current().place, Place::Person(bob));
-        assert_eq!((all.current().unread, all.current().room()), (2, Some(&talk)));
+        assert_eq!(
+            (all.current().unread, all.current().room()),
+            (2, Some(&talk))
+        );
     }
 
     #[test]
@@ -237,6 +245,9 @@ mod tests {
             }
         }
         assert_eq!(all.list.len(), CONVERSATIONS_MAX);
-        assert!(all.position(&Place::Person("u0".parse().unwrap())).is_some());
+        assert!(
+            all.position(&Place::Person("u0".parse().unwrap()))
+                .is_some()
+        );
     }
 }

@@ -104,7 +104,11 @@ impl App {
             return self.overlay_key(key);
         }
         if key.code == KeyCode::Tab && key.modifiers.is_empty() {
-            return if is_pasted { self.type_text("\t") } else { self.complete() };
+            return if is_pasted {
+                self.type_text("\t")
+            } else {
+                self.complete()
+            };
         }
         self.completing = None;
         if was_interrupted && key.code == KeyCode::Char('c') && key.modifiers == CTRL {

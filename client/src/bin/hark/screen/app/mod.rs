@@ -162,7 +162,10 @@ impl PartialEq for TypedSecrets {
     fn eq(&self, other: &Self) -> bool {
         let exposed = |secrets: &Secrets| {
             let old = secrets.password.as_ref().map(|one| one.expose().to_owned());
-            let new = secrets.new_password.as_ref().map(|one| one.expose().to_owned());
+            let new = secrets
+                .new_password
+                .as_ref()
+                .map(|one| one.expose().to_owned());
             (old, new)
         };
         exposed(&self.0) == exposed(&other.0)

@@ -21,21 +21,10 @@ const QUERY_BYTES_MAX: usize = 512;
 /// An overlay. It gets all keys until it is closed.
 #[derive(Debug)]
 pub(crate) enum Overlay {
-    Help {
-        scroll: usize,
-    },
-    Jump {
-        query: String,
-        selected: usize,
-    },
-    Search {
-        query: String,
-        selected: usize,
-    },
-    Confirm {
-        question: String,
-        command: Command,
-    },
+    Help { scroll: usize },
+    Jump { query: String, selected: usize },
+    Search { query: String, selected: usize },
+    Confirm { question: String, command: Command },
     Secret(SecretPrompt),
 }
 
@@ -138,13 +127,23 @@ impl App {
         let mut lines = vec!["Keys".to_owned()];
         let named = BINDINGS.iter().filter(|binding| !binding.name.is_empty());
         lines.extend(named.map(|binding| format!("  {:<12} {}", binding.name, binding.help)));
-        lines.push(format!("  {:<12} {}", "Tab", "complete a command or a name"));
-        lines.push(format!("  {:<12} {}", "Alt-1 … 9", "conversation of that number; Alt-0: this program"));
+        lines.push(format!(
+            "  {:<12} {}",
+            "Tab", "complete a command or a name"
+        ));
+        lines.push(format!(
+            "  {:<12} {}",
+            "Alt-1 … 9", "conversation of that number; Alt-0: this program"
+        ));
         lines.push(String::new());
         lines.push("Commands".to_owned());
         let usages = COMMANDS.iter().map(|entry| (entry.usage, entry.help));
         let local = LOCAL_COMMANDS.iter().map(|entry| (entry.usage, entry.help));
-        lines.extend(usages.chain(local).map(|(usage, help)| format!("  /{usage:<31} {help}")));
+        lines.extend(
+            usages
+                .chain(local)
+                .map(|(usage, help)| format!("  /{usage:<31} {help}")),
+        );
         lines.push(String::new());
         lines.push("Without a room, a command for a room means the current one.".to_owned());
         lines.push("A message that begins with / is typed with two of them.".to_owned());
@@ -162,12 +161,20 @@ impl App {
             .collect();
         if query.is_empty() {
             // Unread ones come first.
-            let unread = |index: usize| self.conversations.list().get(index).map_or(0, |one| one.unread);
+            let unread = |index: usize| {
+                self.conversations
+                    .list()
+                    .get(index)
+                    .map_or(0, |one| one.unread)
+            };
             hits.sort_by_key(|(_, index)| (unread(*index) == 0, *index));
         } else {
             hits.sort_by_key(|(score, index)| (std::cmp::Reverse(*score), *index));
         }
-        hits.into_iter().map(|(_, index)| index).take(RESULTS_MAX).collect()
+        hits.into_iter()
+            .map(|(_, index)| index)
+            .take(RESULTS_MAX)
+            .collect()
     }
 
     /// Returns the messages of the current conversation that contain a text, the
@@ -181,10 +188,15 @@ impl App {
         let matching = newest_first.filter_map(|entry| {
             let said = entry.said()?;
             let sender = said.sender.as_ref().map_or("(anonymous)", UserName::as_str);
-            let is_hit = said.text.to_lowercase().contains(&query) || sender.to_lowercase().contains(&query);
+            let is_hit =
+                said.text.to_lowercase().contains(&query) || sender.to_lowercase().contains(&query);
             is_hit.then(|| Hit {
                 id: entry.id,
-                text: format!("{}: {}", escape_name(sender), wrap::wrap(&said.text, 400).join(" ")),
+                text: format!(
+                    "{}: {}",
+                    escape_name(sender),
+                    wrap::wrap(&said.text, 400).join(" ")
+                ),
             })
         });
         matching.take(RESULTS_MAX).collect()
@@ -203,13 +215,18 @@ impl App {
 impl App {
     pub(super) fn overlay_key(&mut self, key: KeyEvent) {
         let is_ctrl = key.modifiers == KeyModifiers::CONTROL;
-        let is_cancel = key.code == KeyCode::Esc || (is_ctrl && matches!(key.code, KeyCode::Char('c' | 'g')));
+        let is_cancel =
+            key.code == KeyCode::Esc || (is_ctrl && matches!(key.code, KeyCode::Char('c' | 'g')));
         let Some(overlay) = self.overlay.take() else {
             return;
         };
         if is_cancel {
             if let Overlay::Secret(prompt) = overlay {
-                let what = if prompt.is_change { "the password was not changed" } else { "no password was given" };
+                let what = if prompt.is_change {
+                    "the password was not changed"
+                } else {
+                    "no password was given"
+                };
                 self.notice(what, Tone::Plain);
             }
             return;
@@ -331,7 +348,9 @@ impl App {
             }
             Asked::Repeat => {}
         }
-        let SecretPrompt { command, secrets, .. } = prompt;
+        let SecretPrompt {
+            command, secrets, ..
+        } = prompt;
         self.run_with(command, secrets);
     }
 }

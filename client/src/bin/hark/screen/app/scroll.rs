@@ -35,7 +35,9 @@ impl App {
     }
 
     fn page_rows(&self) -> usize {
-        usize::from(Areas::of(self).messages.height).saturating_sub(1).max(1)
+        usize::from(Areas::of(self).messages.height)
+            .saturating_sub(1)
+            .max(1)
     }
 
     pub(super) fn page_up(&mut self) {

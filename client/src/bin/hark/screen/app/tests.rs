@@ -108,7 +108,11 @@ fn drawn(app: &mut App) -> Vec<String> {
 #[track_caller]
 fn check_shown(app: &mut App, text: &str) {
     let rows = drawn(app);
-    assert!(rows.iter().any(|row| row.contains(text)), "{text:?} is not in:\n{}", rows.join("\n"));
+    assert!(
+        rows.iter().any(|row| row.contains(text)),
+        "{text:?} is not in:\n{}",
+        rows.join("\n")
+    );
 }
 
 fn unread(app: &App, name: &str) -> u64 {
@@ -125,18 +129,35 @@ fn typed_text_goes_to_the_current_conversation() {
     let mut app = app();
     join(&mut app, "#team");
     let actions = enter(&mut app, "hello, team");
-    let [Action::Send { id, recipient, text }] = actions.as_slice() else {
+    let [
+        Action::Send {
+            id,
+            recipient,
+            text,
+        },
+    ] = actions.as_slice()
+    else {
         panic!("{actions:?}");
     };
     assert_eq!((recipient.as_str(), &**text), ("#team", "hello, team"));
     check_shown(&mut app, "amy hello, team · pending");
     let outcome = Ok(Some(Sequence(7)));
-    app.update(Event::Answered { id: *id, is_room: true, outcome });
+    app.update(Event::Answered {
+        id: *id,
+        is_room: true,
+        outcome,
+    });
     check_shown(&mut app, "amy hello, team · stored");
     let actions = app.update(message(Some("#team"), "amy", 7, "hello, team"));
     assert_eq!(actions, [Action::Ack(7)], "the echo is not shown again");
     let team = app.conversations.current();
-    assert_eq!(team.entries.iter().filter(|entry| entry.said().is_some()).count(), 1);
+    assert_eq!(
+        team.entries
+            .iter()
+            .filter(|entry| entry.said().is_some())
+            .count(),
+        1
+    );
 }
 
 #[test]
@@ -148,7 +169,11 @@ fn refused_message_says_why() {
         panic!("{actions:?}");
     };
     let refusal = Refusal::new(Code::NoSuchUser, "there is no user bob");
-    app.update(Event::Answered { id: *id, is_room: false, outcome: Err(refusal.into()) });
+    app.update(Event::Answered {
+        id: *id,
+        is_room: false,
+        outcome: Err(refusal.into()),
+    });
     check_shown(&mut app, "refused (no-such-user): there is no user bob");
 }
 
@@ -163,7 +188,11 @@ fn text_without_recipient_is_kept() {
 #[test]
 fn unread_messages_are_acknowledged_once_shown() {
     let mut app = app();
-    assert!(app.update(message(None, "bob", 1, "one")).iter().all(|action| !matches!(action, Action::Ack(_))));
+    assert!(
+        app.update(message(None, "bob", 1, "one"))
+            .iter()
+            .all(|action| !matches!(action, Action::Ack(_)))
+    );
     app.update(message(None, "bob", 2, "two"));
     assert_eq!(app.update(Event::Drawn), []);
     assert_eq!(unread(&app, "bob"), 2);
@@ -180,13 +209,23 @@ fn room_is_marked_as_read_once_shown() {
     let mut app = app();
     join(&mut app, "#team");
     app.update(message(Some("#team"), "bob", 5, "hi"));
-    assert_eq!(app.update(Event::Drawn), [Action::Ack(5), Action::Mark(room("#team"), Sequence(5))]);
+    assert_eq!(
+        app.update(Event::Drawn),
+        [Action::Ack(5), Action::Mark(room("#team"), Sequence(5))]
+    );
     app.update(Event::Focused(false));
     app.update(message(Some("#team"), "bob", 6, "still there?"));
-    assert_eq!(app.update(Event::Drawn), [Action::Ack(6)], "nobody is looking");
+    assert_eq!(
+        app.update(Event::Drawn),
+        [Action::Ack(6)],
+        "nobody is looking"
+    );
     assert_eq!(app.title(), "(1) hark: #team");
     app.update(Event::Focused(true));
-    assert_eq!(app.update(Event::Drawn), [Action::Mark(room("#team"), Sequence(6))]);
+    assert_eq!(
+        app.update(Event::Drawn),
+        [Action::Mark(room("#team"), Sequence(6))]
+    );
     check_shown(&mut app, "new since");
 }
 
@@ -195,17 +234,41 @@ fn bell_rings_for_persons_and_mentions_at_most_once_a_second() {
     let mut app = app();
     join(&mut app, "#team");
     press(&mut app, KeyCode::Char('0'), KeyModifiers::ALT);
-    assert!(!is_rung(&app.update(message(Some("#team"), "bob", 1, "hello all"))));
-    assert!(is_rung(&app.update(message(Some("#team"), "bob", 2, "hello Amy!"))));
-    assert!(!is_rung(&app.update(message(None, "bob", 3, "psst"))), "within a second");
+    assert!(!is_rung(&app.update(message(
+        Some("#team"),
+        "bob",
+        1,
+        "hello all"
+    ))));
+    assert!(is_rung(&app.update(message(
+        Some("#team"),
+        "bob",
+        2,
+        "hello Amy!"
+    ))));
+    assert!(
+        !is_rung(&app.update(message(None, "bob", 3, "psst"))),
+        "within a second"
+    );
     app.now_ms += 1_000;
     let actions = app.update(message(None, "bob", 4, "psst"));
-    assert!(actions.contains(&Action::Notify("bob: psst (and 1 more messages)".to_owned())), "{actions:?}");
+    assert!(
+        actions.contains(&Action::Notify(
+            "bob: psst (and 1 more messages)".to_owned()
+        )),
+        "{actions:?}"
+    );
     app.now_ms += 1_000;
-    assert!(!is_rung(&app.update(message(Some("#team"), "bob", 5, "amylase"))), "no mention");
+    assert!(
+        !is_rung(&app.update(message(Some("#team"), "bob", 5, "amylase"))),
+        "no mention"
+    );
     enter(&mut app, "/talk bob");
     app.now_ms += 1_000;
-    assert!(!is_rung(&app.update(message(None, "bob", 6, "here"))), "it is being read");
+    assert!(
+        !is_rung(&app.update(message(None, "bob", 6, "here"))),
+        "it is being read"
+    );
 }
 
 #[test]
@@ -219,7 +282,9 @@ fn talk_merges_inbox_and_room_of_a_person() {
     check_shown(&mut app, "by talk");
     check_shown(&mut app, "by inbox");
     let actions = enter(&mut app, "answer");
-    assert!(matches!(actions.as_slice(), [Action::Send { recipient, .. }] if recipient.as_str() == talk));
+    assert!(
+        matches!(actions.as_slice(), [Action::Send { recipient, .. }] if recipient.as_str() == talk)
+    );
 }
 
 #[test]
@@ -228,7 +293,9 @@ fn conversation_of_another_device_is_named_by_its_members() {
     let talk = "#=ABCDEFGHIJKLMNOPQRSTUVWXYZ";
     let actions = app.update(message(Some(talk), "amy", 2, "from my phone"));
     let members = Command::Members(room(talk));
-    assert!(matches!(actions.as_slice(), [Action::Run { command, is_quiet: true, .. }] if *command == members));
+    assert!(
+        matches!(actions.as_slice(), [Action::Run { command, is_quiet: true, .. }] if *command == members)
+    );
     let names = hark_client::handle::Names {
         names: vec![user("amy"), user("bob")],
         is_truncated: false,
@@ -257,7 +324,10 @@ fn rooms_of_the_server_have_their_unread_counts() {
         command: Command::Rooms(None),
         typed: TypedSecrets::default(),
         is_quiet: true,
-        outcome: Ok(Done::Rooms(vec![entry("#team", Some(4), 9), entry("#other", None, 5)])),
+        outcome: Ok(Done::Rooms(vec![
+            entry("#team", Some(4), 9),
+            entry("#other", None, 5),
+        ])),
     });
     assert_eq!(app.conversations.list().len(), 2, "only the user's rooms");
     app.update(message(Some("#team"), "bob", 9, "counted already"));
@@ -276,9 +346,18 @@ fn commands_take_the_current_room() {
         Some(Action::Run { command, .. }) => command,
         other => panic!("{other:?}"),
     };
-    assert_eq!(command(enter(&mut app, "/invite bob")), Command::Invite(room("#team"), user("bob")));
-    assert_eq!(command(enter(&mut app, "/members")), Command::Members(room("#team")));
-    assert_eq!(command(enter(&mut app, "/members #other")), Command::Members(room("#other")));
+    assert_eq!(
+        command(enter(&mut app, "/invite bob")),
+        Command::Invite(room("#team"), user("bob"))
+    );
+    assert_eq!(
+        command(enter(&mut app, "/members")),
+        Command::Members(room("#team"))
+    );
+    assert_eq!(
+        command(enter(&mut app, "/members #other")),
+        Command::Members(room("#other"))
+    );
     assert_eq!(enter(&mut app, "/nonsense"), []);
     check_shown(&mut app, "unknown command \"nonsense\"");
     let actions = enter(&mut app, "//slash");
@@ -293,7 +372,13 @@ fn deletion_is_asked_for() {
     assert_eq!(press(&mut app, KeyCode::Char('n'), KeyModifiers::NONE), []);
     enter(&mut app, "/delete amy");
     let actions = press(&mut app, KeyCode::Char('y'), KeyModifiers::NONE);
-    assert!(matches!(actions.as_slice(), [Action::Run { command: Command::Delete(_), .. }]));
+    assert!(matches!(
+        actions.as_slice(),
+        [Action::Run {
+            command: Command::Delete(_),
+            ..
+        }]
+    ));
 }
 
 #[test]
@@ -303,7 +388,10 @@ fn denied_command_asks_for_the_password() {
     app.update(done(Command::Connect(user("bob")), denied()));
     write(&mut app, "hunter2");
     let rows = drawn(&mut app).join("\n");
-    assert!(rows.contains("Password for bob:") && !rows.contains("hunter2"), "{rows}");
+    assert!(
+        rows.contains("Password for bob:") && !rows.contains("hunter2"),
+        "{rows}"
+    );
     let actions = press(&mut app, KeyCode::Enter, KeyModifiers::NONE);
     let [Action::Run { command, typed, .. }] = actions.as_slice() else {
         panic!("{actions:?}");
@@ -342,21 +430,38 @@ fn scrollback_stays_while_messages_arrive() {
     let mut app = app();
     join(&mut app, "#team");
     for number in 1..=100 {
-        app.update(message(Some("#team"), "bob", number, &format!("line {number}")));
+        app.update(message(
+            Some("#team"),
+            "bob",
+            number,
+            &format!("line {number}"),
+        ));
     }
     app.update(Event::Drawn);
     press(&mut app, KeyCode::PageUp, KeyModifiers::NONE);
     let before = drawn(&mut app);
-    assert!(before.iter().any(|row| row.ends_with("line 80")) && !before.iter().any(|row| row.ends_with("line 100")));
+    assert!(
+        before.iter().any(|row| row.ends_with("line 80"))
+            && !before.iter().any(|row| row.ends_with("line 100"))
+    );
     app.update(message(Some("#team"), "bob", 101, "line 101"));
     let after = drawn(&mut app);
-    assert_eq!(before[..20], after[..20], "typing and reading are not disturbed");
+    assert_eq!(
+        before[..20],
+        after[..20],
+        "typing and reading are not disturbed"
+    );
     press(&mut app, KeyCode::PageDown, KeyModifiers::NONE);
     press(&mut app, KeyCode::PageDown, KeyModifiers::NONE);
     check_shown(&mut app, "line 101");
     assert_eq!(app.conversations.current().scroll, Scroll::Bottom);
     let actions = press(&mut app, KeyCode::Home, KeyModifiers::ALT);
-    assert!(actions.iter().any(|action| matches!(action, Action::LoadOlder { .. })), "{actions:?}");
+    assert!(
+        actions
+            .iter()
+            .any(|action| matches!(action, Action::LoadOlder { .. })),
+        "{actions:?}"
+    );
     check_shown(&mut app, "line 1");
     press(&mut app, KeyCode::Esc, KeyModifiers::NONE);
     check_shown(&mut app, "line 101");
@@ -380,10 +485,16 @@ fn older_messages_are_added_above() {
         messages: vec![past(10), past(9), past(8)],
         is_end: true,
     };
-    app.update(Event::Older { place: Place::Room(room("#team")), outcome: Ok(page) });
+    app.update(Event::Older {
+        place: Place::Room(room("#team")),
+        outcome: Ok(page),
+    });
     let rows = drawn(&mut app);
     let shown: Vec<&String> = rows.iter().filter(|row| row.contains("bob")).collect();
-    assert!(shown[0].ends_with("old 8") && shown[1].ends_with("old 9") && shown[2].ends_with("new"), "{rows:?}");
+    assert!(
+        shown[0].ends_with("old 8") && shown[1].ends_with("old 9") && shown[2].ends_with("new"),
+        "{rows:?}"
+    );
 }
 
 #[test]
@@ -391,7 +502,12 @@ fn search_jumps_to_a_message() {
     let mut app = app();
     join(&mut app, "#team");
     for number in 1..=200 {
-        app.update(message(Some("#team"), "bob", number, &format!("number {number}.")));
+        app.update(message(
+            Some("#team"),
+            "bob",
+            number,
+            &format!("number {number}."),
+        ));
     }
     enter(&mut app, "/search NUMBER 50.");
     check_shown(&mut app, "  bob: number 50.");
@@ -438,11 +554,18 @@ fn tab_completes_commands_and_names() {
     assert_eq!(app.input.text(), "/send ");
     write(&mut app, "b");
     tab(&mut app);
-    assert_eq!((app.input.text(), app.hint.as_deref()), ("/send bob", Some("bob bobby")));
+    assert_eq!(
+        (app.input.text(), app.hint.as_deref()),
+        ("/send bob", Some("bob bobby"))
+    );
     tab(&mut app);
     tab(&mut app);
     assert_eq!(app.input.text(), "/send bobby");
-    assert_eq!(app.hint.as_deref(), Some("to bobby"), "the recipient is shown before sending");
+    assert_eq!(
+        app.hint.as_deref(),
+        Some("to bobby"),
+        "the recipient is shown before sending"
+    );
     press(&mut app, KeyCode::Char('u'), KeyModifiers::CONTROL);
     write(&mut app, "ask @cl");
     tab(&mut app);
@@ -454,7 +577,10 @@ fn tab_in_an_unmarked_paste_is_text() {
     let mut app = app();
     write(&mut app, "/sen");
     let key = KeyEvent::new(KeyCode::Tab, KeyModifiers::NONE);
-    app.update(Event::Key { key, is_pasted: true });
+    app.update(Event::Key {
+        key,
+        is_pasted: true,
+    });
     assert_eq!(app.input.text(), "/sen\t");
 }
 
@@ -466,7 +592,9 @@ fn paste_of_several_lines_is_one_message() {
     press(&mut app, KeyCode::Enter, KeyModifiers::ALT);
     write(&mut app, "three");
     let actions = press(&mut app, KeyCode::Enter, KeyModifiers::NONE);
-    assert!(matches!(actions.as_slice(), [Action::Send { text, .. }] if **text == *"one\ntwo\tx\nthree"));
+    assert!(
+        matches!(actions.as_slice(), [Action::Send { text, .. }] if **text == *"one\ntwo\tx\nthree")
+    );
 }
 
 #[test]
@@ -476,7 +604,12 @@ fn every_key_of_the_help_has_an_effect_at_any_size() {
         let mut app = app();
         join(&mut app, "#team");
         for number in 1..=50 {
-            app.update(message(Some("#team"), "bob", number, "日本語 e\u{301} שלום 👩‍👩‍👧"));
+            app.update(message(
+                Some("#team"),
+                "bob",
+                number,
+                "日本語 e\u{301} שלום 👩‍👩‍👧",
+            ));
         }
         app.update(Event::Resized(size.0, size.1));
         for binding in BINDINGS {
@@ -514,7 +647,10 @@ fn pending_messages_are_reported_at_the_end() {
     let mut app = app();
     join(&mut app, "#team");
     enter(&mut app, "lost?");
-    assert_eq!(app.unstored(), ["→ #team: lost? … pending (waiting for the server)"]);
+    assert_eq!(
+        app.unstored(),
+        ["→ #team: lost? … pending (waiting for the server)"]
+    );
     let team = app.conversations.current_mut();
     if let Some(Body::Said(said)) = team.entries.back_mut().map(|entry| &mut entry.body) {
         said.status = Some(Status::Stored);

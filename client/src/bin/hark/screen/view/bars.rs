@@ -13,7 +13,9 @@ use crate::text::{escape, escape_name};
 pub(super) fn title(app: &App, area: Rect, buffer: &mut Buffer) {
     let conversation = app.conversations.current();
     let mark = match &conversation.place {
-        Place::Person(user) if app.names.is_lookalike(user) => " (? another name looks like this one)",
+        Place::Person(user) if app.names.is_lookalike(user) => {
+            " (? another name looks like this one)"
+        }
         _ => "",
     };
     let text = format!(" {}{mark}{}", conversation.name(), about(conversation));
@@ -25,7 +27,9 @@ fn about(conversation: &Conversation) -> String {
     let muted = if conversation.is_muted { ", muted" } else { "" };
     let about = match (&conversation.place, conversation.members) {
         (Place::Home, _) => ": notices of the program".to_owned(),
-        (Place::Person(_), _) if conversation.talk.is_some() => ": on all devices of both".to_owned(),
+        (Place::Person(_), _) if conversation.talk.is_some() => {
+            ": on all devices of both".to_owned()
+        }
         (Place::Person(_), _) => ": inbox".to_owned(),
         (Place::Room(_), _) if !conversation.is_member => ": you are not a member".to_owned(),
         (Place::Room(_), Some(1)) => ": 1 member".to_owned(),
@@ -57,10 +61,16 @@ pub(super) fn status(app: &App, area: Rect, buffer: &mut Buffer) {
         (unread, 0) => right.push_str(&format!("{unread} unread ")),
         (unread, mentions) => right.push_str(&format!("{unread} unread, {mentions} to you ")),
     }
-    let user = app.me.as_ref().map(|me| format!("{}@", escape_name(me.as_str())));
+    let user = app
+        .me
+        .as_ref()
+        .map(|me| format!("{}@", escape_name(me.as_str())));
     let user = user.unwrap_or_default();
     let (link, style) = match &app.link {
-        Link::Connecting => (format!("{user}{} (connecting)", app.setting.server), theme.bar()),
+        Link::Connecting => (
+            format!("{user}{} (connecting)", app.setting.server),
+            theme.bar(),
+        ),
         Link::Up(server) => (format!("{user}{server}"), theme.bar()),
         Link::Down(why) => (
             format!("{user}(offline) {}; reconnecting", escape(why)),
@@ -93,9 +103,17 @@ pub(super) fn input(areas: &Areas, app: &App, buffer: &mut Buffer) -> Option<Pos
     let shown = areas.input_rows.rows.iter().skip(first);
     for (line, input) in (0..area.height).zip(shown) {
         let columns = usize::from(text.width);
-        buffer.set_stringn(text.x, text.y + line, input, columns, app.setting.theme.plain());
+        buffer.set_stringn(
+            text.x,
+            text.y + line,
+            input,
+            columns,
+            app.setting.theme.plain(),
+        );
     }
-    let column = u16::try_from(column).ok()?.min(text.width.saturating_sub(1));
+    let column = u16::try_from(column)
+        .ok()?
+        .min(text.width.saturating_sub(1));
     let row = u16::try_from(row - first).ok()?;
     Some(Position::new(text.x + column, text.y + row))
 }

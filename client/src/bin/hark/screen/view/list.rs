@@ -20,7 +20,11 @@ pub(super) fn draw(app: &App, area: Rect, buffer: &mut Buffer) {
     for (row, (index, conversation)) in (0..area.height).zip(shown) {
         let columns = usize::from(area.width);
         let count = count(conversation);
-        let number = if index <= 9 { format!("{index} ") } else { "  ".to_owned() };
+        let number = if index <= 9 {
+            format!("{index} ")
+        } else {
+            "  ".to_owned()
+        };
         let mark = match &conversation.place {
             Place::Person(user) if app.names.is_lookalike(user) => "?",
             _ => "",
@@ -35,7 +39,8 @@ pub(super) fn draw(app: &App, area: Rect, buffer: &mut Buffer) {
             one if !one.is_member => theme.dim(),
             _ => theme.plain(),
         };
-        let padding = " ".repeat(columns.saturating_sub(width(&number) + width(&name) + width(&count)));
+        let padding =
+            " ".repeat(columns.saturating_sub(width(&number) + width(&name) + width(&count)));
         let line = format!("{number}{name}{padding}{count}");
         super::put(buffer, area, row, &line, style);
         if index == current {

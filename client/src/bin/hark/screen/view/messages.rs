@@ -14,7 +14,10 @@ pub(super) fn draw(app: &App, area: Rect, buffer: &mut Buffer) {
         return;
     }
     let rows = rows(app, usize::from(area.height));
-    let first = area.height - u16::try_from(rows.len()).unwrap_or(area.height).min(area.height);
+    let first = area.height
+        - u16::try_from(rows.len())
+            .unwrap_or(area.height)
+            .min(area.height);
     for (row, line) in (first..area.height).zip(&rows) {
         buffer.set_line(area.x, area.y + row, line, area.width);
     }
@@ -59,9 +62,21 @@ fn welcome(app: &App) -> Vec<Line<'static>> {
         return Vec::new();
     }
     let lines: &[&str] = if app.me.is_none() {
-        &["Welcome to Hark.", "", "/connect NAME   log in", "/create NAME    new account", "F1              help"]
+        &[
+            "Welcome to Hark.",
+            "",
+            "/connect NAME   log in",
+            "/create NAME    new account",
+            "F1              help",
+        ]
     } else {
-        &["/talk NAME    write to a person", "/join #ROOM   enter a room", "/rooms        list rooms", "Ctrl-K        jump", "F1            help"]
+        &[
+            "/talk NAME    write to a person",
+            "/join #ROOM   enter a room",
+            "/rooms        list rooms",
+            "Ctrl-K        jump",
+            "F1            help",
+        ]
     };
     lines.iter().map(|line| Line::raw(*line)).collect()
 }

@@ -35,7 +35,11 @@ pub(super) fn draw(
             choose(app, "jump to: ", query, (&lines, *selected), areas, buffer)
         }
         Overlay::Search { query, selected } => {
-            let lines: Vec<String> = app.search_hits(query).into_iter().map(|hit| hit.text).collect();
+            let lines: Vec<String> = app
+                .search_hits(query)
+                .into_iter()
+                .map(|hit| hit.text)
+                .collect();
             choose(app, "search: ", query, (&lines, *selected), areas, buffer)
         }
         Overlay::Confirm { question, .. } => ask(app, &format!("{question} y/n "), areas, buffer),
@@ -45,7 +49,9 @@ pub(super) fn draw(
 
 fn clear(area: Rect, buffer: &mut Buffer) {
     let (left, top) = (area.left(), area.top());
-    for (column, row) in (left..area.right()).flat_map(|x| (top..area.bottom()).map(move |y| (x, y))) {
+    for (column, row) in
+        (left..area.right()).flat_map(|x| (top..area.bottom()).map(move |y| (x, y)))
+    {
         if let Some(cell) = buffer.cell_mut((column, row)) {
             cell.reset();
         }
@@ -57,10 +63,20 @@ fn help(app: &App, scroll: usize, areas: &Areas, buffer: &mut Buffer) {
     let area = Rect::new(0, 0, columns, rows);
     clear(area, buffer);
     buffer.set_style(Rect::new(0, 0, columns, 1), app.setting.theme.bar());
-    super::put(buffer, area, 0, " help: Up, Down, PgUp and PgDn scroll; another key closes", app.setting.theme.bar());
+    super::put(
+        buffer,
+        area,
+        0,
+        " help: Up, Down, PgUp and PgDn scroll; another key closes",
+        app.setting.theme.bar(),
+    );
     let lines = App::help_lines();
     for (row, line) in (2..areas.input.bottom()).zip(lines.iter().skip(scroll)) {
-        let style = if line.starts_with(' ') { app.setting.theme.plain() } else { app.setting.theme.strong() };
+        let style = if line.starts_with(' ') {
+            app.setting.theme.plain()
+        } else {
+            app.setting.theme.strong()
+        };
         super::put(buffer, area, row, line, style);
     }
 }
@@ -82,7 +98,13 @@ fn choose(
     let area = Rect::new(0, above - height, app.size.0, height);
     clear(area, buffer);
     if lines.is_empty() && !query.is_empty() {
-        super::put(buffer, area, height.saturating_sub(1), "  nothing found", theme.dim());
+        super::put(
+            buffer,
+            area,
+            height.saturating_sub(1),
+            "  nothing found",
+            theme.dim(),
+        );
     }
     let first = (selected + 1).saturating_sub(usize::from(height));
     for (step, (index, line)) in (0..height).zip(lines.iter().enumerate().skip(first)) {
@@ -101,5 +123,8 @@ fn ask(app: &App, question: &str, areas: &Areas, buffer: &mut Buffer) -> Option<
     super::put(buffer, areas.input, 0, question, app.setting.theme.strong());
     let column = u16::try_from(width(question)).ok()?;
     let last = areas.input.width.saturating_sub(1);
-    Some(Position::new(areas.input.x + column.min(last), areas.input.y))
+    Some(Position::new(
+        areas.input.x + column.min(last),
+        areas.input.y,
+    ))
 }
