@@ -16,12 +16,12 @@ const COLUMNS: u16 = 80;
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// hark on a screen.
-struct Screen {
+pub(crate) struct Screen {
     // Fed by a thread that reads the output.
     shared: Arc<Shared>,
     keys: Box<dyn Write + Send>,
     child: Box<dyn Child + Send + Sync>,
-    _master: Box<dyn MasterPty + Send>,
+    master: Box<dyn MasterPty + Send>,
     server: String,
 }
 
@@ -31,14 +31,19 @@ struct Shared {
 }
 
 impl Screen {
+    /// Opens the chat line by line.
     fn open(terminal: &Terminal, variables: &[(&str, &str)]) -> Self {
-        let size = PtySize {
-            rows: ROWS,
-            cols: COLUMNS,
-            pixel_width: 0,
-            pixel_height: 0,
-        };
-        let pair = native_pty_system().openpty(size).unwrap();
+        let variables = [&[("HARK_PLAIN", "true")], variables].concat();
+        Self::open_sized(terminal, &variables, (COLUMNS, ROWS))
+    }
+
+    /// Opens the chat with this number of columns and rows.
+    pub(crate) fn open_sized(
+        terminal: &Terminal,
+        variables: &[(&str, &str)],
+        size: (u16, u16),
+    ) -> Self {
+        let pair = native_pty_system().openpty(pty_size(size)).unwrap();
         let mut command = CommandBuilder::new(env!("CARGO_BIN_EXE_hark"));
         command.env_clear();
         command.env("TERM", "xterm-256color");
@@ -52,7 +57,7 @@ impl Screen {
         }
         let child = pair.slave.spawn_command(command).unwrap();
         drop(pair.slave);
-        let parser = Mutex::new((vt100::Parser::new(ROWS, COLUMNS, 1000), Vec::new()));
+        let parser = Mutex::new((vt100::Parser::new(size.1, size.0, 1000), Vec::new()));
         let shared = Arc::new(Shared {
             parser,
             changed: Condvar::new(),
@@ -67,12 +72,25 @@ impl Screen {
             shared,
             keys,
             child,
-            _master: pair.master,
+            master: pair.master,
             server: terminal.server.clone(),
         }
     }
 
-    fn keys(&mut self, keys: &str) {
+    /// Changes the number of columns and rows.
+    pub(crate) fn resize(&self, size: (u16, u16)) {
+        let mut parser = self.shared.parser.lock().unwrap();
+        parser.0.screen_mut().set_size(size.1, size.0);
+        drop(parser);
+        self.master.resize(pty_size(size)).unwrap();
+    }
+
+    /// Returns the process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.process_id().unwrap()
+    }
+
+    pub(crate) fn keys(&mut self, keys: &str) {
         self.keys.write_all(keys.as_bytes()).unwrap();
     }
 
@@ -93,12 +111,12 @@ impl Screen {
 
     /// Waits until the screen shows a text.
     #[track_caller]
-    fn wait_for(&self, text: &str) {
+    pub(crate) fn wait_for(&self, text: &str) {
         self.wait_until(text, |screen| screen.contains(text));
     }
 
     #[track_caller]
-    fn wait_until(&self, what: &str, is_so: impl Fn(&str) -> bool) {
+    pub(crate) fn wait_until(&self, what: &str, is_so: impl Fn(&str) -> bool) {
         let parser = self.shared.parser.lock().unwrap();
         let waiting = |parser: &mut (vt100::Parser, Vec<u8>)| !is_so(&parser.0.screen().contents());
         let (parser, timeout) = self
@@ -113,12 +131,12 @@ impl Screen {
         );
     }
 
-    fn contents(&self) -> String {
+    pub(crate) fn contents(&self) -> String {
         self.shared.parser.lock().unwrap().0.screen().contents()
     }
 
     /// Returns the whole output.
-    fn raw(&self) -> String {
+    pub(crate) fn raw(&self) -> String {
         String::from_utf8_lossy(&self.shared.parser.lock().unwrap().1).into_owned()
     }
 
@@ -139,7 +157,7 @@ impl Screen {
     }
 
     /// Waits for the end, and returns the exit code.
-    fn end(mut self) -> u32 {
+    pub(crate) fn end(mut self) -> u32 {
         self.child.wait().unwrap().exit_code()
     }
 }
@@ -164,7 +182,16 @@ impl Shared {
     }
 }
 
-fn chat() -> (ChatServer, Terminal) {
+fn pty_size((cols, rows): (u16, u16)) -> PtySize {
+    PtySize {
+        rows,
+        cols,
+        pixel_width: 0,
+        pixel_height: 0,
+    }
+}
+
+pub(crate) fn chat() -> (ChatServer, Terminal) {
     let server = ChatServer::start();
     let terminal = Terminal::at(&server);
     (server, terminal)
@@ -374,6 +401,7 @@ fn in_terminal(terminal: &Terminal, arguments: &[&str]) -> (PtyPair, Box<dyn Chi
     let pair = native_pty_system().openpty(PtySize::default()).unwrap();
     let mut command = CommandBuilder::new(env!("CARGO_BIN_EXE_hark"));
     command.args(arguments);
+    command.env("HARK_PLAIN", "true");
     command.env("HARK_SERVER", &terminal.server);
     command.env("HARK_TIMEOUT", "2");
     command.env("XDG_STATE_HOME", terminal.state.path());
@@ -439,6 +467,7 @@ fn check_end_by(signal: &str, typed: &str, asked: &str) {
     let mut command = CommandBuilder::new("sh");
     command.args(["-c", IN_A_SHELL]);
     command.env("HARK", env!("CARGO_BIN_EXE_hark"));
+    command.env("HARK_PLAIN", "true");
     command.env("HARK_SERVER", &terminal.server);
     command.env("XDG_STATE_HOME", terminal.state.path());
     let mut shell = pair.slave.spawn_command(command).unwrap();

@@ -250,30 +250,38 @@ impl Conversation {
         None
     }
 
-    /// Sets the outcome of an own message.
+    /// Sets the outcome of an own message. If the room has sent the message back before,
+    /// it is in its place already.
     pub(crate) fn answer(
         &mut self,
         id: u64,
         outcome: Result<Option<Sequence>, RequestError>,
         is_room: bool,
     ) {
-        let Some(entry) = self.entries.iter_mut().rev().find(|entry| entry.id == id) else {
+        let Some(index) = self.index_of(id) else {
             return;
         };
-        let Body::Said(said) = &mut entry.body else {
-            return;
+        let position = match &outcome {
+            Ok(Some(number)) => Some(Position {
+                is_room,
+                number: *number,
+            }),
+            _ => None,
         };
-        match outcome {
-            Ok(number) => {
-                said.status = Some(Status::Stored);
-                said.position = number.map(|number| Position { is_room, number });
-                said.awaits_echo &= number.is_some();
-            }
-            Err(error) => {
-                said.status = Some(Status::Failed(error));
-                said.awaits_echo = false;
-            }
+        if position.is_some_and(|position| self.find(position).is_some()) {
+            self.entries.remove(index);
+            return;
         }
+        let Some(Body::Said(said)) = self.entries.get_mut(index).map(|entry| &mut entry.body)
+        else {
+            return;
+        };
+        said.position = position;
+        said.awaits_echo &= position.is_some();
+        said.status = Some(match outcome {
+            Ok(_) => Status::Stored,
+            Err(error) => Status::Failed(error),
+        });
     }
 
     /// Adds older messages, which are given the newest first, and drops those that are
@@ -444,6 +452,15 @@ mod tests {
         assert!(room.confirm(in_room(14)));
         assert_eq!(ids(&room), [3, 2, 4, 1]);
         assert!(!room.confirm(in_room(15)));
+    }
+
+    #[test]
+    fn message_that_came_back_first_is_shown_once() {
+        let mut room = room();
+        room.add_own(said(1, None, Some(Status::Pending)));
+        room.add(said(2, Some(10), Some(Status::Stored)));
+        room.answer(1, Ok(Some(Sequence(10))), true);
+        assert_eq!(ids(&room), [2]);
     }
 
     #[test]

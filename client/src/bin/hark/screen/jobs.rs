@@ -120,6 +120,7 @@ impl Runner {
                 room,
                 before,
             } => Box::pin(async move {
+                let is_of_room = room.is_some();
                 let outcome = match room {
                     Some(room) => runner.page(room, before).await,
                     None => Ok(Page {
@@ -127,7 +128,11 @@ impl Runner {
                         ..Page::default()
                     }),
                 };
-                Event::Older { place, outcome }
+                Event::Older {
+                    place,
+                    is_of_room,
+                    outcome,
+                }
             }),
         }
     }

@@ -195,6 +195,7 @@ impl Screen {
                 () = signals.interrupts.received() => return Ok(End::Terminated),
                 () = signals.continuation.received() => self.continue_after_stop()?,
                 () = sleep_until(draw_at) => {}
+                _ = marking.tick() => self.send_marks(),
                 Some(outcome) = self.outcomes.recv() => self.outcomes(outcome)?,
                 event = self.events.next() => match event {
                     Some(event) => self.client_events(event)?,
@@ -202,7 +203,6 @@ impl Screen {
                         return Ok(End::Closed(closing.await.unwrap_or(1)));
                     },
                 },
-                _ = marking.tick() => self.send_marks(),
             }
         }
     }
@@ -402,8 +402,9 @@ impl Screen {
                 is_quiet,
                 outcome: Err(error),
             },
-            Job::LoadOlder { place, .. } => Event::Older {
+            Job::LoadOlder { place, room, .. } => Event::Older {
                 place,
+                is_of_room: room.is_some(),
                 outcome: Err(error),
             },
         };
@@ -462,8 +463,6 @@ impl Screen {
     /// Closes the client after pending requests are answered; the second time at once.
     fn close(&mut self) -> io::Result<()> {
         self.send_marks();
-        // The runner ends once its requests are answered.
-        self.jobs = None;
         let within = if self.closing.is_some() {
             Duration::ZERO
         } else {
@@ -476,8 +475,15 @@ impl Screen {
                 "waiting up to {seconds} s for {waiting} answers; press Ctrl-D to leave now"
             ));
         }
-        let handle = self.handle.clone();
-        self.closing = Some(tokio::spawn(async move { handle.close(within).await }));
+        let (handle, jobs) = (self.handle.clone(), self.jobs.take());
+        self.closing = Some(tokio::spawn(async move {
+            if let Some(jobs) = jobs {
+                // Everything that was entered has been handed over once the queue is empty.
+                let all = jobs.reserve_many(JOBS_MAX);
+                drop(tokio::time::timeout(within, all).await);
+            }
+            handle.close(within).await
+        }));
         Ok(())
     }
 

@@ -209,7 +209,12 @@ impl App {
     }
 
     /// Adds a page of older messages.
-    pub(super) fn older(&mut self, place: &Place, outcome: Result<Page, RequestError>) {
+    pub(super) fn older(
+        &mut self,
+        place: &Place,
+        is_of_room: bool,
+        outcome: Result<Page, RequestError>,
+    ) {
         let page = match outcome {
             Ok(page) => page,
             Err(error) => {
@@ -243,8 +248,13 @@ impl App {
         }
         if let Some(conversation) = self.conversations.get_mut(place) {
             conversation.add_older(entries);
+            // The room of a conversation may have become known in the meantime.
+            let is_end = is_end && is_of_room == conversation.room().is_some();
             conversation.older = if is_end { Older::None } else { Older::Unknown };
             conversation.place_new_since();
+        }
+        if self.conversations.current().place == *place {
+            self.load_older_if_needed();
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use hark_protocol::{RoomName, UserName};
 
-use super::super::conversation::{Conversation, Place};
+use super::super::conversation::{Conversation, Older, Place};
 
 /// Largest number of conversations. Beyond it the one without unread messages that
 /// was added first is dropped; it comes back with its next message.
@@ -126,13 +126,16 @@ impl Conversations {
                 if let Some(conversation) = self.list.get_mut(unnamed) {
                     conversation.place = place.clone();
                     conversation.talk = Some(room.clone());
+                    conversation.older = Older::Unknown;
                 }
             }
             (unnamed, _) => {
                 let target = self.open(&place);
                 let moved = unnamed.and_then(|index| self.list.get(index)).cloned();
                 if let Some(target) = self.list.get_mut(target) {
-                    target.talk = Some(room.clone());
+                    if target.talk.replace(room.clone()).is_none() {
+                        target.older = Older::Unknown;
+                    }
                     if let Some(moved) = moved {
                         target.unread += moved.unread;
                         target.mentions += moved.mentions;

@@ -85,6 +85,8 @@ pub(crate) enum Event {
     /// The outcome of [`Action::LoadOlder`].
     Older {
         place: Place,
+        /// Whether the server was asked.
+        is_of_room: bool,
         outcome: Result<Page, RequestError>,
     },
 }
@@ -280,7 +282,11 @@ impl App {
                 outcome,
                 ..
             } => self.done(command, typed.0, outcome),
-            Event::Older { place, outcome } => self.older(&place, outcome),
+            Event::Older {
+                place,
+                is_of_room,
+                outcome,
+            } => self.older(&place, is_of_room, outcome),
         }
         std::mem::take(&mut self.actions)
     }
