@@ -131,6 +131,20 @@ impl Screen {
         );
     }
 
+    /// Waits until the whole output is as expected.
+    #[track_caller]
+    pub(crate) fn wait_for_output(&self, what: &str, is_so: impl Fn(&str) -> bool) {
+        let begun = std::time::Instant::now();
+        while !is_so(&self.raw()) {
+            assert!(
+                begun.elapsed() < TIMEOUT,
+                "{what:?} did not come:\n{:?}",
+                self.raw()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     pub(crate) fn contents(&self) -> String {
         self.shared.parser.lock().unwrap().0.screen().contents()
     }

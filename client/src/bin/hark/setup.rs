@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use crate::args::Settings;
 use crate::command::Secrets;
 use crate::exit::Failure;
+use crate::history::HistoryFile;
 
 /// Length of the random part of a device name, in characters.
 const DEVICE_CHARS: usize = 8;
@@ -89,6 +90,11 @@ pub(crate) fn client(settings: &Settings) -> Result<(Handle, Events), Failure> {
         seen: Arc::new(seen),
         ..config(settings)?
     }))
+}
+
+/// Opens the local history of the device.
+pub(crate) fn history(settings: &Settings) -> Result<HistoryFile, Failure> {
+    HistoryFile::open(&device_dir(settings)?.join("history.db")).map_err(Failure::local)
 }
 
 /// Returns the configuration for the chosen transport.

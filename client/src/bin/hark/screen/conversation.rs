@@ -8,6 +8,7 @@ use hark_client::RequestError;
 use hark_protocol::{RoomName, Sequence, UserName};
 
 use super::editor::Draft;
+use crate::history::EntryId;
 
 /// Largest number of entries kept for the conversation on the screen.
 pub(crate) const ENTRIES_MAX: usize = 4_000;
@@ -32,6 +33,8 @@ pub(crate) enum Status {
     Pending,
     Stored,
     Failed(RequestError),
+    /// Not stored, or with an unknown outcome, in a former run.
+    Former(String),
 }
 
 /// Position of a message in a log of the server.
@@ -80,6 +83,8 @@ pub(crate) struct Entry {
     pub(crate) body: Body,
     /// The acknowledgement that waits until the entry was on the screen.
     pub(crate) ack: Option<u64>,
+    /// The place in the local history.
+    pub(crate) filed: Option<EntryId>,
 }
 
 /// The part of a conversation that is on the screen.
@@ -128,6 +133,8 @@ pub(crate) struct Conversation {
     pub(crate) read_up_to: Sequence,
     /// Number up to which the unread count includes the messages of the room.
     pub(crate) counted_up_to: Sequence,
+    /// The last entry of the local history that was read.
+    pub(crate) read_filed: Option<EntryId>,
 }
 
 impl Entry {
@@ -167,6 +174,7 @@ impl Conversation {
             draft: Draft::default(),
             read_up_to: Sequence(0),
             counted_up_to: Sequence(0),
+            read_filed: None,
         }
     }
 
@@ -289,11 +297,11 @@ impl Conversation {
     pub(crate) fn add_older(&mut self, page: Vec<Entry>) {
         for entry in page {
             let position = entry.position();
-            let is_here = position.is_some()
-                && self
-                    .entries
-                    .iter()
-                    .any(|other| other.position() == position);
+            let is_same = |other: &Entry| {
+                let is_there = position.is_some() && other.position() == position;
+                is_there || (entry.filed.is_some() && other.filed == entry.filed)
+            };
+            let is_here = self.entries.iter().any(is_same);
             if is_here {
                 continue;
             }
@@ -312,6 +320,11 @@ impl Conversation {
         let positions = self.entries.iter().filter_map(Entry::position);
         let numbers = positions.filter(|position| position.is_room);
         numbers.map(|position| position.number).min()
+    }
+
+    /// Returns the first entry of the local history.
+    pub(crate) fn oldest_filed(&self) -> Option<EntryId> {
+        self.entries.iter().filter_map(|entry| entry.filed).min()
     }
 
     /// Drops the oldest entries beyond a bound, unless they are not acknowledged or
@@ -361,22 +374,25 @@ impl Conversation {
         }
     }
 
-    /// Marks everything as read. Returns the number to report for the room, if it has
-    /// grown.
-    pub(crate) fn mark_read(&mut self) -> Option<Sequence> {
+    /// Marks everything as read. Returns the number to report for the room and the
+    /// entry to record in the local history, if they have grown.
+    pub(crate) fn mark_read(&mut self) -> (Option<Sequence>, Option<EntryId>) {
         self.unread = 0;
         self.mentions = 0;
-        let confirmed = self
+        let mut confirmed = self
             .entries
             .iter()
             .rev()
             .filter(|entry| !entry.is_unconfirmed());
-        let mut positions = confirmed.filter_map(Entry::position);
-        let number = positions.find(|position| position.is_room)?.number;
-        (number > self.read_up_to).then(|| {
-            self.read_up_to = number;
-            number
-        })
+        let mut positions = confirmed.clone().filter_map(Entry::position);
+        let number = positions.find(|position| position.is_room);
+        let number = number.map(|position| position.number);
+        let number = number.filter(|number| *number > self.read_up_to);
+        let filed = confirmed.find_map(|entry| entry.filed);
+        let filed = filed.filter(|filed| Some(*filed) > self.read_filed);
+        self.read_up_to = number.unwrap_or(self.read_up_to);
+        self.read_filed = filed.or(self.read_filed);
+        (number, filed)
     }
 
     /// Applies a read mark of another device.
@@ -411,6 +427,7 @@ mod tests {
             id,
             time_ms: id * 1000,
             ack: None,
+            filed: None,
             body: Body::Said(Said {
                 sender: None,
                 text: format!("{id}").into(),
@@ -507,8 +524,8 @@ mod tests {
         room.count_unread(in_room(11), true);
         assert_eq!((room.unread, room.mentions), (4, 1));
         room.add(said(1, Some(11), None));
-        assert_eq!(room.mark_read(), Some(Sequence(11)));
-        assert_eq!((room.unread, room.mark_read()), (0, None));
+        assert_eq!(room.mark_read(), (Some(Sequence(11)), None));
+        assert_eq!((room.unread, room.mark_read()), (0, (None, None)));
     }
 
     #[test]

@@ -6,14 +6,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytestring::ByteString;
-use hark_client::Handle;
+use hark_client::{Handle, LinkState, Receipt, RequestError};
 use hark_protocol::{RoomName, Sequence, UserName};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
 use super::app::{Event, Page, Past, TypedSecrets};
+use super::archive::Work;
 use super::conversation::{Place, Position};
 use crate::command::{self, Command, Secrets};
+use crate::history::{EntryId, HistoryFile};
 
 /// Largest number of jobs that wait for their turn.
 pub(crate) const JOBS_MAX: usize = 2_048;
@@ -28,6 +30,8 @@ pub(crate) enum Job {
         id: u64,
         recipient: UserName,
         text: ByteString,
+        /// The place in the local history.
+        filed: Option<EntryId>,
     },
     Run {
         command: Command,
@@ -38,6 +42,7 @@ pub(crate) enum Job {
         place: Place,
         room: Option<RoomName>,
         before: Sequence,
+        before_filed: Option<EntryId>,
     },
 }
 
@@ -47,6 +52,10 @@ pub(crate) struct Runner {
     /// The passwords and the device of the settings.
     pub(crate) secrets: Secrets,
     pub(crate) outcomes: mpsc::Sender<Event>,
+    pub(crate) file: HistoryFile,
+    pub(crate) work: mpsc::Sender<Work>,
+    /// Signals that all jobs were handed over.
+    pub(crate) drained: watch::Sender<bool>,
 }
 
 type Running = Pin<Box<dyn Future<Output = Event> + Send>>;
@@ -74,6 +83,7 @@ impl Runner {
                 drop(outcomes.send(event).await);
             });
         }
+        runner.drained.send_replace(true);
         running.close();
         running.wait().await;
     }
@@ -86,14 +96,20 @@ impl Runner {
                 id,
                 recipient,
                 text,
+                filed,
             } => {
                 let is_room = recipient.as_str().starts_with(RoomName::MARK);
-                let accepted = runner.handle.send(recipient, text).await;
+                let accepted = runner.send(recipient, text, filed).await;
                 Box::pin(async move {
                     let outcome = match accepted {
                         Ok(receipt) => receipt.await,
                         Err(error) => Err(error),
                     };
+                    if let Some(filed) = filed {
+                        let outcome = outcome.clone();
+                        // The thread lives as long as the runner.
+                        drop(runner.work.send(Work::Outcome { filed, outcome }).await);
+                    }
                     Event::Answered {
                         id,
                         is_room,
@@ -119,6 +135,7 @@ impl Runner {
                 place,
                 room,
                 before,
+                before_filed: _,
             } => Box::pin(async move {
                 let is_of_room = room.is_some();
                 let outcome = match room {
@@ -137,6 +154,34 @@ impl Runner {
         }
     }
 
+    /// Sends a message. One that is in the local history waits for the link, so that it
+    /// can be taken back, or be kept for the next start.
+    async fn send(
+        &self,
+        recipient: UserName,
+        text: ByteString,
+        filed: Option<EntryId>,
+    ) -> Result<Receipt, RequestError> {
+        if let Some(filed) = filed {
+            let mut link = self.handle.link();
+            let is_settled = |state: &LinkState| state.is_up() || *state == LinkState::Closed;
+            let closed = || RequestError::NotSent("the client is closed".into());
+            match link.wait_for(is_settled).await {
+                Ok(state) if state.is_up() => {}
+                _ => return Err(closed()),
+            }
+            let file = self.file.clone();
+            let begun = tokio::task::spawn_blocking(move || file.begin_write(filed)).await;
+            match begun {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) => return Err(RequestError::NotSent("taken back".into())),
+                Ok(Err(error)) => return Err(RequestError::NotSent(error.to_string().into())),
+                Err(_) => return Err(closed()),
+            }
+        }
+        self.handle.send(recipient, text).await
+    }
+
     /// Returns the passwords of a command: typed ones precede those of the settings.
     fn secrets(&self, typed: &TypedSecrets) -> Secrets {
         let TypedSecrets(typed) = typed.clone();
@@ -149,11 +194,7 @@ impl Runner {
         }
     }
 
-    async fn page(
-        &self,
-        room: RoomName,
-        before: Sequence,
-    ) -> Result<Page, hark_client::RequestError> {
+    async fn page(&self, room: RoomName, before: Sequence) -> Result<Page, RequestError> {
         let history = self.handle.history(room, before, PAGE_MESSAGES).await?;
         let oldest = history.messages.last().map(|message| message.sequence);
         let messages = history.messages.into_iter().map(|message| Past {
@@ -164,6 +205,9 @@ impl Runner {
             sender: message.sender,
             text: message.text,
             time_ms: message.time_ms,
+            status: None,
+            missing: None,
+            filed: None,
         });
         Ok(Page {
             messages: messages.collect(),

@@ -8,6 +8,7 @@
 //! | `conversation`, `names`, `editor`, `alerts` | parts of the model; pure |
 //! | `layout`, `rows`, `wrap`, `theme`, `fuzzy` | layout, colors, matching; pure |
 //! | `tty` | the modes and the events of the terminal |
+//! | `archive` | the thread of the local history, which everything passes |
 //! | `jobs` | requests to the server, in order |
 //!
 //! Keys precede everything else. Other events are processed in batches of bounded
@@ -15,6 +16,7 @@
 
 mod alerts;
 mod app;
+mod archive;
 mod conversation;
 mod editor;
 mod fuzzy;
@@ -27,20 +29,22 @@ mod tty;
 mod view;
 mod wrap;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
 use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures::FutureExt as _;
-use hark_client::{Event as ClientEvent, Events, Handle, Message, MissingMessages, RequestError};
+use hark_client::{Events, Handle, RequestError};
 use hark_protocol::{RoomName, Sequence};
 use jiff::tz::TimeZone;
 use ratatui::crossterm::event::{Event as TerminalEvent, KeyCode};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use self::app::{Action, App, Event, Received, Setting, TypedSecrets};
+use self::app::{Action, App, Event, Setting, TypedSecrets};
+use self::archive::{Archive, WORK_MAX, Work};
+use self::conversation::Place;
 use self::jobs::{JOBS_MAX, Job, Runner};
 use self::theme::Theme;
 use self::tty::Tty;
@@ -48,6 +52,7 @@ pub(crate) use self::tty::is_capable;
 use crate::args::Settings;
 use crate::command::Command;
 use crate::exit::{Exit, Failure};
+use crate::history::EntryId;
 use crate::interactive::style::Style;
 use crate::setup;
 use crate::signals::{self, Continuation, Interrupts, Termination};
@@ -64,8 +69,11 @@ const MARK_EVERY: Duration = Duration::from_secs(1);
 /// Largest number of batches of keys that wait.
 const INPUT_BATCHES_MAX: usize = 16;
 
-/// Largest number of outcomes that wait.
-const OUTCOMES_MAX: usize = 256;
+/// Largest number of events that wait.
+const EVENTS_MAX: usize = 1_024;
+
+/// Time for which a query stays the same before the local history is searched.
+const SEARCH_AFTER: Duration = Duration::from_millis(150);
 
 /// Time limit for the last acknowledgements after a signal.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
@@ -73,25 +81,23 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 /// Time after which a suspended process that was not stopped continues.
 const SUSPEND_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// What is acknowledged once it was on the screen.
-enum Held {
-    Message(Message),
-    Gap(MissingMessages),
-}
-
 /// The running program.
 struct Screen {
     app: App,
     tty: Tty,
     handle: Handle,
-    events: Events,
     keys: mpsc::Receiver<Vec<TerminalEvent>>,
-    /// `None` once no further request is accepted.
-    jobs: Option<mpsc::Sender<Job>>,
-    outcomes: mpsc::Receiver<Event>,
-    held: HashMap<u64, Held>,
-    next_ack: u64,
+    /// Arrivals and outcomes.
+    events: mpsc::Receiver<Event>,
+    work: mpsc::Sender<Work>,
+    /// Acknowledgements that the thread has no room for yet. At most one window.
+    acks: VecDeque<u64>,
+    /// Whether all jobs were handed over, after [`Work::Leave`].
+    drained: watch::Receiver<bool>,
     marks: BTreeMap<RoomName, Sequence>,
+    reads: BTreeMap<Place, EntryId>,
+    /// The search that begins when the query has not changed for a while.
+    search: Option<(Instant, Place, String)>,
     /// The time before which the screen is not drawn; `None` if nothing changed.
     draw_at: Option<Instant>,
     drawn_at: Instant,
@@ -121,6 +127,7 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
         termination: signals::termination()?,
         continuation: signals::continuation()?,
     };
+    let file = setup::history(settings)?;
     let tty = Tty::open().map_err(Failure::local)?;
     let size = tty.size().map_err(Failure::local)?;
     let setting = Setting {
@@ -132,36 +139,47 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
         has_password: secrets.password.is_some(),
     };
     let app = App::new(setting, size, now_ms());
-    let (handle, events) = setup::client(settings)?;
+    let (handle, client_events) = setup::client(settings)?;
     let (keys_out, keys) = mpsc::channel(INPUT_BATCHES_MAX);
     // The thread ends with the process: a read of the terminal cannot be interrupted.
     std::thread::spawn(move || tty::read_events(&keys_out));
+    let (work, work_in) = mpsc::channel(WORK_MAX);
     let (jobs, jobs_in) = mpsc::channel(JOBS_MAX);
-    let (outcomes_out, outcomes) = mpsc::channel(OUTCOMES_MAX);
+    let (events_out, events) = mpsc::channel(EVENTS_MAX);
+    let (drained_out, drained) = watch::channel(false);
     let runner = Runner {
         handle: handle.clone(),
         secrets,
-        outcomes: outcomes_out,
+        outcomes: events_out.clone(),
+        file: file.clone(),
+        work: work.clone(),
+        drained: drained_out,
     };
+    let archive = Archive::new(file, settings.server.clone(), jobs, events_out);
     let running = tokio::spawn(runner.run(jobs_in));
+    let receiving = tokio::spawn(receive(client_events, work.clone()));
+    let archiving = tokio::task::spawn_blocking(move || archive.run(work_in));
     let mut screen = Screen {
         app,
         tty,
         handle,
-        events,
         keys,
-        jobs: Some(jobs),
-        outcomes,
-        held: HashMap::new(),
-        next_ack: 0,
+        events,
+        work,
+        acks: VecDeque::new(),
+        drained,
         marks: BTreeMap::new(),
+        reads: BTreeMap::new(),
+        search: None,
         draw_at: Some(Instant::now()),
         drawn_at: Instant::now(),
         closing: None,
         timeout: settings.timeout,
     };
     let end = screen.run(&mut signals).await;
-    let given_up = screen.finish(end, running).await?;
+    let given_up = screen
+        .finish(end, async { tokio::join!(running, receiving, archiving) })
+        .await?;
     Ok(if given_up == 0 {
         Exit::Done
     } else {
@@ -185,6 +203,7 @@ impl Screen {
                 self.draw()?;
             }
             let draw_at = self.draw_at;
+            let search_at = self.search.as_ref().map(|search| search.0);
             tokio::select! {
                 biased;
                 batch = self.keys.recv() => match batch {
@@ -195,14 +214,13 @@ impl Screen {
                 () = signals.interrupts.received() => return Ok(End::Terminated),
                 () = signals.continuation.received() => self.continue_after_stop()?,
                 () = sleep_until(draw_at) => {}
-                _ = marking.tick() => self.send_marks(),
-                Some(outcome) = self.outcomes.recv() => self.outcomes(outcome)?,
-                event = self.events.next() => match event {
-                    Some(event) => self.client_events(event)?,
-                    None => if let Some(closing) = self.closing.take() {
-                        return Ok(End::Closed(closing.await.unwrap_or(1)));
-                    },
-                },
+                () = sleep_until(search_at) => self.search(),
+                _ = marking.tick() => self.tick(),
+                Some(event) = self.events.recv() => self.events(event)?,
+                Some(given_up) = closed(&mut self.closing) => {
+                    self.closing = None;
+                    return Ok(End::Closed(given_up));
+                }
             }
         }
     }
@@ -247,63 +265,32 @@ impl Screen {
         Ok(())
     }
 
-    fn outcomes(&mut self, first: Event) -> io::Result<()> {
+    fn events(&mut self, first: Event) -> io::Result<()> {
         let until = Instant::now() + BATCH_TIME;
         self.update(first)?;
         while Instant::now() < until
-            && let Ok(outcome) = self.outcomes.try_recv()
+            && let Ok(event) = self.events.try_recv()
         {
-            self.update(outcome)?;
+            self.update(event)?;
         }
         Ok(())
     }
+}
 
-    fn client_events(&mut self, first: ClientEvent) -> io::Result<()> {
-        let until = Instant::now() + BATCH_TIME;
-        self.client_event(first)?;
-        while Instant::now() < until
-            && let Some(Some(event)) = self.events.next().now_or_never()
-        {
-            self.client_event(event)?;
+/// Passes events of the client on until it is closed.
+async fn receive(mut events: Events, work: mpsc::Sender<Work>) {
+    while let Some(event) = events.next().await {
+        if work.send(Work::Client(event)).await.is_err() {
+            return;
         }
-        Ok(())
     }
+}
 
-    fn client_event(&mut self, event: ClientEvent) -> io::Result<()> {
-        let event = match event {
-            ClientEvent::Link(state) => Event::Link(state),
-            ClientEvent::Message(message) => {
-                let received = Received {
-                    ack: Some(self.next_ack),
-                    user: message.user.clone(),
-                    room: message.room.clone(),
-                    delivery: message.delivery.clone(),
-                };
-                self.hold(Held::Message(message));
-                Event::Received(received)
-            }
-            ClientEvent::Gap(missing) => {
-                let (ack, gap) = (self.next_ack, missing.gap.clone());
-                self.hold(Held::Gap(missing));
-                Event::Missing { ack, gap }
-            }
-            ClientEvent::CaughtUp { .. } => Event::CaughtUp,
-            ClientEvent::Joined { room, .. } => Event::Joined(room),
-            ClientEvent::Left { room, reason } => Event::Left(room, reason),
-            ClientEvent::Seen { room, sequence } => Event::Seen(room, sequence),
-            ClientEvent::NewDevice { name } => Event::NewDevice(name),
-            ClientEvent::TakenOver { user } => Event::TakenOver(user),
-            ClientEvent::IdentityLost { user, refusal } => Event::IdentityLost {
-                user,
-                why: refusal.explanation.into_owned(),
-            },
-        };
-        self.update(event)
-    }
-
-    fn hold(&mut self, held: Held) {
-        self.held.insert(self.next_ack, held);
-        self.next_ack += 1;
+/// Waits until the client is closed, and returns the number of abandoned requests.
+async fn closed(closing: &mut Option<JoinHandle<usize>>) -> Option<usize> {
+    match closing {
+        Some(closing) => Some(closing.await.unwrap_or(1)),
+        None => std::future::pending().await,
     }
 }
 
@@ -340,11 +327,13 @@ impl Screen {
                 id,
                 recipient,
                 text,
+                filed,
             } => self.start(Job::Send {
                 id,
                 recipient,
                 text,
-            }),
+                filed,
+            })?,
             Action::Run {
                 command,
                 typed,
@@ -353,92 +342,104 @@ impl Screen {
                 command,
                 typed,
                 is_quiet,
-            }),
+            })?,
             Action::LoadOlder {
                 place,
                 room,
                 before,
+                before_filed,
             } => self.start(Job::LoadOlder {
                 place,
                 room,
                 before,
-            }),
-            Action::Ack(ack) => return self.acknowledge(ack),
-            Action::Mark(room, number) => {
-                self.marks.insert(room, number);
-                Ok(())
+                before_filed,
+            })?,
+            Action::Ack(ack) => self.acks.push_back(ack),
+            Action::Mark(room, number) => drop(self.marks.insert(room, number)),
+            Action::ReadUpTo(place, filed) => drop(self.reads.insert(place, filed)),
+            Action::Search(place, query) => {
+                self.search = Some((Instant::now() + SEARCH_AFTER, place, query));
             }
-            Action::Bell => self.tty.ring(),
-            Action::Notify(text) => self.tty.notify(&text),
-            Action::Clear => self.tty.clear(),
+            Action::Use(user) => self.order(Work::Use(user)),
+            Action::Talk(user, room) => self.order(Work::Talk(user, room)),
+            Action::Undo(filed) => self.order(Work::Undo(filed)),
+            Action::Bell => self.tty.ring()?,
+            Action::Notify(text) => self.tty.notify(&text)?,
+            Action::Clear => self.tty.clear()?,
             Action::Quit => self.close(),
             // Only keys suspend.
-            Action::Suspend => Ok(()),
+            Action::Suspend => {}
+        }
+        self.flush_acks();
+        Ok(())
+    }
+
+    /// Orders work that may be lost only if thousands of others wait.
+    fn order(&mut self, work: Work) {
+        if self.work.try_send(work).is_err() {
+            self.app.hint = Some("the local history is too slow".to_owned());
+        }
+    }
+
+    fn flush_acks(&mut self) {
+        while let Some(ack) = self.acks.front() {
+            if self.work.try_send(Work::Ack(*ack)).is_err() {
+                return;
+            }
+            self.acks.pop_front();
         }
     }
 
     /// Starts a job, or answers it if too many wait.
     fn start(&mut self, job: Job) -> io::Result<()> {
-        let Some(jobs) = &self.jobs else {
-            return Ok(());
-        };
-        let Err(refused) = jobs.try_send(job) else {
+        let Err(refused) = self.work.try_send(Work::Job(job)) else {
             return Ok(());
         };
         let error = RequestError::NotSent("too many commands are pending".into());
         let event = match refused.into_inner() {
-            Job::Send { id, recipient, .. } => Event::Answered {
+            Work::Job(Job::Send { id, recipient, .. }) => Event::Answered {
                 id,
                 is_room: recipient.as_str().starts_with(RoomName::MARK),
                 outcome: Err(error),
             },
-            Job::Run {
+            Work::Job(Job::Run {
                 command,
                 typed,
                 is_quiet,
-            } => Event::Done {
+            }) => Event::Done {
                 command,
                 typed,
                 is_quiet,
                 outcome: Err(error),
             },
-            Job::LoadOlder { place, room, .. } => Event::Older {
+            Work::Job(Job::LoadOlder { place, room, .. }) => Event::Older {
                 place,
                 is_of_room: room.is_some(),
                 outcome: Err(error),
             },
+            _ => return Ok(()),
         };
         self.update(event)
     }
 
-    fn acknowledge(&mut self, ack: u64) -> io::Result<()> {
-        match self.held.remove(&ack) {
-            Some(Held::Message(message)) => {
-                if let Err(error) = message.ack() {
-                    self.app.hint = Some(format!("a message will be delivered again: {error}"));
-                }
-            }
-            Some(Held::Gap(missing)) => missing.ack(),
-            None => {}
-        }
-        Ok(())
-    }
-
-    /// Moves the read marks of rooms whose messages were read.
-    fn send_marks(&mut self) {
-        let Some(jobs) = &self.jobs else {
-            return;
-        };
+    /// Moves the read marks of conversations that were read, and searches.
+    fn tick(&mut self) {
         while let Some((room, number)) = self.marks.pop_first() {
-            let job = Job::Run {
-                command: Command::Seen(room.clone(), number),
+            self.order(Work::Job(Job::Run {
+                command: Command::Seen(room, number),
                 typed: TypedSecrets::default(),
                 is_quiet: true,
-            };
-            if jobs.try_send(job).is_err() {
-                self.marks.insert(room, number);
-                return;
-            }
+            }));
+        }
+        while let Some((place, filed)) = self.reads.pop_first() {
+            self.order(Work::ReadUpTo(place, filed));
+        }
+        self.flush_acks();
+    }
+
+    fn search(&mut self) {
+        if let Some((_, place, query)) = self.search.take() {
+            self.order(Work::Search { place, query });
         }
     }
 }
@@ -461,8 +462,8 @@ impl Screen {
     }
 
     /// Closes the client after pending requests are answered; the second time at once.
-    fn close(&mut self) -> io::Result<()> {
-        self.send_marks();
+    fn close(&mut self) {
+        self.tick();
         let within = if self.closing.is_some() {
             Duration::ZERO
         } else {
@@ -475,41 +476,49 @@ impl Screen {
                 "waiting up to {seconds} s for {waiting} answers; press Ctrl-D to leave now"
             ));
         }
-        let (handle, jobs) = (self.handle.clone(), self.jobs.take());
+        self.order(Work::Leave);
+        let (handle, mut drained) = (self.handle.clone(), self.drained.clone());
+        let is_up = self.handle.link().borrow().is_up();
         self.closing = Some(tokio::spawn(async move {
-            if let Some(jobs) = jobs {
-                // Everything that was entered has been handed over once the queue is empty.
-                let all = jobs.reserve_many(JOBS_MAX);
+            // Lines that were typed without a link are kept for the next start.
+            if is_up {
+                let all = drained.wait_for(|is_drained| *is_drained);
                 drop(tokio::time::timeout(within, all).await);
             }
             handle.close(within).await
         }));
-        Ok(())
     }
 
     /// Restores the terminal and reports own messages that are not stored. Returns the
     /// number of abandoned requests.
-    async fn finish(
-        mut self,
-        end: io::Result<End>,
-        running: JoinHandle<()>,
-    ) -> Result<usize, Failure> {
-        self.jobs = None;
+    async fn finish(mut self, end: io::Result<End>, tasks: impl Future) -> Result<usize, Failure> {
         let given_up = match &end {
             Ok(End::Closed(given_up)) => *given_up,
-            Ok(End::Terminated) | Err(_) => self.handle.close(LEAVE_WITHIN).await,
-        };
-        let ended = tokio::time::timeout(LEAVE_WITHIN, async {
-            let drained = async {
-                while let Some(outcome) = self.outcomes.recv().await {
-                    drop(self.app.update(outcome));
+            Ok(End::Terminated) | Err(_) => {
+                self.close();
+                let closed = tokio::time::timeout(2 * LEAVE_WITHIN, closed(&mut self.closing));
+                match closed.await {
+                    Ok(Some(given_up)) => given_up,
+                    _ => self.handle.close(Duration::ZERO).await,
                 }
-            };
-            tokio::join!(drained, running).1
-        });
-        // Requests that have not ended by now count as given up.
+            }
+        };
+        let Self {
+            mut app,
+            tty,
+            mut events,
+            work,
+            ..
+        } = self;
+        drop(work);
+        let drained = async {
+            while let Some(event) = events.recv().await {
+                drop(app.update(event));
+            }
+        };
+        // What has not ended by now counts as given up.
+        let ended = tokio::time::timeout(LEAVE_WITHIN, async { tokio::join!(drained, tasks) });
         drop(ended.await);
-        let Self { app, tty, .. } = self;
         drop(tty);
         for line in app.unstored() {
             eprintln!("{line}");

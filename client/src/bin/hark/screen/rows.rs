@@ -143,6 +143,7 @@ impl RowContext<'_> {
             Status::Pending => (PLAIN.pending(self.is_up), self.theme.unread()),
             Status::Stored => ("stored".to_owned(), self.theme.dim()),
             Status::Failed(error) => (PLAIN.error(error), self.theme.bad()),
+            Status::Former(why) => (why.clone(), self.theme.bad()),
         }
     }
 
@@ -208,6 +209,7 @@ mod tests {
             id,
             time_ms: id * 3_600_000,
             ack: None,
+            filed: None,
             body: Body::Said(Said {
                 sender: Some(sender.parse().unwrap()),
                 text: text.into(),

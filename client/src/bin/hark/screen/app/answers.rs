@@ -5,9 +5,9 @@ use hark_client::handle::Names as ListedNames;
 use hark_protocol::message::RoomEntry;
 use hark_protocol::{Code, Refusal, RoomName, Sequence, UserName};
 
-use super::super::conversation::{Body, Entry, Older, Place, Said, Status, Tone};
+use super::super::conversation::{Entry, Older, Place, Status, Tone};
 use super::overlays::SecretPrompt;
-use super::{App, Page};
+use super::{Action, App};
 use crate::command::{Command, Done, Secrets};
 use crate::interactive::style::Style as PlainStyle;
 use crate::text::escape_name;
@@ -183,6 +183,7 @@ impl App {
         if let Some(other) = other {
             self.names.learn(other);
             self.conversations.name_talk(room, other);
+            self.actions.push(Action::Talk(other.clone(), room.clone()));
         }
     }
 
@@ -190,6 +191,7 @@ impl App {
         match outcome {
             Ok(Done::Talking(room)) => {
                 let place = self.conversations.name_talk(room, user);
+                self.actions.push(Action::Talk(user.clone(), room.clone()));
                 if self.conversations.current().place == place {
                     self.load_older_if_needed();
                 }
@@ -205,56 +207,6 @@ impl App {
                     Tone::Plain,
                 );
             }
-        }
-    }
-
-    /// Adds a page of older messages.
-    pub(super) fn older(
-        &mut self,
-        place: &Place,
-        is_of_room: bool,
-        outcome: Result<Page, RequestError>,
-    ) {
-        let page = match outcome {
-            Ok(page) => page,
-            Err(error) => {
-                if let Some(conversation) = self.conversations.get_mut(place) {
-                    conversation.older = Older::None;
-                }
-                let why = PLAIN.error(&error);
-                return self.notice_in(place, format!("no older messages: {why}"), Tone::Bad);
-            }
-        };
-        let is_end = page.is_end || page.messages.is_empty();
-        let mut entries = Vec::with_capacity(page.messages.len());
-        for past in page.messages {
-            let is_own = past.sender.is_some() && past.sender == self.me;
-            if let Some(sender) = &past.sender {
-                self.names.learn(sender);
-            }
-            entries.push(Entry {
-                id: self.new_id(),
-                time_ms: past.time_ms,
-                ack: None,
-                body: Body::Said(Said {
-                    is_mention: !is_own && self.mentions_me(&past.text),
-                    sender: past.sender,
-                    text: past.text,
-                    position: past.position,
-                    status: is_own.then_some(Status::Stored),
-                    awaits_echo: false,
-                }),
-            });
-        }
-        if let Some(conversation) = self.conversations.get_mut(place) {
-            conversation.add_older(entries);
-            // The room of a conversation may have become known in the meantime.
-            let is_end = is_end && is_of_room == conversation.room().is_some();
-            conversation.older = if is_end { Older::None } else { Older::Unknown };
-            conversation.place_new_since();
-        }
-        if self.conversations.current().place == *place {
-            self.load_older_if_needed();
         }
     }
 }

@@ -17,6 +17,7 @@ impl App {
     pub(super) fn received(&mut self, received: Received) {
         let Received {
             ack,
+            filed,
             user,
             room,
             delivery,
@@ -50,6 +51,7 @@ impl App {
             id: self.new_id(),
             time_ms: delivery.time_ms,
             ack,
+            filed,
             body: Body::Said(Said {
                 sender: delivery.sender,
                 text: delivery.text,
@@ -191,7 +193,7 @@ impl App {
         }
     }
 
-    pub(super) fn missing(&mut self, ack: u64, gap: &Gap) {
+    pub(super) fn missing(&mut self, ack: Option<u64>, gap: &Gap) {
         let index = match &gap.log {
             Some(room) => self.conversation_of(Some(room), None),
             None => 0,
@@ -200,7 +202,8 @@ impl App {
             id: self.new_id(),
             time_ms: self.now_ms,
             body: Body::Notice(style::missing(gap), Tone::Bad),
-            ack: Some(ack),
+            ack,
+            filed: None,
         };
         let place = self
             .conversations
@@ -310,6 +313,9 @@ impl App {
         if is_other {
             self.conversations.clear();
             self.last_sender = None;
+        }
+        if let Some(user) = user.clone().filter(|user| self.me.as_ref() != Some(user)) {
+            self.actions.push(Action::Use(user));
         }
         self.me = user;
     }

@@ -41,6 +41,13 @@ pub(crate) static LOCAL_COMMANDS: &[LocalCommand] = &[
         run: |app, text| app.reply(text),
     },
     LocalCommand {
+        name: "undo",
+        usage: "undo",
+        help: "take back the last line that is not sent yet",
+        completes: Completes::Nothing,
+        run: |app, _| app.undo(),
+    },
+    LocalCommand {
         name: "close",
         usage: "close",
         help: "remove this conversation from the list until its next message",
@@ -111,6 +118,7 @@ impl App {
             id,
             time_ms,
             ack: None,
+            filed: None,
             body: Body::Said(Said {
                 sender: me,
                 text: text.as_str().into(),
@@ -125,6 +133,7 @@ impl App {
             id,
             recipient,
             text: text.into(),
+            filed: None,
         });
     }
 
@@ -215,24 +224,23 @@ impl App {
 
     /// Sends a message to a conversation other than the current one.
     fn send_elsewhere(&mut self, user: UserName, text: String) {
-        let room = user.as_str().parse::<hark_protocol::RoomName>().ok();
-        let index = room
-            .as_ref()
-            .and_then(|room| self.conversations.of_room(room));
-        let place = match (
-            index.and_then(|index| self.conversations.list().get(index)),
-            room,
-        ) {
-            (Some(conversation), _) => conversation.place.clone(),
-            (None, Some(room)) => Place::Room(room),
-            (None, None) => Place::Person(user.clone()),
-        };
+        let place = self.place_of_recipient(&user);
         self.names.learn(&user);
         self.conversations.open(&place);
         self.send_to(&place, text);
         if self.conversations.current().place != place {
             self.hint = Some(format!("sent to {}", escape_name(user.as_str())));
         }
+    }
+
+    /// Returns the place of the conversation with a recipient.
+    pub(super) fn place_of_recipient(&self, recipient: &UserName) -> Place {
+        let Ok(room) = recipient.as_str().parse::<hark_protocol::RoomName>() else {
+            return Place::Person(recipient.clone());
+        };
+        let index = self.conversations.of_room(&room);
+        let known = index.and_then(|index| self.conversations.list().get(index));
+        known.map_or(Place::Room(room), |known| known.place.clone())
     }
 
     /// Opens the conversation of the last message to the user, and sends a text there.

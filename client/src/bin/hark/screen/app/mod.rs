@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `arrivals` | messages and notices of the server |
 //! | `answers` | outcomes of sends and commands |
+//! | `past` | the local history, and older messages of the server |
 //! | `commands` | lines that the user enters |
 //! | `keys` | keys, and the input line |
 //! | `overlays` | help, jump, search, questions and passwords |
@@ -19,6 +20,7 @@ mod completion;
 pub(crate) mod conversations;
 mod keys;
 pub(crate) mod overlays;
+mod past;
 mod scroll;
 #[cfg(test)]
 mod tests;
@@ -34,11 +36,12 @@ use self::completion::Completing;
 use self::conversations::Conversations;
 use self::overlays::Overlay;
 use super::alerts::Alerts;
-use super::conversation::{Body, Entry, Place, Position, Tone};
+use super::conversation::{Body, Entry, Place, Position, Status, Tone};
 use super::editor::Editor;
 use super::names::Names;
 use super::theme::Theme;
 use crate::command::{Command, Done, Secrets};
+use crate::history::{EntryId, Summary, Unsent};
 
 /// An event for the model.
 #[derive(Debug)]
@@ -56,7 +59,8 @@ pub(crate) enum Event {
     Link(LinkState),
     Received(Received),
     Missing {
-        ack: u64,
+        /// As in [`Received::ack`].
+        ack: Option<u64>,
         gap: Gap,
     },
     CaughtUp,
@@ -65,6 +69,27 @@ pub(crate) enum Event {
     Seen(RoomName, Sequence),
     NewDevice(Option<DeviceName>),
     TakenOver(UserName),
+    /// A failure on this machine.
+    Failure(String),
+    /// The conversations of the local history, after [`Action::Use`].
+    Opened(Vec<Summary>),
+    /// A line of a former run, which was not sent.
+    Kept(Unsent),
+    /// The place of an own message in the local history.
+    Filed {
+        id: u64,
+        filed: EntryId,
+    },
+    /// The outcome of [`Action::Search`].
+    Found {
+        query: String,
+        hits: Vec<Past>,
+    },
+    /// The outcome of [`Action::Undo`]; the text if the message was taken back.
+    Undone {
+        filed: EntryId,
+        text: Option<String>,
+    },
     IdentityLost {
         user: UserName,
         why: String,
@@ -97,6 +122,8 @@ pub(crate) struct Received {
     /// Number of the acknowledgement that waits until the message was on the screen;
     /// `None` if it is in the local history.
     pub(crate) ack: Option<u64>,
+    /// The place in the local history.
+    pub(crate) filed: Option<EntryId>,
     /// The receiving user.
     pub(crate) user: UserName,
     pub(crate) room: Option<RoomName>,
@@ -118,6 +145,11 @@ pub(crate) struct Past {
     pub(crate) text: ByteString,
     pub(crate) time_ms: u64,
     pub(crate) position: Option<Position>,
+    /// State of an own message.
+    pub(crate) status: Option<Status>,
+    /// Number of missing messages, if the entry stands for them.
+    pub(crate) missing: Option<u64>,
+    pub(crate) filed: Option<EntryId>,
 }
 
 /// An effect outside of the model.
@@ -128,6 +160,8 @@ pub(crate) enum Action {
         id: u64,
         recipient: UserName,
         text: ByteString,
+        /// The place in the local history, if it has one.
+        filed: Option<EntryId>,
     },
     Run {
         command: Command,
@@ -140,13 +174,24 @@ pub(crate) enum Action {
     Ack(u64),
     /// Move the read mark of a room.
     Mark(RoomName, Sequence),
-    /// Load messages of a conversation below the number `before`; 0 means from the
-    /// end.
+    /// Load messages of a conversation: those of the local history before an entry, or
+    /// those of the room below the number `before`; 0 means from the end.
     LoadOlder {
         place: Place,
         room: Option<RoomName>,
         before: Sequence,
+        before_filed: Option<EntryId>,
     },
+    /// Open the local history of the user.
+    Use(UserName),
+    /// Record in the local history that a conversation is read up to an entry.
+    ReadUpTo(Place, EntryId),
+    /// Record the room of a conversation of two.
+    Talk(UserName, RoomName),
+    /// Search the local history of a conversation.
+    Search(Place, String),
+    /// Take an own message back, unless it may have been sent.
+    Undo(EntryId),
     Bell,
     /// Show a notification on the desktop.
     Notify(String),
@@ -220,6 +265,10 @@ pub(crate) struct App {
     /// The conversation that opens once its command has succeeded.
     opening: Option<Place>,
     next_id: u64,
+    /// The entry of the local history up to which older messages are loaded.
+    loading_until: Option<EntryId>,
+    /// Own messages that may be taken back, the newest last.
+    typed: Vec<EntryId>,
     actions: Vec<Action>,
 }
 
@@ -243,6 +292,8 @@ impl App {
             last_sender: None,
             opening: None,
             next_id: 1,
+            loading_until: None,
+            typed: Vec::new(),
             actions: Vec::new(),
         }
     }
@@ -264,6 +315,12 @@ impl App {
             Event::Seen(room, number) => self.seen(&room, number),
             Event::NewDevice(name) => self.new_device(name),
             Event::TakenOver(user) => self.taken_over(&user),
+            Event::Failure(text) => self.notice_in(&Place::Home, &text, Tone::Bad),
+            Event::Opened(summaries) => self.opened(summaries),
+            Event::Kept(unsent) => self.kept(unsent),
+            Event::Filed { id, filed } => self.filed(id, filed),
+            Event::Found { query, hits } => self.found(&query, hits),
+            Event::Undone { filed, text } => self.undone(filed, text),
             Event::IdentityLost { user, why } => self.identity_lost(&user, &why),
             Event::Answered {
                 id,
@@ -320,6 +377,7 @@ impl App {
             time_ms: self.now_ms,
             body: Body::Notice(text.into(), tone),
             ack: None,
+            filed: None,
         };
         if let Some(conversation) = self.conversations.get_mut(place) {
             conversation.add(entry);

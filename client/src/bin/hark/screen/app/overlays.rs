@@ -5,15 +5,19 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use zeroize::Zeroizing;
 
 use super::super::conversation::Tone;
-use super::super::{fuzzy, wrap};
-use super::App;
+use super::super::{fuzzy, rows, wrap};
 use super::commands::LOCAL_COMMANDS;
 use super::keys::BINDINGS;
+use super::{Action, App, Past};
 use crate::command::{COMMANDS, Command, Secrets};
+use crate::history::EntryId;
 use crate::text::escape_name;
 
 /// Largest number of results that are shown.
 const RESULTS_MAX: usize = 200;
+
+/// Length of the excerpt of a result, in columns.
+const HIT_COLUMNS: usize = 400;
 
 /// Longest query or password, in bytes.
 const QUERY_BYTES_MAX: usize = 512;
@@ -21,10 +25,23 @@ const QUERY_BYTES_MAX: usize = 512;
 /// An overlay. It gets all keys until it is closed.
 #[derive(Debug)]
 pub(crate) enum Overlay {
-    Help { scroll: usize },
-    Jump { query: String, selected: usize },
-    Search { query: String, selected: usize },
-    Confirm { question: String, command: Command },
+    Help {
+        scroll: usize,
+    },
+    Jump {
+        query: String,
+        selected: usize,
+    },
+    Search {
+        query: String,
+        selected: usize,
+        /// Results of the local history.
+        older: Vec<Past>,
+    },
+    Confirm {
+        question: String,
+        command: Command,
+    },
     Secret(SecretPrompt),
 }
 
@@ -91,11 +108,20 @@ impl SecretPrompt {
     }
 }
 
-/// A result of a search: the number of an entry, and its text.
+/// A result of a search, and its text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Hit {
-    pub(crate) id: u64,
+    target: Target,
     pub(crate) text: String,
+}
+
+/// The entry of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    /// One that is loaded, by its number.
+    Loaded(u64),
+    /// One of the local history.
+    Filed(EntryId),
 }
 
 /// Opening and contents.
@@ -115,7 +141,9 @@ impl App {
         self.overlay = Some(Overlay::Search {
             query: query.to_owned(),
             selected: 0,
+            older: Vec::new(),
         });
+        self.search_older(query);
     }
 
     pub(super) fn ask_secret(&mut self, prompt: SecretPrompt) {
@@ -178,28 +206,49 @@ impl App {
     }
 
     /// Returns the messages of the current conversation that contain a text, the
-    /// newest first.
-    pub(crate) fn search_hits(&self, query: &str) -> Vec<Hit> {
+    /// newest first: those that are loaded, then those of the local history.
+    pub(crate) fn search_hits(&self, query: &str, older: &[Past]) -> Vec<Hit> {
         let query = query.to_lowercase();
         if query.is_empty() {
             return Vec::new();
         }
-        let newest_first = self.conversations.current().entries.iter().rev();
-        let matching = newest_first.filter_map(|entry| {
+        let entries = &self.conversations.current().entries;
+        let loaded = entries.iter().rev().filter_map(|entry| {
             let said = entry.said()?;
-            let sender = said.sender.as_ref().map_or("(anonymous)", UserName::as_str);
-            let is_hit =
-                said.text.to_lowercase().contains(&query) || sender.to_lowercase().contains(&query);
+            let is_hit = said.text.to_lowercase().contains(&query)
+                || name_of(said.sender.as_ref())
+                    .to_lowercase()
+                    .contains(&query);
             is_hit.then(|| Hit {
-                id: entry.id,
-                text: format!(
-                    "{}: {}",
-                    escape_name(sender),
-                    wrap::wrap(&said.text, 400).join(" ")
-                ),
+                target: Target::Loaded(entry.id),
+                text: self.hit_text(entry.time_ms, said.sender.as_ref(), &said.text),
             })
         });
-        matching.take(RESULTS_MAX).collect()
+        let is_loaded = |filed| entries.iter().any(|entry| entry.filed == Some(filed));
+        let older = older.iter().filter_map(|past| {
+            let filed = past.filed.filter(|filed| !is_loaded(*filed))?;
+            Some(Hit {
+                target: Target::Filed(filed),
+                text: self.hit_text(past.time_ms, past.sender.as_ref(), &past.text),
+            })
+        });
+        loaded.chain(older).take(RESULTS_MAX).collect()
+    }
+
+    fn hit_text(&self, time_ms: u64, sender: Option<&UserName>, text: &str) -> String {
+        let time = rows::local(time_ms, &self.setting.zone);
+        let time = time.map_or_else(String::new, |time| {
+            time.strftime("%d %b %H:%M ").to_string()
+        });
+        let text = wrap::wrap(text, HIT_COLUMNS).join(" ");
+        format!("{time}{}: {text}", escape_name(name_of(sender)))
+    }
+
+    fn search_older(&mut self, query: &str) {
+        if !query.is_empty() {
+            let place = self.conversations.current().place.clone();
+            self.actions.push(Action::Search(place, query.to_owned()));
+        }
     }
 
     /// Opens the conversation that matches a query best, or one with a new person.
@@ -234,7 +283,11 @@ impl App {
         match overlay {
             Overlay::Help { scroll } => self.help_key(key, scroll),
             Overlay::Jump { query, selected } => self.jump_key(key, query, selected),
-            Overlay::Search { query, selected } => self.search_key(key, query, selected),
+            Overlay::Search {
+                query,
+                selected,
+                older,
+            } => self.search_key(key, query, selected, older),
             Overlay::Confirm { question, command } => match key.code {
                 KeyCode::Char('y' | 'Y') => self.run(command),
                 KeyCode::Char('n' | 'N') | KeyCode::Enter => {
@@ -249,9 +302,12 @@ impl App {
     pub(super) fn overlay_paste(&mut self, text: &str) {
         let line = text.lines().next().unwrap_or_default();
         match &mut self.overlay {
-            Some(Overlay::Jump { query, selected } | Overlay::Search { query, selected })
-                if query.len() + line.len() <= QUERY_BYTES_MAX =>
-            {
+            Some(
+                Overlay::Jump { query, selected }
+                | Overlay::Search {
+                    query, selected, ..
+                },
+            ) if query.len() + line.len() <= QUERY_BYTES_MAX => {
                 query.push_str(line);
                 *selected = 0;
             }
@@ -293,16 +349,35 @@ impl App {
         self.overlay = Some(Overlay::Jump { query, selected });
     }
 
-    fn search_key(&mut self, key: KeyEvent, mut query: String, mut selected: usize) {
+    fn search_key(
+        &mut self,
+        key: KeyEvent,
+        mut query: String,
+        mut selected: usize,
+        mut older: Vec<Past>,
+    ) {
         if key.code == KeyCode::Enter {
-            if let Some(hit) = self.search_hits(&query).get(selected) {
-                self.scroll_to(hit.id);
+            let hits = self.search_hits(&query, &older);
+            match hits.get(selected).map(|hit| hit.target) {
+                Some(Target::Loaded(id)) => self.scroll_to(id),
+                Some(Target::Filed(filed)) => self.load_until(filed),
+                None => {}
             }
             return;
         }
+        let before = query.clone();
         edit_query(key, &mut query, &mut selected);
-        selected = selected.min(self.search_hits(&query).len().saturating_sub(1));
-        self.overlay = Some(Overlay::Search { query, selected });
+        if query != before {
+            older.clear();
+            self.search_older(&query);
+        }
+        let last = self.search_hits(&query, &older).len().saturating_sub(1);
+        selected = selected.min(last);
+        self.overlay = Some(Overlay::Search {
+            query,
+            selected,
+            older,
+        });
     }
 
     fn secret_key(&mut self, key: KeyEvent, mut prompt: SecretPrompt) {
@@ -353,6 +428,10 @@ impl App {
         } = prompt;
         self.run_with(command, secrets);
     }
+}
+
+fn name_of(sender: Option<&UserName>) -> &str {
+    sender.map_or("(anonymous)", UserName::as_str)
 }
 
 /// Changes a query and the selected result.

@@ -1,10 +1,13 @@
 //! The part of a conversation that is on the screen, and the conversation that is
 //! shown.
 
-use super::super::conversation::{Conversation, IDLE_ENTRIES_MAX, Older, Place, Scroll};
+use super::super::conversation::{
+    Conversation, ENTRIES_MAX, IDLE_ENTRIES_MAX, Older, Place, Scroll,
+};
 use super::super::layout::Areas;
 use super::super::rows::RowContext;
 use super::{Action, App, Link};
+use crate::history::EntryId;
 
 /// A position: an entry, and the rows of it that are hidden below the screen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,8 +118,29 @@ impl App {
             place: conversation.place.clone(),
             room: conversation.room().cloned(),
             before: conversation.oldest_in_room().unwrap_or_default(),
+            before_filed: conversation.oldest_filed(),
         };
         self.actions.push(action);
+    }
+
+    /// Loads older messages until an entry of the local history is there, and shows it.
+    pub(super) fn load_until(&mut self, filed: EntryId) {
+        let conversation = self.conversations.current();
+        let found = conversation
+            .entries
+            .iter()
+            .find(|entry| entry.filed == Some(filed));
+        if let Some(id) = found.map(|entry| entry.id) {
+            self.loading_until = None;
+            return self.scroll_to(id);
+        }
+        if conversation.older == Older::None || conversation.entries.len() >= ENTRIES_MAX {
+            self.loading_until = None;
+            self.hint = Some("the message is too old to be shown here: /history".to_owned());
+            return;
+        }
+        self.loading_until = Some(filed);
+        self.load_older();
     }
 
     /// Loads messages if the screen is not full.
@@ -141,6 +165,7 @@ impl App {
         self.conversations.current_mut().draft = draft;
         self.conversations.select(index);
         self.completing = None;
+        self.loading_until = None;
         let now = self.conversations.current_mut();
         now.unread_at_open = now.unread;
         now.place_new_since();
@@ -178,11 +203,13 @@ impl App {
         self.actions.extend(acks.into_iter().map(Action::Ack));
         let conversation = self.conversations.current_mut();
         if is_focused && conversation.scroll == Scroll::Bottom && self.overlay.is_none() {
-            let number = conversation.mark_read();
-            let room = conversation.room().cloned();
+            let (number, filed) = conversation.mark_read();
+            let (place, room) = (conversation.place.clone(), conversation.room().cloned());
             if let (Some(number), Some(room)) = (number, room) {
                 self.actions.push(Action::Mark(room, number));
             }
+            self.actions
+                .extend(filed.map(|filed| Action::ReadUpTo(place, filed)));
         }
     }
 }

@@ -70,6 +70,7 @@ fn enter(app: &mut App, line: &str) -> Vec<Action> {
 fn message(room: Option<&str>, sender: &str, number: u64, text: &str) -> Event {
     Event::Received(Received {
         ack: Some(number),
+        filed: None,
         user: user("amy"),
         room: room.map(|room| room.parse().unwrap()),
         delivery: Delivery {
@@ -484,6 +485,9 @@ fn older_messages_are_added_above() {
             is_room: true,
             number: Sequence(number),
         }),
+        status: None,
+        missing: None,
+        filed: None,
     };
     let page = Page {
         messages: vec![past(10), past(9), past(8)],

@@ -52,15 +52,27 @@ pub(super) fn status(app: &App, area: Rect, buffer: &mut Buffer) {
     let columns = usize::from(area.width);
     let (unread, mentions) = app.conversations.unread();
     let is_scrolled = app.conversations.current().scroll != Scroll::Bottom;
-    let mut right = String::new();
-    if is_scrolled {
-        right.push_str("older messages: Esc returns ");
-    }
-    match (unread, mentions) {
-        (0, _) => {}
-        (unread, 0) => right.push_str(&format!("{unread} unread ")),
-        (unread, mentions) => right.push_str(&format!("{unread} unread, {mentions} to you ")),
-    }
+    let full = match (unread, mentions) {
+        (0, _) => String::new(),
+        (unread, 0) => format!("{unread} unread "),
+        (unread, mentions) => format!("{unread} unread, {mentions} to you "),
+    };
+    let short = if unread == 0 {
+        String::new()
+    } else {
+        format!("{unread} unread ")
+    };
+    let place = if is_scrolled {
+        "older messages: Esc returns "
+    } else {
+        ""
+    };
+    // The first that leaves half of the row to the link.
+    let candidates = [format!("{place}{full}"), full, short];
+    let fitting = candidates
+        .into_iter()
+        .find(|text| 2 * width(text) <= columns);
+    let right = fitting.unwrap_or_default();
     let user = app
         .me
         .as_ref()

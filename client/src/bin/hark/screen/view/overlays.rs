@@ -34,9 +34,13 @@ pub(super) fn draw(
             let lines: Vec<String> = lines.flatten().collect();
             choose(app, "jump to: ", query, (&lines, *selected), areas, buffer)
         }
-        Overlay::Search { query, selected } => {
+        Overlay::Search {
+            query,
+            selected,
+            older,
+        } => {
             let lines: Vec<String> = app
-                .search_hits(query)
+                .search_hits(query, older)
                 .into_iter()
                 .map(|hit| hit.text)
                 .collect();
