@@ -3,7 +3,6 @@
 //! server or comes from it passes through here, so that its order is kept.
 
 use std::collections::HashMap;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use hark_client::{Event as ClientEvent, Message, MissingMessages, RequestError};
 use hark_protocol::{RoomName, Sequence, UserName};
@@ -14,7 +13,7 @@ use super::conversation::{Place, Position, Status};
 use super::jobs::Job;
 use crate::history::{
     self, Conversation, Entry, EntryId, EntryState, Filed, History, HistoryError, HistoryFile,
-    Outcome,
+    Outcome, now_ms,
 };
 
 /// Largest number of works that wait.
@@ -52,6 +51,7 @@ pub(crate) enum Work {
         query: String,
     },
     Undo(EntryId),
+    Ignore(UserName, bool),
     /// The program ends: lines that are not sent are kept for its next start.
     Leave,
 }
@@ -92,13 +92,6 @@ pub(crate) fn place_of(conversation: &Conversation) -> Place {
         Conversation::User(user) => Place::Person(user.clone()),
         Conversation::Room(room) => Place::Room(room.clone()),
     }
-}
-
-fn now_ms() -> u64 {
-    let since_epoch = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Archive {
@@ -158,6 +151,9 @@ impl Archive {
             }
             Work::Search { place, query } => self.search(&place, query),
             Work::Undo(id) => self.undo(id),
+            Work::Ignore(user, is_ignored) => {
+                self.recorded(|history| history.ignore(&user, is_ignored));
+            }
             Work::Leave => self.jobs = None,
         }
     }
@@ -240,13 +236,14 @@ impl Archive {
         let filed = self
             .recorded(|history| history.add_received(&received))
             .unwrap_or_default();
-        let is_durable = !filed.is_empty();
+        let is_durable = !filed.is_empty() && !self.file.is_in_memory();
         let mut filed = filed.into_iter().map(Some).collect::<Vec<Option<Filed>>>();
         filed.resize(messages.len(), None);
         for (message, filed) in messages.into_iter().zip(filed) {
             let event = Received {
                 ack: None,
                 filed: filed.as_ref().map(|filed| filed.id),
+                is_ignored: filed.as_ref().is_some_and(|filed| filed.is_ignored),
                 user: message.user.clone(),
                 room: message.room.clone(),
                 delivery: message.delivery.clone(),
@@ -292,7 +289,7 @@ impl Archive {
                 self.open(&missing.user);
                 let gap = missing.gap.clone();
                 let filed = self.recorded(|history| history.add_missing(&gap, now_ms()));
-                let ack = if filed.is_some() {
+                let ack = if filed.is_some() && !self.file.is_in_memory() {
                     missing.ack();
                     None
                 } else {
@@ -376,7 +373,7 @@ impl Archive {
         let with = conversation(place);
         let entries = self.recorded(|history| history.page(&with, before, PAGE_ENTRIES))?;
         (!entries.is_empty()).then(|| Page {
-            messages: entries.into_iter().map(past).collect(),
+            messages: entries.into_iter().filter_map(past).collect(),
             is_end: false,
         })
     }
@@ -385,18 +382,21 @@ impl Archive {
         let outcome = match outcome {
             Ok(number) => Outcome::Stored(*number),
             // It is sent by the next start.
-            Err(RequestError::NotSent(_)) if self.jobs.is_none() => return,
+            Err(RequestError::NotSent(_)) if self.jobs.is_none() && !self.file.is_in_memory() => {
+                return;
+            }
             Err(error @ RequestError::Unknown { .. }) => Outcome::Unknown(error.to_string()),
             Err(error) => Outcome::Refused(error.to_string()),
         };
-        self.recorded(|history| history.resolve(filed, &outcome));
+        let resolved = self.file.resolve(filed, &outcome);
+        self.succeeded(resolved);
     }
 
     fn search(&mut self, place: &Place, query: String) {
         let with = conversation(place);
         let hits = self.recorded(|history| history.search(&query, Some(&with), None, HITS_MAX));
         let hits = hits.unwrap_or_default().into_iter();
-        let hits = hits.map(|(_, entry)| past(entry)).collect();
+        let hits = hits.filter_map(|(_, entry)| past(entry)).collect();
         self.tell(Event::Found { query, hits });
     }
 
@@ -407,25 +407,22 @@ impl Archive {
     }
 }
 
-/// Converts an entry of the history.
-fn past(entry: Entry) -> Past {
+/// Converts an entry of the history; `None` if its sender is ignored.
+fn past(entry: Entry) -> Option<Past> {
     let position = entry.number.map(|number| Position {
         is_room: entry.room.is_some(),
         number,
     });
-    let status = match entry.state {
-        EntryState::Received | EntryState::Missing(_) => None,
-        EntryState::Pending => Some(Status::Pending),
-        EntryState::Stored => Some(Status::Stored),
-        EntryState::Refused(ref why) | EntryState::Unknown(ref why) => {
-            Some(Status::Former(why.clone()))
-        }
+    let (status, missing) = match entry.state {
+        EntryState::Ignored => return None,
+        EntryState::Received => (None, None),
+        EntryState::Missing(count) => (None, Some(count)),
+        EntryState::Pending => (Some(Status::Pending), None),
+        EntryState::Stored => (Some(Status::Stored), None),
+        EntryState::Refused(why) => (Some(Status::Former(format!("refused: {why}"))), None),
+        EntryState::Unknown(why) => (Some(Status::Former(format!("unknown: {why}"))), None),
     };
-    let missing = match entry.state {
-        EntryState::Missing(count) => Some(count),
-        _ => None,
-    };
-    Past {
+    Some(Past {
         filed: Some(entry.id),
         missing,
         sender: entry.sender,
@@ -433,5 +430,5 @@ fn past(entry: Entry) -> Past {
         time_ms: entry.time_ms,
         position,
         status,
-    }
+    })
 }

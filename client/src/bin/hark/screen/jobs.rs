@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytestring::ByteString;
-use hark_client::{Handle, LinkState, Receipt, RequestError};
+use hark_client::{Handle, Receipt, RequestError};
 use hark_protocol::{RoomName, Sequence, UserName};
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
@@ -15,7 +15,7 @@ use super::app::{Event, Page, Past, TypedSecrets};
 use super::archive::Work;
 use super::conversation::{Place, Position};
 use crate::command::{self, Command, Secrets};
-use crate::history::{EntryId, HistoryFile};
+use crate::history::EntryId;
 
 /// Largest number of jobs that wait for their turn.
 pub(crate) const JOBS_MAX: usize = 2_048;
@@ -52,7 +52,6 @@ pub(crate) struct Runner {
     /// The passwords and the device of the settings.
     pub(crate) secrets: Secrets,
     pub(crate) outcomes: mpsc::Sender<Event>,
-    pub(crate) file: HistoryFile,
     pub(crate) work: mpsc::Sender<Work>,
     /// Signals that all jobs were handed over.
     pub(crate) drained: watch::Sender<bool>,
@@ -122,7 +121,7 @@ impl Runner {
                 typed,
                 is_quiet,
             } => Box::pin(async move {
-                let secrets = runner.secrets(&typed);
+                let secrets = runner.secrets(&command, &typed);
                 let outcome = command::execute(&runner.handle, command.clone(), secrets).await;
                 Event::Done {
                     command,
@@ -154,42 +153,25 @@ impl Runner {
         }
     }
 
-    /// Sends a message. One that is in the local history waits for the link, so that it
-    /// can be taken back, or be kept for the next start.
     async fn send(
         &self,
         recipient: UserName,
         text: ByteString,
         filed: Option<EntryId>,
     ) -> Result<Receipt, RequestError> {
-        if let Some(filed) = filed {
-            let mut link = self.handle.link();
-            let is_settled = |state: &LinkState| state.is_up() || *state == LinkState::Closed;
-            let closed = || RequestError::NotSent("the client is closed".into());
-            match link.wait_for(is_settled).await {
-                Ok(state) if state.is_up() => {}
-                _ => return Err(closed()),
-            }
-            let file = self.file.clone();
-            let begun = tokio::task::spawn_blocking(move || file.begin_write(filed)).await;
-            match begun {
-                Ok(Ok(true)) => {}
-                Ok(Ok(false)) => return Err(RequestError::NotSent("taken back".into())),
-                Ok(Err(error)) => return Err(RequestError::NotSent(error.to_string().into())),
-                Err(_) => return Err(closed()),
-            }
+        match filed {
+            Some(filed) => self.handle.send_tagged(recipient, text, filed.tag()).await,
+            None => self.handle.send(recipient, text).await,
         }
-        self.handle.send(recipient, text).await
     }
 
     /// Returns the passwords of a command: typed ones precede those of the settings.
-    fn secrets(&self, typed: &TypedSecrets) -> Secrets {
+    fn secrets(&self, command: &Command, typed: &TypedSecrets) -> Secrets {
         let TypedSecrets(typed) = typed.clone();
+        let given = self.secrets.for_command(command);
         Secrets {
-            password: typed.password.or_else(|| self.secrets.password.clone()),
-            new_password: typed
-                .new_password
-                .or_else(|| self.secrets.new_password.clone()),
+            password: typed.password.or(given.password),
+            new_password: typed.new_password.or(given.new_password),
             ..self.secrets.clone()
         }
     }

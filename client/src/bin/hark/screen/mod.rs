@@ -32,10 +32,10 @@ mod wrap;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::io;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use hark_client::{Events, Handle, RequestError};
-use hark_protocol::{RoomName, Sequence};
+use hark_protocol::{RoomName, Sequence, UserName};
 use jiff::tz::TimeZone;
 use ratatui::crossterm::event::{Event as TerminalEvent, KeyCode};
 use tokio::sync::{mpsc, watch};
@@ -49,11 +49,11 @@ use self::jobs::{JOBS_MAX, Job, Runner};
 use self::theme::Theme;
 use self::tty::Tty;
 pub(crate) use self::tty::is_capable;
-use crate::args::Settings;
 use crate::command::Command;
 use crate::exit::{Exit, Failure};
-use crate::history::EntryId;
+use crate::history::{EntryId, now_ms};
 use crate::interactive::style::Style;
+use crate::settings::Settings;
 use crate::setup;
 use crate::signals::{self, Continuation, Interrupts, Termination};
 
@@ -121,7 +121,7 @@ struct Signals {
 
 /// Runs the chat until the user leaves.
 pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
-    let secrets = setup::receiving(settings)?;
+    let secrets = setup::receiving(settings, settings.user())?;
     let mut signals = Signals {
         interrupts: signals::interrupts()?,
         termination: signals::termination()?,
@@ -133,13 +133,15 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
     let setting = Setting {
         zone: TimeZone::system(),
         theme: Theme {
-            is_colored: Style::of_terminal().is_colored,
+            is_colored: Style::of_terminal(settings.colors).is_colored,
         },
         server: settings.server.clone(),
         has_password: secrets.password.is_some(),
+        password_owner: secrets.owner.clone(),
+        aliases: settings.aliases.clone(),
     };
     let app = App::new(setting, size, now_ms());
-    let (handle, client_events) = setup::client(settings)?;
+    let (handle, client_events) = setup::chat_client(settings, &file)?;
     let (keys_out, keys) = mpsc::channel(INPUT_BATCHES_MAX);
     // The thread ends with the process: a read of the terminal cannot be interrupted.
     std::thread::spawn(move || tty::read_events(&keys_out));
@@ -151,7 +153,6 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
         handle: handle.clone(),
         secrets,
         outcomes: events_out.clone(),
-        file: file.clone(),
         work: work.clone(),
         drained: drained_out,
     };
@@ -176,6 +177,7 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
         closing: None,
         timeout: settings.timeout,
     };
+    screen.start_as(settings.user());
     let end = screen.run(&mut signals).await;
     let given_up = screen
         .finish(end, async { tokio::join!(running, receiving, archiving) })
@@ -187,15 +189,20 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
     })
 }
 
-fn now_ms() -> u64 {
-    let since_epoch = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
-}
-
 /// The loop.
 impl Screen {
+    /// Connects as the user of the settings, and opens its local history.
+    fn start_as(&mut self, user: Option<&UserName>) {
+        for action in user
+            .map(|user| self.app.start_as(user.clone()))
+            .into_iter()
+            .flatten()
+        {
+            // A terminal that fails now fails again at the first drawing.
+            drop(self.perform(action));
+        }
+    }
+
     async fn run(&mut self, signals: &mut Signals) -> io::Result<End> {
         let mut marking = tokio::time::interval(MARK_EVERY);
         loop {
@@ -363,6 +370,7 @@ impl Screen {
             Action::Use(user) => self.order(Work::Use(user)),
             Action::Talk(user, room) => self.order(Work::Talk(user, room)),
             Action::Undo(filed) => self.order(Work::Undo(filed)),
+            Action::Ignore(user, is_ignored) => self.order(Work::Ignore(user, is_ignored)),
             Action::Bell => self.tty.ring()?,
             Action::Notify(text) => self.tty.notify(&text)?,
             Action::Clear => self.tty.clear()?,

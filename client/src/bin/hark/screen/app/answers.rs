@@ -77,7 +77,7 @@ impl App {
         typed: Secrets,
         outcome: Result<Done, RequestError>,
     ) {
-        let had_password = self.setting.has_password || typed.password.is_some();
+        let had_password = typed.password.is_some() || self.has_password(&command);
         if is_denied(&outcome)
             && !had_password
             && let Some(prompt) = SecretPrompt::for_denied(command.clone(), typed)
@@ -95,9 +95,22 @@ impl App {
             (command, Err(_)) => {
                 let text = PLAIN.outcome(command, &outcome);
                 self.opening = None;
+                if matches!(command, Command::Connect(user) if self.me.as_ref() == Some(user)) {
+                    self.me = None;
+                }
                 self.notice(text, Tone::Bad);
             }
         }
+    }
+
+    /// Returns whether the settings have a password for a command.
+    fn has_password(&self, command: &Command) -> bool {
+        let user = match command {
+            Command::Login(user) | Command::Connect(user) | Command::Delete(user) => Some(user),
+            _ => None,
+        };
+        let owner = self.setting.password_owner.as_ref();
+        self.setting.has_password && (owner.is_none() || owner == user)
     }
 
     /// Applies the outcome of a command that the user has not entered. Its failure is

@@ -18,12 +18,17 @@ impl App {
         let Received {
             ack,
             filed,
+            is_ignored,
             user,
             room,
             delivery,
         } = received;
         if self.me.as_ref() != Some(&user) {
             self.become_user(Some(user));
+        }
+        if is_ignored {
+            self.actions.extend(ack.map(Action::Ack));
+            return;
         }
         let position = Position {
             is_room: room.is_some(),

@@ -41,13 +41,6 @@ pub(crate) static LOCAL_COMMANDS: &[LocalCommand] = &[
         run: |app, text| app.reply(text),
     },
     LocalCommand {
-        name: "undo",
-        usage: "undo",
-        help: "take back the last line that is not sent yet",
-        completes: Completes::Nothing,
-        run: |app, _| app.undo(),
-    },
-    LocalCommand {
         name: "close",
         usage: "close",
         help: "remove this conversation from the list until its next message",
@@ -138,7 +131,7 @@ impl App {
     }
 
     fn enter_command(&mut self, line: &str) {
-        let line = line.to_owned();
+        let line = self.expanded(line);
         let (name, arguments) = line.split_once(char::is_whitespace).unwrap_or((&line, ""));
         if let Some(local) = LOCAL_COMMANDS.iter().find(|entry| entry.name == name) {
             self.input.remember(&format!("/{line}"));
@@ -154,6 +147,13 @@ impl App {
             }
             Err(bad) => self.notice(bad.to_string(), Tone::Bad),
         }
+    }
+
+    /// Replaces an alias at the start of a line.
+    fn expanded(&self, line: &str) -> String {
+        let (word, rest) = line.split_at(line.find(' ').unwrap_or(line.len()));
+        let beginning = self.setting.aliases.get(word).map_or(word, String::as_str);
+        format!("{beginning}{rest}")
     }
 
     /// Parses a command without its room, which is then the current one.
@@ -218,8 +218,31 @@ impl App {
                 let prompt = SecretPrompt::for_new_password(user);
                 self.ask_secret(prompt);
             }
+            Command::Undo => self.undo(),
+            Command::Ignore(user) => self.ignore(user, true),
+            Command::Unignore(user) => self.ignore(user, false),
+            Command::Recall(user, _) => {
+                self.show(&Place::Person(user));
+                self.page_up();
+            }
+            Command::History(room, ..) if self.conversations.of_room(&room).is_some() => {
+                if let Some(index) = self.conversations.of_room(&room) {
+                    self.select(index);
+                }
+                self.page_up();
+            }
             command => self.run(command),
         }
+    }
+
+    fn ignore(&mut self, user: UserName, is_ignored: bool) {
+        let name = escape_name(user.as_str());
+        self.hint = Some(if is_ignored {
+            format!("messages of {name} are not shown any more; /unignore {name} ends this")
+        } else {
+            format!("messages of {name} are shown again")
+        });
+        self.actions.push(Action::Ignore(user, is_ignored));
     }
 
     /// Sends a message to a conversation other than the current one.

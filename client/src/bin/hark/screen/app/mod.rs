@@ -25,6 +25,8 @@ mod scroll;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+
 use bytestring::ByteString;
 use hark_client::{LinkState, RequestError};
 use hark_protocol::message::{Gap, LeftReason};
@@ -124,6 +126,8 @@ pub(crate) struct Received {
     pub(crate) ack: Option<u64>,
     /// The place in the local history.
     pub(crate) filed: Option<EntryId>,
+    /// Whether the sender is ignored.
+    pub(crate) is_ignored: bool,
     /// The receiving user.
     pub(crate) user: UserName,
     pub(crate) room: Option<RoomName>,
@@ -192,6 +196,8 @@ pub(crate) enum Action {
     Search(Place, String),
     /// Take an own message back, unless it may have been sent.
     Undo(EntryId),
+    /// Ignore a user from now on, or no longer.
+    Ignore(UserName, bool),
     Bell,
     /// Show a notification on the desktop.
     Notify(String),
@@ -230,6 +236,10 @@ pub(crate) struct Setting {
     pub(crate) server: String,
     /// Whether the settings have a password.
     pub(crate) has_password: bool,
+    /// The user that it belongs to; `None` if it is for any user.
+    pub(crate) password_owner: Option<UserName>,
+    /// Names that stand for the start of a line.
+    pub(crate) aliases: BTreeMap<String, String>,
 }
 
 /// State of the link, as shown.
@@ -296,6 +306,13 @@ impl App {
             typed: Vec::new(),
             actions: Vec::new(),
         }
+    }
+
+    /// Connects as a user from the start.
+    pub(crate) fn start_as(&mut self, user: UserName) -> Vec<Action> {
+        self.become_user(Some(user.clone()));
+        self.run(Command::Connect(user));
+        std::mem::take(&mut self.actions)
     }
 
     /// Processes an event, and returns the actions to perform, in order.

@@ -23,6 +23,8 @@ fn app() -> App {
         theme: Theme { is_colored: false },
         server: "hark.test:3000".to_owned(),
         has_password: false,
+        password_owner: None,
+        aliases: std::collections::BTreeMap::new(),
     };
     let mut app = App::new(setting, (80, 24), NOON_MS);
     let server = "hark.test:3000".into();
@@ -71,6 +73,7 @@ fn message(room: Option<&str>, sender: &str, number: u64, text: &str) -> Event {
     Event::Received(Received {
         ack: Some(number),
         filed: None,
+        is_ignored: false,
         user: user("amy"),
         room: room.map(|room| room.parse().unwrap()),
         delivery: Delivery {
