@@ -27,7 +27,7 @@ Passwords are read from --password-file, from HARK_PASSWORD, from the command of
 or from a prompt without echo.
 
 The configuration file is TOML. It has server, user, device, tls, ca, grpc, password_file, \
-password_command (prints the password), history (false: as --no-history), state_dir, colors (auto, \
+password_command (prints the password), history (false: as --no-history), screen (false: as --plain), state_dir, colors (auto, \
 always or never), a table aliases of words that stand for the beginning of a command, and tables \
 servers.NAME with a server and its settings, which `--server NAME` chooses.
 
