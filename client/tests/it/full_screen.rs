@@ -348,7 +348,7 @@ fn killed_chat_shows_everything_again() {
     assert_ne!(screen.end(), 0);
     server.restart();
     let mut screen = amy(&terminal, &[], (80, 24));
-    screen.wait_for("1 unread");
+    screen.wait_for("cleo         1");
     screen.keys("\x0bbob\r");
     screen.wait_for("bob shown");
     screen.wait_for("amy hi bob · stored");

@@ -11,8 +11,8 @@ use ratatui::crossterm::event::{
     Event as TerminalEvent,
 };
 use ratatui::crossterm::terminal::{
-    BeginSynchronizedUpdate, EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlternateScreen,
-    SetTitle, disable_raw_mode, enable_raw_mode,
+    BeginSynchronizedUpdate, Clear, ClearType, EndSynchronizedUpdate, EnterAlternateScreen,
+    LeaveAlternateScreen, SetTitle, disable_raw_mode, enable_raw_mode,
 };
 use ratatui::crossterm::{cursor, execute, queue, terminal};
 use tokio::sync::mpsc;
@@ -97,7 +97,11 @@ impl Tty {
 
     /// Lets the next drawing repaint everything.
     pub(crate) fn clear(&mut self) -> io::Result<()> {
-        self.terminal.clear()
+        // `Terminal::clear` would ask the terminal for the cursor, and wait for the answer
+        // that the thread of the keys reads.
+        execute!(self.terminal.backend_mut(), Clear(ClearType::All))?;
+        self.terminal.swap_buffers();
+        Ok(())
     }
 
     pub(crate) fn ring(&mut self) -> io::Result<()> {
@@ -130,7 +134,7 @@ impl Tty {
         disable_raw_mode()?;
         enter()?;
         self.title.clear();
-        self.terminal.clear()
+        self.clear()
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {

@@ -138,6 +138,7 @@ fn typed_text_goes_to_the_current_conversation() {
             id,
             recipient,
             text,
+            ..
         },
     ] = actions.as_slice()
     else {
