@@ -54,6 +54,8 @@ pub(crate) struct Effects {
     pub(crate) deliveries: Vec<Delivery>,
     /// Rings of rooms that had none.
     pub(crate) rings: Vec<Arc<Ring>>,
+    /// Rings of rooms that ended.
+    pub(crate) ended_rings: Vec<Arc<Ring>>,
     /// Messages for the attached members of rooms.
     pub(crate) said: Vec<RoomDelivery>,
     /// Notices for the subscriptions of devices.
@@ -269,6 +271,7 @@ impl Effects {
             accounts,
             deliveries,
             rings,
+            ended_rings,
             said,
             notices,
             ends,
@@ -279,6 +282,7 @@ impl Effects {
         accounts.clear();
         deliveries.clear();
         rings.clear();
+        ended_rings.clear();
         said.clear();
         notices.clear();
         ends.clear();

@@ -43,6 +43,9 @@ const ACKS_SYNC_INTERVAL: Duration = Duration::from_secs(5);
 /// The time between two moves of cursors in rooms.
 const ROOM_ACKS_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The maximum number of devices whose cursors in rooms move in one commit.
+const ROOM_ACKS_MAX: usize = 500;
+
 /// How long the commit thread waits for commands before it checks whether the log needs
 /// maintenance, and the interval during maintenance.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
@@ -95,6 +98,8 @@ pub(super) struct Committer {
     started: Instant,
     /// The time at which all cursors in rooms were saved.
     room_acks_committed: Option<Instant>,
+    /// The devices whose cursors in rooms are to be saved by the next commits.
+    room_acks_due: usize,
     /// The running time of the store when this process started.
     running_before: Duration,
     /// The time for which the store was not open is counted.
@@ -138,6 +143,7 @@ impl Committer {
             running_before: ledger.running(),
             is_stop_counted: false,
             room_acks_committed: None,
+            room_acks_due: 0,
             config,
             shared,
             opener,
@@ -190,7 +196,7 @@ impl Committer {
 
     fn wait(&self) -> Wait {
         match &self.log {
-            Some(_) if self.checkpoint.is_some() => Wait::Nothing,
+            Some(_) if self.checkpoint.is_some() || self.room_acks_due > 0 => Wait::Nothing,
             Some(_) if self.space == Space::None => Wait::Commands(Some(IDLE_INTERVAL)),
             Some(log) => {
                 let has_work = log.has_pending_work();
@@ -223,11 +229,11 @@ impl Committer {
             self.ledger.detach(&account, device, &mut self.changes);
         }
         self.acknowledge(acks);
-        self.acknowledge_rooms();
+        self.acknowledge_rooms(ROOM_ACKS_MAX);
         let closing = self.decide_backlog(context);
         if closing.is_some() {
             self.room_acks_committed = None;
-            self.acknowledge_rooms();
+            self.acknowledge_rooms(usize::MAX);
         }
         // If this commit stalls, the watchdog refuses these as well.
         self.shared.queue.put_back(self.backlog.drain(..));
@@ -256,27 +262,34 @@ impl Committer {
         }
     }
 
-    /// Moves cursors in rooms, at most once a second.
-    fn acknowledge_rooms(&mut self) {
-        let committed = self.room_acks_committed;
-        if committed.is_some_and(|committed| committed.elapsed() < ROOM_ACKS_INTERVAL) {
-            return;
+    /// Moves cursors in rooms, each at most once a second. Those of many devices are spread over
+    /// several commits, so that none takes long.
+    fn acknowledge_rooms(&mut self, devices_max: usize) {
+        let queue = &self.shared.queue;
+        if self.room_acks_due == 0 {
+            let committed = self.room_acks_committed;
+            if committed.is_some_and(|committed| committed.elapsed() < ROOM_ACKS_INTERVAL) {
+                return;
+            }
+            self.room_acks_due = queue.room_acks();
         }
         let bytes_max = self.record_bytes_max() / 2;
-        let mut acks = self.shared.queue.take_room_acks().into_iter();
+        let acks = queue.take_room_acks(devices_max);
+        // Others may have been taken by an attachment.
+        let taken = acks.len().max(1);
+        let mut acks = acks.into_iter();
         while self.changes.record_bytes() < bytes_max
             && let Some((device, acks)) = acks.next()
         {
             acknowledge_rooms(&mut self.ledger, device, acks, &mut self.changes);
         }
-        if acks.len() == 0 {
+        self.room_acks_due = self.room_acks_due.saturating_sub(taken - acks.len());
+        if self.room_acks_due == 0 {
             self.room_acks_committed = Some(Instant::now());
         }
         for (device, DeviceAcks { account, points }) in acks {
             for (room, point) in points {
-                self.shared
-                    .queue
-                    .acknowledge_room(&account, device, room, point);
+                queue.acknowledge_room(&account, device, room, point);
             }
         }
     }
@@ -606,6 +619,7 @@ impl Committer {
     /// these messages and those of deleted accounts.
     fn release(&mut self, durability: Durability) {
         let effects = &mut self.changes.effects;
+        effects.ended_rings.iter().for_each(|ring| ring.end_log());
         self.shared
             .readers
             .cursors
