@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hark_protocol::message::LeftReason;
-use hark_protocol::{OkFields, Reply, Request, RoomRequest};
+use hark_protocol::{Code, OkFields, Reply, Request, RoomRequest};
 use proptest::prelude::*;
 
 use super::devices::{Client, Pushed, chat, room, user};
@@ -569,8 +569,13 @@ impl World {
         };
         let mut client = Client::login(&self.chat, USERS[by]).await;
         self.opener.kept.fail_next(failure);
-        while !matches!(client.request(request.clone()).await, Reply::Ok(_)) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        loop {
+            match client.request(request.clone()).await {
+                Reply::Ok(_) => break,
+                // The room ended with its last member.
+                Reply::NotOk(refusal) => break assert_eq!(refusal.code, Code::NoSuchUser),
+                _ => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
         }
         let devices: Vec<_> = self.clients.keys().copied().collect();
         for device in devices {

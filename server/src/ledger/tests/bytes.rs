@@ -15,6 +15,7 @@ fn user(n: usize) -> String {
 /// Returns a world with a room of one member.
 fn world() -> World {
     let limits = Limits {
+        accounts_max: 2 * USERS,
         rooms: RoomLimits::DEFAULT,
         ..LIMITS
     };
