@@ -196,8 +196,9 @@ impl Committer {
 
     fn wait(&self) -> Wait {
         match &self.log {
-            Some(_) if self.checkpoint.is_some() || self.room_acks_due > 0 => Wait::Nothing,
+            Some(_) if self.checkpoint.is_some() => Wait::Nothing,
             Some(_) if self.space == Space::None => Wait::Commands(Some(IDLE_INTERVAL)),
+            Some(_) if self.room_acks_due > 0 => Wait::Nothing,
             Some(log) => {
                 let has_work = log.has_pending_work();
                 let timeout = if has_work {
@@ -275,15 +276,18 @@ impl Committer {
         }
         let bytes_max = self.record_bytes_max() / 2;
         let acks = queue.take_room_acks(devices_max);
-        // Others may have been taken by an attachment.
-        let taken = acks.len().max(1);
+        let taken = acks.len();
         let mut acks = acks.into_iter();
         while self.changes.record_bytes() < bytes_max
             && let Some((device, acks)) = acks.next()
         {
             acknowledge_rooms(&mut self.ledger, device, acks, &mut self.changes);
         }
-        self.room_acks_due = self.room_acks_due.saturating_sub(taken - acks.len());
+        self.room_acks_due = match taken < devices_max {
+            // The rest. Others may have been taken by an attachment.
+            true => acks.len(),
+            false => self.room_acks_due.saturating_sub(taken - acks.len()),
+        };
         if self.room_acks_due == 0 {
             self.room_acks_committed = Some(Instant::now());
         }
