@@ -40,7 +40,7 @@ pub use rooms::{
     MemberPage, NAMELESS, Notice, PastPage, Point, RoomAnswer, RoomCommand, RoomEntry,
     RoomOperation, RoomPage, RoomPlace,
 };
-pub use said::{Encoding, Said};
+pub use said::Said;
 pub use subscription::{
     Attachment, BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, NOTICES_MAX,
     Publisher, Ready, Subscription, Waker,
@@ -624,7 +624,7 @@ impl Position {
 }
 
 /// The largest result of a read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ReadLimit {
     /// The maximum number of messages.
     pub messages: usize,
