@@ -561,7 +561,7 @@ mod tests {
         assert_eq!(count, 3);
         // It cannot be merged, and is only named by the index.
         assert_eq!(blocks.young_before(3, 100), [block(7, 20, 25)]);
-        let located = blocks.located(None, 3, 10);
+        let located = blocks.located(None, 2, 10);
         assert_eq!(
             located,
             [Located {
@@ -572,7 +572,7 @@ mod tests {
                 bytes: bytes as u32
             }]
         );
-        assert!(blocks.located(located.last(), 3, 10).is_empty());
+        assert!(blocks.located(located.last(), 2, 10).is_empty());
         assert_eq!(blocks.oldest_copies(2), Some((1, None)));
         assert_eq!(
             blocks.live_at(1, vec![block(7, 10, 15), block(7, 20, 25)]),

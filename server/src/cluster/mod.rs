@@ -113,7 +113,7 @@ pub(crate) struct Config {
     pub(crate) cache_bytes_max: u64,
     /// The newest format of entries that this server reads.
     pub(crate) newest_format: u8,
-    /// Bytes by which a stream may exceed its tail and twice its live bytes.
+    /// Bytes by which a stream may exceed two tails and twice its live bytes.
     pub(crate) slack_bytes: u64,
 }
 

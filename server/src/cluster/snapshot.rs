@@ -26,6 +26,8 @@ pub(super) struct Snapshots {
     under_way: Option<UnderWay>,
     /// The last entry was a frame with commands.
     is_frame_last: bool,
+    /// There was one since the newest complete snapshot.
+    has_frames: bool,
 }
 
 /// The stretches of a stream.
@@ -93,6 +95,7 @@ impl Snapshots {
             last_bytes: 0,
             under_way: None,
             is_frame_last: true,
+            has_frames: false,
         }
     }
 
@@ -121,7 +124,7 @@ impl Snapshots {
         let is_due = self.under_way.is_some()
             || entries >= tail_entries_max
             || bytes >= bytes_max
-            || self.reclaimed_before(blocks) > 0;
+            || (self.has_frames && self.reclaimed_before(blocks) > 0);
         is_due && (self.is_frame_last || !do_commands_wait)
     }
 
@@ -169,6 +172,7 @@ impl Snapshots {
     /// Records a stored entry, which is a part of a snapshot if `is_part`.
     pub(super) fn stored(&mut self, sequence: u64, bytes: u64, is_part: bool) {
         self.is_frame_last = !is_part;
+        self.has_frames |= !is_part;
         self.history.tail.bytes += bytes;
         let Some(under_way) = &mut self.under_way else {
             return;
@@ -188,7 +192,7 @@ impl Snapshots {
             first
         };
         self.history.complete(first, under_way.bytes);
-        self.under_way = None;
+        (self.under_way, self.has_frames) = (None, false);
     }
 
     /// Returns the sequence before which the stream is to be purged now, if there is any.
@@ -208,7 +212,7 @@ impl Snapshots {
     }
 
     /// Returns the sequence before which copies are to be appended again, because the
-    /// stream is longer than the cache, twice the live bytes and the slack together; 0 if it
+    /// stream is longer than two tails, twice the live bytes and the slack together; 0 if it
     /// is not.
     fn reclaimed_before(&self, blocks: &Blocks) -> u64 {
         let Config {
@@ -220,7 +224,8 @@ impl Snapshots {
             stretches, tail, ..
         } = &self.history;
         let mut bytes = tail.bytes + stretches.iter().map(|stretch| stretch.bytes).sum::<u64>();
-        let bytes_max = tail_bytes_max + 2 * (blocks.live_bytes() + self.last_bytes) + slack_bytes;
+        let live_bytes = blocks.live_bytes() + self.last_bytes;
+        let bytes_max = 2 * (tail_bytes_max + live_bytes) + slack_bytes;
         let mut before = 0;
         for (at, stretch) in stretches.iter().enumerate() {
             // One snapshot does not grow much longer than the others.
