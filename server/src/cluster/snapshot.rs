@@ -26,8 +26,6 @@ pub(super) struct Snapshots {
     under_way: Option<UnderWay>,
     /// The last entry was a frame with commands.
     is_frame_last: bool,
-    /// There was one since the newest complete snapshot.
-    has_frames: bool,
 }
 
 /// The stretches of a stream.
@@ -95,7 +93,6 @@ impl Snapshots {
             last_bytes: 0,
             under_way: None,
             is_frame_last: true,
-            has_frames: false,
         }
     }
 
@@ -121,10 +118,12 @@ impl Snapshots {
         let entries = sequence.saturating_sub(first);
         // A snapshot waits until it is small beside the entries that it replaces.
         let bytes_max = tail_bytes_max.max(2 * self.last_bytes);
+        // Nor is one taken for each frame if copies do not shorten the stream.
+        let is_grown = bytes >= self.last_bytes + tail_bytes_max / 4;
         let is_due = self.under_way.is_some()
             || entries >= tail_entries_max
             || bytes >= bytes_max
-            || (self.has_frames && self.reclaimed_before(blocks) > 0);
+            || (is_grown && self.reclaimed_before(blocks) > 0);
         is_due && (self.is_frame_last || !do_commands_wait)
     }
 
@@ -172,7 +171,6 @@ impl Snapshots {
     /// Records a stored entry, which is a part of a snapshot if `is_part`.
     pub(super) fn stored(&mut self, sequence: u64, bytes: u64, is_part: bool) {
         self.is_frame_last = !is_part;
-        self.has_frames |= !is_part;
         self.history.tail.bytes += bytes;
         let Some(under_way) = &mut self.under_way else {
             return;
@@ -192,7 +190,7 @@ impl Snapshots {
             first
         };
         self.history.complete(first, under_way.bytes);
-        (self.under_way, self.has_frames) = (None, false);
+        self.under_way = None;
     }
 
     /// Returns the sequence before which the stream is to be purged now, if there is any.
