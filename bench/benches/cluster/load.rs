@@ -87,7 +87,7 @@ impl<'a> Load<'a> {
         match reply {
             Reply::Ok(_) => self.recipients == "user",
             Reply::NotOk(refusal) => self.recipients != "user" && refusal.code == Code::NoSuchUser,
-            Reply::Error { .. } => return false,
+            Reply::Error { .. } => false,
             other => panic!("{other:?}"),
         }
     }
