@@ -236,7 +236,7 @@ impl Admin for AdminService {
             Some(Target::Network(network)) => KickTarget::Network(parse(&network)?),
             None => return Err(Status::invalid_argument("a target is missing")),
         };
-        let closed = admin.server.kick(&target) as u64;
+        let closed = admin.kick(&target).await.map_err(unavailable)? as u64;
         Ok(Response::new(v1::KickReply { closed }))
     }
 

@@ -21,8 +21,8 @@ pub(super) enum Bug {
     /// A purge extends to the end of a snapshot instead of its beginning: it deletes
     /// cursors before the blocks that they cover.
     CursorBeforeBlock,
-    /// A snapshot is complete without the copies of older blocks.
-    NoCopies,
+    /// A snapshot lacks the places of the blocks that are not copied.
+    YoungNotIndexed,
     /// A snapshot lacks the places of the blocks before it.
     NoIndex,
     /// A purge deletes live blocks before the newest snapshot.
