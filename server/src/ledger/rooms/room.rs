@@ -102,6 +102,11 @@ impl Room {
         })
     }
 
+    /// Returns the ring, if a member is attached, or was until its end.
+    pub(super) fn open_ring(&self) -> Option<Arc<Ring>> {
+        self.ring.upgrade()
+    }
+
     /// Adds a message to the delivery of the frame, if a member is attached.
     pub(super) fn deliver(&mut self, message: Message, changes: &mut Changes) {
         let Some(ring) = self.ring.upgrade() else {
@@ -190,6 +195,7 @@ impl Room {
         let point = Point::from(self.log.tail);
         let member = Member::new(account, number, is_owner, point.messages);
         self.members.insert(member);
+        changes.totals.members += 1;
         record(RoomRecord::Members(self.log.id, vec![member]), changes);
         for device in devices {
             self.set_cursor(RoomCursor { device, point }, changes);
@@ -212,6 +218,7 @@ impl Room {
     ) {
         self.take_number(number, changes);
         self.members.remove(account, devices.iter().copied());
+        changes.totals.members = changes.totals.members.saturating_sub(1);
         record(
             RoomRecord::MemberEnd(self.log.id, account, devices),
             changes,
