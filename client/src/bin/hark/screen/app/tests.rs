@@ -11,7 +11,7 @@ use ratatui::crossterm::event::{KeyCode, KeyModifiers};
 
 use super::keys::BINDINGS;
 use super::*;
-use crate::screen::conversation::{Scroll, Status};
+use crate::screen::conversation::{Older, Scroll, Status};
 use crate::screen::view::view;
 
 /// Noon of 21 November 2026.
@@ -464,6 +464,7 @@ fn scrollback_stays_while_messages_arrive() {
     press(&mut app, KeyCode::PageDown, KeyModifiers::NONE);
     check_shown(&mut app, "line 101");
     assert_eq!(app.conversations.current().scroll, Scroll::Bottom);
+    app.conversations.current_mut().older = Older::Unknown;
     let actions = press(&mut app, KeyCode::Home, KeyModifiers::ALT);
     assert!(
         actions
@@ -523,7 +524,7 @@ fn search_jumps_to_a_message() {
         ));
     }
     enter(&mut app, "/search NUMBER 50.");
-    check_shown(&mut app, "  bob: number 50.");
+    check_shown(&mut app, "  21 Nov 12:00 bob: number 50.");
     press(&mut app, KeyCode::Enter, KeyModifiers::NONE);
     check_shown(&mut app, "bob number 50.");
 }
