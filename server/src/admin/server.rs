@@ -25,8 +25,8 @@ use tower_service::Service;
 use super::table::Table;
 use super::{print, user};
 use crate::administration::SOCKET_FILE;
-use crate::bans::Network;
 use crate::config::{AdminArgs, BanTime, ServerCommand, StoreArgs, StorePlace};
+use crate::network::Network;
 
 /// The interval of `stats --watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);

@@ -15,12 +15,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use hark_protocol::{Code, Password, Refusal, UserName};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
-use crate::bans::{Ban, Bans, Network};
+use crate::bans::{Ban, Bans};
 use crate::chat::{Chat, Fault, now_ms, passwords};
 use crate::logging::LogLevel;
+use crate::network::Network;
 use crate::reload::Reloaded;
 use crate::server::{KickTarget, Server};
 use crate::store::{AccountEntry, InboxInfo, Store, StoreUsage, Unavailable};
@@ -29,7 +31,8 @@ pub(crate) use backup::{COMPLETE, STORE};
 pub(crate) use service::{AdminService, AdminSlot};
 pub(crate) use socket::{AdminSocket, FILE as SOCKET_FILE};
 
-/// How long after a suspension its kick is repeated, for logins that overlapped with it.
+/// How long after a suspension or a ban its kick is repeated, for logins and connections
+/// that overlapped with it.
 const SECOND_KICK: Duration = Duration::from_millis(100);
 
 /// The maximum number of entries in one page.
@@ -101,26 +104,46 @@ impl Administration {
         }
         let mut closed = 0;
         if is_suspended {
-            let target = KickTarget::User(name);
-            closed = self.server.kick(&target);
-            tokio::time::sleep(SECOND_KICK).await;
-            closed += self.server.kick(&target);
+            closed = self.kick_twice(&KickTarget::User(name)).await;
         }
         Ok((entry.is_suspended != is_suspended, closed))
     }
 
-    /// Bans a network for a time, and closes its connections. Returns their number.
-    async fn ban(&self, network: Network, duration: Option<Duration>) -> anyhow::Result<usize> {
+    /// Closes connections, and those that overlapped with a change that keeps out new ones.
+    /// Returns their number.
+    async fn kick_twice(&self, target: &KickTarget) -> usize {
+        let closed = self.server.kick(target);
+        tokio::time::sleep(SECOND_KICK).await;
+        closed + self.server.kick(target)
+    }
+
+    /// Bans the network of a subscriber for a time, and closes its connections. Returns the
+    /// network and their number.
+    async fn ban(
+        &self,
+        network: Network,
+        duration: Option<Duration>,
+    ) -> anyhow::Result<(Network, usize)> {
+        let network = network.of_subscriber();
+        ensure!(
+            !network.is_everything(),
+            "{network} is everybody; to close the server to other machines, change --listen"
+        );
         let now_ms = now_ms();
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let until_ms = duration.map(|duration| now_ms.saturating_add(ms(duration)));
         let ban = Ban { network, until_ms };
         let bans = Arc::clone(&self.bans);
         tokio::task::spawn_blocking(move || bans.add(ban, now_ms)).await??;
-        Ok(self.server.kick(&KickTarget::Network(network)))
+        Ok((
+            network,
+            self.kick_twice(&KickTarget::Network(network)).await,
+        ))
     }
 
+    /// Ends the ban of a network, or of its subscriber. Returns whether there was one.
     async fn unban(&self, network: Network) -> anyhow::Result<bool> {
+        let network = network.of_subscriber();
         let bans = Arc::clone(&self.bans);
         tokio::task::spawn_blocking(move || bans.remove(network, now_ms())).await?
     }
@@ -135,7 +158,7 @@ impl Administration {
         let hash = tokio::task::spawn_blocking(move || passwords::hash(&password));
         let hash = hash.await.map_err(|_| Unavailable)??;
         if self.store.set_password(&account, former, hash).await? {
-            return Ok(());
+            return self.chat.close_revoked(&account).await;
         }
         let why = "the account was changed concurrently; try again";
         Err(Refusal::new(Code::Denied, why).into())

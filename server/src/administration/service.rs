@@ -19,7 +19,7 @@ use tonic::{Code, Extensions, Request, Response, Status};
 use zeroize::Zeroizing;
 
 use super::{Administration, PAGE_MAX};
-use crate::bans::{Ban, Network};
+use crate::bans::Ban;
 use crate::chat::{Fault, now_ms};
 use crate::front::caller_address;
 use crate::server::{ConnectionInfo, KickTarget};
@@ -266,12 +266,13 @@ impl Admin for AdminService {
                 format!("{} for {} s", request.network, request.seconds)
             })
             .await?;
-        let network: Network = parse(&request.network)?;
+        let network = parse(&request.network)?;
         let duration = (request.seconds > 0).then(|| Duration::from_secs(request.seconds));
-        let closed = admin.ban(network, duration).await;
+        let banned = admin.ban(network, duration).await;
+        let (network, closed) = banned.map_err(|error| failed(&error))?;
         Ok(Response::new(v1::BanReply {
             network: network.to_string(),
-            closed: closed.map_err(|error| failed(&error))? as u64,
+            closed: closed as u64,
         }))
     }
 

@@ -49,10 +49,11 @@ impl AdminSocket {
     /// An error of the operating system, above all a path that is too long.
     pub(crate) fn open(folder: &Path) -> io::Result<Self> {
         let path = folder.join(FILE);
-        let listener = BoundSocket::bind(&ListenAddress::Unix(path.clone()))?.listen(false)?;
+        let socket = BoundSocket::bind(&ListenAddress::Unix(path.clone()))?;
+        // Before it listens, so that nobody else connects in between.
         fs::set_permissions(&path, Permissions::from_mode(0o600))?;
         Ok(Self {
-            listeners: Listeners::new(vec![listener]),
+            listeners: Listeners::new(vec![socket.listen(false)?]),
         })
     }
 

@@ -234,6 +234,11 @@ impl DeliveryReader {
         &self.account
     }
 
+    /// Returns whether it reads the log, because it is behind.
+    pub(super) const fn is_behind(&self) -> bool {
+        self.read.is_some()
+    }
+
     /// Returns the window of messages in flight.
     pub(super) const fn window(&self) -> &DeliveryWindow {
         &self.window

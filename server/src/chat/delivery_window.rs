@@ -260,6 +260,11 @@ impl DeliveryWindow {
         self.retry_at
     }
 
+    /// Returns the number of messages and gaps in flight.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
     /// Takes messages of the inbox that have been stored. Known messages are dropped. If
     /// one is missing, it and the rest are left to a read.
     pub(crate) fn handle_appended(&mut self, messages: impl IntoIterator<Item = Arc<Message>>) {

@@ -1,4 +1,4 @@
-//! The commands of rooms and devices: permissions, translation to the commands of the
+//! The commands of rooms, devices and tokens: permissions, translation to the commands of the
 //! store, and answers of many parts.
 //!
 //! Such an answer is produced page by page: the next page is made when the connection has
@@ -83,20 +83,23 @@ impl Chat {
         self.is_room(name) && self.rules().rooms == MayCreateRooms::Off
     }
 
-    /// Checks that the server serves a command of rooms or devices.
+    /// Checks that the server serves a command of rooms, devices or tokens.
     ///
     /// # Errors
     /// [`Code::UnknownCommand`].
     pub(super) fn check_served(&self, request: &RoomRequest) -> Result<(), Fault> {
-        let is_of_inbox = matches!(
+        let is_of_account = matches!(
             request,
             RoomRequest::Attach { .. }
                 | RoomRequest::Devices
                 | RoomRequest::Forget(_)
                 | RoomRequest::Block(_)
                 | RoomRequest::Unblock(_)
+                | RoomRequest::Token { .. }
+                | RoomRequest::Tokens
+                | RoomRequest::Revoke(_)
         );
-        let is_served = is_of_inbox || self.rules().rooms != MayCreateRooms::Off;
+        let is_served = is_of_account || self.rules().rooms != MayCreateRooms::Off;
         if self.store.has_rooms() && is_served {
             Ok(())
         } else {
@@ -105,8 +108,8 @@ impl Chat {
     }
 }
 
-/// The explanation of `unknown-command` on a server without rooms.
-const NOT_SERVED: &str = "this server has no rooms and devices";
+/// The explanation of `unknown-command` on a server without rooms, devices and tokens.
+const NOT_SERVED: &str = "this server has no rooms, devices and tokens";
 
 impl Caller {
     /// Starts the answer to a request, other than `attach`.
@@ -142,6 +145,19 @@ impl Caller {
                 self.see(room, sequence, &request).await.map(Part::end)
             }
             RoomRequest::Devices => self.list_devices().await,
+            RoomRequest::Token {
+                ref name,
+                ref scope,
+            } => {
+                let (name, scope) = (name.clone(), scope.clone());
+                let created = self.create_token(name, scope, &request).await;
+                created.map(Part::end)
+            }
+            RoomRequest::Tokens => self.list_tokens().await,
+            RoomRequest::Revoke(ref name) => {
+                let revoked = self.revoke(name.clone(), &request).await;
+                revoked.map(Part::end)
+            }
             request => self.carry_out(request).await.map(Part::end),
         }
     }
@@ -242,7 +258,11 @@ impl Caller {
     }
 
     /// Carries out a command of the store. A refusal explains itself by the request.
-    async fn ask(&self, command: RoomCommand, request: &RoomRequest) -> Result<RoomAnswer, Fault> {
+    pub(super) async fn ask(
+        &self,
+        command: RoomCommand,
+        request: &RoomRequest,
+    ) -> Result<RoomAnswer, Fault> {
         let answer = self.store_command(command).await?;
         answer.map_err(|code| Fault::Refused(room_refusal(code, request)))
     }
@@ -518,7 +538,10 @@ fn command(request: &RoomRequest) -> Option<RoomCommand> {
         | RoomRequest::Members { .. }
         | RoomRequest::Devices
         | RoomRequest::History { .. }
-        | RoomRequest::Seen { .. } => return None,
+        | RoomRequest::Seen { .. }
+        | RoomRequest::Token { .. }
+        | RoomRequest::Tokens
+        | RoomRequest::Revoke(_) => return None,
     })
 }
 

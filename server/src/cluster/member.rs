@@ -223,7 +223,13 @@ impl Member {
 
     /// Returns whether this server owns no shard.
     pub(crate) fn owns_nothing(&self) -> bool {
-        self.shards.iter().all(|shard| shard.seat.owner().is_none())
+        self.shards_owned() == 0
+    }
+
+    /// Returns the number of shards that this server owns.
+    pub(crate) fn shards_owned(&self) -> usize {
+        let owned = self.shards.iter();
+        owned.filter(|shard| shard.seat.owner().is_some()).count()
     }
 
     /// Requests the first names after `after`, in byte order: at most `limit`. The answer is

@@ -9,9 +9,11 @@ use hark_protocol::limits::OUTCOMES_REMEMBERED;
 use super::block::BlockBuilder;
 use super::dedup::OutcomeRun;
 use super::record::{CLOCK_BYTES, Clock, Record};
+use super::totals::Totals;
 use crate::log::{Block, Frame};
 use crate::store::{
-    Account, AccountEntry, DeviceId, End, Message, Notice, Outcome, Position, Publisher, Ring,
+    Account, AccountEntry, AccountToken, DeviceId, End, Message, Notice, Outcome, Position,
+    Publisher, Ring, TokenDigest,
 };
 
 /// The longest run of outcomes in one record: more are never remembered.
@@ -32,6 +34,8 @@ pub(crate) struct Changes {
     is_full: bool,
     /// The device of the command that is decided: it is not notified.
     pub(super) origin: Option<DeviceId>,
+    /// The totals, up to date with the decisions.
+    pub(crate) totals: Totals,
     /// The effects to publish when the frame is durable.
     pub(crate) effects: Effects,
 }
@@ -48,7 +52,7 @@ pub(crate) struct Effects {
     pub(crate) ended: Vec<u64>,
     /// Logs whose head moved, by id, and the position it moved to.
     pub(crate) heads: Vec<(u64, Position)>,
-    /// Accounts that were created, changed or ended, in order.
+    /// Accounts and tokens that were created, changed or ended, in order.
     pub(crate) accounts: Vec<AccountChange>,
     /// Messages for subscriptions.
     pub(crate) deliveries: Vec<Delivery>,
@@ -71,6 +75,10 @@ pub(crate) enum AccountChange {
     Present(AccountEntry),
     /// The account has ended.
     Ended(UserName),
+    /// The current state of the token.
+    Token(Box<AccountToken>),
+    /// The token has ended.
+    TokenEnded(TokenDigest),
 }
 
 /// Messages for one subscription, in the order of their numbers.

@@ -124,6 +124,8 @@ fn records_of(inbox: &Inbox) -> Vec<Record> {
         if profile.started.count > 0 {
             records.push(Record::Started(id, profile.started));
         }
+        let tokens = profile.tokens.0.iter();
+        records.extend(tokens.map(|token| Record::Token(id, token.clone())));
     }
     records
 }

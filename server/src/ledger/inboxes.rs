@@ -31,6 +31,8 @@ pub(super) struct Inbox {
     pub(super) password: Option<PasswordHash>,
     /// An administrator has suspended the account: it cannot send.
     pub(super) is_suspended: bool,
+    /// The time of the oldest unacknowledged message: see [`Totals`](super::totals::Totals).
+    pub(super) unread_since: u32,
     pub(super) log: MessageLog,
     pub(super) devices: Devices,
     /// What the user has beside the inbox; `None` if it has nothing.
@@ -192,6 +194,7 @@ impl Inbox {
             account,
             password,
             is_suspended,
+            unread_since: 0,
             log: MessageLog::new(incarnation, head, tail),
             devices: Devices::None,
             profile: None,

@@ -11,6 +11,8 @@
 //! | `inboxes` | accounts and their inboxes |
 //! | `devices` | the devices of users, and what they hold back |
 //! | `profile` | what a user has beside its inbox |
+//! | `tokens` | the tokens of users |
+//! | `totals` | running totals for the metrics |
 //! | `rooms` | rooms: members, messages, retention |
 //! | `message_log` | the messages of an inbox or a room |
 //! | `sessions`, `dedup` | send sessions and the outcomes of their sends |
@@ -40,6 +42,8 @@ mod sessions;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod tokens;
+mod totals;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -199,6 +203,7 @@ impl Ledger {
         self.wall_ms = context.wall_ms;
         self.age = self.age();
         changes.begin(self.clock());
+        changes.totals.begin(self.running);
         self.sessions.forget_idle(self.running, |forgotten| {
             if forgotten.is_recorded {
                 changes.record(&Record::SessionEnd(forgotten.slot));
@@ -311,7 +316,7 @@ impl Ledger {
         Created::Created
     }
 
-    /// Sets a password if it is still `old`. Returns whether it was.
+    /// Sets a password if it is still `old`, and ends all tokens. Returns whether it was.
     pub(crate) fn set_password(
         &mut self,
         account: &Account,
@@ -324,6 +329,7 @@ impl Ledger {
             return false;
         };
         inbox.password = Some(new);
+        inbox.end_tokens(true, changes);
         inbox.write(changes);
         true
     }
@@ -363,11 +369,16 @@ impl Ledger {
         if !self.inboxes.is_alive(account) {
             return false;
         }
+        // Before the memberships, which end together with the rest of the profile.
+        if let Some(inbox) = self.inboxes.get_mut(account) {
+            inbox.end_tokens(false, changes);
+        }
         self.leave_all(account, changes);
         let Some(mut inbox) = self.inboxes.remove(&account.name) else {
             return false;
         };
         changes.record(&Record::AccountEnd(account.incarnation));
+        inbox.count_end(&mut changes.totals);
         let effects = &mut changes.effects;
         effects
             .accounts

@@ -1,9 +1,10 @@
-//! [`Profile`]: what a user has beside its inbox: its rooms, blocked users, and the
-//! conversations that it started lately. Most users have none.
+//! [`Profile`]: what a user has beside its inbox: its rooms, blocked users, the
+//! conversations that it started lately, and tokens. Most users have none.
 
 use std::time::Duration;
 
 use super::slots::grow;
+use super::tokens::Tokens;
 
 /// The most users that a user blocks.
 pub(super) const BLOCKED_MAX: usize = 100;
@@ -16,7 +17,7 @@ pub(super) const CONVERSATIONS_MAX: usize = 1000;
 const STARTED_MAX: u32 = 100;
 const STARTED_WITHIN: Duration = Duration::from_secs(24 * 3600);
 
-/// The rooms and blocked users of a user.
+/// The rooms, blocked users and tokens of a user.
 #[derive(Debug, Default)]
 pub(super) struct Profile {
     /// The slots of its rooms, sorted.
@@ -24,6 +25,7 @@ pub(super) struct Profile {
     /// The accounts that it blocks.
     pub(super) blocked: Vec<u64>,
     pub(super) started: Started,
+    pub(super) tokens: Tokens,
 }
 
 /// The relation of a user to a room.

@@ -24,6 +24,9 @@
 //! | 15 cursor of a device in its inbox | account, device, position~ |
 //! | 16 blocked accounts | account, count, each~ |
 //! | 17 conversations started | account, age in s, count |
+//! | 18 token | account~, Unix seconds of its creation and of its last use (0: never), name, scope, digest of the secret: 32 bytes |
+//! | 19 end of a token | account, name |
+//! | 20 use of a token | account, name, Unix seconds |
 //! | 24 suspended account | as 3 |
 //! | 32–43 | records of rooms: see `rooms::record` |
 //!
@@ -33,7 +36,7 @@
 use std::time::Duration;
 
 use hark_protocol::limits::OUTCOMES_REMEMBERED;
-use hark_protocol::{Code, DeviceName, Sequence, SessionToken, UserName};
+use hark_protocol::{Code, DeviceName, Sequence, SessionToken, TokenName, UserName};
 
 use super::bytes::{
     Malformed, name, put_near, put_number, put_position, put_seconds, put_text, seconds, take_byte,
@@ -44,7 +47,7 @@ use super::dedup::{DedupTable, OutcomeRun};
 use super::devices::DeviceState;
 use super::profile::Started;
 use super::rooms::RoomRecord;
-use crate::store::{DeviceId, Outcome, PasswordHash, Position};
+use crate::store::{DeviceId, Outcome, PasswordHash, Position, Token, TokenDigest};
 
 /// Bytes of a [`Record::Clock`]. They are fixed, so that the record can be filled in when
 /// the frame is complete.
@@ -72,6 +75,9 @@ mod kind {
     pub(super) const DEVICE_CURSOR: u8 = 15;
     pub(super) const BLOCKED: u8 = 16;
     pub(super) const STARTED: u8 = 17;
+    pub(super) const TOKEN: u8 = 18;
+    pub(super) const TOKEN_END: u8 = 19;
+    pub(super) const TOKEN_USED: u8 = 20;
     pub(super) const SUSPENDED_ACCOUNT: u8 = 24;
 }
 
@@ -113,6 +119,12 @@ pub(super) enum Record {
     Blocked(u64, Vec<u64>),
     /// The conversations that an account started lately.
     Started(u64, Started),
+    /// A token of an account.
+    Token(u64, Token),
+    /// A token of an account has ended.
+    TokenEnd(u64, TokenName),
+    /// The time of the last use of a token of an account, in Unix seconds.
+    TokenUsed(u64, TokenName, u32),
     /// A record of a room.
     Room(RoomRecord),
 }
@@ -221,6 +233,12 @@ impl Record {
                 put_number(to, *account);
                 put_number(to, started.since.as_secs());
                 put_number(to, u64::from(started.count));
+            }
+            Self::Token(account, token) => put_token(to, counter, *account, token),
+            Self::TokenEnd(account, name) => put_token_name(to, kind::TOKEN_END, *account, name),
+            Self::TokenUsed(account, name, used_s) => {
+                put_token_name(to, kind::TOKEN_USED, *account, name);
+                put_number(to, u64::from(*used_s));
             }
             Self::Room(record) => record.put(to, counter),
         }
@@ -368,6 +386,15 @@ impl<'r> Records<'r> {
                 let count = take_u32(rest)?;
                 Record::Started(account, Started { since, count })
             }
+            kind::TOKEN => take_token(rest, self.counter)?,
+            kind::TOKEN_END => {
+                let (account, name) = take_token_name(rest)?;
+                Record::TokenEnd(account, name)
+            }
+            kind::TOKEN_USED => {
+                let (account, name) = take_token_name(rest)?;
+                Record::TokenUsed(account, name, take_u32(rest)?)
+            }
             kind => {
                 let record = RoomRecord::take(kind, rest, self.counter);
                 Record::Room(record.ok_or(Malformed)??)
@@ -450,6 +477,40 @@ fn take_device(rest: &mut &[u8], counter: u64) -> Result<DeviceState, Malformed>
         acknowledged: take_near(rest, detached_s).and_then(seconds)?,
         seen_s: u32::from_le_bytes(take_chunk(rest)?),
     })
+}
+
+fn put_token(to: &mut Vec<u8>, counter: u64, account: u64, token: &Token) {
+    to.push(kind::TOKEN);
+    put_near(to, counter, account);
+    put_number(to, u64::from(token.created_s));
+    put_number(to, u64::from(token.used_s));
+    put_text(to, token.name.as_str());
+    put_text(to, &token.scope.to_string());
+    to.extend_from_slice(token.digest.as_bytes());
+}
+
+fn take_token(rest: &mut &[u8], counter: u64) -> Result<Record, Malformed> {
+    let account = take_near(rest, counter)?;
+    let (created_s, used_s) = (take_u32(rest)?, take_u32(rest)?);
+    let token = Token {
+        name: take_text(rest)?.parse().map_err(|_| Malformed)?,
+        scope: take_text(rest)?.parse().map_err(|_| Malformed)?,
+        digest: TokenDigest::new(take_chunk(rest)?),
+        created_s,
+        used_s,
+    };
+    Ok(Record::Token(account, token))
+}
+
+fn put_token_name(to: &mut Vec<u8>, kind: u8, account: u64, name: &TokenName) {
+    to.push(kind);
+    put_number(to, account);
+    put_text(to, name.as_str());
+}
+
+fn take_token_name(rest: &mut &[u8]) -> Result<(u64, TokenName), Malformed> {
+    let account = take_number(rest)?;
+    Ok((account, take_text(rest)?.parse().map_err(|_| Malformed)?))
 }
 
 fn take_slot(rest: &mut &[u8]) -> Result<u32, Malformed> {
@@ -586,6 +647,18 @@ mod tests {
                     count: 3,
                 },
             ),
+            Record::Token(
+                5,
+                Token {
+                    name: "backup".parse().unwrap(),
+                    scope: "send:#team".parse().unwrap(),
+                    digest: TokenDigest::of("secret"),
+                    created_s: u32::MAX,
+                    used_s: 0,
+                },
+            ),
+            Record::TokenEnd(5, "backup".parse().unwrap()),
+            Record::TokenUsed(5, "backup".parse().unwrap(), u32::MAX),
         ]
         .into_iter()
         .chain(RoomRecord::samples().into_iter().map(Record::Room))

@@ -89,7 +89,10 @@ impl Replay {
             | Record::Device(account, _)
             | Record::DeviceEnd(account, _)
             | Record::Blocked(account, _)
-            | Record::Started(account, _) => {
+            | Record::Started(account, _)
+            | Record::Token(account, _)
+            | Record::TokenEnd(account, _)
+            | Record::TokenUsed(account, ..) => {
                 if let Some(inbox) = self.inbox(account) {
                     replay_user(inbox, record);
                 }
@@ -164,6 +167,11 @@ fn replay_user(inbox: &mut Inbox, record: Record) {
         Record::DeviceEnd(_, id) => drop(inbox.devices.remove(id)),
         Record::Blocked(_, blocked) => inbox.profile_mut().blocked = blocked,
         Record::Started(_, started) => inbox.profile_mut().started = started,
+        Record::Token(_, token) => inbox.profile_mut().tokens.set(token),
+        Record::TokenEnd(_, name) => drop(inbox.profile_mut().tokens.remove(&name)),
+        Record::TokenUsed(_, name, used_s) => {
+            inbox.profile_mut().tokens.replay_use(&name, used_s);
+        }
         _ => {}
     }
 }

@@ -117,6 +117,7 @@ impl Log for MemoryLog {
         Usage {
             live_bytes: self.shared.blocks.read().live_bytes,
             file_bytes: 0,
+            free_bytes: None,
         }
     }
 

@@ -201,6 +201,8 @@ pub struct Usage {
     pub live_bytes: u64,
     /// All files.
     pub file_bytes: u64,
+    /// The free space beside them, as of the latest look; `None` without files.
+    pub free_bytes: Option<u64>,
 }
 
 /// The reason why a frame was not appended.

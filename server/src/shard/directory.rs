@@ -1,12 +1,14 @@
-//! The accounts as visible to other threads: those that exist by committed records.
+//! The accounts and tokens as visible to other threads: those that exist by committed
+//! records.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use hark_protocol::UserName;
+use hashbrown::HashTable;
 
 use crate::ledger::AccountChange;
-use crate::store::{Account, AccountEntry, PasswordHash, Unavailable};
+use crate::store::{Account, AccountEntry, AccountToken, PasswordHash, TokenDigest, Unavailable};
 use crate::sync::RwLock;
 
 /// The directory. Only the commit thread changes it.
@@ -14,11 +16,16 @@ use crate::sync::RwLock;
 pub(super) struct Directory {
     // A lock, because every connection looks up names. It is held for one lookup, one
     // page of names, or the changes of one commit.
-    entries: RwLock<Entries>,
+    /// `None` after the store has closed.
+    entries: RwLock<Option<Entries>>,
 }
 
-/// `None` after the store has closed.
-type Entries = Option<BTreeMap<UserName, DirectoryEntry>>;
+#[derive(Debug, Default)]
+struct Entries {
+    accounts: BTreeMap<UserName, DirectoryEntry>,
+    /// By their digests, which are compared in constant time.
+    tokens: HashTable<AccountToken>,
+}
 
 #[derive(Debug)]
 struct DirectoryEntry {
@@ -31,7 +38,8 @@ impl Directory {
     /// Looks up an account.
     pub(super) fn account(&self, name: &UserName) -> Result<Option<AccountEntry>, Unavailable> {
         let entries = self.entries.read();
-        let found = entries.as_ref().ok_or(Unavailable)?.get_key_value(name);
+        let accounts = &entries.as_ref().ok_or(Unavailable)?.accounts;
+        let found = accounts.get_key_value(name);
         Ok(found.map(|(name, entry)| {
             // The directory's copy of the name lives longer than the caller's.
             let account = Account {
@@ -46,9 +54,18 @@ impl Directory {
         }))
     }
 
+    /// Looks up a token.
+    pub(super) fn token(&self, digest: &TokenDigest) -> Result<Option<AccountToken>, Unavailable> {
+        let entries = self.entries.read();
+        let tokens = &entries.as_ref().ok_or(Unavailable)?.tokens;
+        let found = tokens.find(hash(digest), |token| token.token.digest == *digest);
+        Ok(found.cloned())
+    }
+
     /// Returns the number of accounts.
     pub(super) fn len(&self) -> usize {
-        self.entries.read().as_ref().map_or(0, BTreeMap::len)
+        let entries = self.entries.read();
+        entries.as_ref().map_or(0, |entries| entries.accounts.len())
     }
 
     /// Returns at most `limit` names after `after`.
@@ -62,6 +79,7 @@ impl Directory {
         let range = entries
             .as_ref()
             .ok_or(Unavailable)?
+            .accounts
             .range::<UserName, _>((after, Bound::Unbounded));
         Ok(range.take(limit).map(|(name, _)| name.clone()).collect())
     }
@@ -77,24 +95,57 @@ impl Directory {
             match change {
                 AccountChange::Present(account) => {
                     let (name, entry) = split(account);
-                    entries.insert(name, entry)
+                    entries.accounts.insert(name, entry);
                 }
-                AccountChange::Ended(name) => entries.remove(&name),
-            };
+                AccountChange::Ended(name) => drop(entries.accounts.remove(&name)),
+                AccountChange::Token(token) => entries.set_token(*token),
+                AccountChange::TokenEnded(digest) => entries.remove_token(&digest),
+            }
         }
     }
 
-    /// Replaces all accounts.
-    pub(super) fn replace(&self, accounts: impl Iterator<Item = AccountEntry>) {
+    /// Replaces all accounts and tokens.
+    pub(super) fn replace(
+        &self,
+        accounts: impl Iterator<Item = AccountEntry>,
+        tokens: impl Iterator<Item = AccountToken>,
+    ) {
         // Collected without the lock, because it takes a while.
-        let entries = Some(accounts.map(split).collect());
-        *self.entries.write() = entries;
+        let mut entries = Entries {
+            accounts: accounts.map(split).collect(),
+            tokens: HashTable::new(),
+        };
+        tokens.for_each(|token| entries.set_token(token));
+        *self.entries.write() = Some(entries);
     }
 
     /// Closes the directory. Later lookups fail.
     pub(super) fn close(&self) {
         *self.entries.write() = None;
     }
+}
+
+impl Entries {
+    fn set_token(&mut self, token: AccountToken) {
+        self.remove_token(&token.token.digest);
+        let hash_of = |token: &AccountToken| hash(&token.token.digest);
+        self.tokens.insert_unique(hash_of(&token), token, hash_of);
+    }
+
+    fn remove_token(&mut self, digest: &TokenDigest) {
+        let found = self
+            .tokens
+            .find_entry(hash(digest), |token| token.token.digest == *digest);
+        if let Ok(entry) = found {
+            entry.remove();
+        }
+    }
+}
+
+/// Returns a part of the digest: that of a random secret is as good as any hash.
+fn hash(digest: &TokenDigest) -> u64 {
+    let first = digest.as_bytes().first_chunk();
+    first.map_or(0, |first| u64::from_le_bytes(*first))
 }
 
 fn split(entry: AccountEntry) -> (UserName, DirectoryEntry) {

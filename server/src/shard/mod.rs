@@ -55,6 +55,7 @@ use self::readers::Readers;
 use self::rings::OpenRings;
 use self::watchdog::{Deadlines, Progress, Watchdog, Watched};
 use hark_protocol::{Sequence, UserName};
+use prometheus_client::registry::Registry;
 
 use crate::ledger::Limits;
 use crate::log::Opener;
@@ -148,7 +149,7 @@ impl Default for ShardConfig {
 /// [`super::store::Unavailable`], and the next start recovers. Dropping it waits for a
 /// commit in flight.
 ///
-/// [`Store::account`] and [`Store::names`] answer at once from committed state, without
+/// [`Store::account`], [`Store::token`] and [`Store::names`] answer at once from committed state, without
 /// pending commands.
 #[derive(Debug)]
 pub struct ShardStore {
@@ -358,6 +359,9 @@ impl Store for ShardStore {
                 limit,
                 completer,
             }) => self.read_back_blocking(history, before, limit, completer),
+            Operation::Room(RoomOperation::Token(digest, completer)) => {
+                completer.complete(self.shared.directory.token(&digest));
+            }
             // The chat takes over sessions of one server.
             Operation::OnTakeover(..) => {}
             attach @ Operation::Room(RoomOperation::Attach(..)) => {
@@ -369,6 +373,10 @@ impl Store for ShardStore {
     }
 
     fn has_rooms(&self) -> bool {
+        true
+    }
+
+    fn has_cursors(&self) -> bool {
         true
     }
 
@@ -384,8 +392,8 @@ impl Store for ShardStore {
         Some(self.shared.directory.len())
     }
 
-    fn metrics(&self) -> Option<&StoreMetrics> {
-        Some(&self.shared.metrics)
+    fn register_metrics(&self, registry: &mut Registry) {
+        self.shared.metrics.register(registry);
     }
 
     fn is_low_on_space(&self) -> bool {

@@ -15,6 +15,7 @@ mod ring;
 mod rooms;
 mod said;
 mod subscription;
+mod tokens;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -24,10 +25,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytestring::ByteString;
 use hark_protocol::{Code, DeviceName, RequestId, Sequence, SessionToken, UserName};
+use prometheus_client::registry::Registry;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use crate::log::LogCopy;
-use crate::metrics::StoreMetrics;
 
 pub use admin::{AdminOperation, InboxInfo, StoreUsage};
 pub(crate) use fan_out::FanOut;
@@ -35,14 +36,16 @@ pub use operation::{OnTakeover, Operation};
 pub use pending::{Completer, Pending};
 pub use ring::{Next, Registration, Ring, name_hash};
 pub use rooms::{
-    AttachedRoom, DeviceEntry, DeviceId, DeviceSubscription, History, Joined, MemberPage, NAMELESS,
-    Notice, PastPage, Point, RoomAnswer, RoomCommand, RoomEntry, RoomOperation, RoomPage,
+    AttachedRoom, DeviceCursors, DeviceEntry, DeviceId, DeviceSubscription, History, Joined,
+    MemberPage, NAMELESS, Notice, PastPage, Point, RoomAnswer, RoomCommand, RoomEntry,
+    RoomOperation, RoomPage, RoomPlace,
 };
 pub use said::Said;
 pub use subscription::{
     Attachment, BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, NOTICES_MAX,
     Publisher, Ready, Subscription, Waker,
 };
+pub use tokens::{AccountToken, NewToken, Token, TokenDigest};
 
 /// The default log levels of libraries.
 pub const LIBRARY_LOGS: &[&str] = &[
@@ -71,9 +74,14 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Accepts an operation. Called by the other methods.
     fn submit(&self, operation: Operation);
 
-    /// Returns whether the store serves rooms and devices. Otherwise their operations are
-    /// [`Unavailable`].
+    /// Returns whether the store serves rooms, devices and tokens. Otherwise their operations
+    /// are [`Unavailable`].
     fn has_rooms(&self) -> bool {
+        false
+    }
+
+    /// Returns whether the store answers [`RoomCommand::Cursors`].
+    fn has_cursors(&self) -> bool {
         false
     }
 
@@ -86,10 +94,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         None
     }
 
-    /// Returns the figures of the store, if it has any.
-    fn metrics(&self) -> Option<&StoreMetrics> {
-        None
-    }
+    /// Adds the figures of the store to the metrics of the server.
+    fn register_metrics(&self, _registry: &mut Registry) {}
 
     /// Returns whether the store refuses sends for lack of space, as far as it knows.
     fn is_low_on_space(&self) -> bool {
@@ -105,7 +111,20 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         None
     }
 
-    /// Carries out a command of a user that concerns rooms or devices. A refusal changes
+    /// Returns the token with this digest.
+    fn token(&self, digest: TokenDigest) -> Pending<Option<AccountToken>> {
+        ask(self, |completer| {
+            Operation::Room(RoomOperation::Token(digest, completer))
+        })
+    }
+
+    /// Notes that a token was used. It may be saved later, or get lost in a crash.
+    fn note_token_use(&self, account: &Account, digest: TokenDigest) {
+        let operation = RoomOperation::TokenUse(account.clone(), digest);
+        self.submit(Operation::Room(operation));
+    }
+
+    /// Carries out a command of a user that concerns rooms, devices or tokens. A refusal changes
     /// nothing. A command may be repeated: if the state is as asked, it succeeds. `origin`
     /// is the device of the connection, if it is attached: it is not notified of its own
     /// command.
@@ -199,7 +218,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         })
     }
 
-    /// Sets the password of an account if it is still `old`. Returns whether it was.
+    /// Sets the password of an account if it is still `old`, and ends its tokens. Returns
+    /// whether it was.
     fn set_password(
         &self,
         account: &Account,

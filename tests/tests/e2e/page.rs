@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use hark_protocol::{Reply, Request};
+use hark_protocol::{Reply, Request, RoomRequest};
 use hark_tests::{Browser, Harkd, Wire, hark, name};
 use serde_json::Value;
 
@@ -210,6 +210,66 @@ async fn log_out_wipes_the_browser() {
     ann.0.wait_for(&is_shown("entry")).await;
     let kept = ann.0.run("return Object.keys(localStorage)").await;
     assert_eq!(strings(kept), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn page_with_a_password_survives_reload_by_a_token() {
+    let server = Harkd::builder().certificate(None).start();
+    let ann = Page::open(&server, 1000).await;
+    ann.create("ann", "hunter2").await;
+    let has_token =
+        "return (JSON.parse(localStorage['hark.account']).token || '').startsWith('hk_')";
+    ann.0.wait_for(has_token).await;
+    let kept = ann.0.run("return JSON.stringify(localStorage)").await;
+    assert!(!kept.as_str().unwrap().contains("hunter2"), "{kept}");
+
+    ann.load(&server).await;
+    ann.0.wait_for(&is_shown("app")).await;
+    ann.wait_until_online().await;
+    let mut bob = Wire::connect(server.address()).await;
+    bob.create("bob").await;
+    bob.receive("bob").await;
+    ann.talk("bob").await;
+    ann.say("by a token").await;
+    assert_eq!(&*bob.message().await.text, "by a token");
+
+    // Logging out with the password revokes the token.
+    let token = "return JSON.parse(localStorage['hark.account']).token";
+    let token = ann.0.run(token).await;
+    ann.0.click("#browser").await;
+    ann.0.fill("#logout-password", "hunter2", false).await;
+    ann.0.click("#logout-form button[type=submit]").await;
+    ann.0.wait_for(&is_shown("entry")).await;
+    let kept = ann.0.run("return Object.keys(localStorage)").await;
+    assert_eq!(strings(kept), Vec::<String>::new());
+    let login = Request::Login {
+        user: name("ann"),
+        password: Some(token.as_str().unwrap().parse().unwrap()),
+    };
+    let refused = Wire::connect(server.address()).await.ask(login).await;
+    assert!(matches!(refused, Reply::NotOk(_)), "{refused:?}");
+}
+
+#[tokio::test]
+async fn revoked_page_asks_for_the_password() {
+    let server = Harkd::builder().certificate(None).start();
+    let page = Page::open(&server, 1000).await;
+    page.create("ann", "hunter2").await;
+    let token = "return JSON.parse(localStorage['hark.account'] ?? '{}').device || null";
+    let device = page.0.wait_for(token).await;
+    page.load(&server).await;
+    page.wait_until_online().await;
+    let mut ann = Wire::connect(server.address()).await;
+    let login = Request::Login {
+        user: name("ann"),
+        password: Some("hunter2".parse().unwrap()),
+    };
+    ann.ok(login).await;
+    let token = device.as_str().unwrap().parse().unwrap();
+    ann.ok(Request::Room(RoomRequest::Revoke(token))).await;
+    page.0.wait_for(&is_shown("entry")).await;
+    let error = "return document.querySelector('#entry-error').textContent || null";
+    page.0.wait_for(error).await;
 }
 
 #[tokio::test]

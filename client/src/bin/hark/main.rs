@@ -47,7 +47,7 @@ use hark_protocol::Sequence;
 use hark_protocol::limits::FRAME_BYTES_MAX;
 use tokio::io::AsyncReadExt as _;
 
-use crate::args::{CommandLine, InRoom, OfMember, RoomTask, Task, WithUser};
+use crate::args::{CommandLine, InRoom, OfMember, RoomTask, Task, TokenTask, WithUser};
 use crate::command::Command;
 use crate::exit::{Exit, Failure};
 use crate::listen::Printing;
@@ -205,7 +205,7 @@ async fn text_of(words: Vec<String>) -> Result<ByteString, Failure> {
     Ok(text.strip_suffix('\n').unwrap_or(&text).into())
 }
 
-/// Returns the command of a task of rooms or devices.
+/// Returns the command of a task of rooms, devices or tokens.
 fn in_rooms(task: RoomTask) -> Command {
     match task {
         RoomTask::Room { room, mode, keep } => Command::Room(room, mode, keep),
@@ -222,6 +222,9 @@ fn in_rooms(task: RoomTask) -> Command {
         RoomTask::Unblock(WithUser { user }) => Command::Unblock(user),
         RoomTask::Devices => Command::Devices,
         RoomTask::Forget { name } => Command::Forget(name),
+        RoomTask::Token(TokenTask::Create { name, scope }) => Command::Token(name, scope),
+        RoomTask::Token(TokenTask::List) => Command::Tokens,
+        RoomTask::Token(TokenTask::Revoke { name }) => Command::Revoke(name),
     }
 }
 

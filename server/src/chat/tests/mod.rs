@@ -4,3 +4,4 @@ mod devices;
 mod hostile;
 mod model;
 mod rooms;
+mod tokens;

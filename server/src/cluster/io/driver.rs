@@ -24,7 +24,7 @@ use super::operation::{Completion, Input, Sent};
 use super::senders::{self, Senders};
 use super::sessions::Sessions;
 use crate::cluster::member::Member;
-use crate::cluster::message::{Message, Request};
+use crate::cluster::message::{Message, Request, Up};
 use crate::cluster::{
     Action, Config, ConnectionId, LogReply, LogRequest, Now, ServerId, ShardId, Storage,
 };
@@ -216,6 +216,8 @@ impl Driver {
             (0..self.streams.len())
                 .for_each(|shard| self.member.handle_storage(shard as ShardId, &storage));
         }
+        let metrics = &self.channels.shared.metrics;
+        metrics.set_shards_owned(self.member.shards_owned());
         let is_in_touch = *self.channels.is_up.borrow() && self.member.is_in_touch(now);
         self.channels
             .shared
@@ -252,7 +254,13 @@ impl Driver {
                 Action::Send(server, message) if server == self.server => {
                     self.local.push_back(message)
                 }
-                Action::Send(server, message) => self.network.send(server, &message),
+                Action::Send(server, message) => {
+                    if let Message::Up(_, _, Up::Packet(packet, _)) = &message {
+                        let metrics = &self.channels.shared.metrics;
+                        metrics.record_forwarded(packet.items.len());
+                    }
+                    self.network.send(server, &message);
+                }
                 Action::Broadcast(message) => {
                     self.network.broadcast(&message);
                     self.local.push_back(message);
@@ -278,9 +286,16 @@ impl Driver {
 
     fn ask_stream(&mut self, shard: ShardId, request: LogRequest) {
         if let Some(stream) = self.streams.get(shard as usize).cloned() {
-            self.log.push(Box::pin(
-                async move { (shard, stream.carry_out(request).await) },
-            ));
+            let is_append = matches!(request, LogRequest::Append { .. });
+            let metrics = is_append.then(|| self.channels.shared.metrics.clone());
+            self.log.push(Box::pin(async move {
+                let begun = Instant::now();
+                let reply = stream.carry_out(request).await;
+                if let (Some(metrics), Some(_)) = (metrics, &reply) {
+                    metrics.record_append(begun.elapsed());
+                }
+                (shard, reply)
+            }));
         }
     }
 

@@ -30,6 +30,7 @@ pub(crate) mod tests;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use prometheus_client::registry::Registry;
 use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -38,6 +39,7 @@ use self::driver::Driver;
 use self::operation::Input;
 use super::Config;
 use crate::ledger::{Limits, RoomLimits};
+use crate::metrics::ClusterMetrics;
 use crate::store::{Operation, Store};
 
 pub use self::nodes::{BadNodes, Nodes};
@@ -69,6 +71,7 @@ struct Shared {
     is_in_touch: AtomicBool,
     /// The store is closing or closed.
     is_closed: AtomicBool,
+    metrics: ClusterMetrics,
 }
 
 impl ClusterStore {
@@ -168,6 +171,10 @@ impl Store for ClusterStore {
 
     fn epoch(&self) -> Option<watch::Receiver<u64>> {
         Some(self.epoch.clone())
+    }
+
+    fn register_metrics(&self, registry: &mut Registry) {
+        self.shared.metrics.register(registry);
     }
 
     fn is_available(&self) -> bool {

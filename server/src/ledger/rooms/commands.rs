@@ -62,11 +62,19 @@ impl Ledger {
                 self.members(caller, &room, from).map(RoomAnswer::Members)
             }
             RoomCommand::Devices => self.devices(caller).map(RoomAnswer::Devices),
+            RoomCommand::Cursors(device) => self
+                .cursors(caller, device.as_ref())
+                .map(RoomAnswer::Cursors),
             RoomCommand::Forget(device) => self
                 .forget_device(caller, device.as_ref(), changes)
                 .map(RoomAnswer::Existed),
             RoomCommand::History(room) => self.history(caller, &room).map(RoomAnswer::History),
             RoomCommand::See(room, point) => self.see(caller, &room, point, changes).map(done),
+            RoomCommand::SetToken(token) => self.set_token(caller, token, changes).map(done),
+            RoomCommand::Tokens => self.tokens(caller).map(RoomAnswer::Tokens),
+            RoomCommand::Revoke(token) => self
+                .revoke(caller, &token, changes)
+                .map(RoomAnswer::Existed),
         }
     }
 

@@ -116,6 +116,8 @@ impl Ledger {
                 inbox.notify(&left, changes);
             }
         }
+        let members = room.members.len() as u64;
+        changes.totals.members = changes.totals.members.saturating_sub(members);
         record(RoomRecord::End(room.log.id), changes);
         changes.effects.ended.push(room.log.id);
         changes.effects.is_awaited = true;

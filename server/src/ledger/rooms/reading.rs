@@ -1,7 +1,7 @@
 //! Devices in rooms: cursors, read marks, and queries.
 
 use hark_protocol::message::RoomMode;
-use hark_protocol::{Code, RoomName};
+use hark_protocol::{Code, DeviceName, RoomName};
 
 use super::super::changes::Changes;
 use super::super::profile::Membership;
@@ -9,8 +9,8 @@ use super::super::{Ledger, seconds};
 use super::members::{RoomCursor, up_to};
 use super::room::Room;
 use crate::store::{
-    Account, AttachedRoom, DeviceId, History, MemberPage, Notice, Point, Position, RoomEntry,
-    RoomPage,
+    Account, AttachedRoom, DeviceCursors, DeviceId, History, MemberPage, Notice, Point, Position,
+    RoomEntry, RoomPage, RoomPlace,
 };
 
 /// The most rooms in a page, and the most that are looked at for it.
@@ -67,6 +67,36 @@ impl Ledger {
                 room.remove_cursor(device, changes);
             }
         }
+    }
+
+    /// Returns the cursors of a device of the caller, the nameless one without a name.
+    pub(in crate::ledger) fn cursors(
+        &self,
+        caller: &Account,
+        name: Option<&DeviceName>,
+    ) -> Result<DeviceCursors, Code> {
+        let inbox = self.caller(caller)?;
+        let device = inbox.reader(name);
+        let profile = inbox.profile.iter();
+        let rooms = profile.flat_map(|profile| profile.slots());
+        let rooms = rooms.filter_map(|slot| {
+            let room = self.rooms.get(slot)?;
+            let cursor = room.members.cursor(device?)?;
+            Some(RoomPlace {
+                name: room.name.clone(),
+                cursor,
+                unread: History {
+                    room: room.log.id,
+                    after: cursor.number,
+                    last: room.log.tail,
+                },
+            })
+        });
+        Ok(DeviceCursors {
+            device,
+            inbox: inbox.cursor(device),
+            rooms: rooms.collect(),
+        })
     }
 
     /// Moves the cursor of a device in a room. A cursor never moves back.

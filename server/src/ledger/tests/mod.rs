@@ -5,6 +5,8 @@ mod device_model;
 mod devices;
 mod room_model;
 mod rooms;
+mod tokens;
+mod totals;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

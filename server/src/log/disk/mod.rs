@@ -617,6 +617,7 @@ impl Log for DiskLog {
         Usage {
             live_bytes: unit_bytes(live),
             file_bytes: files + held + self.shared.files.spares.bytes(),
+            free_bytes: Some(self.shared.files.free_bytes()),
         }
     }
 

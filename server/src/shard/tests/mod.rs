@@ -5,6 +5,7 @@ mod model;
 mod old_store;
 mod reading;
 mod rooms;
+mod tokens;
 
 use std::path::Path;
 use std::sync::Arc;
