@@ -248,7 +248,7 @@ fn fan_out() {
     let before = server.processor_time();
     let (deliveries, elapsed) = std::thread::scope(|scope| {
         let start = Instant::now();
-        scope.spawn(|| {
+        scope.spawn(move || {
             let text = "x".repeat(TEXT_BYTES);
             owner.keep_in_flight(64, |_| {
                 (start.elapsed() < measured()).then(|| send("#team", &text))

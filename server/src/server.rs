@@ -259,7 +259,7 @@ impl Server {
         bans: Arc<Bans>,
         admin: AdminSlot,
     ) -> Arc<Self> {
-        let fronts = Fronts::new(Arc::clone(&chat), settings, admin);
+        let fronts = Fronts::new(Arc::clone(&chat), settings, Arc::clone(&bans), admin);
         fronts.set_requests_max(limits.connections_per_address_max);
         Arc::new(Self {
             fronts: Arc::new(fronts),
@@ -352,7 +352,7 @@ impl Server {
         address: IpAddr,
     ) -> Result<(Admission, Arc<ShutdownSignal>), Refusal> {
         if self.bans.is_banned(address, now_ms()) {
-            return Err(Refusal::new(Code::Denied, "your address is banned"));
+            return Err(Bans::refusal());
         }
         let (mut connections, now) = (self.connections.lock(), Instant::now());
         let is_proxy = self.fronts.settings().http.is_proxy(address);
@@ -362,6 +362,7 @@ impl Server {
             connections.last_id,
             Arc::new(ShutdownSignal::of_epoch(connections.epoch)),
         );
+        shutdown.set_address(address);
         let open = OpenConnection {
             shutdown: Arc::clone(&shutdown),
             address,
@@ -652,7 +653,7 @@ mod tests {
         let bytes = output_bytes(serve_wire);
         // Together with the runtime's part, a task of 1024 bytes.
         assert!(
-            bytes <= 912,
+            bytes <= 720,
             "{bytes} bytes, {} of them of the wire",
             size_of::<Wire<TcpStream>>()
         );

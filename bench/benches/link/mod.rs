@@ -18,7 +18,7 @@ const MASK: [u8; 4] = [0x5a, 0xa5, 0x3c, 0xc3];
 const HEAD_BYTES: usize = 4 + 15;
 
 /// A connection.
-pub struct Link {
+pub(crate) struct Link {
     stream: TcpStream,
     framing: Framing,
     input: BytesMut,
@@ -34,13 +34,13 @@ enum Framing {
 
 impl Link {
     /// Connects in the native framing.
-    pub fn connect(address: SocketAddr) -> Self {
+    pub(crate) fn connect(address: SocketAddr) -> Self {
         Self::over(address, Framing::Native(ClientCodec::new(FRAME_BYTES_MAX)))
     }
 
     /// Opens a WebSocket.
     #[allow(dead_code, reason = "not every benchmark has WebSockets")]
-    pub fn websocket(address: SocketAddr) -> Self {
+    pub(crate) fn websocket(address: SocketAddr) -> Self {
         let mut link = Self::over(address, Framing::WebSocket);
         let handshake = b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n\
             Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
@@ -71,7 +71,7 @@ impl Link {
 
     /// Returns the socket.
     #[allow(dead_code, reason = "not every benchmark needs it")]
-    pub fn into_stream(self) -> TcpStream {
+    pub(crate) fn into_stream(self) -> TcpStream {
         self.stream
     }
 
@@ -114,7 +114,7 @@ impl Link {
     }
 
     /// Sends a request, and waits for `ok`.
-    pub fn ok(&mut self, request: Request) -> OkFields {
+    pub(crate) fn ok(&mut self, request: Request) -> OkFields {
         self.last_id = self.last_id % 1_000_000 + 1;
         self.write(self.last_id, &request);
         self.flush();
@@ -132,7 +132,7 @@ impl Link {
 
     /// Keeps `in_flight` requests in flight until `next` returns `None`. Its argument is
     /// the number of answered requests.
-    pub fn keep_in_flight(
+    pub(crate) fn keep_in_flight(
         &mut self,
         in_flight: usize,
         mut next: impl FnMut(u64) -> Option<Request>,
@@ -165,7 +165,7 @@ impl Link {
 }
 
 /// Writes a request as a masked binary message.
-pub fn write_websocket(id: u32, request: &Request, to: &mut BytesMut) {
+pub(crate) fn write_websocket(id: u32, request: &Request, to: &mut BytesMut) {
     let mut frame = BytesMut::new();
     native::encode(RequestId::new(id), request, &mut frame).unwrap();
     // The message of a WebSocket is a native frame without its length.
@@ -184,7 +184,7 @@ pub fn write_websocket(id: u32, request: &Request, to: &mut BytesMut) {
 }
 
 /// Returns the bytes of the head and of the payload of the first frame, once it is complete.
-pub fn websocket_frame(input: &[u8]) -> Option<(usize, usize)> {
+pub(crate) fn websocket_frame(input: &[u8]) -> Option<(usize, usize)> {
     let (head, payload) = match *input.get(1)? & 0x7f {
         126 => {
             let length = u16::from_be_bytes([*input.get(2)?, *input.get(3)?]);

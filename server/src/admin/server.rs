@@ -1,5 +1,4 @@
-//! `harkd admin`: commands for a running server, through the socket in the folder of its
-//! store.
+//! `harkd admin`: commands for a running server, through its socket.
 
 use std::io::{self, IsTerminal as _};
 use std::path::Path;
@@ -24,9 +23,8 @@ use tower_service::Service;
 
 use super::table::Table;
 use super::{print, user};
-use crate::administration::SOCKET_FILE;
-use crate::bans::Network;
-use crate::config::{AdminArgs, BanTime, ServerCommand, StoreArgs, StorePlace};
+use crate::config::{AdminArgs, BanTime, ServerCommand, StoreArgs};
+use crate::network::Network;
 
 /// The interval of `stats --watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -59,17 +57,17 @@ impl Service<http::Request<Body>> for Connection {
 /// # Errors
 /// One line with the cause and the remedy.
 pub(super) fn run(place: &StoreArgs, arguments: AdminArgs) -> anyhow::Result<()> {
-    let folder = match place.place()? {
-        StorePlace::Folder(folder) => folder,
-        other => bail!(
-            "harkd admin needs a store in a folder, but --store is {other}; name the folder of the running server"
-        ),
+    let Some(socket) = place.admin_socket()? else {
+        bail!(
+            "harkd admin needs a socket, but --store is {} and has none; set --admin-socket for the server and for this command",
+            place.place()?
+        )
     };
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
         .block_on(async {
-            let mut client = connect(&folder.join(SOCKET_FILE)).await?;
+            let mut client = connect(&socket).await?;
             execute(&mut client, arguments).await
         })
 }
@@ -78,7 +76,7 @@ async fn connect(socket: &Path) -> anyhow::Result<Client> {
     let stream = UnixStream::connect(socket).await.with_context(|| {
         let path = socket.display();
         format!(
-            "cannot reach the server at {path}; start it, name its --store, or run as its user or root"
+            "cannot reach the server at {path}; start it, name its --store or --admin-socket, or run as its user or root"
         )
     })?;
     let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;

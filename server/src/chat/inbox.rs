@@ -14,8 +14,8 @@ use super::shutdown::ShutdownSignal;
 use super::tokens::{Entering, Right};
 use super::{Chat, Fault, MayCreateRooms, audit};
 use crate::store::{
-    DeviceCursors, DeviceId, Message, NAMELESS, Page, Point, Position, ReadLimit, RoomAnswer,
-    RoomCommand, RoomPlace, Unavailable,
+    Account, DeviceCursors, DeviceId, Message, NAMELESS, Page, Point, Position, ReadLimit,
+    RoomAnswer, RoomCommand, RoomPlace, Store, Unavailable,
 };
 
 /// The maximum number of messages of one page.
@@ -41,7 +41,8 @@ pub struct Inbox {
     user: Authenticated,
     /// `None` for the nameless device.
     device: Option<DeviceName>,
-    /// Set when the token by which the caller entered is revoked.
+    /// Set when an administrator closes it, or the token by which the caller entered is
+    /// revoked.
     shutdown: Arc<ShutdownSignal>,
 }
 
@@ -73,16 +74,41 @@ impl UnreadLog {
     }
 }
 
+/// Resolves when the acknowledgements so far of a device, the nameless one without a name,
+/// are durable. A failure means that they may not be.
+pub(super) fn sync_acknowledgements(
+    store: &dyn Store,
+    account: &Account,
+    device: Option<&DeviceName>,
+) -> impl Future<Output = Result<(), Unavailable>> + use<> {
+    let (mut inbox, mut cursors) = (None, None);
+    if device.is_some() || store.has_cursors() {
+        let command = RoomCommand::Cursors(device.cloned());
+        cursors = Some(store.room_command(account, None, command));
+    } else {
+        inbox = Some(store.sync_acknowledgements(account));
+    }
+    async move {
+        if let Some(inbox) = inbox {
+            inbox.await?;
+        }
+        if let Some(cursors) = cursors {
+            cursors.await?.map_err(|_| Unavailable)?;
+        }
+        Ok(())
+    }
+}
+
 impl Chat {
-    /// Logs in to an account from `address`, for access to the messages of a device, the
-    /// nameless one without a name.
+    /// Logs in to an account for a call from `address` on `connection`, for access to the
+    /// messages of a device, the nameless one without a name.
     ///
     /// # Errors
     /// [`Code::NoSuchUser`], [`Code::Denied`], [`Code::RateLimited`];
     /// [`Code::UnknownCommand`] if the server has no devices.
     pub async fn inbox(
         self: &Arc<Self>,
-        address: IpAddr,
+        (connection, address): (&ShutdownSignal, IpAddr),
         user: UserName,
         password: Option<Password>,
         device: Option<DeviceName>,
@@ -90,7 +116,8 @@ impl Chat {
         if device.is_some() {
             self.check_cursors()?;
         }
-        let shutdown = Arc::<ShutdownSignal>::default();
+        let shutdown = ShutdownSignal::of_call(connection);
+        shutdown.set_address(address);
         let entering = Entering {
             address,
             shutdown: &shutdown,
@@ -106,6 +133,7 @@ impl Chat {
             tokio::time::sleep(wait).await;
         }
         audit::logged_in(&user, address);
+        shutdown.set_user(Some(&user.account.name));
         Ok(Inbox {
             chat: Arc::clone(self),
             address,
@@ -186,9 +214,7 @@ impl Inbox {
     }
 
     /// Acknowledges every message of a log, a room or the inbox, up to `number`, whether or
-    /// not a connection receives; as the device, or as a user without devices. The cost
-    /// grows with the unacknowledged messages of an inbox up to it, unless it is the number
-    /// of one.
+    /// not a connection receives; as the device, or as a user without devices.
     ///
     /// # Errors
     /// [`Code::BadRequest`] if the number is above the last one of the log, or if the device
@@ -252,6 +278,15 @@ impl Inbox {
         Ok(())
     }
 
+    /// Waits until the acknowledgements of the device so far are durable.
+    ///
+    /// # Errors
+    /// They may not be.
+    pub async fn sync_acknowledgements(&self) -> Result<(), Unavailable> {
+        let (store, account) = (&*self.chat.store, &self.user.account);
+        sync_acknowledgements(store, account, self.device.as_ref()).await
+    }
+
     /// Checks that the device reads a room.
     ///
     /// # Errors
@@ -310,7 +345,8 @@ impl Inbox {
 
     fn check_entrance(&self) -> Result<(), Fault> {
         if self.shutdown.is_closing() {
-            return Fault::refused(Code::Denied, "the token is revoked");
+            let explanation = "the token is revoked, or an administrator has ended this request";
+            return Fault::refused(Code::Denied, explanation);
         }
         Ok(())
     }
@@ -364,34 +400,52 @@ impl Inbox {
     }
 
     /// Returns the position of the last message behind the cursor up to `number`, or that of
-    /// the gap before it, if there is one.
+    /// the gap before it, if there is one. Halves the range of numbers until it is found.
     async fn last_up_to(
         &self,
         cursor: Position,
         number: Sequence,
     ) -> Result<Option<Position>, Fault> {
-        let limit = ReadLimit {
-            messages: PAGE_MESSAGES,
-            bytes: PAGE_BYTES,
-        };
-        let (mut last, mut highest) = (None, cursor);
-        loop {
-            self.check_entrance()?;
-            let page = self.read_inbox(highest, limit).await?;
-            let messages = page.messages.iter().map(|message| message.position);
-            for position in page.starts_after.into_iter().chain(messages) {
-                if position.sequence > number {
-                    return Ok(last);
-                }
-                highest = position;
-                last = Some(position);
-            }
-            if page.complete || page.messages.is_empty() {
-                break;
-            }
+        let page = self.read_inbox(cursor, ONE).await?;
+        let first = page.messages.first().map(|message| message.position);
+        let known: Vec<_> = page.starts_after.into_iter().chain(first).collect();
+        if known.first().is_some_and(|first| first.sequence > number) {
+            return Ok(None);
         }
-        if number > highest.sequence {
-            return self.beyond(self.user.account.name.as_str(), highest.sequence);
+        let above = Position {
+            sequence: number,
+            ..Position::default()
+        };
+        if self.read_inbox(above, ONE).await?.messages.is_empty()
+            && known.iter().all(|position| position.sequence < number)
+        {
+            let user = &self.user.account.name;
+            let explanation =
+                format!("no message of {user} has the number {number} or a higher one");
+            return Fault::refused(Code::BadRequest, explanation);
+        }
+        let reached = known.iter().copied();
+        let mut last = reached
+            .filter(|position| position.sequence <= number)
+            .last();
+        // No message has a number above `low` or up to `high` that is not in between.
+        let (mut low, mut high) = (last.map_or(number.0, |last| last.sequence.0), number.0);
+        while low < high {
+            self.check_entrance()?;
+            let middle = low + (high - low) / 2;
+            let after = Position {
+                sequence: Sequence(middle),
+                ..Position::default()
+            };
+            let page = self.read_inbox(after, ONE).await?;
+            let next = page.messages.first().map(|message| message.position);
+            match next.filter(|position| position.sequence <= number) {
+                Some(position) => {
+                    low = position.sequence.0;
+                    last = Some(position);
+                }
+                None => high = middle,
+            }
         }
         Ok(last)
     }

@@ -174,10 +174,6 @@ impl Chat {
             frame_bytes_max: former.frame_bytes_max,
             require_password: former.require_password,
             log_watcher: former.log_watcher.clone(),
-            rates: Rates {
-                on_loopback: former.rates.on_loopback,
-                ..rules.rates
-            },
             ..rules
         };
         self.users.set_rates(&rules.rates);

@@ -1,10 +1,10 @@
 //! The signal that ends a connection from outside: set by a server that is stopping, by
-//! an administrator, by the connection that takes over its send session, or by one that
-//! revokes its token. It also names the users of the connection, by which an administrator
-//! finds it.
+//! an administrator, or by the connection that takes over its send session. It also names
+//! the client of the connection, by which an administrator finds it.
 
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
@@ -12,8 +12,8 @@ use hark_protocol::UserName;
 
 use crate::sync::Mutex;
 
-/// The maximum number of users that are known of a connection with many calls.
-const USERS_MAX: usize = 16;
+/// The number of ended calls that a connection may keep in its list.
+const ENDED_CALLS_MAX: usize = 16;
 
 /// The shutdown signal of a connection, shared by its tasks and by those that may end
 /// it.
@@ -24,11 +24,20 @@ pub struct ShutdownSignal {
     waker: AtomicWaker,
     close_waker: AtomicWaker,
     epoch: u64,
-    /// The current user, or the latest users of a connection with many calls.
-    // Locked because an administrator may list it. Held to copy the names.
-    users: Mutex<Vec<UserName>>,
-    /// The connection that carries this one, a call.
-    carrier: Option<Arc<Self>>,
+    // Locked because an administrator may look it up. Held for one assignment or comparison.
+    client: Mutex<Client>,
+    // Locked because calls begin in tasks of their own. Held to look through them; the front
+    // bounds the open calls.
+    calls: Mutex<Vec<Weak<Self>>>,
+}
+
+/// The client of a connection.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Client {
+    /// Its address; that behind a proxy, if one has named it.
+    pub address: Option<IpAddr>,
+    /// The user that it has logged in as.
+    pub user: Option<UserName>,
 }
 
 /// The way in which a connection is to end.
@@ -54,36 +63,51 @@ impl ShutdownSignal {
 
     /// Returns the signal of a call on a connection.
     #[must_use]
-    pub fn of_call(connection: &Arc<Self>) -> Self {
-        Self {
-            epoch: connection.epoch,
-            carrier: Some(Arc::clone(connection)),
-            ..Self::default()
+    pub fn of_call(connection: &Self) -> Arc<Self> {
+        let call = Arc::new(Self::of_epoch(connection.epoch));
+        let mut calls = connection.calls.lock();
+        let open = calls.iter().filter(|call| call.strong_count() > 0).count();
+        if calls.len() >= open + ENDED_CALLS_MAX {
+            calls.retain(|call| call.strong_count() > 0);
         }
+        calls.push(Arc::downgrade(&call));
+        call
     }
 
-    /// Returns the current user, or the latest users of a connection with many calls.
+    /// Returns the clients of the connection: its own, and those of its open calls.
     #[must_use]
-    pub fn users(&self) -> Vec<UserName> {
-        self.users.lock().clone()
+    pub fn clients(&self) -> Vec<Client> {
+        let own = self.client.lock().clone();
+        let calls = self.open_calls();
+        let of_calls = calls.iter().map(|call| call.client.lock().clone());
+        std::iter::once(own).chain(of_calls).collect()
+    }
+
+    /// Closes the connection if its client is one of these, and otherwise its open calls with
+    /// such a client. Returns the number of those that are closed.
+    pub(crate) fn close_if(&self, is_meant: impl Fn(&Client) -> bool) -> usize {
+        if is_meant(&self.client.lock()) {
+            self.request(Shutdown::Close);
+            return 1;
+        }
+        let mut calls = self.open_calls();
+        calls.retain(|call| is_meant(&call.client.lock()));
+        calls.iter().for_each(|call| call.request(Shutdown::Close));
+        calls.len()
+    }
+
+    fn open_calls(&self) -> Vec<Arc<Self>> {
+        self.calls.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Sets the address of the client.
+    pub(crate) fn set_address(&self, address: IpAddr) {
+        self.client.lock().address = Some(address);
     }
 
     /// Sets the current user.
     pub(super) fn set_user(&self, user: Option<&UserName>) {
-        match (&self.carrier, user) {
-            (None, user) => *self.users.lock() = user.cloned().into_iter().collect(),
-            (Some(connection), Some(user)) => connection.add_user(user),
-            (Some(_), None) => {}
-        }
-    }
-
-    fn add_user(&self, user: &UserName) {
-        let mut users = self.users.lock();
-        users.retain(|other| other != user);
-        if users.len() >= USERS_MAX {
-            users.remove(0);
-        }
-        users.push(user.clone());
+        self.client.lock().user = user.cloned();
     }
 
     /// Returns the epoch of the connection.
@@ -127,5 +151,33 @@ impl ShutdownSignal {
         } else {
             Poll::Pending
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_of_one_client_are_closed() {
+        let connection = ShutdownSignal::default();
+        connection.set_address([127, 0, 0, 1].into());
+        let call = |user: &str| {
+            let call = ShutdownSignal::of_call(&connection);
+            call.set_user(Some(&user.parse().unwrap()));
+            call
+        };
+        let bob = call("bob");
+        let others: Vec<_> = (0..100).map(|n| call(&format!("user{n}"))).collect();
+        (0..1000).for_each(|_| drop(call("bob")));
+        let is_listed = connection.calls.lock().len() <= 101 + ENDED_CALLS_MAX;
+        assert!(is_listed, "ended calls are forgotten");
+        let is_bob = |client: &Client| client.user == Some("bob".parse().unwrap());
+        assert_eq!(connection.close_if(is_bob), 1);
+        assert!(bob.is_requested() && !connection.is_requested());
+        assert!(!others.iter().any(|other| other.is_requested()));
+        let is_local = |client: &Client| client.address.is_some();
+        assert_eq!(connection.close_if(is_local), 1);
+        assert!(connection.is_requested());
     }
 }

@@ -102,7 +102,11 @@ impl Member {
             }
             Message::Up(_, id, up) => seat.handle_up(id, up, now, out),
             Message::Down(_, id, down) => link.handle_down(id, down, now, out),
-            Message::Present(..) | Message::Leaving(_) | Message::Sessions(..) => {}
+            Message::Present(..)
+            | Message::Leaving(_)
+            | Message::Sessions(..)
+            | Message::Ask(..)
+            | Message::Told(..) => {}
         }
         self.obey(before, now, out);
     }
@@ -219,6 +223,16 @@ impl Member {
         self.shards
             .iter()
             .all(|shard| shard.link.owner(now).is_some())
+    }
+
+    /// Returns the live servers, as far as this one hears them.
+    pub(crate) fn servers(&self) -> impl Iterator<Item = ServerId> {
+        self.presence.servers()
+    }
+
+    /// Returns the owner of each shard, if there is a flow to it.
+    pub(crate) fn owners(&self, now: Now) -> impl Iterator<Item = Option<ServerId>> {
+        self.shards.iter().map(move |shard| shard.link.owner(now))
     }
 
     /// Returns whether this server owns no shard.

@@ -52,7 +52,8 @@ impl Call {
     /// Returns an anonymous connection for a call of `caller`. It drains with the
     /// connection of the caller.
     pub(super) fn new(chat: &Arc<Chat>, caller: &Caller) -> Self {
-        let shutdown = Arc::new(ShutdownSignal::of_call(&caller.connection));
+        let shutdown = ShutdownSignal::of_call(&caller.connection);
+        shutdown.set_address(caller.address);
         Self {
             connection: ClientConnection::new(
                 Arc::clone(chat),

@@ -124,7 +124,11 @@ impl Http2 {
             let timeout = self.ack_timeout;
             async move {
                 if is_grpc(&request) {
-                    return Ok::<_, Infallible>(grpc.call(request, caller).await);
+                    let response = match http.caller_of_grpc(request.headers(), caller) {
+                        Ok(caller) => grpc.call(request, caller).await,
+                        Err(refusal) => status::refused(&refusal).into_http(),
+                    };
+                    return Ok::<_, Infallible>(response);
                 }
                 let response = http.respond(request, &caller).await;
                 Ok(response.map(|body| watched(body, timeout, &caller.calls)))

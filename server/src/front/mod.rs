@@ -45,6 +45,7 @@ use self::http::Http;
 use self::http2::Http2;
 use self::unread::Unread;
 use crate::administration::AdminSlot;
+use crate::bans::Bans;
 use crate::chat::{Chat, ClientConnection, Output, ShutdownSignal, delivery};
 use crate::listener::{Accepted, Stream};
 use crate::metrics::FrontKind;
@@ -86,9 +87,14 @@ pub struct Fronts {
 
 impl Fronts {
     /// Returns the fronts of `chat`, and of the administration in a slot.
-    pub(crate) fn new(chat: Arc<Chat>, settings: Settings, admin: AdminSlot) -> Self {
+    pub(crate) fn new(
+        chat: Arc<Chat>,
+        settings: Settings,
+        bans: Arc<Bans>,
+        admin: AdminSlot,
+    ) -> Self {
         let grpc = Grpc::new(&chat, &settings, admin);
-        let http = Http::new(&chat, &settings);
+        let http = Http::new(&chat, &settings, bans);
         Self {
             http2: Http2::new(&chat, grpc, http.clone(), settings.ack_timeout),
             http,

@@ -58,6 +58,8 @@ pub(crate) struct Effects {
     pub(crate) deliveries: Vec<Delivery>,
     /// Rings of rooms that had none.
     pub(crate) rings: Vec<Arc<Ring>>,
+    /// Rings of rooms that ended.
+    pub(crate) ended_rings: Vec<Arc<Ring>>,
     /// Messages for the attached members of rooms.
     pub(crate) said: Vec<RoomDelivery>,
     /// Notices for the subscriptions of devices.
@@ -277,6 +279,7 @@ impl Effects {
             accounts,
             deliveries,
             rings,
+            ended_rings,
             said,
             notices,
             ends,
@@ -287,6 +290,7 @@ impl Effects {
         accounts.clear();
         deliveries.clear();
         rings.clear();
+        ended_rings.clear();
         said.clear();
         notices.clear();
         ends.clear();

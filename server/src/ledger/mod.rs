@@ -351,6 +351,13 @@ impl Ledger {
         true
     }
 
+    /// Returns whether an account is suspended.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn is_suspended(&self, account: &Account) -> bool {
+        let inbox = self.inboxes.get(&account.name);
+        self.inboxes.is_alive(account) && inbox.is_some_and(|inbox| inbox.is_suspended)
+    }
+
     /// Returns the inboxes of these names, without those that do not exist.
     pub(crate) fn inspect(&mut self, names: &[UserName]) -> Vec<InboxInfo> {
         let inboxes = names

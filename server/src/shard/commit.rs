@@ -45,6 +45,9 @@ const ACKS_SYNC_INTERVAL: Duration = Duration::from_secs(5);
 /// The time between two moves of cursors in rooms.
 const ROOM_ACKS_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The maximum number of devices whose cursors in rooms move in one commit.
+const ROOM_ACKS_MAX: usize = 500;
+
 /// How long the commit thread waits for commands before it checks whether the log needs
 /// maintenance, and the interval during maintenance.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
@@ -104,6 +107,8 @@ pub(super) struct Committer {
     room_acks_committed: Option<Instant>,
     /// The last time at which the sizes of the log went into the metrics.
     measured: Option<Instant>,
+    /// The devices whose cursors in rooms are to be saved by the next commits.
+    room_acks_due: usize,
     /// The running time of the store when this process started.
     running_before: Duration,
     /// The time for which the store was not open is counted.
@@ -148,6 +153,7 @@ impl Committer {
             is_stop_counted: false,
             room_acks_committed: None,
             measured: None,
+            room_acks_due: 0,
             config,
             shared,
             opener,
@@ -203,6 +209,7 @@ impl Committer {
         match &self.log {
             Some(_) if self.checkpoint.is_some() => Wait::Nothing,
             Some(_) if self.space == Space::None => Wait::Commands(Some(IDLE_INTERVAL)),
+            Some(_) if self.room_acks_due > 0 => Wait::Nothing,
             Some(log) => {
                 let has_work = log.has_pending_work();
                 let timeout = if has_work {
@@ -234,11 +241,11 @@ impl Committer {
             self.ledger.detach(&account, device, &mut self.changes);
         }
         self.acknowledge(acks);
-        self.acknowledge_rooms();
+        self.acknowledge_rooms(ROOM_ACKS_MAX);
         let closing = self.decide_backlog(context);
         if closing.is_some() {
             self.room_acks_committed = None;
-            self.acknowledge_rooms();
+            self.acknowledge_rooms(usize::MAX);
         }
         // If this commit stalls, the watchdog refuses these as well.
         self.shared.queue.put_back(self.backlog.drain(..));
@@ -584,6 +591,7 @@ impl Committer {
     /// these messages and those of deleted accounts.
     fn release(&mut self, durability: Durability) {
         let effects = &mut self.changes.effects;
+        effects.ended_rings.iter().for_each(|ring| ring.end_log());
         self.shared
             .readers
             .cursors

@@ -38,6 +38,8 @@ pub(crate) mod snapshot;
 mod tests;
 mod watchdog;
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::Arc;
@@ -61,8 +63,8 @@ use crate::log::disk::{DiskConfig, DiskOpener};
 use crate::log::memory::MemoryOpener;
 use crate::metrics::StoreMetrics;
 use crate::store::{
-    Completer, FanOut, History, NAMELESS, Operation, Page, PastPage, Position, ReadLimit,
-    RoomOperation, Store,
+    Completer, FanOut, History, NAMELESS, Operation, Page, PastPage, Point, Position, ReadLimit,
+    RoomOperation, Store, Unavailable,
 };
 use crate::sync::Mutex;
 
@@ -157,6 +159,9 @@ pub struct ShardStore {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// A read of a room: the room, the point before the page, and the limit.
+type RoomRead = (u64, Point, ReadLimit);
+
 /// State that the commit thread shares with other threads.
 #[derive(Debug, Default)]
 struct SharedShard {
@@ -169,6 +174,10 @@ struct SharedShard {
     open_rings: OpenRings,
     /// Wakes the attached members of rooms.
     fan_out: FanOut,
+    /// The pages of rooms that are being read, and what waits for each: many members may be at
+    /// the same point.
+    // A lock, because reads run on other threads. It is held for one lookup.
+    room_reads: Mutex<HashMap<RoomRead, Vec<Completer<Page>>>>,
     /// The log is open.
     is_open: AtomicBool,
     metrics: StoreMetrics,
@@ -249,15 +258,40 @@ impl ShardStore {
         log: u64,
         after: Position,
         limit: ReadLimit,
-        completer: Completer<Page>,
+        complete: impl FnOnce(Result<Page, Unavailable>) + Send + 'static,
     ) {
         let shared = Arc::clone(&self.shared);
         run_blocking(move || {
             let (page, is_scattered) = shared.readers.read(log, after, limit);
-            completer.complete(page);
+            complete(page);
             if is_scattered && let Some(merged) = shared.readers.merge(log, after) {
                 shared.queue.push(ShardCommand::Replace(Box::new(merged)));
             }
+        });
+    }
+
+    /// Reads a room, as [`Self::read_blocking`] does. Equal reads at the same time are one.
+    fn read_room_blocking(
+        &self,
+        room: u64,
+        after: Point,
+        limit: ReadLimit,
+        completer: Completer<Page>,
+    ) {
+        let key = (room, after, limit);
+        match self.shared.room_reads.lock().entry(key) {
+            Entry::Occupied(mut reading) => return reading.get_mut().push(completer),
+            Entry::Vacant(vacant) => {
+                vacant.insert(Vec::new());
+            }
+        }
+        let shared = Arc::clone(&self.shared);
+        self.read_blocking(room, after.into(), limit, move |page| {
+            let others = shared.room_reads.lock().remove(&key);
+            for other in others.into_iter().flatten() {
+                other.complete(page.clone());
+            }
+            completer.complete(page);
         });
     }
 
@@ -299,7 +333,9 @@ impl Store for ShardStore {
                 after,
                 limit,
                 completer,
-            } => self.read_blocking(account.incarnation, after, limit, completer),
+            } => self.read_blocking(account.incarnation, after, limit, |page| {
+                completer.complete(page);
+            }),
             Operation::Acknowledge(account, position) => {
                 self.shared.queue.acknowledge(&account, NAMELESS, position);
             }
@@ -316,7 +352,7 @@ impl Store for ShardStore {
                 after,
                 limit,
                 completer,
-            }) => self.read_blocking(room, after.into(), limit, completer),
+            }) => self.read_room_blocking(room, after, limit, completer),
             Operation::Room(RoomOperation::ReadBack {
                 history,
                 before,

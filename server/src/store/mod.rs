@@ -19,8 +19,8 @@ mod tokens;
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytestring::ByteString;
@@ -30,7 +30,10 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use crate::log::LogCopy;
 
-pub use admin::{AdminOperation, InboxInfo, StoreUsage};
+pub use admin::{
+    AdminOperation, InboxInfo, Kick, Peer, PeerInfo, ServerDescription, ShardInfo, StoreUsage,
+    StreamReplicas,
+};
 pub(crate) use fan_out::FanOut;
 pub use operation::{OnTakeover, Operation};
 pub use pending::{Completer, Pending};
@@ -40,7 +43,7 @@ pub use rooms::{
     MemberPage, NAMELESS, Notice, PastPage, Point, RoomAnswer, RoomCommand, RoomEntry,
     RoomOperation, RoomPage, RoomPlace,
 };
-pub use said::{Encoding, Said};
+pub use said::Said;
 pub use subscription::{
     Attachment, BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, NOTICES_MAX,
     Publisher, Ready, Subscription, Waker,
@@ -366,6 +369,25 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         })
     }
 
+    /// Describes the shards of a cluster, in order. A store of one server has none.
+    fn shards(&self) -> Pending<Vec<ShardInfo>> {
+        Pending::ready(Ok(Vec::new()))
+    }
+
+    /// Describes the servers of a cluster, this one first. A store of one server has none.
+    fn servers(&self) -> Pending<Vec<PeerInfo>> {
+        Pending::ready(Ok(Vec::new()))
+    }
+
+    /// Closes connections at all other servers of a cluster. Returns their number, or
+    /// [`Unavailable`] if one of the servers does not answer.
+    fn kick_elsewhere(&self, _kick: Kick) -> Pending<usize> {
+        Pending::ready(Ok(0))
+    }
+
+    /// Sets the administration of this server, for the calls of other servers.
+    fn set_peer(&self, _peer: Weak<dyn Peer>) {}
+
     /// Decides the operations in flight, saves pending acknowledgements, and releases all
     /// resources. Later operations fail with [`Unavailable`].
     fn close(&self) -> Pending<()> {
@@ -624,7 +646,7 @@ impl Position {
 }
 
 /// The largest result of a read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ReadLimit {
     /// The maximum number of messages.
     pub messages: usize,

@@ -108,8 +108,9 @@ pub enum RoomCommand {
     /// Lists the rooms that the caller sees, from a place on: 0, or
     /// [`RoomPage::next`]. Answers [`RoomAnswer::Rooms`].
     Rooms(u64),
-    /// Lists the members of a room behind a name. Answers [`RoomAnswer::Members`].
-    Members(RoomName, Option<UserName>),
+    /// Lists the members of a room, from a place on: 0, or [`MemberPage::next`]. Answers
+    /// [`RoomAnswer::Members`].
+    Members(RoomName, u64),
     /// Lists the devices of the caller. Answers [`RoomAnswer::Devices`].
     Devices,
     /// Looks up what a device of the caller, the nameless one without a name, has
@@ -158,7 +159,7 @@ pub enum RoomAnswer {
 }
 
 /// A place in the log of a room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Point {
     /// A number of the room.
     pub number: u64,
@@ -222,10 +223,10 @@ pub struct RoomPage {
 /// A page of the members of a room.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberPage {
-    /// Their names, sorted.
+    /// Their names, in any order.
     pub names: Vec<UserName>,
-    /// Whether more members follow.
-    pub is_truncated: bool,
+    /// The place of the next page; `None` if this is the last one.
+    pub next: Option<u64>,
 }
 
 /// A device as its user sees it.

@@ -7,6 +7,8 @@ use hark_tests::{Harkd, TIMEOUT, Wire, wait_until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use super::administration::answer;
+
 const MIB: u64 = 1024 * 1024;
 
 /// A connection that sends raw bytes.
@@ -290,6 +292,21 @@ async fn rebound_name_is_not_served() {
     }
     let none = "GET /v1/users HTTP/1.1\r\nConnection: close\r\n\r\n";
     check_status(&exchange(&server, none).await, 400);
+}
+
+#[tokio::test]
+async fn ban_reaches_clients_behind_a_proxy() {
+    let server = Harkd::builder()
+        .args(["--proxy-from=127.0.0.1", "--allow-open-accounts"])
+        .start();
+    answer(&server, &["ban", "::ffff:203.0.113.7"]);
+    for (client, expected) in [("203.0.113.7", 403), ("203.0.113.8", 200)] {
+        let forwarded = format!("X-Forwarded-For: {client}\r\n");
+        let get = request("GET /v1/users", &forwarded, "");
+        check_status(&exchange(&server, &get).await, expected);
+    }
+    let without_address = request("GET /v1/users", "Via: 1.1 proxy\r\n", "");
+    check_status(&exchange(&server, &without_address).await, 400);
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ mod accounts;
 mod administration;
 mod classic;
 mod cluster;
+mod cluster_administration;
 mod cluster_crash;
 mod cluster_start;
 mod configuration;

@@ -218,12 +218,12 @@ async fn later_connect_takes_over(one: Front, other: Front) {
     alice.receive("alice").await;
     assert_eq!(alice.message().await.sender, Some(name("bob")));
     let mut again = other.connect(server.address()).await;
-    assert_eq!(
-        again.receive("bob").await,
-        1,
-        "two was never pushed to the former"
-    );
-    assert_eq!(again.message().await, two);
+    // Two was never pushed to the former, but over HTTP any number counts.
+    let left = u64::from(one != Front::Http);
+    assert_eq!(again.receive("bob").await, left);
+    if left > 0 {
+        assert_eq!(again.message().await, two);
+    }
 }
 
 async fn other_login_and_disconnect_end_receiving(one: Front, other: Front) {

@@ -27,7 +27,7 @@ Passwords are read from --password-file, from HARK_PASSWORD, from the command of
 or from a prompt without echo. A token may stand for the password.
 
 The configuration file is TOML. It has server, user, device, tls, ca, grpc, password_file, \
-password_command (prints the password), history (false: as --no-history), state_dir, colors (auto, \
+password_command (prints the password), history (false: as --no-history), screen (false: as --plain), state_dir, colors (auto, \
 always or never), a table aliases of words that stand for the beginning of a command, and tables \
 servers.NAME with a server and its settings, which `--server NAME` chooses.
 
@@ -114,6 +114,10 @@ pub(crate) struct Flags {
     /// a name that was made up at the first start].
     #[arg(long, global = true, env = "HARK_DEVICE", value_name = "NAME")]
     pub(crate) device: Option<DeviceName>,
+    /// Use the chat line by line instead of on a full screen (not in commands). So does
+    /// a terminal that is not capable of more, such as TERM=dumb.
+    #[arg(long, global = true, env = "HARK_PLAIN")]
+    pub(crate) plain: bool,
     /// Keep no local history of conversations: messages that were read, and lines
     /// that were not sent, end with hark.
     #[arg(long, global = true, env = "HARK_NO_HISTORY")]

@@ -4,7 +4,8 @@
 //! | --- | --- |
 //! | `args`, `settings` | flags and sub-commands; the settings that follow from flags and the configuration file |
 //! | `command` | execution of commands that are typed, piped or given as arguments |
-//! | `interactive`, `welcome` | the chat in a terminal, and the questions of its first start |
+//! | `screen` | the chat on a full screen |
+//! | `interactive`, `welcome` | the chat in a terminal line by line, and the questions of its first start |
 //! | `piped`, `once`, `listen`, `watch`, `logs`, `user` | the other modes |
 //! | `exec` | a command of the user for each message |
 //! | `past`, `local` | messages of the past; export and unread messages of the local history |
@@ -29,6 +30,7 @@ mod once;
 mod output;
 mod past;
 mod piped;
+mod screen;
 mod settings;
 mod setup;
 mod signals;
@@ -228,11 +230,14 @@ fn in_rooms(task: RoomTask) -> Command {
     }
 }
 
-/// Runs the chat in a terminal, or in a pipe if stdin or stdout is not a
-/// terminal.
+/// Runs the chat on a full screen, line by line if the terminal is not capable of it,
+/// or in a pipe if stdin or stdout is not a terminal.
 async fn chat(settings: &Settings) -> Result<Exit, Failure> {
     if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
         let settings = welcome::complete(settings.clone()).await?;
+        if !settings.plain && screen::is_capable() {
+            return screen::run(&settings).await;
+        }
         interactive::run(&settings).await
     } else {
         piped::run(settings).await

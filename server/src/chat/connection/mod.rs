@@ -30,6 +30,7 @@ use self::sends::{ConnectionSends, DeliveryCharge, SendSession, SentOutcome, uni
 use super::accounts::Authenticated;
 use super::delivery::{DeliveryReader, Received};
 use super::delivery_window::INBOX;
+use super::inbox::sync_acknowledgements;
 use super::rate_limiter::{RateLimiter, SendSize, Throttle};
 use super::replies::{LOGIN_REQUIRED, created_reply, sent_reply};
 use super::rooms::Part;
@@ -38,8 +39,7 @@ use super::tokens::{OUT_OF_SCOPE, Right, out_of_scope};
 use super::{Chat, Fault, NeverPushed, audit};
 use crate::metrics::Counts;
 use crate::store::{
-    Account, Append, Created, DeviceId, End, Message, Outcome, Pending, RoomCommand, Said,
-    Unavailable,
+    Account, Append, Created, DeviceId, End, Message, Outcome, Pending, Said, Unavailable,
 };
 
 /// The output of a connection.
@@ -432,25 +432,14 @@ impl ClientConnection {
         &self,
         device: Option<&DeviceName>,
     ) -> impl Future<Output = Result<(), Unavailable>> + use<> {
-        let store = &self.chat.store;
         let account = self.delivery.as_ref().map(DeliveryReader::account);
-        let (mut inbox, mut cursors) = (None, None);
-        match (account, device) {
-            (None, _) => {}
-            (Some(account), None) => inbox = Some(store.sync_acknowledgements(account)),
-            (Some(account), Some(device)) => {
-                let command = RoomCommand::Cursors(Some(device.clone()));
-                cursors = Some(store.room_command(account, None, command));
-            }
-        }
+        let synced =
+            account.map(|account| sync_acknowledgements(&*self.chat.store, account, device));
         async move {
-            if let Some(inbox) = inbox {
-                inbox.await?;
+            match synced {
+                Some(synced) => synced.await,
+                None => Ok(()),
             }
-            if let Some(cursors) = cursors {
-                cursors.await?.map_err(|_| Unavailable)?;
-            }
-            Ok(())
         }
     }
 

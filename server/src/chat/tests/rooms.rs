@@ -265,6 +265,8 @@ async fn long_inbox_leaves_no_room_starved() {
         amy.say("bob", "x").await;
     }
     let number = amy.say("#team", "y").await;
+    // Its answer comes after the first message has woken the members.
+    amy.say("#team", "z").await;
     let pushed = bob.pushes(256).await;
     assert!(pushed[..17].contains(&said(number, "y")), "a turn is 16");
 }
@@ -621,7 +623,8 @@ async fn rooms_that_are_off_are_hidden() {
 
 async fn inbox(chat: &Arc<Chat>, name: &str) -> Inbox {
     let address = std::net::Ipv4Addr::LOCALHOST.into();
-    let inbox = chat.inbox(address, user(name), None, None);
+    let connection = crate::chat::ShutdownSignal::default();
+    let inbox = chat.inbox((&connection, address), user(name), None, None);
     inbox.await.unwrap()
 }
 

@@ -216,7 +216,8 @@ async fn revocation_closes_the_connections_of_its_token() {
     first.ok(attach("amy", &token)).await;
     let mut second = entered(&chat, &token).await;
     let mut third = entered(&chat, &other).await;
-    let inbox = chat.inbox(HERE, user("amy"), secret(&token), None);
+    let connection = crate::chat::ShutdownSignal::default();
+    let inbox = chat.inbox((&connection, HERE), user("amy"), secret(&token), None);
     let inbox = inbox.await.unwrap();
     let mut log = inbox.unread_logs().await.unwrap().remove(0);
     amy.ok(revoke("laptop")).await;

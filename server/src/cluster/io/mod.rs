@@ -10,16 +10,19 @@
 //! | `operation` | operations of the chat, and their answers |
 //! | `import` | accounts and messages of `harkd import` |
 //! | `driver`, `requests` | the task that owns the state machine and performs its actions, and its requests |
+//! | `administer`, `questions` | operations of administrators, and questions to other servers |
 //! | `network` | messages between servers, on core NATS |
 //! | `senders` | accounts that send at this server, registered at their owners |
 //! | `sessions` | open send sessions at this server |
 
+mod administer;
 mod driver;
 mod import;
 mod monitor;
 mod network;
 mod nodes;
 mod operation;
+mod questions;
 mod requests;
 mod senders;
 mod sessions;
@@ -27,8 +30,8 @@ mod setup;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc::error::SendError;
@@ -40,7 +43,7 @@ use self::operation::Input;
 use super::Config;
 use crate::ledger::{Limits, RoomLimits};
 use crate::metrics::ClusterMetrics;
-use crate::store::{Operation, Store};
+use crate::store::{Completer, Kick, Operation, Peer, PeerInfo, Pending, ShardInfo, Store};
 
 pub use self::nodes::{BadNodes, Nodes};
 pub use self::setup::{CLIENT_LOG, ClusterConfig, Credentials, OpenError};
@@ -72,6 +75,8 @@ struct Shared {
     /// The store is closing or closed.
     is_closed: AtomicBool,
     metrics: ClusterMetrics,
+    /// Answers questions of other servers, once the server has started.
+    peer: OnceLock<Weak<dyn Peer>>,
 }
 
 impl ClusterStore {
@@ -152,6 +157,16 @@ impl ClusterConfig {
     }
 }
 
+impl ClusterStore {
+    /// Submits an operation for the administration of the cluster.
+    fn ask<T>(&self, input: impl FnOnce(Completer<T>) -> Input) -> Pending<T> {
+        let (completer, pending) = Pending::new();
+        // A late input is dropped, which completes it.
+        drop(self.operations.send(input(completer)));
+        pending
+    }
+}
+
 impl Store for ClusterStore {
     fn submit(&self, operation: Operation) {
         let is_closed = if matches!(operation, Operation::Close(_)) {
@@ -167,6 +182,23 @@ impl Store for ClusterStore {
         {
             late.refuse();
         }
+    }
+
+    fn shards(&self) -> Pending<Vec<ShardInfo>> {
+        self.ask(Input::Shards)
+    }
+
+    fn servers(&self) -> Pending<Vec<PeerInfo>> {
+        self.ask(Input::Servers)
+    }
+
+    fn kick_elsewhere(&self, kick: Kick) -> Pending<usize> {
+        self.ask(|completer| Input::KickElsewhere(kick, completer))
+    }
+
+    fn set_peer(&self, peer: Weak<dyn Peer>) {
+        // A server starts once.
+        let _ = self.shared.peer.set(peer);
     }
 
     fn epoch(&self) -> Option<watch::Receiver<u64>> {

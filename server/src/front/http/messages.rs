@@ -10,7 +10,7 @@ use super::receive::{DeliveryOptions, deliver, unread};
 use super::response::json;
 use super::route::Parameters;
 use super::{Answer, Done, Http, HttpError, Login, lines, of_login};
-use crate::chat::Inbox;
+use crate::chat::{Fault, Inbox};
 use crate::front::call::{Call, CallError};
 use crate::front::caller::Caller;
 
@@ -48,8 +48,8 @@ impl Http {
             chat.check_cursors().map_err(CallError::from)?;
         }
         if let Some(after) = after {
-            let (address, name) = (caller.address, user.clone());
-            let inbox = chat.inbox(address, name, password.clone(), device.clone());
+            let of_call = (&*caller.connection, caller.address);
+            let inbox = chat.inbox(of_call, user.clone(), password.clone(), device.clone());
             let inbox = inbox.await.map_err(|fault| of_login(fault, is_token))?;
             inbox.start_after(after).await.map_err(CallError::from)?;
         }
@@ -102,6 +102,8 @@ impl Http {
             let acknowledged = inbox.acknowledge(log.as_ref(), number);
             acknowledged.await.map_err(CallError::from)?;
         }
+        let synced = inbox.sync_acknowledgements().await;
+        synced.map_err(|error| CallError::from(Fault::from(error)))?;
         Ok(json(StatusCode::OK, &Done {}))
     }
 
@@ -119,7 +121,8 @@ impl Http {
             is_token,
         } = self.login_of(user, parts, caller).await?;
         let chat = &self.0.chat;
-        let inbox = chat.inbox(caller.address, user.clone(), password, device);
+        let of_call = (&*caller.connection, caller.address);
+        let inbox = chat.inbox(of_call, user.clone(), password, device);
         let inbox = inbox.await.map_err(|fault| of_login(fault, is_token))?;
         Ok((user, inbox))
     }

@@ -35,6 +35,7 @@ mod stream;
 mod websocket;
 
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,7 +44,7 @@ use bytestring::ByteString;
 use hark_protocol::{Code, OkFields, Password, Refusal, Reply, Request, RequestId, UserName};
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE};
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde::Serialize;
@@ -62,7 +63,8 @@ use self::route::{Operation, Parameters, Resource};
 use super::Settings;
 use super::call::{Call, CallError, answer};
 use super::caller::Caller;
-use crate::chat::{Chat, Output};
+use crate::bans::Bans;
+use crate::chat::{Chat, Output, now_ms};
 
 pub use guard::{HttpSettings, Origin};
 
@@ -94,6 +96,7 @@ struct HttpState {
     guard: Guard,
     forwarded: Arc<Forwarded>,
     receivers: Arc<Receivers>,
+    bans: Arc<Bans>,
     ack_timeout: Duration,
 }
 
@@ -129,13 +132,14 @@ struct HealthStatus {
 type Answer = Result<Response<ResponseBody>, HttpError>;
 
 impl Http {
-    /// Returns the front of `chat`.
-    pub(super) fn new(chat: &Arc<Chat>, settings: &Settings) -> Self {
+    /// Returns the front of `chat`. Clients behind proxies from banned networks are refused.
+    pub(super) fn new(chat: &Arc<Chat>, settings: &Settings, bans: Arc<Bans>) -> Self {
         Self(Arc::new(HttpState {
             chat: Arc::clone(chat),
             guard: Guard::new(settings.http.clone(), settings.tls.clone()),
             forwarded: Arc::new(Forwarded::new(Arc::clone(chat))),
             receivers: Arc::default(),
+            bans,
             ack_timeout: settings.ack_timeout,
         }))
     }
@@ -170,20 +174,40 @@ impl Http {
     /// it counts for.
     async fn admit(&self, parts: &Parts, caller: &Caller) -> Result<Caller, HttpError> {
         let address = self.0.guard.check(parts, caller.address)?;
-        let caller = if address == caller.address {
-            caller.clone()
-        } else {
-            let client = self.0.forwarded.begin(address);
-            let client = client.map_err(|refusal| HttpError::of_connection(&refusal))?;
-            Caller {
-                address,
-                limiter: client.as_ref().map(|client| client.limiter()),
-                client,
-                ..caller.clone()
-            }
-        };
+        let caller = self.client(address, caller);
+        let caller = caller.map_err(|refusal| HttpError::of_connection(&refusal))?;
         caller.admit_call().await?;
         Ok(caller)
+    }
+
+    /// Returns the caller of a gRPC call, which a proxy may have forwarded.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub(super) fn caller_of_grpc(
+        &self,
+        headers: &HeaderMap,
+        caller: Caller,
+    ) -> Result<Caller, Refusal> {
+        let address = self.0.guard.address(headers, caller.address)?;
+        self.client(address, &caller)
+    }
+
+    /// Returns the caller at `address`, the peer of `caller` or a client behind it.
+    fn client(&self, address: IpAddr, caller: &Caller) -> Result<Caller, Refusal> {
+        if address == caller.address {
+            return Ok(caller.clone());
+        }
+        if self.0.bans.is_banned(address, now_ms()) {
+            return Err(Bans::refusal());
+        }
+        let client = self.0.forwarded.begin(address)?;
+        Ok(Caller {
+            address,
+            limiter: client.as_ref().map(|client| client.limiter()),
+            client,
+            ..caller.clone()
+        })
     }
 
     async fn run(

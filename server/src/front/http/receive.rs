@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream;
 use hark_protocol::message::{Gap, RoomReply};
-use hark_protocol::{ByeReason, RoomName, Sequence, UserName};
+use hark_protocol::{RoomName, Sequence, UserName};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt as _, StreamBody};
 use serde::Serialize;
@@ -103,6 +103,14 @@ impl LastPushes {
             None => self.0.push((log.cloned(), number)),
         }
     }
+
+    /// Acknowledges them. Returns false if another connection has taken over.
+    fn acknowledge(&self, call: &mut Call) -> bool {
+        self.0.iter().all(|(log, last)| {
+            let acknowledged = call.connection.acknowledge(log.as_ref(), *last);
+            acknowledged.is_ok()
+        })
+    }
 }
 
 /// The options of a delivery.
@@ -164,7 +172,7 @@ impl DeliveryBody {
     /// Collects the available messages. Returns an empty piece if there are none.
     fn collect(&mut self, cx: &mut Context<'_>) -> Vec<u8> {
         let mut piece = Vec::new();
-        let mut pushed = LastPushes::default();
+        let (mut pushed, mut bye) = (LastPushes::default(), None);
         let receiver = Arc::clone(&self.receiver);
         let mut delivery = receiver.delivery.lock();
         while !self.ended && piece.len() < PIECE_BYTES_MAX {
@@ -188,19 +196,35 @@ impl DeliveryBody {
                 }
                 // Scripts do not follow changes of memberships, devices and read marks.
                 Ok(Output::Notice(_)) => {}
-                Ok(Output::Bye(reason)) => self.end(reason, &mut piece),
+                Ok(Output::Bye(reason)) => {
+                    bye = Some(reason);
+                    self.ended = true;
+                }
                 Ok(Output::Close | Output::Reply(..)) | Err(_) => self.ended = true,
             }
+        }
+        let acknowledges = self.options.acknowledges;
+        if acknowledges && !pushed.acknowledge(&mut delivery.call) {
+            // Taken over after the push: the messages belong to the new receiver.
+            piece.clear();
+            self.ended = true;
+        }
+        if let Some(reason) = bye {
+            let bye = reason.as_str();
+            write_line(&ByeLine { bye }, &mut piece);
+            self.receivers.close(&self.device, &self.receiver);
         }
         if pushed.0.is_empty() {
             return piece;
         }
-        if self.options.acknowledges {
-            self.acknowledge(&pushed, &mut delivery.call, &mut piece);
-        } else {
+        if !acknowledges {
             delivery.owing_since.get_or_insert_with(Instant::now);
+            return piece;
         }
-        piece
+        let device = self.device.1.as_ref();
+        let confirmed = Box::pin(delivery.call.connection.sync_acknowledgements(device));
+        self.unconfirmed = Some(Unconfirmed { piece, confirmed });
+        Vec::new()
     }
 
     fn count_message(&mut self) {
@@ -208,30 +232,6 @@ impl DeliveryBody {
             *count = count.saturating_sub(1);
             self.ended = *count == 0;
         }
-    }
-
-    fn end(&mut self, reason: ByeReason, piece: &mut Vec<u8>) {
-        let bye = reason.as_str();
-        write_line(&ByeLine { bye }, piece);
-        self.ended = true;
-        self.receivers.close(&self.device, &self.receiver);
-    }
-
-    /// Acknowledges the messages of a piece, and keeps it until that is durable.
-    fn acknowledge(&mut self, pushed: &LastPushes, call: &mut Call, piece: &mut Vec<u8>) {
-        for (log, last) in &pushed.0 {
-            if let Err(error) = call.connection.acknowledge(log.as_ref(), *last) {
-                // Only a bug gets here: the message was pushed on this connection.
-                tracing::error!(user = %self.device.0, %error, "delivery ended");
-                self.ended = true;
-                return piece.clear();
-            }
-        }
-        let device = self.device.1.as_ref();
-        self.unconfirmed = Some(Unconfirmed {
-            piece: std::mem::take(piece),
-            confirmed: Box::pin(call.connection.sync_acknowledgements(device)),
-        });
     }
 
     /// Ready with the messages whose acknowledgement is durable, if there are any.

@@ -175,17 +175,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// # Errors
     /// An error of the socket.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        for _ in 0..ITERATIONS_MAX {
+        for iteration in 1..=ITERATIONS_MAX {
             self.now = Instant::now();
             if self.connection.poll_abort(cx).is_ready() {
                 return Poll::Ready(Ok(()));
             }
             // `|` instead of `||`: both run each time.
             while self.poll_connection(cx) | self.decode() {}
-            if self.poll_read(cx)? && !self.has_drained() {
+            let has_read = self.poll_read(cx)? && !self.has_drained();
+            // Constant input delays writes and deadlines no longer than that.
+            if has_read && iteration < ITERATIONS_MAX {
                 continue;
             }
-            let progressed = self.poll_write(cx)?;
+            let progressed = has_read | self.poll_write(cx)?;
             let deadlines = self.deadlines();
             if deadlines
                 .due(self.now)

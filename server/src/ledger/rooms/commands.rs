@@ -58,9 +58,9 @@ impl Ledger {
             RoomCommand::Block(user) => self.block(caller, &user, changes).map(done),
             RoomCommand::Unblock(user) => self.unblock(caller, &user, changes).map(done),
             RoomCommand::Rooms(from) => self.rooms(caller, from).map(RoomAnswer::Rooms),
-            RoomCommand::Members(room, after) => self
-                .members(caller, &room, after.as_ref())
-                .map(RoomAnswer::Members),
+            RoomCommand::Members(room, from) => {
+                self.members(caller, &room, from).map(RoomAnswer::Members)
+            }
             RoomCommand::Devices => self.devices(caller).map(RoomAnswer::Devices),
             RoomCommand::Cursors(device) => self
                 .cursors(caller, device.as_ref())

@@ -94,6 +94,7 @@ impl Ledger {
         let Some(room) = self.rooms.remove(slot) else {
             return;
         };
+        changes.effects.ended_rings.extend(room.open_ring());
         let left = Notice::Left {
             room: room.log.id,
             name: room.name,

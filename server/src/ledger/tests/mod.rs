@@ -1,5 +1,6 @@
 //! The rules on the pure ledger, and the property that a replay reproduces its state.
 
+mod bytes;
 mod device_model;
 mod devices;
 mod room_model;

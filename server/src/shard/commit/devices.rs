@@ -85,27 +85,37 @@ impl Committer {
         }
     }
 
-    /// Moves cursors in rooms, at most once a second.
-    pub(super) fn acknowledge_rooms(&mut self) {
-        let committed = self.room_acks_committed;
-        if committed.is_some_and(|committed| committed.elapsed() < ROOM_ACKS_INTERVAL) {
-            return;
+    /// Moves cursors in rooms, each at most once a second. Those of many devices are spread over
+    /// several commits, so that none takes long.
+    pub(super) fn acknowledge_rooms(&mut self, devices_max: usize) {
+        let queue = &self.shared.queue;
+        if self.room_acks_due == 0 {
+            let committed = self.room_acks_committed;
+            if committed.is_some_and(|committed| committed.elapsed() < ROOM_ACKS_INTERVAL) {
+                return;
+            }
+            self.room_acks_due = queue.room_acks();
         }
         let bytes_max = self.record_bytes_max() / 2;
-        let mut acks = self.shared.queue.take_room_acks().into_iter();
+        let acks = queue.take_room_acks(devices_max);
+        let taken = acks.len();
+        let mut acks = acks.into_iter();
         while self.changes.record_bytes() < bytes_max
             && let Some((device, acks)) = acks.next()
         {
             acknowledge_rooms(&mut self.ledger, device, acks, &mut self.changes);
         }
-        if acks.len() == 0 {
+        self.room_acks_due = match taken < devices_max {
+            // The rest. Others may have been taken by an attachment.
+            true => acks.len(),
+            false => self.room_acks_due.saturating_sub(taken - acks.len()),
+        };
+        if self.room_acks_due == 0 {
             self.room_acks_committed = Some(Instant::now());
         }
         for (device, DeviceAcks { account, points }) in acks {
             for (room, point) in points {
-                self.shared
-                    .queue
-                    .acknowledge_room(&account, device, room, point);
+                queue.acknowledge_room(&account, device, room, point);
             }
         }
     }

@@ -2,6 +2,7 @@
 
 mod faults;
 mod model;
+mod old_store;
 mod reading;
 mod rooms;
 mod tokens;
