@@ -89,6 +89,7 @@ fn screens_of_all_sizes() {
         check_screen(&format!("conversation_{}x{}", size.0, size.1), &screen);
         screen.keys("\x15\x1bOP");
         screen.wait_for("help");
+        check_screen(&format!("help_{}x{}", size.0, size.1), &screen);
         screen.keys("\x1b");
         screen.wait_for("bob> ");
         screen.keys("\x04");
@@ -147,6 +148,9 @@ fn lines_wait_while_server_is_down() {
     screen.wait_for("(offline)");
     screen.keys("typed while down\r");
     screen.wait_for("· pending (waiting for the server)");
+    // At first, the connection was lost.
+    screen.wait_for("Connection refused");
+    check_screen("offline", &screen);
     server.restart();
     screen.wait_for("typed while down · stored");
     assert_eq!(server.chat.stored("bob"), ["typed while down"]);

@@ -26,9 +26,21 @@ pub(crate) struct Screen {
 }
 
 struct Shared {
-    parser: Mutex<(vt100::Parser, Vec<u8>)>,
+    output: Mutex<Output>,
     changed: Condvar,
 }
+
+/// The output of hark, and the screen that a person sees.
+struct Output {
+    parser: vt100::Parser,
+    raw: Vec<u8>,
+    /// Number of bytes that are on the screen.
+    shown: usize,
+}
+
+/// Marks of a frame, which a terminal shows as a whole.
+const FRAME_BEGIN: &[u8] = b"\x1b[?2026h";
+const FRAME_END: &[u8] = b"\x1b[?2026l";
 
 impl Screen {
     /// Starts hark line by line, without a server.
@@ -68,9 +80,13 @@ impl Screen {
         }
         let child = pair.slave.spawn_command(command).unwrap();
         drop(pair.slave);
-        let parser = Mutex::new((vt100::Parser::new(size.1, size.0, 1000), Vec::new()));
+        let output = Mutex::new(Output {
+            parser: vt100::Parser::new(size.1, size.0, 1000),
+            raw: Vec::new(),
+            shown: 0,
+        });
         let shared = Arc::new(Shared {
-            parser,
+            output,
             changed: Condvar::new(),
         });
         let reader = pair.master.try_clone_reader().unwrap();
@@ -90,9 +106,9 @@ impl Screen {
 
     /// Changes the number of columns and rows.
     pub(crate) fn resize(&self, size: (u16, u16)) {
-        let mut parser = self.shared.parser.lock().unwrap();
-        parser.0.screen_mut().set_size(size.1, size.0);
-        drop(parser);
+        let mut output = self.shared.output.lock().unwrap();
+        output.parser.screen_mut().set_size(size.1, size.0);
+        drop(output);
         self.master.resize(pty_size(size)).unwrap();
     }
 
@@ -128,14 +144,16 @@ impl Screen {
 
     #[track_caller]
     pub(crate) fn wait_until(&self, what: &str, is_so: impl Fn(&str) -> bool) {
-        let parser = self.shared.parser.lock().unwrap();
-        let waiting = |parser: &mut (vt100::Parser, Vec<u8>)| !is_so(&parser.0.screen().contents());
-        let (parser, timeout) = self
+        let output = self.shared.output.lock().unwrap();
+        let waiting = |output: &mut Output| !is_so(&output.parser.screen().contents());
+        let (output, timeout) = self
             .shared
             .changed
-            .wait_timeout_while(parser, TIMEOUT, waiting)
+            .wait_timeout_while(output, TIMEOUT, waiting)
             .unwrap();
-        let contents = parser.0.screen().contents();
+        let contents = output.parser.screen().contents();
+        // Released before the assertion, which would poison it.
+        drop(output);
         assert!(
             !timeout.timed_out(),
             "{what:?} did not come on the screen:\n{contents}"
@@ -157,12 +175,18 @@ impl Screen {
     }
 
     pub(crate) fn contents(&self) -> String {
-        self.shared.parser.lock().unwrap().0.screen().contents()
+        self.shared
+            .output
+            .lock()
+            .unwrap()
+            .parser
+            .screen()
+            .contents()
     }
 
     /// Returns the whole output.
     pub(crate) fn raw(&self) -> String {
-        String::from_utf8_lossy(&self.shared.parser.lock().unwrap().1).into_owned()
+        String::from_utf8_lossy(&self.shared.output.lock().unwrap().raw).into_owned()
     }
 
     /// Returns the prompt of `user` while the link is up.
@@ -199,11 +223,24 @@ impl Shared {
         let mut bytes = [0; 4096];
         // A closed terminal reads as an error.
         while let Ok(count @ 1..) = reader.read(&mut bytes) {
-            let mut parser = self.parser.lock().unwrap();
-            parser.0.process(&bytes[..count]);
-            parser.1.extend_from_slice(&bytes[..count]);
+            self.output.lock().unwrap().add(&bytes[..count]);
             self.changed.notify_all();
         }
+    }
+}
+
+impl Output {
+    /// Adds output, and shows it up to a frame that is not complete.
+    fn add(&mut self, bytes: &[u8]) {
+        self.raw.extend_from_slice(bytes);
+        let last = |mark: &[u8]| self.raw.windows(mark.len()).rposition(|part| part == mark);
+        let until = match last(FRAME_BEGIN) {
+            Some(begin) if last(FRAME_END).is_none_or(|end| end < begin) => begin,
+            _ => self.raw.len(),
+        };
+        let new = self.raw.get(self.shown..until).unwrap_or_default();
+        self.parser.process(new);
+        self.shown = self.shown.max(until);
     }
 }
 
@@ -404,13 +441,13 @@ fn password_is_neither_echoed_nor_saved() {
     );
 }
 
-/// Output of a program in a terminal.
-struct Output {
+/// Output of a program in a terminal, as it comes.
+struct Stream {
     bytes: Box<dyn Read + Send>,
     output: String,
 }
 
-impl Output {
+impl Stream {
     /// Reads until this text appears.
     #[track_caller]
     fn until(&mut self, text: &str) {
@@ -425,7 +462,7 @@ impl Output {
 }
 
 /// Starts hark with these arguments in a terminal, and returns its output.
-fn in_terminal(terminal: &Terminal, arguments: &[&str]) -> (PtyPair, Box<dyn Child>, Output) {
+fn in_terminal(terminal: &Terminal, arguments: &[&str]) -> (PtyPair, Box<dyn Child>, Stream) {
     let pair = native_pty_system().openpty(PtySize::default()).unwrap();
     let mut command = CommandBuilder::new(env!("CARGO_BIN_EXE_hark"));
     command.args(arguments);
@@ -438,7 +475,7 @@ fn in_terminal(terminal: &Terminal, arguments: &[&str]) -> (PtyPair, Box<dyn Chi
     (
         pair,
         child,
-        Output {
+        Stream {
             bytes,
             output: String::new(),
         },
@@ -499,7 +536,7 @@ fn check_end_by(signal: &str, typed: &str, asked: &str) {
     command.env("HARK_SERVER", &terminal.server);
     command.env("XDG_STATE_HOME", terminal.state.path());
     let mut shell = pair.slave.spawn_command(command).unwrap();
-    let mut written = Output {
+    let mut written = Stream {
         bytes: pair.master.try_clone_reader().unwrap(),
         output: String::new(),
     };
@@ -560,7 +597,7 @@ fn ctrl_c_at_password_prompt_restores_the_terminal() {
     let (_server, terminal) = chat();
     let (pair, mut hark, mut written) = in_terminal(&terminal, &["password", "amy"]);
     written.until("New password: ");
-    let modes = |written: &mut Output| {
+    let modes = |written: &mut Stream| {
         written.output.clear();
         let mut command = CommandBuilder::new("stty");
         command.arg("-a");

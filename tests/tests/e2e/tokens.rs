@@ -244,6 +244,50 @@ async fn hark_creates_lists_and_revokes_tokens() {
     assert!(!run(secret, &["send", "bob", "done"]).0);
 }
 
+#[tokio::test]
+async fn stored_token_stands_for_the_password() {
+    let server = Harkd::builder().arg("--require-password").start();
+    let mut client = Front::Native.connect(server.address()).await;
+    for user in ["ann", "bob"] {
+        let create = Request::Create {
+            user: name(user),
+            password: secret(PASSWORD),
+        };
+        client.ok(create).await;
+    }
+    let state = tempfile::tempdir().unwrap();
+    let run = |password: Option<&str>, arguments: &[&str]| {
+        let mut command = hark(state.path());
+        command.args(["--server", &server.address().to_string(), "--as", "ann"]);
+        command.args(arguments);
+        if let Some(password) = password {
+            command.env("HARK_PASSWORD", password);
+        }
+        command.output().unwrap()
+    };
+    let is_done = |output: Output| output.status.success();
+    assert!(!is_done(run(None, &["send", "bob", "x"])));
+    assert!(!is_done(run(None, &["logout"])), "nothing is stored");
+    assert!(!is_done(run(Some("wrong"), &["login"])));
+    assert!(is_done(run(Some(PASSWORD), &["login"])));
+    assert!(is_done(run(None, &["send", "ann", "done"])));
+    let listened = run(None, &["listen", "--count", "1"]);
+    let listened = String::from_utf8(listened.stdout).unwrap();
+    assert!(listened.ends_with(" done\n"), "{listened:?}");
+    // Neither the account nor its tokens, nor another user.
+    assert!(!is_done(run(None, &["delete", "--yes", "ann"])));
+    assert!(!is_done(run(None, &["token", "list"])));
+    assert!(!is_done(run(None, &["listen", "--count", "1", "bob"])));
+    assert!(is_done(run(None, &["logout"])));
+    assert!(!is_done(run(None, &["send", "bob", "x"])));
+    let listed = run(Some(PASSWORD), &["token", "list"]);
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert!(
+        listed.starts_with("hark-"),
+        "it is valid until it is revoked: {listed:?}"
+    );
+}
+
 fn admin(server: &Harkd, arguments: &[&str]) {
     let admin = harkd()
         .args(["admin", "--store"])

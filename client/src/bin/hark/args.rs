@@ -23,8 +23,8 @@ Between them it prints `message NUMBER SENDER TIME TEXT` for each received messa
 messages that the server has removed. SENDER is a comma if the sender was anonymous, LOG if it is \
 the inbox. In TEXT, \\n, \\t, \\\\ and \\u{...} are escape sequences. Empty lines and lines that begin with # are skipped.
 
-Passwords are read from --password-file, from HARK_PASSWORD, from the command of the configuration, \
-or from a prompt without echo. A token may stand for the password.
+Passwords are read from --password-file, from HARK_PASSWORD, from the token that `hark login` stored, \
+from the command of the configuration, or from a prompt without echo. A token may stand for the password.
 
 The configuration file is TOML. It has server, user, device, tls, ca, grpc, password_file, \
 password_command (prints the password), history (false: as --no-history), screen (false: as --plain), state_dir, colors (auto, \
@@ -228,6 +228,17 @@ pub(crate) enum Task {
     },
     #[command(flatten)]
     InRooms(RoomTask),
+    /// Create a token with the password, and store it on this device: from now on, it
+    /// stands for the password.
+    Login {
+        /// The user [default: as --as].
+        user: Option<UserName>,
+    },
+    /// Remove the stored token from this device.
+    Logout {
+        /// The user [default: as --as].
+        user: Option<UserName>,
+    },
     /// Check that the server responds.
     Ping,
     /// Show the log of the server live, over gRPC. The server must run with

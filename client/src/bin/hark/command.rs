@@ -14,6 +14,8 @@ pub(crate) use hark_client::command::{COMMANDS, Command, Completes, help, parse}
 pub(crate) struct Secrets {
     /// Password of the account.
     pub(crate) password: Option<Password>,
+    /// Whether that is a stored token, which has fewer rights.
+    pub(crate) is_token: bool,
     /// New password, for `password`, and for `create` by a user that is logged in.
     pub(crate) new_password: Option<Password>,
     /// The user that the password belongs to; `None` if it is for any user.
@@ -41,6 +43,14 @@ impl Secrets {
             secrets.password = None;
         }
         secrets
+    }
+
+    /// Returns whether a prompt for the password may help a command that was denied.
+    pub(crate) fn may_ask(&self, command: &Command) -> bool {
+        match command {
+            Command::Create(_) if self.login.is_some() => self.new_password.is_none(),
+            _ => self.password.is_none() || self.is_token,
+        }
     }
 
     /// Returns the password of a new account. If a user is logged in, the password is the

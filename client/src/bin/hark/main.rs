@@ -8,6 +8,7 @@
 //! | `interactive`, `welcome` | the chat in a terminal line by line, and the questions of its first start |
 //! | `piped`, `once`, `listen`, `watch`, `logs`, `user` | the other modes |
 //! | `exec` | a command of the user for each message |
+//! | `login` | the stored token |
 //! | `past`, `local` | messages of the past; export and unread messages of the local history |
 //! | `history` | the local history |
 //! | `lines` | the stable output format |
@@ -24,6 +25,7 @@ mod interactive;
 mod lines;
 mod listen;
 mod local;
+mod login;
 #[cfg(feature = "grpc")]
 mod logs;
 mod once;
@@ -185,6 +187,8 @@ async fn run(settings: &Settings, task: Task) -> Result<Exit, Failure> {
             };
             return past::run(settings, name, wanted).await;
         }
+        Task::Login { user } => return login::login(settings, user).await,
+        Task::Logout { user } => return login::logout(settings, user),
         Task::Export { name } => return local::export(settings, name),
         Task::Status { short } => return local::status(settings, short),
         #[cfg(feature = "grpc")]

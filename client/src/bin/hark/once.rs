@@ -22,7 +22,11 @@ const DELETION_TIMEOUT: Duration = Duration::from_secs(65);
 /// Executes one command, as the user of the settings or anonymously.
 pub(crate) async fn run(settings: &Settings, command: Command) -> Result<Exit, Failure> {
     let as_user = user_of(settings, &command);
-    let mut secrets = setup::secrets_of(settings, as_user.as_ref())?;
+    let mut secrets = if denies_token(&command) {
+        setup::secrets_but_token(settings, as_user.as_ref())?
+    } else {
+        setup::secrets_of(settings, as_user.as_ref())?
+    };
     if matches!(command, Command::Password(_)) {
         prompt_for_new_password(&mut secrets)?;
     }
@@ -83,6 +87,14 @@ const fn takes_as(command: &Command) -> bool {
             | Command::Token(..)
             | Command::Tokens
             | Command::Revoke(_)
+    )
+}
+
+/// Returns whether this command needs a login by the password itself.
+const fn denies_token(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Token(..) | Command::Tokens | Command::Revoke(_) | Command::Forget(_)
     )
 }
 
@@ -164,11 +176,7 @@ pub(crate) async fn attempt(
     } else {
         Duration::ZERO
     };
-    let given = match command {
-        Command::Create(_) if secrets.login.is_some() => &secrets.new_password,
-        _ => &secrets.password,
-    };
-    let may_prompt = given.is_none() && takes_password(&command);
+    let may_prompt = secrets.may_ask(&command) && takes_password(&command);
     let first = command::execute(handle, command.clone(), secrets.clone());
     match with_timeout(settings, handle, extension, first).await {
         Err(RequestError::Refused(refusal))

@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 use crate::command::Secrets;
 use crate::exit::Failure;
 use crate::history::HistoryFile;
+use crate::login;
 use crate::settings::Settings;
 use crate::text::escape;
 
@@ -50,7 +51,7 @@ fn device_dir(settings: &Settings) -> Result<PathBuf, Failure> {
 
 /// Returns the name of the device. It is made up at the first start, and kept in a
 /// file.
-fn device(settings: &Settings) -> Result<DeviceName, Failure> {
+pub(crate) fn device(settings: &Settings) -> Result<DeviceName, Failure> {
     if let Some(device) = &settings.device {
         return Ok(device.clone());
     }
@@ -138,6 +139,11 @@ pub(crate) fn grpc(settings: &Settings) -> Result<Config, Failure> {
     trust(settings).map_or_else(|| Ok(Config::grpc(server)), over_tls)
 }
 
+/// Returns whether the connection uses TLS.
+pub(crate) fn is_tls(settings: &Settings) -> bool {
+    trust(settings).is_some()
+}
+
 /// Returns the trusted authorities; `None` without TLS. `--ca` implies TLS.
 fn trust(settings: &Settings) -> Option<Trust> {
     let named = settings.ca.clone().map(Trust::File);
@@ -162,8 +168,29 @@ pub(crate) fn secrets(settings: &Settings) -> Result<Secrets, Failure> {
 }
 
 /// Returns the passwords for a run as this user: from files and the environment, otherwise
-/// from the command of the configuration.
+/// from `hark login` or the command of the configuration.
 pub(crate) fn secrets_of(settings: &Settings, user: Option<&UserName>) -> Result<Secrets, Failure> {
+    let secrets = secrets(settings)?;
+    if let Some(user) = user
+        && secrets.password.is_none()
+        && settings.typed_password.is_none()
+        && let Some(token) = login::stored(settings, user)?
+    {
+        return Ok(Secrets {
+            password: Some(token),
+            is_token: true,
+            owner: Some(user.clone()),
+            ..secrets
+        });
+    }
+    secrets_but_token(settings, user)
+}
+
+/// As [`secrets_of`], without a stored token.
+pub(crate) fn secrets_but_token(
+    settings: &Settings,
+    user: Option<&UserName>,
+) -> Result<Secrets, Failure> {
     let mut secrets = secrets(settings)?;
     let is_configured = user.is_some() && user == settings.configured_user.as_ref();
     if secrets.password.is_none() && is_configured {

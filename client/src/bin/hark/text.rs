@@ -75,6 +75,12 @@ pub(crate) fn escape_json(json: &str) -> String {
     escaped
 }
 
+/// Returns a count and its noun, such as `1 message` or `2 messages`.
+pub(crate) fn counted(count: u64, noun: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{plural}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,6 +119,12 @@ mod tests {
             "bob\\\\u{2060}",
             "nor like what stands for it"
         );
+    }
+
+    #[test]
+    fn noun_agrees_with_its_count() {
+        let all = [0, 1, 2].map(|count| counted(count, "message"));
+        assert_eq!(all, ["0 messages", "1 message", "2 messages"]);
     }
 
     #[test]

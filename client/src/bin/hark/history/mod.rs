@@ -20,8 +20,6 @@
 //!
 //! This module knows neither the connection nor the screen.
 
-#![allow(dead_code)]
-
 mod outbox;
 mod read;
 mod run;

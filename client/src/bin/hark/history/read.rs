@@ -132,42 +132,6 @@ impl History {
         })
     }
 
-    /// Returns the lowest number of a room in the history, below which the server's
-    /// `history` continues.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub(crate) fn oldest_number(&self, room: &RoomName) -> Result<Option<Sequence>> {
-        let select = "SELECT min(number) FROM entry WHERE account = ?1 AND log = ?2";
-        self.file.read(|of| {
-            let number: Option<u64> =
-                of.query_row(select, (self.account, room.as_str()), |row| row.get(0))?;
-            Ok(number.map(Sequence))
-        })
-    }
-
-    /// Returns the users that are ignored, sorted.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub(crate) fn ignored(&self) -> Result<Vec<UserName>> {
-        let select = "SELECT user FROM ignored WHERE account = ?1 ORDER BY user";
-        self.file.read(|of| {
-            let mut select = of.prepare(select)?;
-            let names = select.query_map([self.account], |row| row.get::<_, String>(0))?;
-            let names: Vec<String> = names.collect::<rusqlite::Result<_>>()?;
-            Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
-        })
-    }
-
-    /// Returns the other user of a room of two, if it is known.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub(crate) fn other_user(&self, room: &RoomName) -> Result<Option<UserName>> {
-        self.file.read(|of| self.talk_with(of, room))
-    }
-
     pub(super) fn talk_with(
         &self,
         of: &Transaction<'_>,
@@ -177,20 +141,6 @@ impl History {
         let mut rows = select.query((self.account, room.as_str()))?;
         let name: Option<String> = rows.next()?.map(|row| row.get(0)).transpose()?;
         Ok(name.and_then(|name| name.parse().ok()))
-    }
-
-    /// Returns the room of two with a user, if it is known.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub(crate) fn room_with(&self, user: &UserName) -> Result<Option<RoomName>> {
-        self.file.read(|of| {
-            let mut select =
-                of.prepare("SELECT room FROM talk WHERE account = ?1 AND user = ?2")?;
-            let mut rows = select.query((self.account, user.as_str()))?;
-            let name: Option<String> = rows.next()?.map(|row| row.get(0)).transpose()?;
-            Ok(name.and_then(|name| name.parse().ok()))
-        })
     }
 }
 

@@ -177,8 +177,6 @@ fn room_of_two_belongs_to_the_other_user() {
     history.receive(Some(&talk), &delivery("ann", 4, "four"));
     assert_eq!(history.texts(&bob), ["four", "three", "two", "one"]);
     assert_eq!(history.conversations().unwrap().len(), 1);
-    assert_eq!(history.other_user(&talk).unwrap(), Some(user("bob")));
-    assert_eq!(history.room_with(&user("bob")).unwrap(), Some(talk));
 }
 
 #[test]
@@ -249,7 +247,6 @@ fn ignored_user_is_filed_as_read() {
     let history = ann();
     history.ignore(&user("bob"), true).unwrap();
     history.ignore(&user("bob"), true).unwrap();
-    assert_eq!(history.ignored().unwrap(), [user("bob")]);
     let team = room("#team");
     let filed = history.receive(Some(&team), &delivery("bob", 1, "ann?"));
     assert!(filed.is_ignored && !filed.is_mention);

@@ -42,6 +42,7 @@ use crate::exit::{Exit, Failure};
 use crate::history::{Conversation, EntryId, HistoryFile};
 use crate::settings::Settings;
 use crate::signals::{self, Interrupts, Termination};
+use crate::text::counted;
 use crate::{piped, setup};
 
 /// Time for which a command delays the next prompt.
@@ -186,9 +187,9 @@ impl Chat {
         self.terminal.stop_reading();
         let waiting = self.handle.unanswered();
         if waiting > 0 {
-            let seconds = timeout.as_secs();
+            let (seconds, answers) = (timeout.as_secs(), counted(waiting as u64, "answer"));
             self.notice(&format!(
-                "waiting up to {seconds} s for {waiting} answers; press Ctrl-C to leave now"
+                "waiting up to {seconds} s for {answers}; press Ctrl-C to leave now"
             ))
             .await;
         }

@@ -103,13 +103,8 @@ impl Chat {
         }
         let mut outcome = command::execute(&self.handle, command.clone(), secrets.clone()).await;
         let is_new = matches!(command, Command::Create(_)) && secrets.login.is_some();
-        let given = if is_new {
-            &secrets.new_password
-        } else {
-            &secrets.password
-        };
         if is_denied(&outcome)
-            && given.is_none()
+            && secrets.may_ask(&command)
             && let Some(password) = self.ask_password(&command, &foreground).await
         {
             if is_new {

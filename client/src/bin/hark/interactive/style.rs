@@ -12,7 +12,7 @@ use jiff::{Timestamp, Zoned};
 use crate::command::{Command, Done};
 use crate::history::{self, EntryState};
 use crate::settings::Colors;
-use crate::text::{block, escape, escape_name};
+use crate::text::{block, counted, escape, escape_name};
 
 /// Length of the excerpt of a sent text, in characters.
 const EXCERPT_CHARS: usize = 60;
@@ -139,8 +139,7 @@ impl Style {
             EntryState::Refused(why) => Some(format!("{} {}", self.bad("refused:"), block(why, 2))),
             EntryState::Unknown(why) => Some(format!("{} {}", self.bad("unknown:"), block(why, 2))),
             EntryState::Missing(count) => {
-                let notice = format!("{count} messages are missing: the server has removed them");
-                return self.notice(&notice);
+                return self.notice(&removed(*count));
             }
         };
         let message = self.message(entry.room.as_ref(), &delivery, now);
@@ -214,9 +213,9 @@ impl Style {
                 format!("{} is {}", self.room(room.as_str()), mode.as_str())
             }
             (Command::Join(room), Done::Joined(joined)) => format!(
-                "you are in {}; {} messages can be read back by history",
+                "you are in {}; {} can be read back by history",
                 self.room(room.as_str()),
-                joined.held
+                counted(joined.held, "message")
             ),
             (Command::Leave(room), _) => format!("you have left {}", self.room(room.as_str())),
             (Command::Talk(user), Done::Talking(room)) => format!(
@@ -259,8 +258,9 @@ impl Style {
             let name = device.name.as_ref().map_or("(no name)", DeviceName::as_str);
             let (seen, waiting) = (local_time(device.seen_ms, &now), device.waiting);
             format!(
-                "{}: last seen {seen}, {waiting} messages waiting",
-                self.name(name)
+                "{}: last seen {seen}, {} waiting",
+                self.name(name),
+                counted(waiting, "message")
             )
         };
         let lines: Vec<_> = devices.iter().map(line).collect();
@@ -342,10 +342,13 @@ impl Style {
 /// Returns the notice of missing messages.
 pub(crate) fn missing(gap: &Gap) -> String {
     let place = gap.log.as_ref().map_or("your inbox", RoomName::as_str);
-    match gap.count {
-        1 => format!("1 message of {place} is missing: the server has removed it"),
-        count => format!("{count} messages of {place} are missing: the server has removed them"),
-    }
+    let count = counted(gap.count, "message");
+    format!("the server has removed {count} of {place}")
+}
+
+/// Returns the notice of missing messages in their conversation.
+pub(crate) fn removed(count: u64) -> String {
+    format!("the server has removed {} here", counted(count, "message"))
 }
 
 /// Formats the time of day, with the date unless it is today.

@@ -56,6 +56,7 @@ use crate::interactive::style::Style;
 use crate::settings::Settings;
 use crate::setup;
 use crate::signals::{self, Continuation, Interrupts, Termination};
+use crate::text::counted;
 
 /// Time between two drawings.
 const FRAME: Duration = Duration::from_micros(16_667);
@@ -136,7 +137,7 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
             is_colored: Style::of_terminal(settings.colors).is_colored,
         },
         server: settings.server.clone(),
-        has_password: secrets.password.is_some(),
+        has_password: secrets.password.is_some() && !secrets.is_token,
         password_owner: secrets.owner.clone(),
         aliases: settings.aliases.clone(),
     };
@@ -477,11 +478,12 @@ impl Screen {
         } else {
             self.timeout
         };
-        let waiting = self.handle.unanswered();
+        // A line may not have reached the client yet.
+        let waiting = self.handle.unanswered().max(self.app.pending());
         if waiting > 0 {
-            let seconds = within.as_secs();
+            let (seconds, answers) = (within.as_secs(), counted(waiting as u64, "answer"));
             self.app.hint = Some(format!(
-                "waiting up to {seconds} s for {waiting} answers; press Ctrl-D to leave now"
+                "waiting up to {seconds} s for {answers}; press Ctrl-D to leave now"
             ));
         }
         self.order(Work::Leave);

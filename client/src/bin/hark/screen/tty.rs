@@ -30,6 +30,9 @@ const SIZE_MIN: (u16, u16) = (10, 3);
 /// Longest notification, in characters.
 const NOTIFICATION_CHARS_MAX: usize = 200;
 
+/// Exit code of a process that has panicked, as Rust's own.
+const PANICKED: i32 = 101;
+
 /// Saves the title, and restores it: xterm's stack of titles.
 const SAVE_TITLE: &[u8] = b"\x1b[22;0t";
 const RESTORE_TITLE: &[u8] = b"\x1b[23;0t";
@@ -59,13 +62,14 @@ pub(crate) fn is_capable() -> bool {
 }
 
 impl Tty {
-    /// Enters the full-screen mode, which ends when the value is dropped or any thread
-    /// panics.
+    /// Enters the full-screen mode, which ends when the value is dropped. A panic of any
+    /// thread ends the process, since the others would go on without it.
     pub(crate) fn open() -> io::Result<Self> {
         let report = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             restore();
             report(panic);
+            std::process::exit(PANICKED);
         }));
         let terminal = Terminal::new(CrosstermBackend::new(BufWriter::new(io::stdout())))?;
         let tty = Self {

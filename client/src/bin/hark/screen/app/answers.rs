@@ -49,6 +49,14 @@ impl App {
         }
     }
 
+    /// Returns the number of own messages that are not answered.
+    pub(crate) fn pending(&self) -> usize {
+        let all = self.conversations.list().iter();
+        let said = all.flat_map(|one| one.entries.iter().filter_map(Entry::said));
+        said.filter(|said| said.status == Some(Status::Pending))
+            .count()
+    }
+
     /// Returns the own messages whose outcome was not shown as stored or refused, as
     /// lines.
     pub(crate) fn unstored(&self) -> Vec<String> {

@@ -10,7 +10,7 @@ use super::super::conversation::{
 use super::{Action, App, Link, Received};
 use crate::command::Command;
 use crate::interactive::style;
-use crate::text::escape_name;
+use crate::text::{counted, escape_name};
 
 impl App {
     /// Adds a received message to its conversation.
@@ -121,7 +121,10 @@ impl App {
         self.actions.push(Action::Bell);
         self.actions.push(Action::Notify(match count {
             1 => format!("{name}: {shown}"),
-            count => format!("{name}: {shown} (and {} more messages)", count - 1),
+            count => format!(
+                "{name}: {shown} (and {})",
+                counted(count - 1, "more message")
+            ),
         }));
     }
 

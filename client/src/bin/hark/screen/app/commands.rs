@@ -242,7 +242,24 @@ impl App {
         } else {
             format!("messages of {name} are shown again")
         });
+        if is_ignored {
+            self.hide(&user);
+        }
         self.actions.push(Action::Ignore(user, is_ignored));
+    }
+
+    /// Removes the messages of a user from the screen. They stay in the local history.
+    fn hide(&mut self, user: &UserName) {
+        for conversation in self.conversations.iter_mut() {
+            let is_hidden = |entry: &Entry| {
+                let said = entry.said();
+                said.is_some_and(|said| said.status.is_none() && said.sender.as_ref() == Some(user))
+            };
+            let hidden = conversation.entries.iter().filter(|entry| is_hidden(entry));
+            let acks = hidden.filter_map(|entry| entry.ack);
+            self.actions.extend(acks.map(Action::Ack));
+            conversation.entries.retain(|entry| !is_hidden(entry));
+        }
     }
 
     /// Sends a message to a conversation other than the current one.

@@ -234,7 +234,7 @@ pub(crate) struct Setting {
     pub(crate) theme: Theme,
     /// The servers, as configured.
     pub(crate) server: String,
-    /// Whether the settings have a password.
+    /// Whether the settings have a password other than a token.
     pub(crate) has_password: bool,
     /// The user that it belongs to; `None` if it is for any user.
     pub(crate) password_owner: Option<UserName>,

@@ -7,7 +7,7 @@ use super::super::conversation::{Body, Entry, Older, Place, Said, Status, Tone};
 use super::overlays::Overlay;
 use super::{Action, App, Page, Past};
 use crate::history::{EntryId, Summary, Unsent};
-use crate::interactive::style::Style as PlainStyle;
+use crate::interactive::style::{self, Style as PlainStyle};
 use crate::text::escape_name;
 
 /// Formats outcomes as the line mode does.
@@ -177,10 +177,7 @@ impl App {
             self.names.learn(sender);
         }
         let body = match past.missing {
-            Some(count) => Body::Notice(
-                format!("{count} messages are missing: the server has removed them"),
-                Tone::Bad,
-            ),
+            Some(count) => Body::Notice(style::removed(count), Tone::Bad),
             None => Body::Said(Said {
                 is_mention: !is_own && self.mentions_me(&past.text),
                 sender: past.sender,

@@ -2,6 +2,7 @@
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::{Position, Rect};
+use ratatui::style::Style;
 
 use super::super::app::{App, Link};
 use super::super::conversation::{Conversation, Place, Scroll};
@@ -39,16 +40,14 @@ fn about(conversation: &Conversation) -> String {
     about + muted
 }
 
-/// Draws the user, the link and the unread messages, or a hint.
+/// Draws the user, the link and the unread messages, and a hint: beside the others if they
+/// fit, otherwise in their place.
 pub(super) fn status(app: &App, area: Rect, buffer: &mut Buffer) {
     if area.is_empty() {
         return;
     }
     let theme = app.setting.theme;
     buffer.set_style(area, theme.bar());
-    if let Some(hint) = &app.hint {
-        return super::put(buffer, area, 0, &format!(" {}", escape(hint)), theme.bar());
-    }
     let columns = usize::from(area.width);
     let (unread, mentions) = app.conversations.unread();
     let is_scrolled = app.conversations.current().scroll != Scroll::Bottom;
@@ -73,12 +72,37 @@ pub(super) fn status(app: &App, area: Rect, buffer: &mut Buffer) {
         .into_iter()
         .find(|text| 2 * width(text) <= columns);
     let right = fitting.unwrap_or_default();
-    let user = app
-        .me
-        .as_ref()
-        .map(|me| format!("{}@", escape_name(me.as_str())));
+    let (link, style) = link(app);
+    let link = match app.hint.as_deref().map(escape) {
+        None => link,
+        Some(hint) => {
+            let both = format!("{link} · {hint}");
+            let fits = width(&both) + 1 < columns;
+            if fits { both } else { hint.into_owned() }
+        }
+    };
+    let right = if app.hint.is_some() && width(&link) + width(&right) + 2 > columns {
+        String::new()
+    } else {
+        right
+    };
+    let room = columns.saturating_sub(width(&right) + 2);
+    let left = format!(" {}", cut(&link, room));
+    super::put(buffer, area, 0, &left, style);
+    if width(&right) + 2 < columns {
+        let indent = u16::try_from(columns - width(&right)).unwrap_or(0);
+        let area = Rect::new(area.x + indent, area.y, area.width - indent, 1);
+        super::put(buffer, area, 0, &right, theme.bar());
+    }
+}
+
+/// Returns the user and the state of the link.
+fn link(app: &App) -> (String, Style) {
+    let theme = app.setting.theme;
+    let user = app.me.as_ref();
+    let user = user.map(|me| format!("{}@", escape_name(me.as_str())));
     let user = user.unwrap_or_default();
-    let (link, style) = match &app.link {
+    match &app.link {
         Link::Connecting => (
             format!("{user}{} (connecting)", app.setting.server),
             theme.bar(),
@@ -88,14 +112,6 @@ pub(super) fn status(app: &App, area: Rect, buffer: &mut Buffer) {
             format!("{user}(offline) {}; reconnecting", escape(why)),
             theme.bad().patch(theme.bar()),
         ),
-    };
-    let room = columns.saturating_sub(width(&right) + 2);
-    let left = format!(" {}", cut(&link, room));
-    super::put(buffer, area, 0, &left, style);
-    if width(&right) + 2 < columns {
-        let indent = u16::try_from(columns - width(&right)).unwrap_or(0);
-        let area = Rect::new(area.x + indent, area.y, area.width - indent, 1);
-        super::put(buffer, area, 0, &right, theme.bar());
     }
 }
 
