@@ -264,7 +264,10 @@ impl State {
                 }
                 match ask(&mut *link, COMMAND, request.clone()).await {
                     Some(Reply::Ok(_)) => break,
-                    Some(Reply::Error { failure, .. }) if failure == Failure::Unavailable => {
+                    Some(Reply::Error {
+                        failure: Failure::Unavailable,
+                        ..
+                    }) => {
                         sleep(AGAIN).await;
                     }
                     None => sleep(AGAIN).await,
@@ -288,7 +291,10 @@ impl State {
         });
         match ask(&mut *link, COMMAND, attach).await? {
             Reply::Ok(_) => Some(link),
-            Reply::Error { failure, .. } if failure == Failure::Unavailable => None,
+            Reply::Error {
+                failure: Failure::Unavailable,
+                ..
+            } => None,
             other => panic!("{user}: {other:?}"),
         }
     }
