@@ -258,9 +258,7 @@ fn bell_rings_for_persons_and_mentions_at_most_once_a_second() {
     app.now_ms += 1_000;
     let actions = app.update(message(None, "bob", 4, "psst"));
     assert!(
-        actions.contains(&Action::Notify(
-            "bob: psst (and 1 more messages)".to_owned()
-        )),
+        actions.contains(&Action::Notify("bob: psst (and 1 more message)".to_owned())),
         "{actions:?}"
     );
     app.now_ms += 1_000;
