@@ -98,6 +98,8 @@ pub struct Metrics {
 pub struct StoreMetrics {
     commits: Histogram,
     commit_messages: Histogram,
+    used_bytes: Gauge,
+    free_bytes: Gauge,
 }
 
 impl Default for StoreMetrics {
@@ -107,6 +109,8 @@ impl Default for StoreMetrics {
             commits: Histogram::new(exponential_buckets(5e-5, 4.0, 9)),
             // 1 to 16,384.
             commit_messages: Histogram::new(exponential_buckets(1.0, 4.0, 8)),
+            used_bytes: Gauge::default(),
+            free_bytes: Gauge::default(),
         }
     }
 }
@@ -116,6 +120,14 @@ impl StoreMetrics {
     pub(crate) fn record_commit(&self, took: Duration, messages: usize) {
         self.commits.observe(took.as_secs_f64());
         self.commit_messages.observe(messages as f64);
+    }
+
+    /// Records the space of the store: the bytes of its files with messages, and the free
+    /// bytes of the file system.
+    pub(crate) fn record_space(&self, used_bytes: u64, free_bytes: Option<u64>) {
+        let figure = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.used_bytes.set(figure(used_bytes));
+        self.free_bytes.set(free_bytes.map_or(-1, figure));
     }
 }
 
@@ -219,6 +231,7 @@ impl Metrics {
             stored,
             deliveries,
             acknowledgements,
+            ..
         } = std::mem::take(counts);
         for (counter, count) in [
             (&self.stored, stored),
@@ -283,6 +296,16 @@ impl StoreMetrics {
             "Messages of one commit",
             self.commit_messages.clone(),
         );
+        registry.register(
+            "store_used_bytes",
+            "Bytes of the store's files with messages",
+            self.used_bytes.clone(),
+        );
+        registry.register(
+            "store_free_bytes",
+            "Free bytes of the store's file system; -1 if unknown",
+            self.free_bytes.clone(),
+        );
     }
 }
 
@@ -299,6 +322,9 @@ pub(crate) struct Counts {
     pub(crate) stored: u32,
     pub(crate) deliveries: u32,
     pub(crate) acknowledgements: u32,
+    pub(crate) requests: u32,
+    /// The bytes of texts in requests to send.
+    pub(crate) sent_bytes: u64,
 }
 
 /// A connection that is counted until this is dropped.

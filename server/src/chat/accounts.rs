@@ -40,6 +40,9 @@ impl Chat {
         let entry = self.existing(address, &user, password.as_ref()).await?;
         self.verify(address, &entry, password).await?;
         self.check_suspension(&entry).await?;
+        self.users
+            .set_own(&entry.account.name, entry.limits.as_deref());
+        self.store.note_use(&entry.account);
         Ok(Authenticated {
             account: entry.account,
             by_password: entry.password.is_some(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use hark_protocol::{Code, Password, Sequence, UserName};
 use tokio::time::Instant;
 
+use super::rate_limiter::Charged;
 use super::{Chat, Fault, audit};
 use crate::store::{Account, Message, Page, Position, ReadLimit, RoomAnswer, RoomCommand};
 
@@ -40,11 +41,15 @@ impl Chat {
     ) -> Result<Inbox, Fault> {
         let authenticated = self.login(address, user, password).await?;
         let account = authenticated.account;
-        if !self.rules().rates.is_exempt(address) {
-            let wait = self.users.charge_command(&account.name, Instant::now());
-            if wait > WAIT_MAX {
-                return Fault::rate_limited(wait, "too many commands");
-            }
+        let charged = Charged {
+            user: &account.name,
+            is_exempt: self.rules().rates.is_exempt(address),
+        };
+        let wait = self.users.charge_command(charged, Instant::now());
+        if wait > WAIT_MAX {
+            return Fault::rate_limited(wait, "too many commands");
+        }
+        if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
         audit::logged_in(&account.name, authenticated.by_password, address);

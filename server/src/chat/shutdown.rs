@@ -1,14 +1,15 @@
 //! The signal that ends a connection from outside: set by a server that is stopping, by
-//! an administrator, or by the connection that takes over its send session. It also names
-//! the users of the connection, by which an administrator finds it.
+//! an administrator, or by the connection that takes over its send session. It also has what
+//! an administrator sees of the connection: its users and its use.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
 use hark_protocol::UserName;
 
+use crate::metrics::Counts;
 use crate::sync::Mutex;
 
 /// The maximum number of users that are known of a connection with many calls.
@@ -28,6 +29,42 @@ pub struct ShutdownSignal {
     users: Mutex<Vec<UserName>>,
     /// The connection that carries this one, a call.
     carrier: Option<Arc<Self>>,
+    requests: AtomicU64,
+    sent_bytes: AtomicU64,
+    deliveries: AtomicU64,
+}
+
+/// The use that a connection has made of the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ConnectionUse {
+    /// Requests.
+    pub requests: u64,
+    /// Bytes of texts in requests to send.
+    pub sent_bytes: u64,
+    /// Messages that were pushed.
+    pub deliveries: u64,
+}
+
+impl ConnectionUse {
+    /// Returns the use since an earlier one.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Self {
+        Self {
+            requests: self.requests.saturating_sub(earlier.requests),
+            sent_bytes: self.sent_bytes.saturating_sub(earlier.sent_bytes),
+            deliveries: self.deliveries.saturating_sub(earlier.deliveries),
+        }
+    }
+
+    /// Returns the sum of two.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            requests: self.requests.saturating_add(other.requests),
+            sent_bytes: self.sent_bytes.saturating_add(other.sent_bytes),
+            deliveries: self.deliveries.saturating_add(other.deliveries),
+        }
+    }
 }
 
 /// The way in which a connection is to end.
@@ -83,6 +120,30 @@ impl ShutdownSignal {
             users.remove(0);
         }
         users.push(user.clone());
+    }
+
+    /// Adds to the use of the connection.
+    pub(super) fn count(&self, counts: &Counts) {
+        let connection = self.carrier.as_deref().unwrap_or(self);
+        for (counter, count) in [
+            (&connection.requests, u64::from(counts.requests)),
+            (&connection.sent_bytes, counts.sent_bytes),
+            (&connection.deliveries, u64::from(counts.deliveries)),
+        ] {
+            if count > 0 {
+                counter.fetch_add(count, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Returns the use that the connection has made of the server.
+    #[must_use]
+    pub fn usage(&self) -> ConnectionUse {
+        ConnectionUse {
+            requests: self.requests.load(Ordering::Relaxed),
+            sent_bytes: self.sent_bytes.load(Ordering::Relaxed),
+            deliveries: self.deliveries.load(Ordering::Relaxed),
+        }
     }
 
     /// Returns the epoch of the connection.

@@ -22,7 +22,7 @@ use super::message::{
 use crate::ledger::{Imported, Malformed};
 use crate::store::{
     Account, AccountEntry, Append, Created, End, Message as Text, Outcome, Page, PasswordHash,
-    Position, ReadLimit, SendId,
+    Position, ReadLimit, SendId, UserLimits,
 };
 
 /// The version of the encoding.
@@ -171,7 +171,8 @@ structures! {
     SendId { session, id, in_order, from }
     Subscribed { generation, queued, cursor }
     Account { name, incarnation }
-    AccountEntry { account, password, is_suspended }
+    AccountEntry { account, password, is_suspended, limits }
+    UserLimits { queued_messages, queued_bytes, commands, bytes, deliveries }
     Position { sequence, messages, bytes }
     ReadLimit { messages, bytes }
     Page { starts_after, messages, complete }
@@ -579,6 +580,10 @@ mod tests {
             account: account(),
             password: Some(PasswordHash::new("x")),
             is_suspended: true,
+            limits: Some(Arc::new(UserLimits {
+                commands: Some(3),
+                ..UserLimits::default()
+            })),
         };
         let subscribed = Subscribed {
             generation,

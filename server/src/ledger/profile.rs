@@ -1,9 +1,11 @@
-//! [`Profile`]: what a user has beside its inbox: its rooms, blocked users, and the
-//! conversations that it started lately. Most users have none.
+//! [`Profile`]: what a user has beside its inbox: its rooms, blocked users, limits of its
+//! own, and the conversations that it started lately. Most users have none.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::slots::grow;
+use crate::store::UserLimits;
 
 /// The most users that a user blocks.
 pub(super) const BLOCKED_MAX: usize = 100;
@@ -24,6 +26,8 @@ pub(super) struct Profile {
     /// The accounts that it blocks.
     pub(super) blocked: Vec<u64>,
     pub(super) started: Started,
+    /// The limits of the user alone.
+    pub(super) limits: Option<Arc<UserLimits>>,
 }
 
 /// The relation of a user to a room.

@@ -77,6 +77,7 @@ impl Replay {
             Record::SessionEnd(slot) => self.ledger.sessions.replay_end(slot),
             Record::Wall(ms) => self.ledger.wall_recorded_ms = ms,
             Record::Stopped(time) => self.ledger.stopped = self.ledger.stopped.max(time),
+            Record::AgeMark(mark) => self.ledger.expiries.add(mark),
             Record::Room(record) => self.ledger.rooms.replay(record),
             Record::DeviceCursor(account, id, cursor) => {
                 let now = super::seconds(self.running);
@@ -89,7 +90,9 @@ impl Replay {
             | Record::Device(account, _)
             | Record::DeviceEnd(account, _)
             | Record::Blocked(account, _)
-            | Record::Started(account, _) => {
+            | Record::Started(account, _)
+            | Record::Limits(account, _)
+            | Record::Used(account, _) => {
                 if let Some(inbox) = self.inbox(account) {
                     replay_user(inbox, record);
                 }
@@ -163,6 +166,8 @@ fn replay_user(inbox: &mut Inbox, record: Record) {
         Record::Device(_, state) => inbox.devices.restore(state),
         Record::DeviceEnd(_, id) => drop(inbox.devices.remove(id)),
         Record::Blocked(_, blocked) => inbox.profile_mut().blocked = blocked,
+        Record::Limits(_, limits) => inbox.profile_mut().limits = limits.shared(),
+        Record::Used(_, used_s) => inbox.used_s = used_s,
         Record::Started(_, started) => inbox.profile_mut().started = started,
         _ => {}
     }

@@ -127,6 +127,16 @@ pub trait Log: Send + fmt::Debug {
     /// Returns the space that the log takes.
     fn usage(&self) -> Usage;
 
+    /// Begins to copy the live parts of files together, so that the rest of them is free, even
+    /// if it is little. Concerns what is older than the last complete checkpoint, and ends by
+    /// itself.
+    fn compact(&mut self) {}
+
+    /// Returns whether a complete checkpoint would make segments free. Never blocks.
+    fn has_space_after_checkpoint(&self) -> bool {
+        false
+    }
+
     /// Returns the content of the log at this point, to be copied beside appends; `None` if
     /// it has no files.
     fn copy(&self) -> Option<Box<dyn LogCopy>> {
@@ -201,6 +211,10 @@ pub struct Usage {
     pub live_bytes: u64,
     /// All files.
     pub file_bytes: u64,
+    /// Files that are kept for later use.
+    pub spare_bytes: u64,
+    /// The free space of the file system, if there is one.
+    pub free_bytes: Option<u64>,
 }
 
 /// The reason why a frame was not appended.

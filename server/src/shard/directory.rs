@@ -1,12 +1,13 @@
 //! The accounts as visible to other threads: those that exist by committed records.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
+use std::sync::Arc;
 
 use hark_protocol::UserName;
 
 use crate::ledger::AccountChange;
-use crate::store::{Account, AccountEntry, PasswordHash, Unavailable};
+use crate::store::{Account, AccountEntry, PasswordHash, Unavailable, UserLimits};
 use crate::sync::RwLock;
 
 /// The directory. Only the commit thread changes it.
@@ -18,7 +19,14 @@ pub(super) struct Directory {
 }
 
 /// `None` after the store has closed.
-type Entries = Option<BTreeMap<UserName, DirectoryEntry>>;
+type Entries = Option<Accounts>;
+
+#[derive(Debug, Default)]
+struct Accounts {
+    by_name: BTreeMap<UserName, DirectoryEntry>,
+    /// The limits of single accounts, by their incarnations: few have any.
+    limits: HashMap<u64, Arc<UserLimits>>,
+}
 
 #[derive(Debug)]
 struct DirectoryEntry {
@@ -31,7 +39,8 @@ impl Directory {
     /// Looks up an account.
     pub(super) fn account(&self, name: &UserName) -> Result<Option<AccountEntry>, Unavailable> {
         let entries = self.entries.read();
-        let found = entries.as_ref().ok_or(Unavailable)?.get_key_value(name);
+        let accounts = entries.as_ref().ok_or(Unavailable)?;
+        let found = accounts.by_name.get_key_value(name);
         Ok(found.map(|(name, entry)| {
             // The directory's copy of the name lives longer than the caller's.
             let account = Account {
@@ -42,13 +51,14 @@ impl Directory {
                 account,
                 password: entry.password.clone(),
                 is_suspended: entry.is_suspended,
+                limits: accounts.limits.get(&entry.incarnation).cloned(),
             }
         }))
     }
 
     /// Returns the number of accounts.
     pub(super) fn len(&self) -> usize {
-        self.entries.read().as_ref().map_or(0, BTreeMap::len)
+        self.entries.read().as_ref().map_or(0, |accounts| accounts.by_name.len())
     }
 
     /// Returns at most `limit` names after `after`.
@@ -62,6 +72,7 @@ impl Directory {
         let range = entries
             .as_ref()
             .ok_or(Unavailable)?
+            .by_name
             .range::<UserName, _>((after, Bound::Unbounded));
         Ok(range.take(limit).map(|(name, _)| name.clone()).collect())
     }
@@ -72,23 +83,23 @@ impl Directory {
             return;
         }
         let mut entries = self.entries.write();
-        let Some(entries) = &mut *entries else { return };
+        let Some(accounts) = &mut *entries else {
+            return;
+        };
         for change in changes.drain(..) {
             match change {
-                AccountChange::Present(account) => {
-                    let (name, entry) = split(account);
-                    entries.insert(name, entry)
-                }
-                AccountChange::Ended(name) => entries.remove(&name),
-            };
+                AccountChange::Present(account) => accounts.insert(account),
+                AccountChange::Ended(name) => accounts.remove(&name),
+            }
         }
     }
 
     /// Replaces all accounts.
     pub(super) fn replace(&self, accounts: impl Iterator<Item = AccountEntry>) {
         // Collected without the lock, because it takes a while.
-        let entries = Some(accounts.map(split).collect());
-        *self.entries.write() = entries;
+        let mut all = Accounts::default();
+        accounts.for_each(|account| all.insert(account));
+        *self.entries.write() = Some(all);
     }
 
     /// Closes the directory. Later lookups fail.
@@ -97,18 +108,30 @@ impl Directory {
     }
 }
 
-fn split(entry: AccountEntry) -> (UserName, DirectoryEntry) {
-    let AccountEntry {
-        account,
-        password,
-        is_suspended,
-    } = entry;
-    (
-        account.name,
-        DirectoryEntry {
-            incarnation: account.incarnation,
+impl Accounts {
+    fn insert(&mut self, entry: AccountEntry) {
+        let AccountEntry {
+            account,
             password,
             is_suspended,
-        },
-    )
+            limits,
+        } = entry;
+        let incarnation = account.incarnation;
+        match limits {
+            Some(limits) => drop(self.limits.insert(incarnation, limits)),
+            None => drop(self.limits.remove(&incarnation)),
+        }
+        let entry = DirectoryEntry {
+            incarnation,
+            password,
+            is_suspended,
+        };
+        self.by_name.insert(account.name, entry);
+    }
+
+    fn remove(&mut self, name: &UserName) {
+        if let Some(removed) = self.by_name.remove(name) {
+            self.limits.remove(&removed.incarnation);
+        }
+    }
 }

@@ -23,13 +23,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytestring::ByteString;
-use hark_protocol::{Code, DeviceName, RequestId, Sequence, SessionToken, UserName};
+use hark_protocol::{Code, DeviceName, RequestId, RoomName, Sequence, SessionToken, UserName};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use crate::log::LogCopy;
 use crate::metrics::StoreMetrics;
 
-pub use admin::{AdminOperation, InboxInfo, StoreUsage};
+pub use admin::{
+    AdminOperation, InboxInfo, Purged, RoomInfo, RoomList, StoreUsage, UserLimits,
+};
 pub(crate) use fan_out::FanOut;
 pub use operation::{OnTakeover, Operation};
 pub use pending::{Completer, Pending};
@@ -346,6 +348,66 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         })
     }
 
+    /// Sets limits of an account, beside its former ones or instead of them. Returns the limits
+    /// in effect; `None` if it does not exist.
+    fn set_limits(
+        &self,
+        account: &Account,
+        limits: UserLimits,
+        is_reset: bool,
+    ) -> Pending<Option<UserLimits>> {
+        ask(self, |completer| {
+            Operation::Admin(AdminOperation::SetLimits {
+                account: account.clone(),
+                limits,
+                is_reset,
+                completer,
+            })
+        })
+    }
+
+    /// Returns at most `limit` rooms from a place on: 0, or [`RoomList::next`].
+    fn rooms(&self, from: u64, limit: usize) -> Pending<RoomList> {
+        ask(self, |completer| {
+            Operation::Admin(AdminOperation::Rooms(from, limit, completer))
+        })
+    }
+
+    /// Returns a room, with its owners.
+    fn room(&self, name: &RoomName) -> Pending<Option<RoomInfo>> {
+        ask(self, |completer| {
+            Operation::Admin(AdminOperation::Room(name.clone(), completer))
+        })
+    }
+
+    /// Returns the messages of the inbox or room of this name, as [`Self::read_back`] takes
+    /// them.
+    fn messages(&self, name: &UserName) -> Pending<Option<History>> {
+        ask(self, |completer| {
+            Operation::Admin(AdminOperation::Messages(name.clone(), completer))
+        })
+    }
+
+    /// Removes the messages of a log up to `through`, the position of one of them. Attached
+    /// devices get a gap.
+    fn purge(&self, log: u64, through: Position) -> Pending<Purged> {
+        ask(self, |completer| {
+            Operation::Admin(AdminOperation::Purge(log, through, completer))
+        })
+    }
+
+    /// Begins to copy the live parts of files together. Returns the usage before.
+    fn compact(&self) -> Pending<StoreUsage> {
+        ask(self, |completer| {
+            Operation::Admin(AdminOperation::Compact(completer))
+        })
+    }
+
+    /// Notes that an account is in use, as far as the store removes idle accounts.
+    fn note_use(&self, account: &Account) {
+        self.submit(Operation::Admin(AdminOperation::NoteUse(account.clone())));
+    }
+
     /// Decides the operations in flight, saves pending acknowledgements, and releases all
     /// resources. Later operations fail with [`Unavailable`].
     fn close(&self) -> Pending<()> {
@@ -392,6 +454,8 @@ pub struct AccountEntry {
     pub password: Option<PasswordHash>,
     /// Whether an administrator has suspended it: it cannot log in or send.
     pub is_suspended: bool,
+    /// The limits of the account alone, if it has any.
+    pub limits: Option<Arc<UserLimits>>,
 }
 
 /// The hash of a password in the PHC string format. `Debug` does not show it.

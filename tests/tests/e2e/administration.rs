@@ -25,7 +25,7 @@ fn admin(store: &Path, arguments: &[&str]) -> Output {
 
 /// Runs `harkd admin --json`, and returns the objects that it prints.
 #[track_caller]
-fn answers(server: &Harkd, arguments: &[&str]) -> Vec<Value> {
+pub(crate) fn answers(server: &Harkd, arguments: &[&str]) -> Vec<Value> {
     let output = admin(server.store(), &[&["--json"], arguments].concat());
     assert!(output.status.success(), "{arguments:?}: {output:?}");
     let text = String::from_utf8(output.stdout).unwrap();
@@ -35,7 +35,7 @@ fn answers(server: &Harkd, arguments: &[&str]) -> Vec<Value> {
 }
 
 #[track_caller]
-fn answer(server: &Harkd, arguments: &[&str]) -> Value {
+pub(crate) fn answer(server: &Harkd, arguments: &[&str]) -> Value {
     let mut all = answers(server, arguments);
     assert_eq!(all.len(), 1, "{arguments:?}: {all:?}");
     all.remove(0)
@@ -43,7 +43,7 @@ fn answer(server: &Harkd, arguments: &[&str]) -> Value {
 
 /// Returns the message of a command that fails.
 #[track_caller]
-fn failure(server: &Harkd, arguments: &[&str]) -> String {
+pub(crate) fn failure(server: &Harkd, arguments: &[&str]) -> String {
     let output = admin(server.store(), arguments);
     assert!(!output.status.success(), "{arguments:?}: {output:?}");
     String::from_utf8(output.stderr).unwrap()

@@ -35,6 +35,7 @@ mod logs;
 mod moving;
 mod nats;
 mod numbers;
+mod operating;
 mod page;
 mod password_memory;
 mod receiving;

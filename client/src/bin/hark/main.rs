@@ -5,12 +5,14 @@
 //! | `args` | flags, environment variables, sub-commands |
 //! | `command` | execution of commands that are typed, piped or given as arguments |
 //! | `interactive` | the chat in a terminal |
-//! | `piped`, `once`, `listen`, `logs`, `user` | the other modes |
+//! | `piped`, `once`, `listen`, `logs`, `admin`, `user` | the other modes |
 //! | `lines` | the stable output format |
 //! | `output` | output outside of the chat |
 //! | `text` | escaping of untrusted text |
 //! | `setup`, `signals`, `exit` | creation of a client from the settings, signals, exit codes |
 
+#[cfg(feature = "grpc")]
+mod admin;
 mod args;
 mod command;
 mod exit;
@@ -88,6 +90,8 @@ async fn run(settings: &Settings, task: Task) -> Result<Exit, Failure> {
             )
             .await;
         }
+        #[cfg(feature = "grpc")]
+        Task::Admin(arguments) => return admin::run(settings, arguments).await,
         #[cfg(feature = "grpc")]
         Task::Logs(arguments) => return logs::run(settings, arguments).await,
         Task::User { arguments } => return user::run(arguments),

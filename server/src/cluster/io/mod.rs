@@ -37,7 +37,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use self::driver::Driver;
 use self::operation::Input;
 use super::Config;
-use crate::ledger::{Limits, RoomLimits};
+use crate::ledger::{Expiry, Limits, RoomLimits, SpaceLimits};
 use crate::store::{Operation, Store};
 
 pub use self::nodes::{BadNodes, Nodes};
@@ -145,6 +145,8 @@ impl ClusterConfig {
             queued_messages_max: self.queued_messages_max,
             queued_bytes_max: self.queued_bytes_max,
             rooms: RoomLimits::DEFAULT,
+            space: SpaceLimits::NONE,
+            expiry: Expiry::NONE,
         }
     }
 }

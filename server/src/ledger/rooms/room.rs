@@ -102,6 +102,11 @@ impl Room {
         })
     }
 
+    /// Returns the ring, if a member is attached.
+    pub(super) fn open_ring(&self) -> Option<Arc<Ring>> {
+        self.ring.upgrade()
+    }
+
     /// Adds a message to the delivery of the frame, if a member is attached.
     pub(super) fn deliver(&mut self, message: Message, changes: &mut Changes) {
         let Some(ring) = self.ring.upgrade() else {
