@@ -168,7 +168,7 @@ pub(crate) enum Task {
     Logs(LogsArguments),
     /// Administer a running server over the network, as a user that its setting
     /// `admin` names.
-    #[cfg(feature = "grpc")]
+    #[cfg(feature = "admin")]
     Admin(AdminArguments),
     /// Manage the accounts of a stopped server, or of a cluster, with `harkd
     /// user`.
@@ -326,7 +326,7 @@ pub(crate) struct LogsArguments {
 }
 
 /// A command for an administrator.
-#[cfg(feature = "grpc")]
+#[cfg(feature = "admin")]
 #[derive(Debug, Args)]
 pub(crate) struct AdminArguments {
     /// The admin.

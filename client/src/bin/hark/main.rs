@@ -11,7 +11,7 @@
 //! | `text` | escaping of untrusted text |
 //! | `setup`, `signals`, `exit` | creation of a client from the settings, signals, exit codes |
 
-#[cfg(feature = "grpc")]
+#[cfg(feature = "admin")]
 mod admin;
 mod args;
 mod command;
@@ -90,7 +90,7 @@ async fn run(settings: &Settings, task: Task) -> Result<Exit, Failure> {
             )
             .await;
         }
-        #[cfg(feature = "grpc")]
+        #[cfg(feature = "admin")]
         Task::Admin(arguments) => return admin::run(settings, arguments).await,
         #[cfg(feature = "grpc")]
         Task::Logs(arguments) => return logs::run(settings, arguments).await,
