@@ -6,6 +6,7 @@
 //! | `command` | execution of commands that are typed, piped or given as arguments |
 //! | `interactive` | the chat in a terminal |
 //! | `piped`, `once`, `listen`, `logs`, `admin`, `user` | the other modes |
+//! | `history` | the local history |
 //! | `lines` | the stable output format |
 //! | `output` | output outside of the chat |
 //! | `text` | escaping of untrusted text |
@@ -16,6 +17,7 @@ mod admin;
 mod args;
 mod command;
 mod exit;
+mod history;
 mod interactive;
 mod lines;
 mod listen;
