@@ -549,7 +549,7 @@ impl Committer {
     /// reclaimed without traffic, and a command may await a sync of earlier frames.
     fn is_maintenance_due(&self) -> bool {
         let is_unsynced = !self.unsynced.is_empty()
-            && (self.space != Space::Ample
+            && (self.refuses_sends()
                 || self.changes.effects.is_awaited
                 || self.synced.elapsed() >= ACKS_SYNC_INTERVAL);
         is_unsynced || self.log.as_ref().is_some_and(|log| log.has_pending_work())

@@ -38,3 +38,14 @@ impl Retention {
         }
     }
 }
+
+impl Drop for Retention {
+    /// Waits for the thread. The log is closed by now, so its reads end.
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("retention thread panicked");
+        }
+    }
+}
