@@ -95,16 +95,14 @@ impl Sends {
 }
 
 /// Keeps sends in flight on a thread until it is told to stop.
-fn load(
-    address: SocketAddr,
-    in_flight: usize,
-    stop: &Arc<AtomicBool>,
-) -> JoinHandle<Sends> {
+fn load(address: SocketAddr, in_flight: usize, stop: &Arc<AtomicBool>) -> JoinHandle<Sends> {
     let stop = Arc::clone(stop);
     std::thread::spawn(move || {
         let mut link = Link::connect(address);
         let text = "x".repeat(TEXT_BYTES);
-        let sends: Vec<Request> = (0..8).map(|user| send(user_name(user).as_str(), &text)).collect();
+        let sends: Vec<Request> = (0..8)
+            .map(|user| send(user_name(user).as_str(), &text))
+            .collect();
         let mut next = sends.iter().cycle();
         let (start, mut last) = (Instant::now(), Instant::now());
         let mut result = Sends::default();
@@ -132,7 +130,11 @@ fn beside<T>(address: SocketAddr, in_flight: usize, action: impl FnOnce() -> T) 
 
 fn admin(store: &Path, arguments: &[&str]) -> Command {
     let mut command = harkd();
-    command.arg("admin").arg("--store").arg(store).args(arguments);
+    command
+        .arg("admin")
+        .arg("--store")
+        .arg(store)
+        .args(arguments);
     command.stdout(Stdio::null()).stderr(Stdio::inherit());
     command
 }
@@ -140,7 +142,9 @@ fn admin(store: &Path, arguments: &[&str]) -> Command {
 /// Measures the effect of a backup of 1 GB on durable sends.
 fn backup() {
     const BACKUPS: usize = 3;
-    println!("\nsends beside a backup of 1 GB: {IN_FLIGHT} in flight, goal: 0.8 of the rate, pauses of 10 ms");
+    println!(
+        "\nsends beside a backup of 1 GB: {IN_FLIGHT} in flight, goal: 0.8 of the rate, pauses of 10 ms"
+    );
     let server = builder().start();
     let mut link = Link::connect(server.address());
     create(&mut link, 8);
@@ -175,13 +179,18 @@ fn backup() {
 fn users() {
     const ACCOUNTS: usize = 1_000_000;
     const PAGES: usize = 200;
-    println!("\nfirst page of the users among {ACCOUNTS} accounts, beside single sends; goal: 10 ms, no send later by 5 ms");
+    println!(
+        "\nfirst page of the users among {ACCOUNTS} accounts, beside single sends; goal: 10 ms, no send later by 5 ms"
+    );
     // Without syncs: variations of a slow disk would hide the effect.
     let server = builder().arg("--sync=os").start();
     let mut link = Link::connect(server.address());
     create(&mut link, ACCOUNTS);
     let socket = server.store().join("admin.sock");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let mut connection = runtime.block_on(connect(&socket));
     for limit in [100, 1000] {
         let wait = || std::thread::sleep(ALONE);
@@ -237,7 +246,9 @@ async fn first_page(connection: &mut Connection, limit: u32) -> String {
 fn reload() {
     const CONNECTIONS: usize = 5_000;
     const RELOADS: usize = 50;
-    println!("\n{RELOADS} reloads with {CONNECTIONS} open connections and full load; goal: none is dropped");
+    println!(
+        "\n{RELOADS} reloads with {CONNECTIONS} open connections and full load; goal: none is dropped"
+    );
     let server = builder().start();
     let mut link = Link::connect(server.address());
     create(&mut link, 8);

@@ -74,7 +74,11 @@ impl Link {
 
     /// Keeps `in_flight` requests in flight until `next` returns `None`. Its argument is
     /// the number of answered requests.
-    pub(crate) fn keep_in_flight(&mut self, in_flight: usize, mut next: impl FnMut(u64) -> Option<Request>) {
+    pub(crate) fn keep_in_flight(
+        &mut self,
+        in_flight: usize,
+        mut next: impl FnMut(u64) -> Option<Request>,
+    ) {
         let (mut under_way, mut answered, mut over) = (0, 0, false);
         loop {
             while !over && under_way < in_flight {

@@ -52,9 +52,7 @@ pub async fn execute(
         Command::Users { after, limit } => users(connection, after, limit, console).await,
         Command::Rooms { after, limit } => rooms(connection, after, limit, console).await,
         Command::Show { name } => show(connection, name, console).await,
-        Command::Top { by, limit, seconds } => {
-            top(connection, by, (limit, seconds), console).await
-        }
+        Command::Top { by, limit, seconds } => top(connection, by, (limit, seconds), console).await,
         Command::Throttle { name, limits } => throttle(connection, name, limits, console).await,
         Command::Purge { name, up_to } => purge(connection, name, up_to, console).await,
         Command::Backup { to } => backup(connection, &to, console).await,

@@ -59,12 +59,17 @@ impl Connection {
         let (requests, connection) = handshake.map_err(|error| error.to_string())?;
         // Ends with the last call; the calls report its errors.
         tokio::spawn(connection);
-        let client = AdminClient::with_origin(Calls(requests), origin.unwrap_or_else(|| Uri::from_static(LOCAL)));
+        let client = AdminClient::with_origin(
+            Calls(requests),
+            origin.unwrap_or_else(|| Uri::from_static(LOCAL)),
+        );
         let connection = Self {
             client,
             credentials,
         };
-        connection.request(()).map_err(|refusal| refusal.message().into_owned())?;
+        connection
+            .request(())
+            .map_err(|refusal| refusal.message().into_owned())?;
         Ok(connection)
     }
 

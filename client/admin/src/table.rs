@@ -37,9 +37,7 @@ impl Table {
         if console.is_json {
             return self.print_json(console);
         }
-        self.lines()
-            .iter()
-            .try_for_each(|line| console.print(line))
+        self.lines().iter().try_for_each(|line| console.print(line))
     }
 
     /// Prints each value of each row in a line with the name of its column, or the rows as

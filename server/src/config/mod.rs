@@ -26,8 +26,8 @@ use crate::logging::{self, Watchers};
 use crate::server::ConnectionLimits;
 use crate::shard::{COUNTER_MAX, ShardConfig, Sync};
 
-pub use expiry::{Age, ExpiryArgs};
 pub use configuration::{Configuration, ConfigurationError};
+pub use expiry::{Age, ExpiryArgs};
 pub use http::{HttpArgs, ProxyNet};
 pub use listen::ListenAddress;
 pub use rate_limits::RateLimitArgs;

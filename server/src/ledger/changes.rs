@@ -12,7 +12,8 @@ use super::expiry::PartlyExpired;
 use super::record::{CLOCK_BYTES, Clock, Record};
 use crate::log::{Block, Frame};
 use crate::store::{
-    Account, AccountEntry, DeviceId, End, Message, Notice, Outcome, Point, Position, Publisher, Ring,
+    Account, AccountEntry, DeviceId, End, Message, Notice, Outcome, Point, Position, Publisher,
+    Ring,
 };
 
 /// The longest run of outcomes in one record: more are never remembered.

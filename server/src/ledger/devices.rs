@@ -308,9 +308,10 @@ impl Devices {
     /// Writes the devices whose cursor is before the head that a purge moved. The record of
     /// the head alone would move the cursors of a replay.
     pub(super) fn write_behind(&self, head: Position, account: u64, changes: &mut Changes) {
-        let behind = self.entries().iter().filter(|device| {
-            device.is_holding() && device.state.cursor.sequence < head.sequence
-        });
+        let behind = self
+            .entries()
+            .iter()
+            .filter(|device| device.is_holding() && device.state.cursor.sequence < head.sequence);
         behind.for_each(|device| device.write(account, changes));
     }
 

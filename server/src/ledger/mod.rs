@@ -64,10 +64,10 @@ use crate::store::{
     Message, NAMELESS, Notice, Outcome, PasswordHash, Position, Subscription,
 };
 
-#[cfg(test)]
-pub(crate) use self::block::block_of;
 pub use self::administration::SpaceLimits;
 pub(crate) use self::administration::SpaceUse;
+#[cfg(test)]
+pub(crate) use self::block::block_of;
 pub(crate) use self::block::{BlockContent, Gap, decode, measure, merge};
 pub(crate) use self::bytes::Malformed;
 pub(crate) use self::changes::{AccountChange, Changes, RoomDelivery, SubscriptionEnd};

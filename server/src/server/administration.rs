@@ -126,7 +126,9 @@ impl Server {
         let open = connections.open.iter();
         Some(Measurement {
             server: Arc::clone(self),
-            before: open.map(|(id, open)| (*id, open.shutdown.usage())).collect(),
+            before: open
+                .map(|(id, open)| (*id, open.shutdown.usage()))
+                .collect(),
         })
     }
 

@@ -609,9 +609,9 @@ impl Committer {
         if std::mem::replace(&mut self.was_short, is_short) == is_short {
             return;
         }
-        let (used_bytes, free_bytes) = self.space_use.map_or((0, None), |(space, _)| {
-            (space.used_bytes, space.free_bytes)
-        });
+        let (used_bytes, free_bytes) = self
+            .space_use
+            .map_or((0, None), |(space, _)| (space.used_bytes, space.free_bytes));
         if is_short {
             tracing::warn!(
                 used_bytes,

@@ -3,8 +3,8 @@
 use hark_protocol::{Code, SessionToken};
 
 use crate::store::{
-    Completer, Created, DeviceSubscription, Fence, InboxInfo, Outcome, Purged, RoomAnswer, Subscription,
-    Unavailable, UserLimits,
+    Completer, Created, DeviceSubscription, Fence, InboxInfo, Outcome, Purged, RoomAnswer,
+    Subscription, Unavailable, UserLimits,
 };
 
 /// The completion of a send that waits for its commit.

@@ -58,7 +58,10 @@ impl Directory {
 
     /// Returns the number of accounts.
     pub(super) fn len(&self) -> usize {
-        self.entries.read().as_ref().map_or(0, |accounts| accounts.by_name.len())
+        self.entries
+            .read()
+            .as_ref()
+            .map_or(0, |accounts| accounts.by_name.len())
     }
 
     /// Returns at most `limit` names after `after`.

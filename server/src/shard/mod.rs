@@ -62,8 +62,8 @@ use crate::log::disk::{DiskConfig, DiskOpener};
 use crate::log::memory::MemoryOpener;
 use crate::metrics::StoreMetrics;
 use crate::store::{
-    AdminOperation, Completer, FanOut, History, NAMELESS, Operation, Page, PastPage, Position, ReadLimit,
-    RoomOperation, Store,
+    AdminOperation, Completer, FanOut, History, NAMELESS, Operation, Page, PastPage, Position,
+    ReadLimit, RoomOperation, Store,
 };
 use crate::sync::Mutex;
 

@@ -29,9 +29,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use crate::log::LogCopy;
 use crate::metrics::StoreMetrics;
 
-pub use admin::{
-    AdminOperation, InboxInfo, Purged, RoomInfo, RoomList, StoreUsage, UserLimits,
-};
+pub use admin::{AdminOperation, InboxInfo, Purged, RoomInfo, RoomList, StoreUsage, UserLimits};
 pub(crate) use fan_out::FanOut;
 pub use operation::{OnTakeover, Operation};
 pub use pending::{Completer, Pending};

@@ -296,7 +296,9 @@ async fn compaction_gives_space_back() {
         eve.ack(message.sequence).await;
     }
     eve.ping().await;
-    let before = answer(&server, &["compact"])["file_bytes"].as_u64().unwrap();
+    let before = answer(&server, &["compact"])["file_bytes"]
+        .as_u64()
+        .unwrap();
     hark_tests::wait_until("files to shrink", || {
         let stats = answer(&server, &["stats"]);
         stats["file_bytes"].as_u64().unwrap() + (3 << 20) < before
@@ -312,7 +314,8 @@ async fn check_names_the_damaged_inbox() {
     let mut wire = Wire::connect(server.address()).await;
     for user in ["bob", "eve"] {
         wire.create(user).await;
-        wire.sent(user, &format!("for {user}: {}", "needle ".repeat(10))).await;
+        wire.sent(user, &format!("for {user}: {}", "needle ".repeat(10)))
+            .await;
     }
     assert_eq!(answer(&server, &["check"])["messages"], 2);
     damage(server.store(), b"for bob: needle");

@@ -26,9 +26,8 @@ pub(crate) async fn run(settings: &Settings, arguments: AdminArguments) -> Resul
         None if setup::can_prompt() => setup::ask(&format!("Password of {as_user}: "))?,
         password => password,
     };
-    let password = password.ok_or_else(|| {
-        Failure::local("no password: use --password-file or HARK_PASSWORD")
-    })?;
+    let password = password
+        .ok_or_else(|| Failure::local("no password: use --password-file or HARK_PASSWORD"))?;
     let mut connection = match connect(settings, as_user, password).await {
         Ok(connection) => connection,
         Err(why) => {
@@ -67,7 +66,9 @@ async fn connect(
         let Transport::Grpc { origin } = &server.transport else {
             continue;
         };
-        let origin = origin.parse().map_err(|_| format!("bad address {origin}"))?;
+        let origin = origin
+            .parse()
+            .map_err(|_| format!("bad address {origin}"))?;
         let credentials = (user.clone(), password.clone());
         let opening = async {
             let stream = server.dial.dial().await;

@@ -320,9 +320,8 @@ impl ClientConnection {
         let to = append.to.clone();
         let sender = append.sender.as_ref();
         let charged = sender.map(|sender| self.throttle.charged(&sender.name));
-        let charged = charged.filter(|charged| {
-            self.chat.users.concerns(*charged) && self.chat.is_room(&append.to)
-        });
+        let charged = charged
+            .filter(|charged| self.chat.users.concerns(*charged) && self.chat.is_room(&append.to));
         let charge = charged.map(|charged| {
             Box::new(DeliveryCharge {
                 chat: Arc::clone(&self.chat),

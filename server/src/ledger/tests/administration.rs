@@ -113,7 +113,10 @@ fn limits_of_one_user_replace_those_of_all() {
     driver.check_replay();
     let entry = driver.ledger.account(&bob.name).unwrap();
     assert_eq!(entry.limits.as_deref(), Some(&both));
-    assert_eq!(set(&mut driver, UserLimits::default(), true), Some(UserLimits::default()));
+    assert_eq!(
+        set(&mut driver, UserLimits::default(), true),
+        Some(UserLimits::default())
+    );
     driver.check_send(text("bob", "x"), Ok(()));
     driver.check_replay();
     assert!(driver.ledger.delete(&bob, &mut driver.changes));

@@ -743,7 +743,7 @@ fn largest_times_do_not_overflow() {
         running: Duration::MAX,
         wall_ms: u64::MAX,
         is_low_on_space: false,
-            space: SpaceUse::default(),
+        space: SpaceUse::default(),
     };
     ledger.begin(context, &mut Changes::default());
     ledger.count_stop(&mut Changes::default());
