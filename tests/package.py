@@ -28,9 +28,17 @@ import urllib.request
 MIRROR = "http://deb.debian.org/debian"
 SUITE = "bookworm"
 TIMEOUT_S = 60
-PORT = 3000
-METRICS_PORT = 9464
 STORE = "/var/lib/hark/store"
+
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+PORT, METRICS_PORT = free_port(), free_port()
 
 # What the administrator writes.
 CONFIGURATION = f"""\
@@ -80,7 +88,7 @@ class Root:
 
     def run(self, *command, user=None, env=None, **options):
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp", "LC_ALL": "C.UTF-8"}
-        environment |= {"DEBIAN_FRONTEND": "noninteractive"} | (env or {})
+        environment |= {"DEBIAN_FRONTEND": "noninteractive", "HARK_SERVER": f"127.0.0.1:{PORT}"} | (env or {})
         switch = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
         return run("chroot", self.folder, *switch, *command, env=environment, **options)
 
@@ -98,16 +106,21 @@ class Root:
         return tuple(int(part) for part in line.split(":")[2:4])
 
 
+def make_folders(root):
+    """Makes the folders of the unit, as systemd does before each start."""
+    for folder in ["/run/hark", "/var/lib/hark"]:
+        root.path(folder).mkdir(parents=True, exist_ok=True)
+        os.chown(root.path(folder), *root.ids("hark"))
+        os.chmod(root.path(folder), 0o700)
+
+
 class Supervisor:
     """Runs harkd as its unit does, and takes its notifications."""
 
     def __init__(self, root, *arguments):
         self.root, self.arguments = root, arguments
         self.states, self.log = [], ""
-        for folder in ["/run/hark", "/var/lib/hark"]:
-            root.path(folder).mkdir(parents=True, exist_ok=True)
-            os.chown(root.path(folder), *root.ids("hark"))
-            os.chmod(root.path(folder), 0o700)
+        make_folders(root)
         path = root.path("/run/hark/notify")
         path.unlink(missing_ok=True)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -220,6 +233,8 @@ def configure(root):
     root.path("/etc/hark/harkd.toml").write_text(CONFIGURATION)
     printed = root.run("harkd", "--check")
     expect('max-age = "7776000s"' in printed or 'max-age = "90d"' in printed, "the setting is in effect")
+    # The service was started by the installation, if the root had an init.
+    make_folders(root)
     root.run("harkd", "user", "add", "ann", user="hark", env={"HARKD_PASSWORD": "secret"})
 
 
@@ -308,12 +323,6 @@ def restore(root):
     root.run("harkd", "restore", "/var/lib/hark/backups/monday", STORE, user="hark")
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 @contextlib.contextmanager
 def cluster(folder):
     """A NATS server with JetStream."""
@@ -332,7 +341,6 @@ def cluster(folder):
 
 def move_to_cluster(root, folder):
     step("move to a cluster, drain")
-    root.run("harkd", "admin", "--version", check=False)
     lines = root.run("harkd", "export", STORE, user="hark", stderr=sys.stderr)
     with cluster(folder) as store:
         print("   ", root.run("harkd", "--store", store, "import", input=lines).strip().splitlines()[-1])
