@@ -136,6 +136,13 @@ impl Ledger {
         }
     }
 
+    /// Drops the marks that are not needed any more, after a replay.
+    pub(super) fn prune_marks(&mut self) {
+        if let Some(keep) = self.limits.expiry.messages_after {
+            self.expiries.expired(self.age, keep);
+        }
+    }
+
     /// Continues the sweep, or begins one if it is due.
     pub(super) fn expire(&mut self, changes: &mut Changes) {
         let Expiry {

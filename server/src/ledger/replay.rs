@@ -153,6 +153,7 @@ impl Replay {
             }
         }
         self.ledger.age = self.ledger.age();
+        self.ledger.prune_marks();
         self.ledger.sessions.finish_replay();
         self.ledger.numbers = Numbers::after(counter.max(self.reserved.unwrap_or(0)));
         self.ledger
