@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use hark_protocol::{Code, DeviceName};
+use hark_protocol::message::RoomMode;
+use hark_protocol::{Code, DeviceName, RoomName};
 
-use super::{Driver, LIMITS, Limits, name, text};
+use super::{Append, Driver, LIMITS, Limits, name, text};
 use crate::ledger::{Expiry, PartlyExpired, SpaceLimits, SpaceUse};
-use crate::store::{Account, NAMELESS, Position, Purged, UserLimits};
+use crate::store::{Account, NAMELESS, Position, Purged, RoomCommand, UserLimits};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -219,7 +220,7 @@ fn idle_accounts_end() {
     driver.next_frame();
     for _ in 0..8 {
         wait(&mut driver, 4);
-        let append = super::Append {
+        let append = Append {
             sender: Some(sender.clone()),
             ..text("bob", "x")
         };
@@ -241,5 +242,38 @@ fn idle_accounts_end() {
     for (user, is_there) in [("bob", false), ("receiver", false), ("suspended", true)] {
         assert_eq!(driver.account(user).is_some(), is_there, "{user}");
     }
+    driver.check_replay();
+}
+
+#[test]
+fn purge_of_a_room_moves_its_head() {
+    let (mut driver, amy) = with_account(ROOMY, "amy");
+    let team: RoomName = "#team".parse().unwrap();
+    let set = RoomCommand::Set {
+        room: team.clone(),
+        mode: RoomMode::Open,
+        keep: None,
+    };
+    let changes = &mut driver.changes;
+    driver.ledger.command(&amy, None, set, changes).unwrap();
+    for _ in 0..3 {
+        let append = Append {
+            sender: Some(amy.clone()),
+            ..text("#team", "x")
+        };
+        driver.check_send(append, Ok(()));
+    }
+    driver.next_frame();
+    let history = driver.ledger.messages(&name("#team")).unwrap();
+    let second = driver.messages_of(history.room)[1].position;
+    assert_eq!(purge(&mut driver, history.room, second).messages, 2);
+    let info = driver.ledger.room_info(&team).unwrap();
+    assert_eq!((info.messages, info.removed), (1, second.sequence));
+    assert_eq!(info.owners, [amy.name.clone()]);
+    driver.check_replay();
+    assert_eq!(purge(&mut driver, history.room, history.last).messages, 1);
+    let list = driver.ledger.list_rooms(0, 1);
+    assert_eq!((list.rooms.len(), list.next), (1, None));
+    assert_eq!(list.rooms[0].bytes, 0);
     driver.check_replay();
 }
