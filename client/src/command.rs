@@ -52,6 +52,15 @@ pub enum Command {
     Members(RoomName),
     /// Show so many messages of a room, below a number if it is not 0.
     History(RoomName, u32, Sequence),
+    /// Show so many messages of the conversation with a user, as far as this device
+    /// has seen them.
+    Recall(UserName, u32),
+    /// Take back the last line that was not sent yet.
+    Undo,
+    /// Show no more messages of a user on this device.
+    Ignore(UserName),
+    /// Show the messages of a user again.
+    Unignore(UserName),
     /// Move the read mark of a room.
     Seen(RoomName, Sequence),
     /// List the devices of the user.
@@ -247,9 +256,9 @@ pub static COMMANDS: &[Entry] = &[
     },
     Entry {
         name: "history",
-        usage: "history #ROOM [COUNT] [BEFORE]",
-        help: "show the last messages of a room, or those before a number",
-        completes: Completes::Rooms,
+        usage: "history USER|#ROOM [COUNT] [BEFORE]",
+        help: "show the last messages with a user or in a room, or those before a number",
+        completes: Completes::Recipients,
         parse: history,
     },
     Entry {
@@ -283,6 +292,27 @@ pub static COMMANDS: &[Entry] = &[
         help: "end the block of a user",
         completes: Completes::Users,
         parse: |arguments| one(arguments, Command::Unblock),
+    },
+    Entry {
+        name: "ignore",
+        usage: "ignore USER",
+        help: "show no more messages of a user on this device, in rooms as well",
+        completes: Completes::Users,
+        parse: |arguments| one(arguments, Command::Ignore),
+    },
+    Entry {
+        name: "unignore",
+        usage: "unignore USER",
+        help: "show the messages of a user again",
+        completes: Completes::Users,
+        parse: |arguments| one(arguments, Command::Unignore),
+    },
+    Entry {
+        name: "undo",
+        usage: "undo",
+        help: "take back the last line that was not sent yet",
+        completes: Completes::Nothing,
+        parse: |arguments| no_arguments(arguments, Command::Undo),
     },
     Entry {
         name: "devices",
@@ -364,6 +394,10 @@ fn history(arguments: &str) -> Option<Result<Command, BadLine>> {
         return None;
     }
     let count = count.map_or(Ok(HISTORY_COUNT), str::parse).ok()?;
+    if !name.starts_with(RoomName::MARK) {
+        let recall = parsed(name, |user| Command::Recall(user, count));
+        return before.is_none().then_some(recall);
+    }
     let before = before.map_or(Ok(0), str::parse).ok()?;
     Some(parsed(name, |name| {
         Command::History(name, count, Sequence(before))
@@ -491,6 +525,7 @@ mod tests {
             "history #team 5 812",
             &Command::History(team(), 5, Sequence(812)),
         );
+        check("history bob", &Command::Recall(user("bob"), 20));
         check("seen #team 7", &Command::Seen(team(), Sequence(7)));
         check("forget", &Command::Forget(None));
         for bad in [
@@ -499,6 +534,7 @@ mod tests {
             "room #team open 9999999999999999999d",
             "invite #team",
             "history #team x",
+            "history bob 5 812",
             "seen #team",
             "talk",
         ] {

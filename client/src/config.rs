@@ -6,6 +6,7 @@ use std::time::Duration;
 use hark_protocol::limits::REPEAT_SECONDS_MAX;
 
 use crate::dial::{Dial, TcpDial};
+use crate::journal::{NoJournal, SendJournal};
 use crate::seen::{MemorySeenStore, SeenStore};
 use crate::tls::{Tls, Trust, TrustError};
 
@@ -18,6 +19,8 @@ pub struct Config {
     pub servers: Vec<Server>,
     /// The record of seen messages, shared by all the servers.
     pub seen: Arc<dyn SeenStore>,
+    /// The record of tagged sends: none, unless the application has one.
+    pub journal: Arc<dyn SendJournal>,
     /// Timeouts.
     pub timing: Timing,
     /// Largest number of names in an answer to `list`; more are dropped, and
@@ -111,6 +114,7 @@ impl Config {
         Self {
             servers,
             seen: Arc::new(MemorySeenStore::default()),
+            journal: Arc::new(NoJournal),
             timing: Timing::default(),
             names_max: 1_000_000,
         }

@@ -21,8 +21,9 @@ use crate::config::Config;
 use crate::event::{Event, Events, LinkState};
 use crate::failover::{Failover, Next};
 use crate::inbox::Inbox;
+use crate::journal::{SendJournal, SendTag};
 use crate::link::{self, Handshake, Link, LinkError, Opened};
-use crate::outbox::{Effect, Now, Outbox, QueuedRequest};
+use crate::outbox::{Effect, NotWritten, Now, Outbox, QueuedRequest};
 
 /// Free slots in the event queue that are needed to process a frame.
 const EVENTS_HEADROOM: usize = 4;
@@ -366,10 +367,14 @@ impl Engine {
     /// Encodes pending requests, then the acknowledgements.
     fn fill(&mut self, link: &mut Link) -> Result<(), LinkError> {
         let (now, writer) = (Now::read(), &mut link.writer);
+        let journal = &self.config.journal;
         while writer.has_room()
-            && self
-                .outbox
-                .write_next(now, |id, request| writer.queue(Some(id), request))
+            && self.outbox.write_next(now, |id, request, tag| {
+                tag.map_or(Ok(()), |tag| begin(journal.as_ref(), tag))?;
+                writer
+                    .queue(Some(id), request)
+                    .map_err(NotWritten::TooLarge)
+            })
         {}
         // During a `connect`, an ack could refer to the wrong user.
         if !self.outbox.is_connecting() {
@@ -474,6 +479,15 @@ impl Engine {
             }
             ByeReason::Shutdown => self.is_server_ending = true,
         }
+    }
+}
+
+/// Records the first write of a send.
+fn begin(journal: &dyn SendJournal, tag: SendTag) -> Result<(), NotWritten> {
+    match journal.begin(tag) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(NotWritten::Withheld("withdrawn".to_owned())),
+        Err(error) => Err(NotWritten::Withheld(format!("cannot record it: {error}"))),
     }
 }
 

@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::engine::{self, Stop};
 use crate::error::RequestError;
 use crate::event::{Events, LinkState};
+use crate::journal::SendTag;
 use crate::outbox::{Answer, QueuedRequest};
 use crate::seen::SeenStore;
 
@@ -202,6 +203,22 @@ impl Handle {
         self.begin(Request::Send { user, text }).await
     }
 
+    /// As [`Self::send`], with a name for the [`SendJournal`](crate::journal::SendJournal)
+    /// of the application.
+    ///
+    /// # Errors
+    /// As [`Self::send`]. The receipt resolves to [`RequestError::NotSent`] if the journal
+    /// does not want the send, or fails.
+    pub async fn send_tagged(
+        &self,
+        user: UserName,
+        text: ByteString,
+        tag: SendTag,
+    ) -> Result<Receipt, RequestError> {
+        let request = Request::Send { user, text };
+        self.begin_as(request, false, Some(tag)).await
+    }
+
     /// Returns the number of accepted, unanswered requests.
     #[must_use]
     pub fn unanswered(&self) -> usize {
@@ -240,20 +257,26 @@ impl Handle {
 
     /// Makes an `attach`, or a `connect` if the server has no devices.
     pub(crate) async fn ask_or_connect(&self, attach: Request) -> Result<Answer, RequestError> {
-        self.begin_as(attach, true).await?.answer().await
+        self.begin_as(attach, true, None).await?.answer().await
     }
 
     async fn begin(&self, request: Request) -> Result<Receipt, RequestError> {
-        self.begin_as(request, false).await
+        self.begin_as(request, false, None).await
     }
 
-    async fn begin_as(&self, request: Request, or_connect: bool) -> Result<Receipt, RequestError> {
+    async fn begin_as(
+        &self,
+        request: Request,
+        or_connect: bool,
+        tag: Option<SendTag>,
+    ) -> Result<Receipt, RequestError> {
         let (answer, receipt) = oneshot::channel();
         let commands = self.shared.commands.lock().await;
         let command = QueuedRequest {
             request,
             answer: Some(answer),
             or_connect,
+            tag,
         };
         commands
             .send(command)

@@ -9,6 +9,7 @@
 //! | [`handle`] | requests and their answers |
 //! | [`rooms`] | requests of rooms and devices |
 //! | [`event`] | messages and the state of the link |
+//! | [`journal`] | a record of sends across restarts, by the application |
 //! | [`seen`] | the messages that a reader has processed, across restarts |
 //! | [`dial`], [`tls`] | opening of connections |
 //! | [`command`] | the commands of the terminal |
@@ -38,6 +39,7 @@ pub mod handle;
 mod http2;
 mod identity;
 mod inbox;
+pub mod journal;
 mod link;
 #[cfg(feature = "grpc")]
 pub mod logs;

@@ -27,6 +27,7 @@ use tokio::time::Instant;
 use crate::error::RequestError;
 use crate::handle::Names;
 use crate::identity::Identity;
+use crate::journal::SendTag;
 
 /// Boundary of the id ranges: sends take the ids below, other requests the ids
 /// from here, so that the server's record of a session stays dense.
@@ -55,6 +56,17 @@ pub(crate) struct QueuedRequest {
     pub(crate) answer: Option<oneshot::Sender<Result<Answer, RequestError>>>,
     /// Whether an `attach` becomes a `connect` if the server has no devices.
     pub(crate) or_connect: bool,
+    /// The name of a send in the journal of the application.
+    pub(crate) tag: Option<SendTag>,
+}
+
+/// The reason why a request was not written.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NotWritten {
+    /// It does not fit into a frame.
+    TooLarge(String),
+    /// The application has withdrawn it, or cannot record it.
+    Withheld(String),
 }
 
 /// The effect of a reply beyond its request.
@@ -225,11 +237,11 @@ impl Outbox {
     }
 
     /// Passes the next request to `write`, repeats before new ones, and returns
-    /// whether there was one. `write` fails if the request is too large.
+    /// whether there was one. `write` gets the tag of a send at its first write.
     pub(crate) fn write_next(
         &mut self,
         now: Now,
-        write: impl FnOnce(RequestId, &Request) -> Result<(), String>,
+        write: impl FnOnce(RequestId, &Request, Option<SendTag>) -> Result<(), NotWritten>,
     ) -> bool {
         let Some((id, mut pending)) = self.next_to_write() else {
             return false;
@@ -242,13 +254,22 @@ impl Outbox {
             );
             return true;
         }
-        match write(id, &pending.command.request) {
+        let is_first = pending.first_written.is_none();
+        let tag = pending.command.tag.filter(|_| is_first);
+        match write(id, &pending.command.request, tag) {
             Ok(()) => {
                 pending.first_written = pending.first_written.or(Some(now));
                 self.register(id, pending);
             }
-            Err(why) if pending.first_written.is_some() => self.conclude_unknown(id, pending, why),
-            Err(why) => self.conclude(id, pending, Err(Refusal::new(Code::TooLarge, why).into())),
+            Err(NotWritten::TooLarge(why)) if is_first => {
+                self.conclude(id, pending, Err(Refusal::new(Code::TooLarge, why).into()));
+            }
+            Err(NotWritten::Withheld(why)) if is_first => {
+                self.conclude(id, pending, Err(RequestError::NotSent(why.into())));
+            }
+            Err(NotWritten::TooLarge(why) | NotWritten::Withheld(why)) => {
+                self.conclude_unknown(id, pending, why);
+            }
         }
         true
     }
@@ -332,6 +353,7 @@ impl Outbox {
             request: Request::Ping,
             answer: None,
             or_connect: false,
+            tag: None,
         });
     }
 
@@ -583,6 +605,7 @@ mod tests {
             request,
             answer: Some(answer),
             or_connect: false,
+            tag: None,
         });
         waiting
     }
@@ -590,7 +613,7 @@ mod tests {
     /// Writes all pending requests and returns their ids.
     fn write_all(outbox: &mut Outbox, now: Now) -> Vec<u32> {
         let mut ids = Vec::new();
-        while outbox.write_next(now, |id, _| {
+        while outbox.write_next(now, |id, _, _| {
             ids.push(id.value());
             Ok(())
         }) {}

@@ -40,11 +40,19 @@ impl Terminal {
             .args(arguments)
             .env("HARK_SERVER", &self.server)
             .env("XDG_STATE_HOME", self.state.path())
+            .env("XDG_CONFIG_HOME", self.state.path().join("config"))
             .env("TZ", "UTC")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         command
+    }
+
+    /// Writes the configuration file.
+    pub(crate) fn configure(&self, text: &str) {
+        let directory = self.state.path().join("config/hark");
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join("config.toml"), text).unwrap();
     }
 
     /// Runs one command to completion.

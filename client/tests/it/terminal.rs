@@ -21,7 +21,7 @@ struct Screen {
     shared: Arc<Shared>,
     keys: Box<dyn Write + Send>,
     child: Box<dyn Child + Send + Sync>,
-    _master: Box<dyn MasterPty + Send>,
+    master: Box<dyn MasterPty + Send>,
     server: String,
 }
 
@@ -31,7 +31,18 @@ struct Shared {
 }
 
 impl Screen {
+    /// Starts hark without a server.
+    fn first(terminal: &Terminal) -> Self {
+        Self::start(terminal, &[])
+    }
+
+    /// Starts hark with the server of the terminal.
     fn open(terminal: &Terminal, variables: &[(&str, &str)]) -> Self {
+        let server = ("HARK_SERVER", terminal.server.as_str());
+        Self::start(terminal, &[&[server], variables].concat())
+    }
+
+    fn start(terminal: &Terminal, variables: &[(&str, &str)]) -> Self {
         let size = PtySize {
             rows: ROWS,
             cols: COLUMNS,
@@ -43,9 +54,9 @@ impl Screen {
         command.env_clear();
         command.env("TERM", "xterm-256color");
         command.env("TZ", "UTC");
-        command.env("HARK_SERVER", &terminal.server);
         command.env("HARK_TIMEOUT", "2");
         command.env("XDG_STATE_HOME", terminal.state.path());
+        command.env("XDG_CONFIG_HOME", terminal.state.path().join("config"));
         command.env("HOME", terminal.state.path());
         for (variable, value) in variables {
             command.env(variable, value);
@@ -67,7 +78,7 @@ impl Screen {
             shared,
             keys,
             child,
-            _master: pair.master,
+            master: pair.master,
             server: terminal.server.clone(),
         }
     }
@@ -111,6 +122,19 @@ impl Screen {
             !timeout.timed_out(),
             "{what:?} did not come on the screen:\n{contents}"
         );
+    }
+
+    /// Changes the size of the terminal.
+    fn resize(&self, rows: u16, cols: u16) {
+        let size = PtySize {
+            rows,
+            cols,
+            pixel_width: 0,
+            pixel_height: 0,
+        };
+        let mut parser = self.shared.parser.lock().unwrap();
+        parser.0.screen_mut().set_size(rows, cols);
+        self.master.resize(size).unwrap();
     }
 
     fn contents(&self) -> String {
@@ -192,6 +216,9 @@ fn prompt_and_outcomes_are_shown() {
     screen.enter("ping", "the server responds");
     screen.enter("sned", "unknown command \"sned\"; try help");
     screen.enter("disconnect", "you are logged out");
+    screen.enter("delete user2", "repeat the line to confirm");
+    screen.enter("ping", "the server responds");
+    screen.enter("delete user2", "repeat the line to confirm");
     screen.enter("delete user2", "user2 was deleted");
     screen.enter("help", "talk with a user in a room of two");
     screen.at_prompt("quit\r");
@@ -537,7 +564,18 @@ fn tab_completes_commands_and_known_names() {
     let mut screen = Screen::open(&terminal, &[]);
     screen.wait_for(&screen.prompt(""));
     screen.enter("list", "1 user: somebody");
-    screen.at_prompt("se\tso\thello\r");
+    for keys in ["se", "send so"] {
+        screen.wait_until("the keys", |screen| {
+            screen.trim_end().ends_with('>') || screen.trim_end().ends_with("send")
+        });
+        screen.keys(keys.rsplit(' ').next().unwrap());
+        screen.wait_until(keys, |screen| screen.trim_end().ends_with(keys));
+        // A Tab that follows at once is a part of a paste.
+        std::thread::sleep(Duration::from_millis(50));
+        screen.keys("\t");
+    }
+    screen.wait_for("send somebody");
+    screen.keys("hello\r");
     screen.wait_for("→ somebody: hello … stored");
     // The history contains the line.
     screen.at_prompt("\x1b[A\r");
@@ -575,4 +613,183 @@ fn chat_does_not_reconnect_after_takeover() {
         screen.matches("you are connected as amy").count() == 2
     });
     assert_eq!(screen.leave(), 0);
+}
+
+/// Returns the row of the cursor, which shows prompt and line.
+fn last_row(screen: &str) -> &str {
+    screen.trim_end().lines().last().unwrap_or_default()
+}
+
+#[test]
+fn prompt_follows_the_user_while_typing() {
+    let (server, terminal) = chat();
+    server.chat.add("amy", None);
+    server.stop();
+    let mut screen = Screen::open(&terminal, &[]);
+    screen.enter("connect amy", "waiting for the server");
+    screen.at_prompt("send bo");
+    server.restart();
+    screen.wait_for("you are connected as amy");
+    screen.wait_until("the prompt of amy", |screen| {
+        let row = last_row(screen);
+        row.starts_with("amy") && row.ends_with("> send bo")
+    });
+    assert_eq!(terminal.run(&["delete", "amy"]).code, Some(0));
+    screen.wait_for("no longer logged in as amy");
+    screen.wait_until("a prompt without a user", |screen| {
+        let row = last_row(screen);
+        !row.starts_with("amy") && row.ends_with("> send bo")
+    });
+}
+
+#[test]
+fn message_that_left_the_screen_can_be_read_again() {
+    let (server, terminal) = chat();
+    server.chat.add("amy", None);
+    let mut screen = Screen::open(&terminal, &[]);
+    screen.enter("connect amy", "you are connected as amy");
+    server.chat.leave(Some("bob"), "amy", "important");
+    screen.wait_for("bob: important");
+    screen.at_prompt(&format!("send bob {}", "x".repeat(200)));
+    screen.wait_for("xxx");
+    screen.resize(24, 300);
+    screen.resize(24, 80);
+    // The editor may have erased rows above the line.
+    screen.keys("\x15\x0b");
+    screen.keys("history bob\r");
+    screen.wait_until("the message again", |screen| {
+        let rest = screen.rsplit("history bob").next().unwrap();
+        rest.contains("bob: important")
+    });
+    assert_eq!(screen.leave(), 0);
+    assert_eq!(server.chat.queued("amy"), 0);
+}
+
+#[test]
+fn typed_lines_survive_quitting() {
+    for is_killed in [false, true] {
+        let (server, terminal) = chat();
+        server.chat.add("amy", None);
+        server.chat.add("bob", None);
+        let mut screen = Screen::open(&terminal, &[]);
+        screen.enter("connect amy", "you are connected as amy");
+        server.stop();
+        screen.wait_for("(offline)");
+        for text in ["one", "two"] {
+            screen.enter(
+                &format!("send bob {text}"),
+                &format!("→ bob: {text} … pending (waiting for the server)"),
+            );
+        }
+        if is_killed {
+            screen.child.kill().unwrap();
+            drop(screen);
+        } else {
+            screen.at_prompt("quit\r");
+            screen.wait_for("→ bob: two … not sent; kept for the next start");
+            assert_eq!(screen.end(), 3);
+        }
+        server.restart();
+        let mut screen = Screen::open(&terminal, &[]);
+        screen.enter("connect amy", "* sending what you typed to bob at ");
+        screen.wait_for("→ bob: two … stored");
+        assert_eq!(screen.leave(), 0);
+        assert_eq!(server.chat.stored("bob"), ["one", "two"], "{is_killed}");
+        // Nothing is left for the next start.
+        let mut screen = Screen::open(&terminal, &[]);
+        screen.enter("connect amy", "you are connected as amy");
+        screen.enter("ping", "the server responds");
+        assert_eq!(screen.leave(), 0);
+        assert_eq!(server.chat.stored("bob"), ["one", "two"], "{is_killed}");
+    }
+}
+
+#[test]
+fn unsent_line_is_taken_back() {
+    let (server, terminal) = chat();
+    server.chat.add("amy", None);
+    server.chat.add("bob", None);
+    let mut screen = Screen::open(&terminal, &[]);
+    screen.enter("connect amy", "you are connected as amy");
+    screen.enter("send bob early", "→ bob: early … stored");
+    screen.enter("undo", "there is no line to take back");
+    server.stop();
+    screen.wait_for("(offline)");
+    screen.enter("send bob first", "→ bob: first … pending");
+    screen.enter("send bob oops", "→ bob: oops … pending");
+    screen.enter("undo", "* taken back: oops");
+    server.restart();
+    screen.wait_for("→ bob: first … stored");
+    screen.wait_for("→ bob: oops … not sent: withdrawn");
+    assert_eq!(screen.leave(), 0);
+    assert_eq!(server.chat.stored("bob"), ["early", "first"]);
+}
+
+#[test]
+fn ignored_user_is_not_shown() {
+    let (server, terminal) = chat();
+    server.chat.add("amy", None);
+    let mut screen = Screen::open(&terminal, &[]);
+    screen.enter("connect amy", "you are connected as amy");
+    screen.enter("ignore bob", "messages of bob are not shown any more");
+    server.chat.leave(Some("bob"), "amy", "spam");
+    server.chat.leave(Some("cid"), "amy", "hello");
+    screen.wait_for("cid: hello");
+    assert!(!screen.contents().contains("spam"));
+    assert_eq!(screen.leave(), 0);
+    assert_eq!(server.chat.queued("amy"), 0);
+}
+
+#[test]
+fn pasted_tab_completes_nothing() {
+    let (server, terminal) = chat();
+    server.chat.add("bob", None);
+    let mut screen = Screen::open(&terminal, &[]);
+    screen.at_prompt("send bob a\tb\tse\tc\r");
+    screen.wait_for("→ bob: ");
+    screen.wait_for("stored");
+    assert_eq!(screen.leave(), 0);
+    assert_eq!(server.chat.stored("bob"), ["a\tb\tse\tc"]);
+}
+
+#[test]
+fn chat_connects_as_the_configured_user() {
+    let (server, terminal) = chat();
+    server.chat.add("amy", Some("secret"));
+    server.chat.leave(Some("bob"), "amy", "hello");
+    terminal.configure(&format!(
+        "server = \"{}\"\nuser = \"amy\"\npassword_command = \"echo secret\"\n\
+         colors = \"never\"\n[aliases]\nhi = \"send bob\"\n",
+        terminal.server
+    ));
+    let mut screen = Screen::first(&terminal);
+    screen.wait_for("you are connected as amy");
+    screen.wait_for("bob: hello");
+    screen.enter("hi there", "→ bob: there … refused (no-such-user)");
+    assert_eq!(screen.leave(), 0);
+}
+
+#[test]
+fn first_start_asks_three_questions() {
+    let (server, terminal) = chat();
+    let mut screen = Screen::first(&terminal);
+    screen.wait_for("Server [127.0.0.1:3000]: ");
+    screen.keys(&format!("{}\r", terminal.server));
+    screen.wait_for("Your name ");
+    screen.keys("amy\r");
+    screen.wait_for("Password ");
+    screen.keys("\r");
+    screen.wait_for("New password for amy ");
+    screen.keys("secret\r");
+    screen.wait_for("Repeat the password: ");
+    screen.keys("secret\r");
+    screen.wait_for("amy was created");
+    screen.wait_for("you are connected as amy");
+    assert_eq!(screen.leave(), 0);
+    let mut screen = Screen::first(&terminal);
+    screen.wait_for("Password for amy: ");
+    screen.keys("secret\r");
+    screen.wait_for("you are connected as amy");
+    assert_eq!(screen.leave(), 0);
+    drop(server);
 }

@@ -241,6 +241,7 @@ fn transcript_in_terminals(transport: Transport) {
     assert!(!leave(third, &user3).contains("(anonymous)"));
     // 7
     second.enter("send user3 unread", "→ user3: unread … stored");
+    second.enter("delete user3", "repeat the line to confirm");
     second.enter("delete user3", "user3 was deleted");
     second.enter(
         "send user3 x",

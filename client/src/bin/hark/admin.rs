@@ -9,26 +9,24 @@ use hark_grpc::status;
 use hark_protocol::{Password, UserName};
 use tokio::time::timeout;
 
-use crate::args::{AdminArguments, Settings};
+use crate::args::AdminArguments;
 use crate::exit::{Exit, Failure};
+use crate::settings::Settings;
 use crate::setup;
 use crate::text::escape;
 
 /// Executes a command, and prints its result.
 pub(crate) async fn run(settings: &Settings, arguments: AdminArguments) -> Result<Exit, Failure> {
-    let AdminArguments {
-        as_user,
-        json,
-        command,
-    } = arguments;
-    let secrets = setup::secrets(settings)?;
+    let AdminArguments { json, command } = arguments;
+    let user = settings.require_user()?.clone();
+    let secrets = setup::secrets_of(settings, Some(&user))?;
     let password = match secrets.password {
-        None if setup::can_prompt() => setup::ask(&format!("Password of {as_user}: "))?,
+        None if setup::can_prompt() => setup::ask(&format!("Password of {user}: "))?,
         password => password,
     };
     let password = password
         .ok_or_else(|| Failure::local("no password: use --password-file or HARK_PASSWORD"))?;
-    let mut connection = match connect(settings, as_user, password).await {
+    let mut connection = match connect(settings, user, password).await {
         Ok(connection) => connection,
         Err(why) => {
             eprintln!("hark: cannot reach {}: {}", settings.server, escape(&why));

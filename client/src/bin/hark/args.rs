@@ -23,12 +23,18 @@ Between them it prints `message NUMBER SENDER TIME TEXT` for each received messa
 messages that the server has removed. SENDER is a comma if the sender was anonymous, LOG if it is \
 the inbox. In TEXT, \\n, \\t, \\\\ and \\u{...} are escape sequences. Empty lines and lines that begin with # are skipped.
 
-Passwords are read from a prompt without echo, from --password-file, or from HARK_PASSWORD.
+Passwords are read from --password-file, from HARK_PASSWORD, from the command of the configuration, \
+or from a prompt without echo.
+
+The configuration file is TOML. It has server, user, device, tls, ca, grpc, password_file, \
+password_command (prints the password), history (false: as --no-history), state_dir, colors (auto, \
+always or never), a table aliases of words that stand for the beginning of a command, and tables \
+servers.NAME with a server and its settings, which `--server NAME` chooses.
 
 Exit codes:
   0  success
   1  a request was refused, or another connection took over
-  2  invalid command line
+  2  invalid command line or configuration file
   3  the server was unreachable or did not answer in time, or an outcome is unknown
   4  local failure: a file, the terminal, or the output";
 
@@ -41,25 +47,34 @@ const SERVERS_MAX: usize = 16;
 #[command(name = "hark", version, after_help = AFTER_HELP, disable_help_subcommand = true)]
 pub(crate) struct CommandLine {
     #[command(flatten)]
-    pub(crate) settings: Settings,
+    pub(crate) flags: Flags,
     #[command(subcommand)]
     pub(crate) task: Option<Task>,
 }
 
-/// Settings of all modes.
+/// Flags of all modes. The configuration file stands in for those that are not given.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct Settings {
-    /// The server, or the servers of one cluster, joined by commas. They are
-    /// tried in this order.
+pub(crate) struct Flags {
+    /// The configuration file [default: hark/config.toml in $XDG_CONFIG_HOME or
+    /// ~/.config].
+    #[arg(long, global = true, env = "HARK_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// The server, or the servers of one cluster, joined by commas, which are tried in
+    /// this order; or the name of a section of the configuration file [default:
+    /// 127.0.0.1:3000].
     #[arg(
         long,
         global = true,
         env = "HARK_SERVER",
-        value_name = "HOST:PORT[,...]",
-        default_value = "127.0.0.1:3000",
+        value_name = "HOST:PORT[,...]|NAME",
         value_parser = parse_servers
     )]
-    pub(crate) server: String,
+    pub(crate) server: Option<String>,
+    /// Do it as this user, without taking over its messages. In the chat: connect as
+    /// this user [default: the user of the configuration file; for `create`, `password`
+    /// and `ping`, and without a configuration, anonymous].
+    #[arg(long = "as", global = true, env = "HARK_AS", value_name = "USER")]
+    pub(crate) as_user: Option<UserName>,
     /// Use gRPC instead of the wire protocol.
     #[cfg(feature = "grpc")]
     #[arg(long, global = true, env = "HARK_GRPC")]
@@ -86,8 +101,8 @@ pub(crate) struct Settings {
     /// HARK_PASSWORD].
     #[arg(long, global = true, env = "HARK_PASSWORD_FILE", value_name = "FILE")]
     pub(crate) password_file: Option<PathBuf>,
-    /// File whose first line is the new password, for `password` [default:
-    /// prompt, or the variable HARK_NEW_PASSWORD].
+    /// File whose first line is the new password, for `password`, and for `create` as
+    /// another user [default: prompt, or the variable HARK_NEW_PASSWORD].
     #[arg(
         long,
         global = true,
@@ -99,8 +114,13 @@ pub(crate) struct Settings {
     /// a name that was made up at the first start].
     #[arg(long, global = true, env = "HARK_DEVICE", value_name = "NAME")]
     pub(crate) device: Option<DeviceName>,
-    /// Directory of the record of seen messages, of the device name and of the
-    /// history [default: hark in $XDG_STATE_HOME or ~/.local/state].
+    /// Keep no local history of conversations: messages that were read, and lines
+    /// that were not sent, end with hark.
+    #[arg(long, global = true, env = "HARK_NO_HISTORY")]
+    pub(crate) no_history: bool,
+    /// Directory of the local history, of the record of seen messages, of the device
+    /// name and of the typed lines [default: hark in $XDG_STATE_HOME or
+    /// ~/.local/state].
     #[arg(long, global = true, env = "HARK_STATE_DIR", value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
 }
@@ -110,46 +130,90 @@ pub(crate) struct Settings {
 pub(crate) enum Task {
     /// Send a message to a user or a room.
     Send {
-        /// Send as this user, without taking over its messages [default:
-        /// anonymous].
-        #[arg(long = "as", env = "HARK_AS", value_name = "USER")]
-        as_user: Option<UserName>,
         /// The recipient: a user, or a room such as #team.
         user: UserName,
-        /// The text; several words are joined by spaces.
+        /// The text; several words are joined by spaces. `-` reads it from stdin. Flags
+        /// of hark are none of it, unless they follow `--`.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         text: Vec<String>,
     },
     /// Receive as a user, with its rooms: print the messages, one per line, and
-    /// acknowledge each after printing it.
+    /// acknowledge each after printing it. On a terminal, the lines are for people.
     Listen {
         /// Print each message as a line of JSON.
         #[arg(long, env = "HARK_JSON")]
         json: bool,
+        /// Run a command for each message, with the text on its stdin, and HARK_SENDER,
+        /// HARK_ROOM, HARK_NUMBER and HARK_TIME in its environment. The message is
+        /// acknowledged if the command succeeds.
+        #[arg(
+            long,
+            env = "HARK_EXEC",
+            value_name = "COMMAND",
+            conflicts_with = "json"
+        )]
+        exec: Option<String>,
         /// Stop after this many messages [default: never].
         #[arg(long, env = "HARK_COUNT", value_name = "MESSAGES")]
         count: Option<u64>,
-        /// The user to receive for.
-        user: UserName,
+        /// The user to receive for [default: as --as].
+        user: Option<UserName>,
+    },
+    /// Receive as a user into the local history, and run a command for each new message,
+    /// as `listen --exec` does. The messages stay unread.
+    Watch {
+        /// The command [default: none].
+        #[arg(long, env = "HARK_EXEC", value_name = "COMMAND")]
+        exec: Option<String>,
+        /// The user to receive for [default: as --as].
+        user: Option<UserName>,
+    },
+    /// Print the messages with a user or of a room, the oldest first. Those with a user
+    /// come from the local history of this device, those of a room from the server, and
+    /// from the local history as far as the server has removed them.
+    History {
+        /// The user or the room.
+        name: UserName,
+        /// Number of messages [default: 20; all with --since].
+        count: Option<u32>,
+        /// Only messages of a room with lower numbers [default: all].
+        #[arg(long, env = "HARK_BEFORE", value_name = "NUMBER")]
+        before: Option<u64>,
+        /// Only messages since a time: `yesterday`, `today`, a date, a date and a time, or
+        /// a duration such as 2h or 7d.
+        #[arg(long, env = "HARK_SINCE", value_name = "TIME")]
+        since: Option<String>,
+        /// Do not ask the server.
+        #[arg(long, env = "HARK_LOCAL")]
+        local: bool,
+    },
+    /// Print the local history as lines of JSON.
+    Export {
+        /// Only the conversation with this user or room [default: all].
+        name: Option<UserName>,
+    },
+    /// Print the conversations with unread messages in the local history: name, unread
+    /// messages, and how many of them name you.
+    Status {
+        /// Print one line for a status bar, such as `3 (bob 2, #team 1)`, or none.
+        #[arg(long, env = "HARK_SHORT")]
+        short: bool,
     },
     /// Create an account, with a password if one is given.
     Create {
         /// The name of the account.
         user: UserName,
     },
-    /// Delete an account and its messages, or a room.
+    /// Delete an account and its messages, or a room. Asks first if stdin is a terminal.
     Delete {
-        /// Delete as this user [default: anonymous].
-        #[arg(long = "as", env = "HARK_AS", value_name = "USER")]
-        as_user: Option<UserName>,
+        /// Do not ask.
+        #[arg(long, env = "HARK_YES")]
+        yes: bool,
         /// The account or the room.
         user: UserName,
     },
     /// List the users, one per line.
     List {
-        /// List as this user [default: anonymous].
-        #[arg(long = "as", env = "HARK_AS", value_name = "USER")]
-        as_user: Option<UserName>,
         /// A regular expression, unanchored [default: all users].
         pattern: Option<String>,
     },
@@ -185,8 +249,6 @@ pub(crate) enum Task {
 pub(crate) enum RoomTask {
     /// Create a room, or change one of yours.
     Room {
-        #[command(flatten)]
-        login: Login,
         /// The room, such as #team.
         room: RoomName,
         /// `open`: any user may join and read back; `news`: as open, but only
@@ -205,8 +267,6 @@ pub(crate) enum RoomTask {
     /// List your rooms, then open ones: name, mode, members, unread messages and
     /// last number.
     Rooms {
-        #[command(flatten)]
-        login: Login,
         /// A regular expression, unanchored [default: all rooms].
         pattern: Option<String>,
     },
@@ -218,29 +278,8 @@ pub(crate) enum RoomTask {
     Own(OfMember),
     /// List the members of a room, one per line.
     Members(InRoom),
-    /// Print the last messages of a room, the oldest first.
-    History {
-        #[command(flatten)]
-        login: Login,
-        /// The room.
-        room: RoomName,
-        /// Number of messages, at most 256.
-        #[arg(default_value_t = 20)]
-        count: u32,
-        /// Only messages with lower numbers [default: all].
-        #[arg(
-            long,
-            env = "HARK_BEFORE",
-            value_name = "NUMBER",
-            default_value_t = 0,
-            hide_default_value = true
-        )]
-        before: u64,
-    },
     /// Mark the messages of a room as read up to a number.
     Seen {
-        #[command(flatten)]
-        login: Login,
         /// The room.
         room: RoomName,
         /// The number.
@@ -253,32 +292,17 @@ pub(crate) enum RoomTask {
     /// End the block of a user.
     Unblock(WithUser),
     /// List your devices: name, time of the last connection, waiting messages.
-    Devices {
-        #[command(flatten)]
-        login: Login,
-    },
+    Devices,
     /// Forget a device of yours.
     Forget {
-        #[command(flatten)]
-        login: Login,
         /// The device [default: the one without a name].
         name: Option<DeviceName>,
     },
 }
 
-/// The user of a command.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct Login {
-    /// Do it as this user.
-    #[arg(long = "as", env = "HARK_AS", value_name = "USER")]
-    pub(crate) as_user: Option<UserName>,
-}
-
 /// A command about a room.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct InRoom {
-    #[command(flatten)]
-    pub(crate) login: Login,
     /// The room, such as #team.
     pub(crate) room: RoomName,
 }
@@ -286,8 +310,6 @@ pub(crate) struct InRoom {
 /// A command about a member of a room.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct OfMember {
-    #[command(flatten)]
-    pub(crate) login: Login,
     /// The room, such as #team.
     pub(crate) room: RoomName,
     /// The user.
@@ -297,8 +319,6 @@ pub(crate) struct OfMember {
 /// A command about another user.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct WithUser {
-    #[command(flatten)]
-    pub(crate) login: Login,
     /// The other user.
     pub(crate) user: UserName,
 }
@@ -307,9 +327,6 @@ pub(crate) struct WithUser {
 #[cfg(feature = "grpc")]
 #[derive(Debug, Clone, Args)]
 pub(crate) struct LogsArguments {
-    /// Watch as this user [default: anonymous].
-    #[arg(long = "as", env = "HARK_AS", value_name = "USER")]
-    pub(crate) as_user: Option<UserName>,
     /// Least severe level to show.
     #[arg(long, env = "HARK_LEVEL", default_value = "info")]
     pub(crate) level: Level,
@@ -329,9 +346,6 @@ pub(crate) struct LogsArguments {
 #[cfg(feature = "admin")]
 #[derive(Debug, Args)]
 pub(crate) struct AdminArguments {
-    /// The admin.
-    #[arg(long = "as", env = "HARK_AS", value_name = "USER")]
-    pub(crate) as_user: UserName,
     /// Print JSON: one object per line.
     #[arg(long, global = true, env = "HARK_JSON")]
     pub(crate) json: bool,
@@ -351,7 +365,17 @@ pub(crate) enum Level {
     Trace,
 }
 
+/// Checks a list of servers, or the name of a section of the configuration file.
 fn parse_servers(text: &str) -> Result<String, String> {
+    let is_part_of_a_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    if !text.is_empty() && text.chars().all(is_part_of_a_name) {
+        return Ok(text.to_owned());
+    }
+    check_servers(text)
+}
+
+/// Checks a list of servers.
+pub(crate) fn check_servers(text: &str) -> Result<String, String> {
     let servers: Vec<&str> = text.split(',').collect();
     if servers.len() > SERVERS_MAX {
         return Err(format!(
@@ -407,8 +431,9 @@ mod tests {
     fn server_is_a_host_and_a_port() {
         assert!(parse_servers("localhost:3000").is_ok());
         assert!(parse_servers("[::1]:3000").is_ok());
+        assert!(parse_servers("work").is_ok());
         for bad in ["localhost", ":3000", "localhost:x", "localhost:70000"] {
-            assert!(parse_servers(bad).is_err(), "{bad}");
+            assert!(check_servers(bad).is_err(), "{bad}");
         }
     }
 

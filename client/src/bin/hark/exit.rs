@@ -13,6 +13,7 @@ pub(crate) enum Exit {
     Done,
     Unknown,
     Refused,
+    Usage,
     Failed,
 }
 
@@ -21,6 +22,7 @@ impl From<Exit> for ExitCode {
         Self::from(match exit {
             Exit::Done => 0,
             Exit::Refused => 1,
+            Exit::Usage => 2,
             Exit::Unknown => 3,
             Exit::Failed => 4,
         })
@@ -46,6 +48,9 @@ pub(crate) enum Failure {
     /// A request was not carried out.
     #[error("{0}")]
     Request(#[from] RequestError),
+    /// The command line or the configuration file is invalid.
+    #[error("{0}")]
+    Usage(String),
     /// A failure on this machine.
     #[error("{0}")]
     Local(String),
@@ -63,6 +68,10 @@ impl Failure {
             Self::Request(error) => {
                 eprintln!("hark: {}", escape(&error.to_string()));
                 Exit::from(error)
+            }
+            Self::Usage(what) => {
+                eprintln!("hark: {}", escape(what));
+                Exit::Usage
             }
             Self::Local(what) => {
                 eprintln!("hark: {}", escape(what));

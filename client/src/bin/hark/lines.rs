@@ -8,6 +8,7 @@ use hark_protocol::{Delivery, DeviceName, RoomName, UserName};
 use jiff::Timestamp;
 
 use crate::command::Done;
+use crate::history::{Conversation, Entry, EntryState};
 use crate::text::{escape_json, escape_line, escape_name};
 
 /// Formats the outcome of a command.
@@ -117,6 +118,41 @@ pub(crate) fn delivery(delivery: &Delivery) -> String {
         delivery.sequence,
         time(delivery.time_ms)
     )
+}
+
+/// Formats an entry of the local history as [`delivery`] does. `-` stands for the number of
+/// an own message that has none.
+pub(crate) fn entry(entry: &Entry) -> String {
+    let number = entry
+        .number
+        .map_or_else(|| "-".to_owned(), |number| number.to_string());
+    let sender = entry.sender.as_ref().map_or(",", UserName::as_str);
+    let (sender, text) = (escape_name(sender), escape_line(&entry.text));
+    format!("{number} {sender} {} {text}", time(entry.time_ms))
+}
+
+/// Formats an entry of the local history as a JSON object on one line.
+pub(crate) fn json_entry(conversation: &Conversation, entry: &Entry) -> String {
+    let (state, detail) = match &entry.state {
+        EntryState::Received => ("received", None),
+        EntryState::Ignored => ("ignored", None),
+        EntryState::Pending => ("pending", None),
+        EntryState::Stored => ("stored", None),
+        EntryState::Refused(why) => ("refused", Some(why.clone())),
+        EntryState::Unknown(why) => ("unknown", Some(why.clone())),
+        EntryState::Missing(count) => ("missing", Some(count.to_string())),
+    };
+    let object = serde_json::json!({
+        "conversation": conversation.to_string(),
+        "room": entry.room.as_ref().map(RoomName::as_str),
+        "sequence": entry.number.map(|number| number.0),
+        "sender": entry.sender.as_ref().map(UserName::as_str),
+        "time_ms": entry.time_ms,
+        "state": state,
+        "detail": detail,
+        "text": entry.text,
+    });
+    escape_json(&object.to_string())
 }
 
 /// Formats a message as a JSON object on one line.

@@ -1,38 +1,98 @@
 //! `hark listen`: prints messages as they arrive, and acknowledges each once it
-//! is printed.
+//! is printed. Its loop serves `hark watch` as well.
 
-use hark_client::{Event, LinkState};
+use std::future::Future;
+use std::io::IsTerminal as _;
+
+use hark_client::{Event, LinkState, Message};
 use hark_protocol::UserName;
 
-use crate::args::Settings;
 use crate::command::Command;
+use crate::exec::Script;
 use crate::exit::{Exit, Failure};
+use crate::history::HistoryError;
+use crate::interactive::style::{self, Style};
+use crate::settings::Settings;
 use crate::text::escape;
 use crate::{lines, once, output, setup, signals};
 
-/// Output format, and number of messages.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Printing {
-    pub(crate) is_json: bool,
-    pub(crate) count: Option<u64>,
+/// The output of a message.
+#[derive(Debug, Clone)]
+pub(crate) enum Printing {
+    /// Lines for programs.
+    Lines,
+    /// Lines of JSON.
+    Json,
+    /// Lines for people.
+    People,
+    /// A command for each message.
+    Exec(String),
 }
 
-/// Receives for `user` until `count` messages are printed, or until a signal.
+impl Printing {
+    /// Returns the output for these flags, and for the kind of stdout.
+    pub(crate) fn of(is_json: bool, exec: Option<String>) -> Self {
+        match exec {
+            Some(command) => Self::Exec(command),
+            None if is_json => Self::Json,
+            None if std::io::stdout().is_terminal() => Self::People,
+            None => Self::Lines,
+        }
+    }
+}
+
+/// The effect of received events.
+pub(crate) trait Sink {
+    /// Processes a message or a gap, and acknowledges it. Returns whether it was the last
+    /// one.
+    fn take(&mut self, event: Event) -> impl Future<Output = Result<bool, Failure>>;
+
+    /// Returns whether nothing is wanted.
+    fn is_over(&self) -> bool {
+        false
+    }
+}
+
+/// Receives for `user`, or the user of the settings, until `count` messages are printed,
+/// or until a signal.
 pub(crate) async fn run(
     settings: &Settings,
-    user: UserName,
+    user: Option<UserName>,
     printing: Printing,
+    count: Option<u64>,
 ) -> Result<Exit, Failure> {
-    let secrets = setup::receiving(settings)?;
+    let user = receiver(settings, user)?;
+    let printer = Printer {
+        printing,
+        style: Style::of_terminal(settings.colors),
+        remaining: count,
+    };
+    receive(settings, user, printer).await
+}
+
+/// Returns the user to receive for.
+pub(crate) fn receiver(settings: &Settings, user: Option<UserName>) -> Result<UserName, Failure> {
+    match user {
+        Some(user) => Ok(user),
+        None => settings.require_user().cloned(),
+    }
+}
+
+/// Receives for `user` until the sink ends it, or until a signal.
+pub(crate) async fn receive(
+    settings: &Settings,
+    user: UserName,
+    mut sink: impl Sink,
+) -> Result<Exit, Failure> {
+    let secrets = setup::receiving(settings, Some(&user))?;
     let mut stop = signals::stop()?;
     let (handle, mut events) = setup::client(settings)?;
     tokio::select! {
         connected = once::attempt(settings, &handle, Command::Connect(user), &secrets) => connected?,
         () = stop.received() => return Ok(Exit::Done),
     };
-    let mut remaining = printing.count;
     let exit = loop {
-        if remaining == Some(0) {
+        if sink.is_over() {
             break Exit::Done;
         }
         let event = tokio::select! {
@@ -40,23 +100,10 @@ pub(crate) async fn run(
             () = stop.received() => break Exit::Done,
         };
         match event {
-            Some(Event::Message(message)) => {
-                let is_json = printing.is_json;
-                let line = if is_json {
-                    lines::json(&message)
-                } else {
-                    lines::message(message.room.as_ref(), &message.delivery)
-                };
-                output::message(message, &line)?;
-                remaining = remaining.map(|remaining| remaining - 1);
-            }
-            Some(Event::Gap(gap)) => {
-                let line = if printing.is_json {
-                    lines::json_gap(&gap.gap)
-                } else {
-                    lines::gap(&gap.gap)
-                };
-                output::gap(gap, &line)?;
+            Some(event @ (Event::Message(_) | Event::Gap(_))) => {
+                if sink.take(event).await? {
+                    break Exit::Done;
+                }
             }
             Some(other) => {
                 if let Some(exit) = say(settings, &other) {
@@ -69,6 +116,63 @@ pub(crate) async fn run(
     // Printed messages are acknowledged; others are delivered again.
     handle.close(settings.timeout).await;
     Ok(exit)
+}
+
+/// Runs an operation on the local history, on a thread that may block.
+pub(crate) async fn blocking<T: Send + 'static>(
+    operation: impl FnOnce() -> Result<T, HistoryError> + Send + 'static,
+) -> Result<T, Failure> {
+    let done = tokio::task::spawn_blocking(operation).await;
+    done.map_err(Failure::local)?.map_err(Failure::local)
+}
+
+/// The output of `listen`.
+struct Printer {
+    printing: Printing,
+    style: Style,
+    /// Number of messages still to be printed; `None` without a limit.
+    remaining: Option<u64>,
+}
+
+impl Sink for Printer {
+    async fn take(&mut self, event: Event) -> Result<bool, Failure> {
+        match event {
+            Event::Message(message) => {
+                self.print(message).await?;
+                self.remaining = self.remaining.map(|remaining| remaining - 1);
+            }
+            Event::Gap(gap) => {
+                let line = match self.printing {
+                    Printing::Json => lines::json_gap(&gap.gap),
+                    Printing::People => self.style.notice(&style::missing(&gap.gap)),
+                    Printing::Lines | Printing::Exec(_) => lines::gap(&gap.gap),
+                };
+                output::gap(gap, &line)?;
+            }
+            _ => {}
+        }
+        Ok(self.is_over())
+    }
+
+    fn is_over(&self) -> bool {
+        self.remaining == Some(0)
+    }
+}
+
+impl Printer {
+    async fn print(&self, message: Message) -> Result<(), Failure> {
+        let (room, delivery) = (message.room.as_ref(), &message.delivery);
+        let line = match &self.printing {
+            Printing::Json => lines::json(&message),
+            Printing::Lines => lines::message(room, delivery),
+            Printing::People => self.style.message(room, delivery, &style::now()),
+            Printing::Exec(command) => {
+                Script::new(command.clone()).run(&message).await?;
+                return message.ack().map_err(Failure::local);
+            }
+        };
+        output::message(message, &line)
+    }
 }
 
 /// Reports other events on stderr. Returns the exit code if the event ends the

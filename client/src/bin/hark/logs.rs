@@ -7,16 +7,17 @@ use hark_client::{Config, RequestError, Timing};
 use hark_protocol::Code;
 use serde_json::json;
 
-use crate::args::{Level, LogsArguments, Settings};
+use crate::args::{Level, LogsArguments};
 use crate::exit::{Exit, Failure};
 use crate::interactive::style::Style;
 use crate::lines;
+use crate::settings::{Colors, Settings};
 use crate::text::{escape, escape_json, escape_line};
 use crate::{output, setup, signals};
 
 /// Shows the log until it ends, a signal arrives, or the connection fails.
 pub(crate) async fn run(settings: &Settings, arguments: LogsArguments) -> Result<Exit, Failure> {
-    let (shown, limit) = (Shown::new(arguments.json), arguments.limit);
+    let (shown, limit) = (Shown::new(arguments.json, settings.colors), arguments.limit);
     let mut logs = match watch(settings, arguments).await? {
         Ok(logs) => logs,
         Err(error) => return say(settings, error),
@@ -59,10 +60,10 @@ async fn watch(
         level,
         target,
         limit,
-        as_user,
         ..
     } = arguments;
-    let password = setup::secrets(settings)?.password;
+    let as_user = settings.user().cloned();
+    let password = setup::secrets_of(settings, as_user.as_ref())?.password;
     let login = as_user.clone().map(|user| (user, password.clone()));
     let query = Query {
         login,
@@ -113,10 +114,10 @@ enum Shown {
 }
 
 impl Shown {
-    fn new(is_json: bool) -> Self {
+    fn new(is_json: bool, colors: Colors) -> Self {
         match (is_json, std::io::stdout().is_terminal()) {
             (true, _) => Self::Json,
-            (false, true) => Self::Text(Style::of_terminal()),
+            (false, true) => Self::Text(Style::of_terminal(colors)),
             (false, false) => Self::Text(Style { is_colored: false }),
         }
     }

@@ -9,9 +9,9 @@ use hark_client::{Handle, LinkState, RequestError};
 use hark_protocol::{Code, Refusal, UserName};
 use tokio::time::sleep;
 
-use crate::args::Settings;
 use crate::command::{self, Command, Done, Secrets};
 use crate::exit::{Exit, Failure};
+use crate::settings::Settings;
 use crate::text::{escape, escape_name};
 use crate::{lines, setup};
 
@@ -19,13 +19,10 @@ use crate::{lines, setup};
 /// servers of a cluster wait for one of them that was killed.
 const DELETION_TIMEOUT: Duration = Duration::from_secs(65);
 
-/// Executes one command, as `as_user` or anonymously.
-pub(crate) async fn run(
-    settings: &Settings,
-    as_user: Option<UserName>,
-    command: Command,
-) -> Result<Exit, Failure> {
-    let mut secrets = setup::secrets(settings)?;
+/// Executes one command, as the user of the settings or anonymously.
+pub(crate) async fn run(settings: &Settings, command: Command) -> Result<Exit, Failure> {
+    let as_user = user_of(settings, &command);
+    let mut secrets = setup::secrets_of(settings, as_user.as_ref())?;
     if matches!(command, Command::Password(_)) {
         prompt_for_new_password(&mut secrets)?;
     }
@@ -34,7 +31,8 @@ pub(crate) async fn run(
     drop(events);
     let may_need_login = as_user.is_none() && takes_as(&command);
     if let Some(user) = as_user {
-        attempt(settings, &handle, Command::Login(user), &secrets).await?;
+        attempt(settings, &handle, Command::Login(user.clone()), &secrets).await?;
+        secrets.login = Some(user);
     }
     let done = match attempt(settings, &handle, command, &secrets).await {
         Err(Failure::Request(RequestError::Refused(refusal)))
@@ -50,7 +48,17 @@ pub(crate) async fn run(
     Ok(Exit::Done)
 }
 
-/// Returns whether this command has the flag `--as`.
+/// Returns the user of a command. That of the configuration is not for commands that a user
+/// without an account needs.
+fn user_of(settings: &Settings, command: &Command) -> Option<UserName> {
+    let configured = match command {
+        Command::Create(_) | Command::Password(_) | Command::Ping => None,
+        _ => settings.configured_user.clone(),
+    };
+    settings.as_user.clone().or(configured)
+}
+
+/// Returns whether `--as` may help if this command is denied.
 const fn takes_as(command: &Command) -> bool {
     matches!(
         command,
@@ -147,22 +155,37 @@ pub(crate) async fn attempt(
     } else {
         Duration::ZERO
     };
-    let may_prompt = secrets.password.is_none() && takes_password(&command);
+    let given = match command {
+        Command::Create(_) if secrets.login.is_some() => &secrets.new_password,
+        _ => &secrets.password,
+    };
+    let may_prompt = given.is_none() && takes_password(&command);
     let first = command::execute(handle, command.clone(), secrets.clone());
     match with_timeout(settings, handle, extension, first).await {
         Err(RequestError::Refused(refusal))
             if refusal.code == Code::Denied && may_prompt && setup::can_prompt() =>
         {
+            let mut secrets = secrets.clone();
             let password = setup::ask("Password: ")?;
-            let secrets = Secrets {
-                password,
-                ..secrets.clone()
-            };
+            if matches!(command, Command::Create(_)) && secrets.login.is_some() {
+                secrets.new_password = password;
+            } else {
+                secrets.password = password;
+            }
             let second = command::execute(handle, command, secrets);
             Ok(with_timeout(settings, handle, extension, second).await?)
         }
         outcome => Ok(outcome?),
     }
+}
+
+/// Waits for an answer up to `--timeout`.
+pub(crate) async fn within<T>(
+    settings: &Settings,
+    handle: &Handle,
+    attempt: impl Future<Output = Result<T, RequestError>>,
+) -> Result<T, RequestError> {
+    with_timeout(settings, handle, Duration::ZERO, attempt).await
 }
 
 /// Waits for an answer up to `--timeout`, which is extended while the server can be reached, or

@@ -15,9 +15,9 @@ use hark_protocol::{Code, Refusal, UserName};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::sync::{mpsc, watch};
 
-use crate::args::Settings;
 use crate::command::{self, Command, Done, Secrets};
 use crate::exit::{Exit, Failure};
+use crate::settings::Settings;
 use crate::text::escape;
 use crate::{lines, output, setup, signals};
 
@@ -29,13 +29,14 @@ const LINE_BYTES_MAX: u64 = FRAME_BYTES_MAX as u64;
 
 /// Reads commands until the end of stdin, and waits for all the answers.
 pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
-    let secrets = setup::receiving(settings)?;
+    let secrets = setup::receiving(settings, settings.user())?;
     let stop = signals::stop()?;
     let (handle, events) = setup::client(settings)?;
     let (answers, answers_in) = mpsc::channel(ANSWERS_MAX);
     let reader = Reader {
         handle: handle.clone(),
         secrets,
+        as_user: settings.as_user.clone(),
         answers,
     };
     let mut printer = Printer {
@@ -119,6 +120,8 @@ async fn is_back(link: &mut watch::Receiver<LinkState>, reason: &mut String) -> 
 struct Reader {
     handle: Handle,
     secrets: Secrets,
+    /// The user to log in as first.
+    as_user: Option<UserName>,
     answers: mpsc::Sender<Answer>,
 }
 
@@ -130,10 +133,16 @@ struct Answer {
 }
 
 impl Reader {
-    /// Reads until the end of the input, or until the client is closed.
-    async fn read(self, mut input: impl AsyncBufRead + Unpin) -> Result<(), Failure> {
+    /// Logs in as the user of `--as`, then reads until the end of the input, or until the
+    /// client is closed.
+    async fn read(mut self, mut input: impl AsyncBufRead + Unpin) -> Result<(), Failure> {
         let mut link = self.handle.link();
         let is_closed = |state: &LinkState| *state == LinkState::Closed;
+        if let Some(user) = self.as_user.take() {
+            let (handle, secrets) = (self.handle.clone(), self.secrets.clone());
+            self.secrets.login = Some(user.clone());
+            command::execute(&handle, Command::Login(user), secrets).await?;
+        }
         loop {
             let line = tokio::select! {
                 line = next_line(&mut input) => line.map_err(|error| Failure::local(format!("stdin: {error}")))?,
@@ -158,12 +167,18 @@ impl Reader {
 
     /// Sends a command and queues its pending answer for the printer. Returns
     /// whether the printer has ended.
-    async fn ask(&self, command: Command) -> bool {
+    async fn ask(&mut self, command: Command) -> bool {
         let receiver = match &command {
             Command::Connect(user) => Some(user.clone()),
             _ => None,
         };
-        let (handle, secrets) = (self.handle.clone(), self.secrets.clone());
+        let login = match &command {
+            Command::Login(user) | Command::Connect(user) => Some(user.clone()),
+            Command::Disconnect => None,
+            _ => self.secrets.login.clone(),
+        };
+        let (handle, secrets) = (self.handle.clone(), self.secrets.for_command(&command));
+        self.secrets.login = login;
         let mut attempt = async move { command::execute(&handle, command, secrets).await }.boxed();
         // The first poll queues the request in order.
         match (&mut attempt).now_or_never() {

@@ -3,20 +3,24 @@
 use std::fs;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 
 use etcetera::BaseStrategy as _;
 use hark_client::seen::FileSeenStore;
 use hark_client::{Client, Config, Events, Handle, Trust};
 use hark_prompt::Quiet;
-use hark_protocol::{DeviceName, Password};
+use hark_protocol::name::BadPassword;
+use hark_protocol::{DeviceName, Password, UserName};
 use rand::RngExt as _;
 use rand::distr::Alphanumeric;
 use zeroize::Zeroizing;
 
-use crate::args::Settings;
 use crate::command::Secrets;
 use crate::exit::Failure;
+use crate::history::HistoryFile;
+use crate::settings::Settings;
+use crate::text::escape;
 
 /// Length of the random part of a device name, in characters.
 const DEVICE_CHARS: usize = 8;
@@ -84,11 +88,35 @@ fn kept_device(path: &Path) -> io::Result<String> {
 
 /// Starts a client with a record of seen messages in files.
 pub(crate) fn client(settings: &Settings) -> Result<(Handle, Events), Failure> {
-    let seen = FileSeenStore::new(&device_dir(settings)?.join("taken"), &settings.server);
+    Ok(Client::connect(with_seen(settings)?))
+}
+
+/// As [`client`], with the local history as the journal of its sends.
+pub(crate) fn chat_client(
+    settings: &Settings,
+    history: &HistoryFile,
+) -> Result<(Handle, Events), Failure> {
     Ok(Client::connect(Config {
+        journal: Arc::new(history.clone()),
+        ..with_seen(settings)?
+    }))
+}
+
+fn with_seen(settings: &Settings) -> Result<Config, Failure> {
+    let seen = FileSeenStore::new(&device_dir(settings)?.join("taken"), &settings.server);
+    Ok(Config {
         seen: Arc::new(seen),
         ..config(settings)?
-    }))
+    })
+}
+
+/// Opens the local history of the device, or one in memory for `--no-history`.
+pub(crate) fn history(settings: &Settings) -> Result<HistoryFile, Failure> {
+    if settings.no_history {
+        return HistoryFile::in_memory().map_err(Failure::local);
+    }
+    let path = device_dir(settings)?.join("history.db");
+    HistoryFile::open(&path).map_err(Failure::local)
 }
 
 /// Returns the configuration for the chosen transport.
@@ -116,11 +144,11 @@ fn trust(settings: &Settings) -> Option<Trust> {
     named.or_else(|| settings.tls.then_some(Trust::System))
 }
 
-/// Returns the passwords and the device for a run that receives.
-pub(crate) fn receiving(settings: &Settings) -> Result<Secrets, Failure> {
+/// Returns the passwords and the device for a run that receives as this user.
+pub(crate) fn receiving(settings: &Settings, user: Option<&UserName>) -> Result<Secrets, Failure> {
     Ok(Secrets {
         device: Some(device(settings)?),
-        ..secrets(settings)?
+        ..secrets_of(settings, user)?
     })
 }
 
@@ -129,8 +157,54 @@ pub(crate) fn secrets(settings: &Settings) -> Result<Secrets, Failure> {
     Ok(Secrets {
         password: given(settings.password_file.as_deref(), "HARK_PASSWORD")?,
         new_password: given(settings.new_password_file.as_deref(), "HARK_NEW_PASSWORD")?,
-        device: None,
+        ..Secrets::default()
     })
+}
+
+/// Returns the passwords for a run as this user: from files and the environment, otherwise
+/// from the command of the configuration.
+pub(crate) fn secrets_of(settings: &Settings, user: Option<&UserName>) -> Result<Secrets, Failure> {
+    let mut secrets = secrets(settings)?;
+    let is_configured = user.is_some() && user == settings.configured_user.as_ref();
+    if secrets.password.is_none() && is_configured {
+        secrets.password.clone_from(&settings.typed_password);
+        secrets.owner = user.cloned();
+    }
+    if let Some(command) = &settings.password_command
+        && secrets.password.is_none()
+        && is_configured
+    {
+        secrets.password = Some(printed_by(command)?);
+    }
+    Ok(secrets)
+}
+
+/// Returns the password that a shell command prints.
+fn printed_by(command: &str) -> Result<Password, Failure> {
+    let failed = |why: String| Failure::local(format!("password-command {command:?}: {why}"));
+    let mut shell = shell(command);
+    shell.stdin(Stdio::inherit()).stderr(Stdio::inherit());
+    let output = shell.output().map_err(|error| failed(error.to_string()))?;
+    if !output.status.success() {
+        return Err(failed(output.status.to_string()));
+    }
+    let text = Zeroizing::new(output.stdout);
+    let text = std::str::from_utf8(&text).map_err(|_| failed("not UTF-8".to_owned()))?;
+    let line = text.lines().next().unwrap_or_default();
+    line.parse()
+        .map_err(|bad: BadPassword| failed(bad.to_string()))
+}
+
+/// Returns a command for the shell.
+pub(crate) fn shell(command: &str) -> std::process::Command {
+    let (shell, flag) = if cfg!(windows) {
+        ("cmd", "/C")
+    } else {
+        ("sh", "-c")
+    };
+    let mut shell = std::process::Command::new(shell);
+    shell.args([flag, command]);
+    shell
 }
 
 fn given(file: Option<&Path>, variable: &str) -> Result<Option<Password>, Failure> {
@@ -153,6 +227,18 @@ fn given(file: Option<&Path>, variable: &str) -> Result<Option<Password>, Failur
 /// Returns whether a password can be prompted for.
 pub(crate) fn can_prompt() -> bool {
     io::stdin().is_terminal()
+}
+
+/// Asks for a confirmation. Without a terminal, the answer is yes.
+pub(crate) fn confirm(question: &str) -> Result<bool, Failure> {
+    if !can_prompt() {
+        return Ok(true);
+    }
+    eprint!("{} [y/N] ", escape(question));
+    let mut line = String::new();
+    let read = io::stdin().read_line(&mut line);
+    read.map_err(|error| Failure::local(format!("stdin: {error}")))?;
+    Ok(matches!(line.trim(), "y" | "Y" | "yes"))
 }
 
 /// Prompts for a password without echo; `None` if the input is empty.

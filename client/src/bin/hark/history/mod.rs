@@ -34,6 +34,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use self::run::Run;
 use hark_client::sync::lock;
@@ -115,6 +116,8 @@ pub(crate) enum EntryState {
     Unknown(String),
     /// This number of messages, which the server has removed.
     Missing(u64),
+    /// A message of a user that is ignored. It is not shown, and counts as read.
+    Ignored,
 }
 
 /// The outcome of an own message.
@@ -159,6 +162,8 @@ pub(crate) struct Filed {
     pub(crate) is_new: bool,
     /// Whether the text of another user names this one.
     pub(crate) is_mention: bool,
+    /// Whether the sender is ignored: the message is not shown.
+    pub(crate) is_ignored: bool,
 }
 
 /// An own message that was never written to a server.
@@ -224,6 +229,11 @@ impl HistoryFile {
             Some(MEMORY_ENTRIES_MAX),
             None,
         ))
+    }
+
+    /// Returns whether the history ends with the process.
+    pub(crate) const fn is_in_memory(&self) -> bool {
+        self.entries_max.is_some()
     }
 
     fn new(connection: Connection, entries_max: Option<u64>, runs: Option<PathBuf>) -> Self {
@@ -330,4 +340,12 @@ impl History {
         of.query_row(select, (self.account, conversation.key()), |row| row.get(0))
             .optional()
     }
+}
+
+/// Returns the time of this machine in milliseconds since the Unix epoch.
+pub(crate) fn now_ms() -> u64 {
+    let passed = SystemTime::now().duration_since(UNIX_EPOCH);
+    passed.map_or(0, |passed| {
+        u64::try_from(passed.as_millis()).unwrap_or(u64::MAX)
+    })
 }

@@ -1,10 +1,13 @@
 //! Own messages without an outcome.
 
-use hark_protocol::UserName;
+use std::io;
+
+use hark_client::journal::{SendJournal, SendTag};
+use hark_protocol::{Sequence, UserName};
 use rusqlite::{OptionalExtension as _, Transaction};
 
 use super::run::{EndedRun, Run};
-use super::write::{Kind, NewEntry};
+use super::write::{Kind, NewEntry, own_in};
 use super::{
     Adopted, Conversation, EntryId, History, HistoryError, HistoryFile, Outcome, Result, Unsent,
 };
@@ -49,20 +52,6 @@ impl History {
         Ok(added)
     }
 
-    /// Records the outcome of an own message. If a room has sent the message back
-    /// before this outcome was known, the entry of that message is removed, and
-    /// returned.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub(crate) fn resolve(&self, id: EntryId, outcome: &Outcome) -> Result<Option<EntryId>> {
-        self.file.change(|change| match outcome {
-            Outcome::Stored(number) => self.store(change, id, *number),
-            Outcome::Refused(why) => fail(change, id, Kind::Refused, why),
-            Outcome::Unknown(why) => fail(change, id, Kind::Unknown, why),
-        })
-    }
-
     /// Adopts the own messages of processes that have ended: those that were never
     /// written to a server, in the order in which they were typed. The outcome of
     /// the others is unknown from now on.
@@ -92,7 +81,7 @@ impl History {
         Ok(adopted)
     }
 
-    fn run_error(&self, error: std::io::Error) -> HistoryError {
+    fn run_error(&self, error: io::Error) -> HistoryError {
         self.file.run_error(error)
     }
 
@@ -148,15 +137,36 @@ impl History {
     }
 }
 
+impl SendJournal for HistoryFile {
+    fn begin(&self, tag: SendTag) -> io::Result<bool> {
+        let id = EntryId(tag.0.cast_signed());
+        self.begin_write(id).map_err(io::Error::other)
+    }
+}
+
 impl HistoryFile {
     /// Records that an own message may reach a server from now on. Returns whether it
     /// still exists.
     ///
     /// # Errors
     /// If the database fails. The message must not be written in that case.
-    pub(crate) fn begin_write(&self, id: EntryId) -> Result<bool> {
+    fn begin_write(&self, id: EntryId) -> Result<bool> {
         let update = "UPDATE outbox SET is_written = TRUE WHERE entry = ?1";
         self.change(|change| Ok(change.execute(update, [id.0])? > 0))
+    }
+
+    /// Records the outcome of an own message. If a room has sent the message back
+    /// before this outcome was known, the entry of that message is removed, and
+    /// returned.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub(crate) fn resolve(&self, id: EntryId, outcome: &Outcome) -> Result<Option<EntryId>> {
+        self.change(|change| match outcome {
+            Outcome::Stored(number) => store(change, id, *number),
+            Outcome::Refused(why) => fail(change, id, Kind::Refused, why),
+            Outcome::Unknown(why) => fail(change, id, Kind::Unknown, why),
+        })
     }
 
     /// Removes an own message unless it may have reached a server, and returns its
@@ -186,13 +196,43 @@ impl HistoryFile {
         Ok(self.run.get_or_init(|| run))
     }
 
-    fn run_error(&self, error: std::io::Error) -> HistoryError {
+    fn run_error(&self, error: io::Error) -> HistoryError {
         let path = self.runs.as_deref().unwrap_or("".as_ref());
         HistoryError::File {
             path: path.display().to_string(),
             error,
         }
     }
+}
+
+fn store(
+    change: &Transaction<'_>,
+    id: EntryId,
+    number: Option<Sequence>,
+) -> rusqlite::Result<Option<EntryId>> {
+    let select = "SELECT account, log FROM entry WHERE id = ?1";
+    let place: Option<(i64, String)> = change
+        .query_row(select, [id.0], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let mut repeat = None;
+    if let (Some((account, log)), Some(number)) = (place, number)
+        && let Some(sent_back) = own_in(change, account, &log, number)?
+        && sent_back != id
+    {
+        let take = "UPDATE entry SET time_ms = (SELECT time_ms FROM entry WHERE id = ?2) \
+             WHERE id = ?1";
+        change.execute(take, (id.0, sent_back.0))?;
+        change.execute("DELETE FROM entry WHERE id = ?1", [sent_back.0])?;
+        repeat = Some(sent_back);
+    }
+    let update = "UPDATE entry SET kind = ?2, number = ?3 WHERE id = ?1 AND kind = ?4";
+    let (stored, pending) = (Kind::Stored as i64, Kind::Pending as i64);
+    change.execute(
+        update,
+        (id.0, stored, number.map(|number| number.0), pending),
+    )?;
+    change.execute("DELETE FROM outbox WHERE entry = ?1", [id.0])?;
+    Ok(repeat)
 }
 
 fn fail(

@@ -1,5 +1,6 @@
 //! Reading of the history.
 
+use hark_client::journal::SendTag;
 use hark_protocol::{RoomName, Sequence, UserName};
 use rusqlite::{Row, Transaction};
 
@@ -145,6 +146,20 @@ impl History {
         })
     }
 
+    /// Returns the users that are ignored, sorted.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub(crate) fn ignored(&self) -> Result<Vec<UserName>> {
+        let select = "SELECT user FROM ignored WHERE account = ?1 ORDER BY user";
+        self.file.read(|of| {
+            let mut select = of.prepare(select)?;
+            let names = select.query_map([self.account], |row| row.get::<_, String>(0))?;
+            let names: Vec<String> = names.collect::<rusqlite::Result<_>>()?;
+            Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+        })
+    }
+
     /// Returns the other user of a room of two, if it is known.
     ///
     /// # Errors
@@ -185,6 +200,12 @@ impl EntryId {
 
     /// A place behind every entry.
     const END: Self = Self(i64::MAX);
+
+    /// Returns the name of an own message for the client, which calls the journal
+    /// before it writes the message.
+    pub(crate) const fn tag(self) -> SendTag {
+        SendTag(self.0.cast_unsigned())
+    }
 }
 
 /// Reads the columns [`COLUMNS`].
@@ -198,6 +219,7 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
         Kind::Stored => EntryState::Stored,
         Kind::Refused => EntryState::Refused(detail),
         Kind::Unknown => EntryState::Unknown(detail),
+        Kind::Ignored => EntryState::Ignored,
         Kind::Missing => EntryState::Missing(detail.parse().unwrap_or(0)),
     };
     Ok(Entry {

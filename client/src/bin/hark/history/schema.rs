@@ -39,6 +39,11 @@ CREATE TABLE talk (
     user TEXT NOT NULL,
     PRIMARY KEY (account, room)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE ignored (
+    account INTEGER NOT NULL REFERENCES account,
+    user TEXT NOT NULL,
+    PRIMARY KEY (account, user)
+) STRICT, WITHOUT ROWID;
 CREATE TABLE entry (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     account INTEGER NOT NULL REFERENCES account,

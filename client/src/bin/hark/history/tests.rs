@@ -1,5 +1,6 @@
 use std::time::{Duration, Instant};
 
+use hark_client::journal::SendJournal as _;
 use hark_protocol::message::Gap;
 use hark_protocol::{Delivery, RoomName, Sequence, UserName};
 
@@ -126,7 +127,7 @@ fn own_message_keeps_its_outcome() {
         let (conversation, id) = history.add_pending(&bob, "hello", 5).unwrap();
         let newest = |history: &History| history.page(&conversation, None, 1).unwrap().remove(0);
         assert_eq!(newest(&history).state, EntryState::Pending);
-        assert_eq!(history.resolve(id, &outcome).unwrap(), None);
+        assert_eq!(history.file.resolve(id, &outcome).unwrap(), None);
         assert_eq!(newest(&history).state, state);
         assert_eq!(newest(&history).sender, Some(user("ann")));
     }
@@ -140,6 +141,7 @@ fn own_message_sent_back_by_a_room_is_one() {
     // The outcome is known first.
     let (conversation, id) = history.add_pending(&user("#team"), "hello", 5).unwrap();
     history
+        .file
         .resolve(id, &Outcome::Stored(Some(Sequence(1))))
         .unwrap();
     let filed = history.receive(Some(&team), &said(1));
@@ -149,6 +151,7 @@ fn own_message_sent_back_by_a_room_is_one() {
     let filed = history.receive(Some(&team), &said(2));
     assert!(filed.is_new);
     let removed = history
+        .file
         .resolve(id, &Outcome::Stored(Some(Sequence(2))))
         .unwrap();
     assert_eq!(removed, Some(filed.id));
@@ -190,7 +193,7 @@ fn unsent_messages_are_adopted_after_the_end() {
     let other = first.file.of("here:1", &user("cid")).unwrap();
     other.add_pending(&bob, "of another user", 7).unwrap();
     second.add_pending(&bob, "of the second", 8).unwrap();
-    assert!(first.file.begin_write(written).unwrap());
+    assert!(first.file.begin(written.tag()).unwrap());
     assert_eq!(second.adopt().unwrap(), Adopted::default());
     drop((first, other));
     let adopted = second.adopt().unwrap();
@@ -213,10 +216,10 @@ fn message_is_withdrawn_before_it_is_written() {
     let (conversation, first) = history.add_pending(&user("bob"), "one", 5).unwrap();
     let (_, second) = history.add_pending(&user("bob"), "two", 6).unwrap();
     let file = &history.file;
-    assert!(file.begin_write(first).unwrap());
+    assert!(file.begin(first.tag()).unwrap());
     assert_eq!(file.withdraw(first).unwrap(), None);
     assert_eq!(file.withdraw(second).unwrap().as_deref(), Some("two"));
-    assert!(!file.begin_write(second).unwrap());
+    assert!(!file.begin(second.tag()).unwrap());
     assert_eq!(history.texts(&conversation), ["one"]);
 }
 
@@ -233,6 +236,30 @@ fn missing_messages_are_an_entry() {
     assert!(!history.add_missing(&gap, 6).unwrap().is_new);
     let page = history.page(&Conversation::Room(room("#team")), None, 9);
     assert_eq!(page.unwrap()[0].state, EntryState::Missing(4));
+}
+
+#[test]
+fn ignored_user_is_filed_as_read() {
+    let history = ann();
+    history.ignore(&user("bob"), true).unwrap();
+    history.ignore(&user("bob"), true).unwrap();
+    assert_eq!(history.ignored().unwrap(), [user("bob")]);
+    let team = room("#team");
+    let filed = history.receive(Some(&team), &delivery("bob", 1, "ann?"));
+    assert!(filed.is_ignored && !filed.is_mention);
+    assert!(
+        !history
+            .receive(Some(&team), &delivery("cid", 2, "hello"))
+            .is_ignored
+    );
+    let summary = history.summary(&Conversation::Room(team));
+    assert_eq!((summary.unread, summary.mentions), (1, 0));
+    history.ignore(&user("bob"), false).unwrap();
+    assert!(
+        !history
+            .receive(None, &delivery("bob", 3, "back"))
+            .is_ignored
+    );
 }
 
 #[test]

@@ -16,6 +16,7 @@ pub(super) enum Kind {
     Refused = 3,
     Unknown = 4,
     Missing = 5,
+    Ignored = 6,
 }
 
 impl From<i64> for Kind {
@@ -26,6 +27,7 @@ impl From<i64> for Kind {
             3 => Self::Refused,
             4 => Self::Unknown,
             5 => Self::Missing,
+            6 => Self::Ignored,
             _ => Self::Received,
         }
     }
@@ -71,24 +73,31 @@ impl History {
         let (room, delivery) = (message.room, message.delivery);
         let is_own = room.is_some() && delivery.sender.as_ref() == Some(&self.user);
         let conversation = self.place(change, room, delivery.sender.as_ref())?;
-        let is_mention = room.is_some() && !is_own && mentions(&delivery.text, &self.user);
+        let is_ignored = self.ignores(change, delivery.sender.as_ref())?;
+        let is_mention =
+            room.is_some() && !is_own && !is_ignored && mentions(&delivery.text, &self.user);
         let filed = |id, is_new| Filed {
             conversation: conversation.clone(),
             id,
             is_new,
             is_mention,
+            is_ignored,
         };
         let log = room.map_or("", RoomName::as_str);
         if let Some(id) = self.present(change, log, delivery.sequence, delivery.time_ms)? {
             return Ok(filed(id, false));
         }
-        if is_own && let Some(id) = self.own(change, log, delivery.sequence)? {
+        if is_own && let Some(id) = own_in(change, self.account, log, delivery.sequence)? {
             let update = "UPDATE entry SET time_ms = ?2 WHERE id = ?1";
             change.execute(update, (id.0, delivery.time_ms))?;
             return Ok(filed(id, false));
         }
         let entry = NewEntry {
-            kind: if is_own { Kind::Stored } else { Kind::Received },
+            kind: match (is_own, is_ignored) {
+                (true, _) => Kind::Stored,
+                (false, true) => Kind::Ignored,
+                (false, false) => Kind::Received,
+            },
             conversation: &conversation,
             log,
             number: Some(delivery.sequence),
@@ -136,39 +145,9 @@ impl History {
                 id,
                 is_new,
                 is_mention: false,
+                is_ignored: false,
             })
         })
-    }
-
-    pub(super) fn store(
-        &self,
-        change: &Transaction<'_>,
-        id: EntryId,
-        number: Option<Sequence>,
-    ) -> rusqlite::Result<Option<EntryId>> {
-        let select = "SELECT log FROM entry WHERE id = ?1";
-        let log: Option<String> = change
-            .query_row(select, [id.0], |row| row.get(0))
-            .optional()?;
-        let mut repeat = None;
-        if let (Some(log), Some(number)) = (log, number)
-            && let Some(sent_back) = self.own(change, &log, number)?
-            && sent_back != id
-        {
-            let take = "UPDATE entry SET time_ms = (SELECT time_ms FROM entry WHERE id = ?2) \
-                 WHERE id = ?1";
-            change.execute(take, (id.0, sent_back.0))?;
-            change.execute("DELETE FROM entry WHERE id = ?1", [sent_back.0])?;
-            repeat = Some(sent_back);
-        }
-        let update = "UPDATE entry SET kind = ?2, number = ?3 WHERE id = ?1 AND kind = ?4";
-        let (stored, pending) = (Kind::Stored as i64, Kind::Pending as i64);
-        change.execute(
-            update,
-            (id.0, stored, number.map(|number| number.0), pending),
-        )?;
-        change.execute("DELETE FROM outbox WHERE entry = ?1", [id.0])?;
-        Ok(repeat)
     }
 
     /// Marks a conversation as read up to an entry. The mark only grows.
@@ -200,6 +179,32 @@ impl History {
             self.mark_read(&conversation, EntryId(id))?;
         }
         Ok(conversation)
+    }
+
+    /// Ignores a user from now on, or no longer.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub(crate) fn ignore(&self, user: &UserName, is_ignored: bool) -> Result<()> {
+        let sql = if is_ignored {
+            "INSERT OR IGNORE INTO ignored (account, user) VALUES (?1, ?2)"
+        } else {
+            "DELETE FROM ignored WHERE account = ?1 AND user = ?2"
+        };
+        self.file.change(|change| {
+            change.execute(sql, (self.account, user.as_str()))?;
+            Ok(())
+        })
+    }
+
+    fn ignores(
+        &self,
+        change: &Transaction<'_>,
+        sender: Option<&UserName>,
+    ) -> rusqlite::Result<bool> {
+        let select = "SELECT EXISTS (SELECT * FROM ignored WHERE account = ?1 AND user = ?2)";
+        let name = sender.map(UserName::as_str);
+        change.query_row(select, (self.account, name), |row| row.get(0))
     }
 
     /// Records that a room is the conversation with a user, as `talk` answers. Its
@@ -304,21 +309,6 @@ impl History {
         let id = change.query_row(select, key, |row| row.get(0)).optional()?;
         Ok(id.map(EntryId))
     }
-
-    /// Returns the own message with this number of a room. The time of an entry from
-    /// [`Self::add_pending`] is not that of the server.
-    fn own(
-        &self,
-        change: &Transaction<'_>,
-        log: &str,
-        number: Sequence,
-    ) -> rusqlite::Result<Option<EntryId>> {
-        let select = "SELECT id FROM entry WHERE account = ?1 AND log = ?2 AND number = ?3 \
-             AND kind = ?4";
-        let key = (self.account, log, number.0, Kind::Stored as i64);
-        let id = change.query_row(select, key, |row| row.get(0)).optional()?;
-        Ok(id.map(EntryId))
-    }
 }
 
 impl HistoryFile {
@@ -334,6 +324,21 @@ impl HistoryFile {
             Ok(())
         })
     }
+}
+
+/// Returns the own message with this number of a room. The time of an entry from
+/// [`History::add_pending`] is not that of the server.
+pub(super) fn own_in(
+    change: &Transaction<'_>,
+    account: i64,
+    log: &str,
+    number: Sequence,
+) -> rusqlite::Result<Option<EntryId>> {
+    let select =
+        "SELECT id FROM entry WHERE account = ?1 AND log = ?2 AND number = ?3 AND kind = ?4";
+    let key = (account, log, number.0, Kind::Stored as i64);
+    let id = change.query_row(select, key, |row| row.get(0)).optional()?;
+    Ok(id.map(EntryId))
 }
 
 /// Returns whether a text names a user: as a word, regardless of case.

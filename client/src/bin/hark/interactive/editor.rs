@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use hark_client::sync::lock;
 
@@ -18,6 +19,10 @@ use crate::text::is_unsafe;
 
 /// Largest number of names kept for completion.
 const NAMES_MAX: usize = 10_000;
+
+/// Time after another key within which a Tab is part of a paste. Nobody types that fast,
+/// and a terminal without bracketed paste sends the text at once.
+const PASTE_WITHIN: Duration = Duration::from_millis(20);
 
 /// Known names of users and rooms, shared between the chat and the completion.
 #[derive(Debug, Clone, Default)]
@@ -68,10 +73,24 @@ impl SeenNames {
 /// Completes the line being typed.
 #[derive(Debug)]
 pub(crate) struct Completion {
-    pub(crate) names: SeenNames,
+    names: SeenNames,
+    // The time of the last change of the line; held for one access.
+    changed_at: Mutex<Option<Instant>>,
 }
 
 impl Completion {
+    pub(crate) fn new(names: SeenNames) -> Self {
+        Self {
+            names,
+            changed_at: Mutex::default(),
+        }
+    }
+
+    /// Returns whether a Tab at this time is a part of pasted text.
+    fn is_pasting(&self, now: Instant) -> bool {
+        lock(&self.changed_at).is_some_and(|changed| now.duration_since(changed) < PASTE_WITHIN)
+    }
+
     /// Returns the start of the word before the cursor, and its completions.
     fn candidates(&self, before: &str) -> (usize, Vec<String>) {
         let start = before.rfind(' ').map_or(0, |space| space + 1);
@@ -115,12 +134,23 @@ impl Completer for Completion {
         pos: usize,
         _: &Context<'_>,
     ) -> rustyline::Result<(usize, Vec<String>)> {
+        let now = Instant::now();
+        if line.is_empty() || self.is_pasting(now) {
+            *lock(&self.changed_at) = Some(now);
+            return Ok((pos, vec!["\t".to_owned()]));
+        }
         Ok(self.candidates(line.get(..pos).unwrap_or(line)))
     }
 }
 
 impl Hinter for Completion {
     type Hint = String;
+
+    /// Returns no hint: the editor calls this after each key that changes the line.
+    fn hint(&self, _: &str, _: usize, _: &Context<'_>) -> Option<String> {
+        *lock(&self.changed_at) = Some(Instant::now());
+        None
+    }
 }
 
 impl Highlighter for Completion {}
@@ -142,7 +172,7 @@ mod tests {
             "amy\u{202e}".parse().unwrap(),
         ]);
         names.learn_rooms(&["#team".parse().unwrap()]);
-        let (found, candidates) = Completion { names }.candidates(before);
+        let (found, candidates) = Completion::new(names).candidates(before);
         assert_eq!(
             (found, candidates),
             (
@@ -163,5 +193,19 @@ mod tests {
         check("talk ", 5, &["user2 ", "user3 "]);
         check("send user2 us", 11, &[]);
         check("list us", 5, &[]);
+    }
+
+    #[test]
+    fn tab_right_after_another_key_is_pasted() {
+        let completion = Completion::new(SeenNames::default());
+        let history = rustyline::history::DefaultHistory::new();
+        let context = Context::new(&history);
+        let complete = |line: &str| completion.complete(line, line.len(), &context).unwrap().1;
+        assert_eq!(complete("se"), ["send ", "seen "]);
+        completion.hint("se", 2, &context);
+        assert_eq!(complete("se"), ["\t"]);
+        let later = Instant::now() + PASTE_WITHIN;
+        assert!(!completion.is_pasting(later));
+        assert_eq!(complete(""), ["\t"], "it may begin a paste");
     }
 }

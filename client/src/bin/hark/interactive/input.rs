@@ -7,11 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hark_client::LinkState;
+use hark_client::sync::lock;
+use hark_protocol::UserName;
 
 use super::prompt::LinkPrompt;
 use super::terminal::Input;
 use super::{Chat, JOBS_MAX, PROMPT_AFTER, PROMPT_SOON};
 use crate::command::{self, Command};
+use crate::text::escape_name;
 
 /// State of a command that still delays the prompt.
 #[derive(Debug, Default)]
@@ -21,8 +24,12 @@ pub(super) struct Foreground {
 }
 
 impl Chat {
-    pub(super) async fn read_commands(self: &Arc<Self>) {
+    /// Connects as `user`, if there is one, and reads commands until the user leaves.
+    pub(super) async fn read_commands(self: &Arc<Self>, user: Option<UserName>) {
         self.wait_for_link_state().await;
+        if let Some(user) = user {
+            self.start(Command::Connect(user)).await;
+        }
         let mut was_interrupted = false;
         loop {
             match self.terminal.read(self.prompt()).await {
@@ -66,7 +73,13 @@ impl Chat {
         if line.trim().is_empty() {
             return ControlFlow::Continue(());
         }
-        match command::parse(line) {
+        let command = command::parse(&self.expanded(line));
+        let confirmed = lock(&self.to_delete).take();
+        match command {
+            Ok(Command::Delete(name)) if confirmed.as_ref() != Some(&name) => {
+                self.say(self.style.notice(&confirmation(&name))).await;
+                *lock(&self.to_delete) = Some(name);
+            }
             Ok(Command::Quit) => return ControlFlow::Break(()),
             Ok(Command::Help) => self.say(command::help()).await,
             Ok(_) if self.jobs.len() >= JOBS_MAX => {
@@ -75,13 +88,30 @@ impl Chat {
             }
             Ok(Command::Send(user, text)) => {
                 let foreground = Arc::default();
-                self.run(Arc::clone(self).send(user, text), &foreground, PROMPT_SOON)
-                    .await;
+                let id = self.file_typed(&user, &text).await;
+                let job = Arc::clone(self).send(user, text, id);
+                self.run(job, &foreground, PROMPT_SOON).await;
+            }
+            Ok(Command::Undo) => self.run_here(Arc::clone(self).undo()).await,
+            Ok(Command::Ignore(user)) => self.run_here(Arc::clone(self).ignore(user, true)).await,
+            Ok(Command::Unignore(user)) => {
+                self.run_here(Arc::clone(self).ignore(user, false)).await;
+            }
+            Ok(Command::Recall(user, count)) => {
+                self.run_here(Arc::clone(self).recall(user, count)).await;
             }
             Ok(command) => self.start(command).await,
             Err(bad) => self.say(self.style.bad(&bad.to_string())).await,
         }
         ControlFlow::Continue(())
+    }
+
+    /// Replaces an alias at the beginning of a line.
+    fn expanded(&self, line: &str) -> String {
+        let line = line.trim_start();
+        let (word, rest) = line.split_at(line.find(' ').unwrap_or(line.len()));
+        let beginning = self.aliases.get(word).map_or(word, String::as_str);
+        format!("{beginning}{rest}")
     }
 
     async fn start(self: &Arc<Self>, command: Command) {
@@ -98,6 +128,13 @@ impl Chat {
             }
             (command, _) => command,
         };
+        match &command {
+            Command::Login(user) | Command::Connect(user) => {
+                self.expected_user.set(Some(user.clone()));
+            }
+            Command::Disconnect => self.expected_user.set(None),
+            _ => {}
+        }
         let foreground = Arc::<Foreground>::default();
         let job = Arc::clone(self).execute(command, Arc::clone(&foreground));
         if !self.run(job, &foreground, PROMPT_AFTER).await && !self.current_server.is_up() {
@@ -108,7 +145,12 @@ impl Chat {
     /// Prints a text before or along with the next prompt.
     async fn say(self: &Arc<Self>, text: String) {
         let chat = Arc::clone(self);
-        let job = async move { chat.terminal.show(text).await };
+        self.run_here(async move { chat.terminal.show(text).await })
+            .await;
+    }
+
+    /// Runs a command that needs no answer of the server.
+    async fn run_here(&self, job: impl Future<Output = ()> + Send + 'static) {
         self.run(job, &Foreground::default(), PROMPT_SOON).await;
     }
 
@@ -135,4 +177,10 @@ impl Chat {
         self.jobs.spawn(job);
         false
     }
+}
+
+/// Returns the question before a deletion.
+fn confirmation(name: &UserName) -> String {
+    let name = escape_name(name.as_str());
+    format!("{name} and all its messages will be deleted for good: repeat the line to confirm")
 }

@@ -6,6 +6,7 @@
 //! | `mod.rs` | the chat, from its start to its end |
 //! | `input.rs` | the lines that are typed, and the jobs that they start |
 //! | `requests.rs` | requests to the server, with their passwords |
+//! | `records.rs` | the local history: what is stored, shown, and sent later |
 //! | `display.rs` | display of events, and acknowledgement |
 //! | `terminal.rs`, `owner.rs` | the threads that read lines and print texts |
 //! | `editor.rs`, `prompt.rs`, `style.rs` | completion, the prompt, formats |
@@ -15,18 +16,19 @@ mod editor;
 mod input;
 mod owner;
 mod prompt;
+mod records;
 mod requests;
 pub(crate) mod style;
 mod terminal;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt as _;
 use hark_client::Handle;
-use hark_protocol::{RoomName, Sequence};
+use hark_protocol::{RoomName, Sequence, UserName};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
@@ -35,9 +37,10 @@ use self::editor::{Completion, SeenNames};
 use self::prompt::{CurrentServer, CurrentUser};
 use self::style::Style;
 use self::terminal::Terminal;
-use crate::args::Settings;
 use crate::command::Secrets;
 use crate::exit::{Exit, Failure};
+use crate::history::{Conversation, EntryId, HistoryFile};
+use crate::settings::Settings;
 use crate::signals::{self, Interrupts, Termination};
 use crate::{piped, setup};
 
@@ -62,18 +65,17 @@ const JOBS_MAX: usize = 2048;
 
 /// Runs the chat until the user leaves.
 pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
-    let secrets = setup::receiving(settings)?;
+    let secrets = setup::receiving(settings, settings.user())?;
     let (mut interrupts, mut termination) = (signals::interrupts()?, signals::termination()?);
-    let style = Style::of_terminal();
+    let style = Style::of_terminal(settings.colors);
     let names = SeenNames::default();
     let history = setup::state_dir(settings)?.join("history");
-    let completion = Completion {
-        names: names.clone(),
-    };
+    let completion = Completion::new(names.clone());
     let Some((terminal, threads)) = Terminal::open(completion, style.is_colored, history)? else {
         return piped::run(settings).await;
     };
-    let (handle, events) = setup::client(settings)?;
+    let records = setup::history(settings)?;
+    let (handle, events) = setup::chat_client(settings, &records)?;
     let chat = Arc::new(Chat {
         handle,
         terminal,
@@ -81,16 +83,25 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
         secrets,
         names,
         user: CurrentUser::default(),
+        expected_user: CurrentUser::default(),
+        records,
+        servers: settings.server.clone(),
+        record_failure: Mutex::default(),
+        typed: Mutex::default(),
+        read: Mutex::default(),
         current_server: CurrentServer::new(&settings.server),
         identity_changes: watch::Sender::default(),
         marks: Mutex::default(),
         is_marking: AtomicBool::new(false),
+        is_leaving: AtomicBool::new(false),
+        to_delete: Mutex::default(),
+        aliases: settings.aliases.clone(),
         showing: tokio::sync::Mutex::default(),
         jobs: TaskTracker::new(),
     });
     let watching = tokio::spawn(Arc::clone(&chat).watch(events));
     let is_terminated = tokio::select! {
-        () = chat.read_commands() => false,
+        () = chat.read_commands(settings.user().cloned()) => false,
         () = termination.received() => true,
     };
     // Earlier interrupts were meant for a command.
@@ -128,6 +139,19 @@ struct Chat {
     secrets: Secrets,
     names: SeenNames,
     user: CurrentUser,
+    /// The user after all commands that were typed.
+    expected_user: CurrentUser,
+    /// The local history, of each user of these servers.
+    records: HistoryFile,
+    servers: String,
+    // The last failure of the history that was shown; held for one access.
+    record_failure: Mutex<Option<String>>,
+    // The own messages that may be taken back, the last one at the end; held for one
+    // access.
+    typed: Mutex<Vec<EntryId>>,
+    // The last entries that were shown and are not marked as read in the history;
+    // held for one access.
+    read: Mutex<BTreeMap<(UserName, Conversation), EntryId>>,
     current_server: CurrentServer,
     /// Number of commands that change the user and have not printed their
     /// outcome, which precedes the user's messages.
@@ -137,6 +161,12 @@ struct Chat {
     marks: Mutex<BTreeMap<RoomName, Sequence>>,
     /// Whether marks are being sent.
     is_marking: AtomicBool,
+    /// Whether the chat ends: a line that is not sent is kept.
+    is_leaving: AtomicBool,
+    // The account or room that the next line may delete; held for one access.
+    to_delete: Mutex<Option<UserName>>,
+    /// Words that stand for the beginning of a command.
+    aliases: BTreeMap<String, String>,
     /// Held from displaying a message until acknowledging it.
     showing: tokio::sync::Mutex<()>,
     /// Commands that continue after the prompt has returned.
@@ -147,11 +177,12 @@ impl Chat {
     /// Leaves the chat after pending requests have completed or timed out, and
     /// shows their outcomes.
     async fn leave(
-        &self,
+        self: &Arc<Self>,
         timeout: Duration,
         mut interrupts: Interrupts,
         mut termination: Termination,
     ) -> usize {
+        self.is_leaving.store(true, Ordering::Relaxed);
         self.terminal.stop_reading();
         let waiting = self.handle.unanswered();
         if waiting > 0 {
@@ -163,6 +194,7 @@ impl Chat {
         }
         // Displayed messages are acknowledged on this link.
         drop(self.showing.lock().await);
+        self.mark_records().await;
         if self.current_server.is_up() {
             drop(tokio::time::timeout(LEAVE_WITHIN, self.mark_read()).await);
         }
@@ -178,10 +210,12 @@ impl Chat {
 
     /// Leaves the chat at once. Texts may be stuck in the editor, so every wait
     /// is bounded.
-    async fn leave_now(&self, watching: JoinHandle<()>) -> usize {
+    async fn leave_now(self: &Arc<Self>, watching: JoinHandle<()>) -> usize {
+        self.is_leaving.store(true, Ordering::Relaxed);
         self.terminal.give_up_reading();
         let shown = tokio::time::timeout(LEAVE_WITHIN, self.showing.lock()).await;
         drop(shown);
+        drop(tokio::time::timeout(LEAVE_WITHIN, self.mark_records()).await);
         let given_up = self.handle.close(LEAVE_WITHIN).await;
         self.jobs.close();
         let said = async { tokio::join!(self.jobs.wait(), watching) };

@@ -12,7 +12,8 @@ use tokio::sync::watch;
 
 use super::input::Foreground;
 use super::{Chat, PENDING_AFTER};
-use crate::command::{self, Command, Done};
+use crate::command::{self, Command, Done, Secrets};
+use crate::history::EntryId;
 use crate::text::escape_name;
 
 /// Counts a command that changes the user, until dropped.
@@ -32,13 +33,19 @@ impl Drop for IdentityChange<'_> {
 }
 
 impl Chat {
-    pub(super) async fn send(self: Arc<Self>, user: UserName, text: ByteString) {
+    /// Sends a message, which the history has under this id if the user is logged in.
+    pub(super) async fn send(
+        self: Arc<Self>,
+        user: UserName,
+        text: ByteString,
+        id: Option<EntryId>,
+    ) {
         let sending = async {
-            self.handle
-                .send(user.clone(), text.clone())
-                .await?
-                .await
-                .map(|_| Done::Plain)
+            let (user, text) = (user.clone(), text.clone());
+            match id {
+                Some(id) => self.handle.send_tagged(user, text, id.tag()).await?.await,
+                None => self.handle.send(user, text).await?.await,
+            }
         };
         let mut sending = pin!(sending);
         let outcome = match tokio::time::timeout(PENDING_AFTER, &mut sending).await {
@@ -51,7 +58,15 @@ impl Chat {
                 sending.await
             }
         };
-        let status = self.style.send_status(&outcome);
+        let is_kept = match id {
+            Some(id) => self.file_outcome(id, &outcome).await,
+            None => false,
+        };
+        let status = if is_kept {
+            self.style.kept()
+        } else {
+            self.style.send_status(&outcome)
+        };
         self.terminal
             .show(self.style.sent(&user, &text, &status))
             .await;
@@ -64,7 +79,21 @@ impl Chat {
         let changes_identity = matches!(command, Command::Connect(_) | Command::Login(_));
         let _identity_change =
             changes_identity.then(|| IdentityChange::begin(&self.identity_changes));
-        let mut secrets = self.secrets.clone();
+        let mut secrets = Secrets {
+            login: self.user.get(),
+            ..self.secrets.for_command(&command)
+        };
+        if let Command::Create(user) = &command
+            && secrets.login.is_some()
+            && secrets.password.is_some()
+            && secrets.new_password.is_none()
+        {
+            let prompt = format!("Password for {}: ", escape_name(user.as_str()));
+            match self.ask(prompt, true, &foreground).await {
+                Some(new) => secrets.new_password = Some(new),
+                None => return self.notice("no account was created").await,
+            }
+        }
         if let (Command::Password(Some(user)), None) = (&command, &secrets.new_password) {
             let prompt = format!("New password for {}: ", escape_name(user.as_str()));
             match self.ask(prompt, true, &foreground).await {
@@ -73,17 +102,42 @@ impl Chat {
             }
         }
         let mut outcome = command::execute(&self.handle, command.clone(), secrets.clone()).await;
+        let is_new = matches!(command, Command::Create(_)) && secrets.login.is_some();
+        let given = if is_new {
+            &secrets.new_password
+        } else {
+            &secrets.password
+        };
         if is_denied(&outcome)
-            && secrets.password.is_none()
+            && given.is_none()
             && let Some(password) = self.ask_password(&command, &foreground).await
         {
-            secrets.password = Some(password);
+            if is_new {
+                secrets.new_password = Some(password);
+            } else {
+                secrets.password = Some(password);
+            }
             outcome = command::execute(&self.handle, command.clone(), secrets).await;
         }
         self.update(&command, &outcome);
+        self.after(&command, &outcome);
         self.terminal
             .show(self.style.outcome(&command, &outcome))
             .await;
+    }
+
+    /// Continues after a command: with the lines of former runs, and the room of a
+    /// conversation.
+    fn after(self: &Arc<Self>, command: &Command, outcome: &Result<Done, RequestError>) {
+        match (command, outcome) {
+            (Command::Login(user) | Command::Connect(user), Ok(_)) => {
+                self.jobs.spawn(Arc::clone(self).send_kept(user.clone()));
+            }
+            (Command::Login(_) | Command::Connect(_), Err(_)) => {
+                self.expected_user.set(self.user.get());
+            }
+            _ => {}
+        }
     }
 
     /// Prompts for the password that a denied command needs.

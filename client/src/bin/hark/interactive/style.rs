@@ -10,6 +10,8 @@ use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 
 use crate::command::{Command, Done};
+use crate::history::{self, EntryState};
+use crate::settings::Colors;
 use crate::text::{block, escape, escape_name};
 
 /// Length of the excerpt of a sent text, in characters.
@@ -22,10 +24,14 @@ pub(crate) struct Style {
 }
 
 impl Style {
-    /// Uses colors unless `NO_COLOR` is set. For terminals only.
-    pub(crate) fn of_terminal() -> Self {
+    /// Uses colors as configured, by default unless `NO_COLOR` is set. For terminals only.
+    pub(crate) fn of_terminal(colors: Colors) -> Self {
         Self {
-            is_colored: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+            is_colored: match colors {
+                Colors::Always => true,
+                Colors::Never => false,
+                Colors::Auto => std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+            },
         }
     }
 
@@ -98,7 +104,7 @@ impl Style {
     }
 
     /// Formats the status of an answered send.
-    pub(crate) fn send_status(self, outcome: &Result<Done, RequestError>) -> String {
+    pub(crate) fn send_status<T>(self, outcome: &Result<T, RequestError>) -> String {
         match outcome {
             Ok(_) => self.good("stored"),
             Err(error) => self.error(error),
@@ -111,6 +117,35 @@ impl Style {
             "pending"
         } else {
             "pending (waiting for the server)"
+        })
+    }
+
+    /// Formats the status of a line that the next start of hark sends.
+    pub(crate) fn kept(self) -> String {
+        self.dim("not sent; kept for the next start")
+    }
+
+    /// Formats an entry of the local history.
+    pub(crate) fn entry(self, entry: &history::Entry, now: &Zoned) -> String {
+        let delivery = Delivery {
+            sequence: entry.number.unwrap_or_default(),
+            sender: entry.sender.clone(),
+            time_ms: entry.time_ms,
+            text: entry.text.as_str().into(),
+        };
+        let status = match &entry.state {
+            EntryState::Received | EntryState::Stored | EntryState::Ignored => None,
+            EntryState::Pending => Some(self.pending(true)),
+            EntryState::Refused(why) => Some(format!("{} {}", self.bad("refused:"), block(why, 2))),
+            EntryState::Unknown(why) => Some(format!("{} {}", self.bad("unknown:"), block(why, 2))),
+            EntryState::Missing(count) => {
+                let notice = format!("{count} messages are missing: the server has removed them");
+                return self.notice(&notice);
+            }
+        };
+        let message = self.message(entry.room.as_ref(), &delivery, now);
+        status.map_or(message.clone(), |status| {
+            format!("{message} {} {status}", self.dim("…"))
         })
     }
 
@@ -290,7 +325,7 @@ pub(crate) fn missing(gap: &Gap) -> String {
 }
 
 /// Formats the time of day, with the date unless it is today.
-fn local_time(time_ms: u64, now: &Zoned) -> String {
+pub(crate) fn local_time(time_ms: u64, now: &Zoned) -> String {
     let timestamp = i64::try_from(time_ms)
         .ok()
         .and_then(|ms| Timestamp::from_millisecond(ms).ok());
@@ -380,7 +415,7 @@ mod tests {
     #[test]
     fn sent_line_shows_its_status() {
         let bob = "bob".parse().unwrap();
-        let stored = PLAIN.send_status(&Ok(Done::Plain));
+        let stored = PLAIN.send_status(&Ok(()));
         assert_eq!(
             PLAIN.sent(&bob, "hello, again", &stored),
             "→ bob: hello, again … stored"
