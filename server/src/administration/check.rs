@@ -35,7 +35,10 @@ enum Stage {
     Users(Option<UserName>),
     /// The rooms from this place on.
     Rooms(u64),
+    /// Nothing: the last logs are read.
     Done,
+    /// The last report was returned.
+    Over,
 }
 
 /// A log to check.
@@ -77,15 +80,17 @@ impl Check {
         let began = Instant::now();
         loop {
             let Some(log) = self.logs.pop_front() else {
-                if matches!(self.stage, Stage::Done) {
-                    return None;
+                match self.stage {
+                    Stage::Over => return None,
+                    Stage::Done => {
+                        self.stage = Stage::Over;
+                        return Some(Ok(self.report.clone()));
+                    }
+                    Stage::Users(_) | Stage::Rooms(_) => {}
                 }
                 if let Err(unavailable) = self.look_up().await {
-                    self.stage = Stage::Done;
+                    self.stage = Stage::Over;
                     return Some(Err(unavailable));
-                }
-                if matches!(self.stage, Stage::Done) && self.logs.is_empty() {
-                    return Some(Ok(self.report.clone()));
                 }
                 continue;
             };
@@ -93,7 +98,7 @@ impl Check {
             self.report.logs += 1;
             if checked.is_err() {
                 if !self.admin.store.is_available() {
-                    self.stage = Stage::Done;
+                    self.stage = Stage::Over;
                     self.logs.clear();
                     return Some(Err(Unavailable));
                 }
@@ -139,7 +144,7 @@ impl Check {
                 }
                 self.stage = list.next.map_or(Stage::Done, Stage::Rooms);
             }
-            Stage::Done => {}
+            Stage::Done | Stage::Over => {}
         }
         Ok(())
     }
