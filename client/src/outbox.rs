@@ -656,4 +656,45 @@ mod tests {
             assert_eq!(is_unknown, expected.is_empty());
         }
     }
+
+    fn send_tagged(outbox: &mut Outbox, tag: u64) -> Waiting {
+        let (answer, waiting) = oneshot::channel();
+        let request = Request::Send {
+            user: "bob".parse().unwrap(),
+            text: "x".into(),
+        };
+        outbox.accept(QueuedRequest {
+            request,
+            answer: Some(answer),
+            or_connect: false,
+            tag: Some(SendTag(tag)),
+        });
+        waiting
+    }
+
+    #[tokio::test]
+    async fn only_first_write_passes_the_tag() {
+        let mut outbox = outbox();
+        let _waiting = send_tagged(&mut outbox, 7);
+        for expected in [Some(SendTag(7)), None] {
+            let mut passed = Vec::new();
+            while outbox.write_next(Now::read(), |_, _, tag| {
+                passed.push(tag);
+                Ok(())
+            }) {}
+            assert_eq!(passed, [expected]);
+            outbox.link_lost();
+        }
+    }
+
+    #[tokio::test]
+    async fn withheld_send_is_not_sent() {
+        let mut outbox = outbox();
+        let waiting = send_tagged(&mut outbox, 7);
+        let withhold = |_, _: &Request, _| Err(NotWritten::Withheld("withdrawn".to_owned()));
+        assert!(outbox.write_next(Now::read(), withhold));
+        let outcome = waiting.await.unwrap();
+        assert!(matches!(outcome, Err(RequestError::NotSent(why)) if why == "withdrawn"));
+        assert_eq!(outbox.len(), 0);
+    }
 }

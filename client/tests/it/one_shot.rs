@@ -432,3 +432,34 @@ fn watched_messages_are_in_the_history() {
     assert_eq!(none.code, Some(4));
     assert!(none.err.starts_with("hark: no user given"), "{none:?}");
 }
+
+#[test]
+fn killed_watcher_files_each_message_once() {
+    let server = ChatServer::start();
+    server.chat.add("amy", None);
+    let count = 300;
+    for n in 0..count {
+        server.chat.leave(Some("bob"), "amy", &format!("text {n}"));
+    }
+    let terminal = Terminal::at(&server);
+    let mut kills = 0;
+    while server.chat.queued("amy") > 0 {
+        let before = server.chat.queued("amy");
+        let mut child = terminal.hark(["watch", "amy"]).spawn().unwrap();
+        while server.chat.queued("amy") > before.saturating_sub(70) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+    }
+    assert!(kills > 1, "it was killed at least once in the middle");
+    let past = terminal.run(&["history", "bob", "1000", "--as", "amy"]);
+    let texts: Vec<_> = past
+        .out
+        .lines()
+        .map(|line| line.splitn(4, ' ').nth(3).unwrap())
+        .collect();
+    let expected: Vec<_> = (0..count).map(|n| format!("text {n}")).collect();
+    assert_eq!(texts, expected);
+}

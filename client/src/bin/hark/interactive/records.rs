@@ -140,6 +140,14 @@ impl Chat {
         false
     }
 
+    /// Files the room of a conversation under the other user.
+    pub(super) async fn file_talk(self: Arc<Self>, other: UserName, room: RoomName) {
+        if let Some(user) = self.user.get() {
+            let learn = move |history: &History| history.learn_talk(&other, &room);
+            self.recorded(user, learn).await;
+        }
+    }
+
     /// Sends the lines of former runs, in the order in which they were typed.
     pub(super) async fn send_kept(self: Arc<Self>, user: UserName) {
         let Some(adopted) = self.recorded(user, History::adopt).await else {

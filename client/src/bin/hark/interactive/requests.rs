@@ -133,6 +133,10 @@ impl Chat {
             (Command::Login(user) | Command::Connect(user), Ok(_)) => {
                 self.jobs.spawn(Arc::clone(self).send_kept(user.clone()));
             }
+            (Command::Talk(user), Ok(Done::Talking(room))) => {
+                let job = Arc::clone(self).file_talk(user.clone(), room.clone());
+                self.jobs.spawn(job);
+            }
             (Command::Login(_) | Command::Connect(_), Err(_)) => {
                 self.expected_user.set(self.user.get());
             }
