@@ -221,8 +221,9 @@ def check_unit(root):
         print("    skipped: systemd-analyze is missing, so the unit is not verified")
         return
     unit = next(root.folder.glob("**/systemd/system/harkd.service"))
-    report = run("systemd-analyze", "verify", f"--root={root.folder}", "harkd.service", check=False)
-    lines = [line for line in report.splitlines() if "harkd.service" in line]
+    report = run("systemd-analyze", "verify", "--man=no", f"--root={root.folder}", "harkd.service", check=False)
+    # A root with systemd-standalone-sysusers has none of systemd's own units.
+    lines = [line for line in report.splitlines() if "harkd.service" in line and "Unit sysinit.target not found" not in line]
     expect(not lines, f"systemd-analyze verify finds nothing: {lines}")
     report = run("systemd-analyze", "security", "--offline=true", f"--threshold={EXPOSURE_MAX}", unit)
     print("   ", report.strip().splitlines()[-1])
