@@ -128,7 +128,7 @@ class Supervisor:
         os.chown(path, *root.ids("hark"))
         command = ["chroot", root.folder, "setpriv", "--reuid=hark", "--regid=hark", "--clear-groups"]
         command += ["--no-new-privs", "--bounding-set=-all", "/usr/bin/harkd", *arguments]
-        env = {"NOTIFY_SOCKET": "/run/hark/notify", "WATCHDOG_USEC": "2000000", "PATH": "/usr/bin:/bin"}
+        env = {"NOTIFY_SOCKET": "/run/hark/notify", "WATCHDOG_USEC": "2000000", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
         self.process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
         self.threads = [threading.Thread(target=self.listen, daemon=True), threading.Thread(target=self.read, daemon=True)]
         for thread in self.threads:
