@@ -10,7 +10,6 @@
     reason = "a benchmark fails by panicking"
 )]
 
-#[path = "shared/link.rs"]
 mod link;
 
 use std::net::{SocketAddr, TcpStream};

@@ -9,7 +9,6 @@
     reason = "a benchmark fails by panicking"
 )]
 
-#[path = "shared/link.rs"]
 mod link;
 
 use std::fs::File;
@@ -26,7 +25,7 @@ use hark_protocol::{Request, RequestId};
 use hark_tests::{Harkd, name, send};
 use tonic::transport::Endpoint;
 
-use link::Link;
+use self::link::Link;
 
 /// Rounds of each comparison; the median is printed.
 const ROUNDS: usize = 5;

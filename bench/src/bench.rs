@@ -2,6 +2,7 @@
 //! the progress bar.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::load::prepare;
+use crate::load::{prepare, prepare_room};
 use crate::peers::Peer;
 use crate::report::Report;
 use crate::report::record::Record;
@@ -17,8 +18,10 @@ use crate::server::{Server, free_port};
 
 /// A run of the benchmark.
 pub(crate) struct Bench {
-    /// The peers that are installed.
+    /// The installed peers that are measured with messages to single users.
     pub(crate) subjects: Vec<Arc<dyn Peer>>,
+    /// The installed peers that are measured with messages to a room.
+    pub(crate) room_subjects: Vec<Arc<dyn Peer>>,
     /// The report.
     pub(crate) report: Report,
     folder: PathBuf,
@@ -36,8 +39,8 @@ pub(crate) struct Running {
 }
 
 impl Bench {
-    /// Returns a run with the servers' data in `folder`.
-    pub(crate) fn new(subjects: Vec<Arc<dyn Peer>>, report: Report, folder: PathBuf) -> Self {
+    /// Returns a run over the installed peers, with their data in `folder`.
+    pub(crate) fn new(installed: Vec<Arc<dyn Peer>>, report: Report, folder: PathBuf) -> Self {
         let bar = ProgressBar::no_length();
         // The template is a valid constant.
         if let Ok(style) =
@@ -46,8 +49,12 @@ impl Bench {
             bar.set_style(style);
         }
         bar.enable_steady_tick(Duration::from_secs(1));
+        let (mut subjects, mut room_subjects) = (installed.clone(), installed);
+        subjects.retain(|peer| peer.has_users());
+        room_subjects.retain(|peer| peer.has_rooms());
         Self {
             subjects,
+            room_subjects,
             report,
             folder,
             bar,
@@ -106,6 +113,26 @@ impl Bench {
     /// # Errors
     /// If the server does not start.
     pub(crate) fn start(&mut self, peer: &Arc<dyn Peer>, users: usize) -> anyhow::Result<Running> {
+        self.start_with(peer, |address| prepare(&**peer, address, users))
+    }
+
+    /// Starts a server with an empty store, prepared for a room of this many members.
+    ///
+    /// # Errors
+    /// If the server does not start.
+    pub(crate) fn start_room(
+        &mut self,
+        peer: &Arc<dyn Peer>,
+        members: usize,
+    ) -> anyhow::Result<Running> {
+        self.start_with(peer, |address| prepare_room(&**peer, address, members))
+    }
+
+    fn start_with(
+        &mut self,
+        peer: &Arc<dyn Peer>,
+        prepare: impl FnOnce(SocketAddr) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Running> {
         self.started += 1;
         let folder = self.folder.join(self.started.to_string());
         if folder.exists() {
@@ -121,7 +148,7 @@ impl Bench {
             peer: Arc::clone(peer),
             port,
         };
-        prepare(&**peer, running.server.address(), users)
+        prepare(running.server.address())
             .with_context(|| format!("{} says: {}", peer.name(), running.server.said()))?;
         Ok(running)
     }

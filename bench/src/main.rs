@@ -18,6 +18,7 @@ use clap::{Parser, Subcommand};
 use bench::Bench;
 use peers::{Hark, Mosquitto, Nats, Ngircd, Peer, PythonServer, Relay, RelayArgs};
 use report::{Report, machine};
+use rounds::fanout::FanoutArgs;
 use rounds::idle::IdleArgs;
 use rounds::offline::OfflineArgs;
 use rounds::online::OnlineArgs;
@@ -59,6 +60,8 @@ enum Command {
     Offline(OfflineArgs),
     /// Idle connections, and their return after a restart
     Idle(IdleArgs),
+    /// Messages to a room of many members, and the costs of rooms
+    Fanout(FanoutArgs),
     /// Start times of harkd, and its writes per byte of text
     Start(StartArgs),
     /// A longer mixed load, under which memory must stay flat
@@ -85,6 +88,8 @@ struct AllArgs {
     #[command(flatten)]
     peers: PeersArgs,
     #[command(flatten)]
+    fanout: FanoutArgs,
+    #[command(flatten)]
     start: StartArgs,
     #[command(flatten)]
     soak: SoakArgs,
@@ -93,6 +98,7 @@ struct AllArgs {
 impl AllArgs {
     fn run(&self, bench: &mut Bench) -> anyhow::Result<()> {
         self.peers.run(bench)?;
+        self.fanout.run(bench)?;
         self.start.run(bench)?;
         self.soak.run(bench)
     }
@@ -165,6 +171,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Online(arguments) => arguments.run(&mut bench)?,
         Command::Offline(arguments) => arguments.run(&mut bench)?,
         Command::Idle(arguments) => arguments.run(&mut bench)?,
+        Command::Fanout(arguments) => arguments.run(&mut bench)?,
         Command::Start(arguments) => arguments.run(&mut bench)?,
         Command::Soak(arguments) => arguments.run(&mut bench)?,
         Command::Relay(_) => unreachable!("a relay measures nothing"),
@@ -184,6 +191,7 @@ impl Command {
             Self::Online(_) => "online",
             Self::Offline(_) => "offline",
             Self::Idle(_) => "idle",
+            Self::Fanout(_) => "fanout",
             Self::Start(_) => "start",
             Self::Soak(_) => "soak",
             Self::Relay(_) => "relay",
@@ -198,14 +206,19 @@ impl Command {
             Arc::new(Relay::BARE),
             Arc::new(Relay::LOGGED),
         ];
-        if matches!(self, Self::All(_) | Self::Peers(_)) {
+        if matches!(self, Self::All(_) | Self::Peers(_) | Self::Fanout(_)) {
             subjects.extend([
                 Arc::new(Mosquitto) as Arc<dyn Peer>,
                 Arc::new(Nats::UNSYNCED),
                 Arc::new(Nats::SYNCED),
                 Arc::new(Ngircd),
-                Arc::new(PythonServer),
             ]);
+        }
+        if matches!(self, Self::All(_) | Self::Peers(_)) {
+            subjects.push(Arc::new(PythonServer));
+        }
+        if matches!(self, Self::All(_) | Self::Fanout(_)) {
+            subjects.push(Arc::new(Nats::CORE));
         }
         subjects
     }

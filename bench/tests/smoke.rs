@@ -206,3 +206,42 @@ fn missing_server_is_named() {
         "{said}"
     );
 }
+
+#[test]
+fn members_of_a_room_get_every_message() {
+    let arguments = [
+        "fanout",
+        "--fanout-seconds=1",
+        "--fanout-warm-up=0.2",
+        "--fanout-rounds=1",
+        "--room=30x8",
+        "--speakers=2",
+        "--paced-members=20",
+        "--room-rate=50",
+        "--last-members=20",
+        "--memory-users=20",
+        "--memory-rooms=2",
+        "--settle=0.1",
+        "--joined-messages=1000",
+        "--history-messages=2000",
+        "--returning=20",
+        "--missed=30",
+    ];
+    let (figures, page) = measured(&arguments);
+    let is_whole = |figures: &Value| {
+        figures["delivered_per_second"].as_f64() > Some(0.0)
+            && figures["lost"] == 0.0
+            && figures["repeated"] == 0.0
+    };
+    check_all(&figures, "fanout", is_whole);
+    check_all(&figures, "fanout, paced", is_whole);
+    check_all(&figures, "fanout, last", |figures| {
+        figures["messages"].as_f64() > Some(0.0)
+    });
+    let costs: Vec<_> = figures
+        .iter()
+        .filter(|line| line["round"] == "fanout, costs")
+        .collect();
+    assert_eq!(costs.len(), 4, "{figures:?}");
+    assert!(page.contains("| all members back"), "{page}");
+}

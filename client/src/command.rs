@@ -4,9 +4,9 @@
 use std::str::FromStr;
 
 use bytestring::ByteString;
-use hark_protocol::message::RoomMode;
-use hark_protocol::name::{BadDeviceName, BadName, BadRoomName};
-use hark_protocol::{DeviceName, RoomName, Sequence, UserName};
+use hark_protocol::message::{BadScope, RoomMode, Scope};
+use hark_protocol::name::{BadDeviceName, BadName, BadRoomName, BadTokenName};
+use hark_protocol::{DeviceName, RoomName, Sequence, TokenName, UserName};
 
 /// A parsed command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +67,12 @@ pub enum Command {
     Devices,
     /// Forget a device, by default the one without a name.
     Forget(Option<DeviceName>),
+    /// Create a token of the user.
+    Token(TokenName, Scope),
+    /// List the tokens of the user.
+    Tokens,
+    /// End a token of the user.
+    Revoke(TokenName),
     /// Check that the server responds.
     Ping,
     /// Show the list of commands.
@@ -94,6 +100,12 @@ pub enum BadLine {
     /// The device name is malformed.
     #[error(transparent)]
     Device(#[from] BadDeviceName),
+    /// The token name is malformed.
+    #[error(transparent)]
+    Token(#[from] BadTokenName),
+    /// The scope is malformed.
+    #[error(transparent)]
+    Scope(#[from] BadScope),
 }
 
 /// The names that complete the first argument of a command.
@@ -332,6 +344,27 @@ pub static COMMANDS: &[Entry] = &[
         },
     },
     Entry {
+        name: "token",
+        usage: "token NAME [SCOPE]",
+        help: "create a token: a password with the rights all, receive, send or send:NAME",
+        completes: Completes::Nothing,
+        parse: token,
+    },
+    Entry {
+        name: "tokens",
+        usage: "tokens",
+        help: "list your tokens",
+        completes: Completes::Nothing,
+        parse: |arguments| no_arguments(arguments, Command::Tokens),
+    },
+    Entry {
+        name: "revoke",
+        usage: "revoke TOKEN",
+        help: "end a token of yours",
+        completes: Completes::Nothing,
+        parse: |arguments| one(arguments, Command::Revoke),
+    },
+    Entry {
         name: "ping",
         usage: "ping",
         help: "check that the server responds",
@@ -385,6 +418,19 @@ fn room(arguments: &str) -> Option<Result<Command, BadLine>> {
         None => None,
     };
     Some(parsed(name, |name| Command::Room(name, mode, keep_s)))
+}
+
+fn token(arguments: &str) -> Option<Result<Command, BadLine>> {
+    let mut words = arguments.split_whitespace();
+    let (name, scope) = (words.next()?, words.next());
+    if words.next().is_some() {
+        return None;
+    }
+    let both = || {
+        let scope = scope.map_or(Ok(Scope::All), str::parse)?;
+        Ok(Command::Token(name.parse()?, scope))
+    };
+    Some(both())
 }
 
 fn history(arguments: &str) -> Option<Result<Command, BadLine>> {
@@ -528,6 +574,11 @@ mod tests {
         check("history bob", &Command::Recall(user("bob"), 20));
         check("seen #team 7", &Command::Seen(team(), Sequence(7)));
         check("forget", &Command::Forget(None));
+        let backup = || "backup".parse().unwrap();
+        check("token backup", &Command::Token(backup(), Scope::All));
+        let scope = "send:#team".parse().unwrap();
+        check("token backup send:#team", &Command::Token(backup(), scope));
+        check("revoke backup", &Command::Revoke(backup()));
         for bad in [
             "room #team closed",
             "room #team open 5y",

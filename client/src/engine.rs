@@ -460,7 +460,7 @@ impl Engine {
             RoomReply::Seen { room, sequence } => Event::Seen { room, sequence },
             RoomReply::Device { name, .. } => Event::NewDevice { name },
             // Parts of answers have an id.
-            RoomReply::Room(_) | RoomReply::Past(_) => return Ok(()),
+            RoomReply::Room(_) | RoomReply::Past(_) | RoomReply::Token(_) => return Ok(()),
         };
         self.emit(event).await;
         Ok(())

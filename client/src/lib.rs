@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | [`config`] | servers, timeouts and bounds |
 //! | [`handle`] | requests and their answers |
-//! | [`rooms`] | requests of rooms and devices |
+//! | [`rooms`] | requests of rooms, devices and tokens |
 //! | [`event`] | messages and the state of the link |
 //! | [`journal`] | a record of sends across restarts, by the application |
 //! | [`seen`] | the messages that a reader has processed, across restarts |

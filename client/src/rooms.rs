@@ -1,9 +1,10 @@
-//! Requests of rooms and devices.
+//! Requests of rooms, devices and tokens.
 
 use bytestring::ByteString;
-use hark_protocol::message::{RoomEntry, RoomMode};
+use hark_protocol::message::{RoomEntry, RoomMode, Scope, TokenEntry};
 use hark_protocol::{
-    Delivery, DeviceName, Password, Request, RoomName, RoomReply, RoomRequest, Sequence, UserName,
+    Delivery, DeviceName, Password, Request, RoomName, RoomReply, RoomRequest, Sequence, TokenName,
+    UserName,
 };
 
 use crate::error::RequestError;
@@ -50,8 +51,8 @@ pub struct History {
     pub oldest: Sequence,
 }
 
-/// Rooms and devices. Each command may be repeated, and is repeated on a new link
-/// if its answer was lost.
+/// Rooms, devices and tokens. Each command may be repeated, and is repeated on a new
+/// link if its answer was lost.
 impl Handle {
     /// Authenticates as `user`, and receives for one device of it: its inbox and
     /// all its rooms. Waits until all earlier requests are answered. After a lost
@@ -275,6 +276,41 @@ impl Handle {
     /// See [`RequestError`].
     pub async fn seen(&self, room: RoomName, sequence: Sequence) -> Result<(), RequestError> {
         self.do_room(RoomRequest::Seen { room, sequence }).await
+    }
+
+    /// Creates a token of the user, and returns its secret: the only time. The secret
+    /// stands for the password, with the rights of `scope`. A former token of this name
+    /// ends. The user must have logged in with its password.
+    ///
+    /// # Errors
+    /// See [`RequestError`].
+    pub async fn token(&self, name: TokenName, scope: Scope) -> Result<Password, RequestError> {
+        let request = RoomRequest::Token { name, scope };
+        let answer = self.ask_room(request.clone()).await?;
+        let why = "malformed answer: the secret is missing";
+        let secret = answer.fields.as_token();
+        secret.ok_or_else(|| RequestError::unknown(&Request::Room(request), why))
+    }
+
+    /// Lists the tokens of the user, sorted by name.
+    ///
+    /// # Errors
+    /// See [`RequestError`].
+    pub async fn tokens(&self) -> Result<Vec<TokenEntry>, RequestError> {
+        let answer = self.ask_room(RoomRequest::Tokens).await?;
+        let tokens = answer.parts.into_iter().filter_map(|part| match part {
+            RoomReply::Token(token) => Some(token),
+            _ => None,
+        });
+        Ok(tokens.collect())
+    }
+
+    /// Ends a token of the user, and closes the connections that entered by it.
+    ///
+    /// # Errors
+    /// See [`RequestError`].
+    pub async fn revoke(&self, token: TokenName) -> Result<(), RequestError> {
+        self.do_room(RoomRequest::Revoke(token)).await
     }
 
     async fn do_room(&self, request: RoomRequest) -> Result<(), RequestError> {

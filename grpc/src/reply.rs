@@ -174,6 +174,8 @@ fn ok_fields(done: &Done) -> Result<OkFields, Refusal> {
         OkFields::Joined(Sequence(last), done.held.unwrap_or_default())
     } else if let Some(room) = &done.room {
         OkFields::Room(room.parse()?)
+    } else if let Some(secret) = &done.secret {
+        OkFields::Token(secret.parse()?)
     } else if let Some(count) = done.count {
         OkFields::Past(size(count), Sequence(done.oldest.unwrap_or_default()))
     } else {
@@ -197,6 +199,10 @@ fn done(fields: &OkFields) -> Reply {
         }),
         OkFields::Room(ref room) => Reply::Ok(Done {
             room: Some(room.to_string()),
+            ..none
+        }),
+        OkFields::Token(ref secret) => Reply::Ok(Done {
+            secret: Some(secret.expose().to_owned()),
             ..none
         }),
         OkFields::Past(count, oldest) => Reply::Ok(Done {
@@ -263,6 +269,7 @@ mod tests {
             Reply::Ok(OkFields::Joined(Sequence(3), 2)),
             Reply::Ok(OkFields::Room("#team".parse().unwrap())),
             Reply::Ok(OkFields::Past(0, Sequence(0))),
+            Reply::Ok(OkFields::Token("hk_secret".parse().unwrap())),
             Reply::Ok(OkFields::Deleted(true)),
             Reply::Ok(OkFields::Deleted(false)),
             Reply::List(names.clone()),

@@ -1,8 +1,8 @@
-//! Translation of the requests and replies of rooms and devices.
+//! Translation of the requests and replies of rooms, devices and tokens.
 
-use hark_protocol::message::{Gap, LeftReason, RoomEntry, RoomMode};
+use hark_protocol::message::{Gap, LeftReason, RoomEntry, RoomMode, Scope, TokenEntry};
 use hark_protocol::{
-    Code, DeviceName, Refusal, RoomName, RoomReply, RoomRequest, Sequence, UserName,
+    Code, DeviceName, Refusal, RoomName, RoomReply, RoomRequest, Sequence, TokenName, UserName,
 };
 
 use crate::reply::bad_reply;
@@ -45,6 +45,9 @@ with_login!(
     ForgetRequest,
     HistoryRequest,
     SeenRequest,
+    TokenRequest,
+    TokensRequest,
+    RevokeRequest,
 );
 
 /// Decodes a command of rooms or devices without credentials.
@@ -120,6 +123,21 @@ fn query(command: Command) -> Result<RoomRequest, Refusal> {
             room: room(&seen.room, seen.login)?,
             sequence: Sequence(seen.sequence),
         },
+        Command::Token(token) => {
+            without_login(token.login)?;
+            RoomRequest::Token {
+                name: token.name.parse()?,
+                scope: token.scope.parse()?,
+            }
+        }
+        Command::Tokens(tokens) => {
+            without_login(tokens.login)?;
+            RoomRequest::Tokens
+        }
+        Command::Revoke(revoke) => {
+            without_login(revoke.login)?;
+            RoomRequest::Revoke(revoke.name.parse()?)
+        }
         _ => return Err(Refusal::new(Code::UnknownCommand, "unknown command")),
     })
 }
@@ -189,6 +207,12 @@ pub(crate) fn command(request: RoomRequest) -> Command {
             sequence: sequence.0,
             login,
         }),
+        RoomRequest::Token { name, scope } => Command::Token(of_token(&name, &scope)),
+        RoomRequest::Tokens => Command::Tokens(v1::TokensRequest { login }),
+        RoomRequest::Revoke(name) => Command::Revoke(v1::RevokeRequest {
+            name: name.to_string(),
+            login,
+        }),
     }
 }
 
@@ -236,6 +260,11 @@ pub(crate) fn incoming(reply: Reply) -> Result<RoomReply, Refusal> {
             room: seen.room.parse()?,
             sequence: Sequence(seen.sequence),
         },
+        Reply::Token(token) => RoomReply::Token(TokenEntry {
+            name: token.name.parse()?,
+            scope: token.scope.parse()?,
+            used_ms: token.used_ms,
+        }),
         _ => return Err(bad_reply("unknown kind of reply")),
     })
 }
@@ -266,6 +295,11 @@ pub(crate) fn outgoing(reply: RoomReply) -> Reply {
         RoomReply::Seen { room, sequence } => Reply::Seen(v1::Seen {
             room: room.to_string(),
             sequence: sequence.0,
+        }),
+        RoomReply::Token(entry) => Reply::Token(v1::Token {
+            name: entry.name.to_string(),
+            scope: entry.scope.to_string(),
+            used_ms: entry.used_ms,
         }),
     }
 }
@@ -305,6 +339,14 @@ fn of_member(room: &RoomName, user: &UserName) -> v1::MemberRequest {
     v1::MemberRequest {
         room: room.to_string(),
         user: user.to_string(),
+        login: None,
+    }
+}
+
+fn of_token(name: &TokenName, scope: &Scope) -> v1::TokenRequest {
+    v1::TokenRequest {
+        name: name.to_string(),
+        scope: scope.to_string(),
         login: None,
     }
 }
@@ -425,6 +467,12 @@ pub(crate) mod tests {
                 room: team(),
                 sequence,
             },
+            RoomRequest::Token {
+                name: "backup".parse().unwrap(),
+                scope: "send:#team".parse().unwrap(),
+            },
+            RoomRequest::Tokens,
+            RoomRequest::Revoke("backup".parse().unwrap()),
         ]
     }
 
@@ -481,6 +529,11 @@ pub(crate) mod tests {
                 room: team(),
                 sequence: Sequence(7),
             },
+            RoomReply::Token(TokenEntry {
+                name: "backup".parse().unwrap(),
+                scope: "receive".parse().unwrap(),
+                used_ms: 1_700_000_000_000,
+            }),
         ];
         others.into_iter().chain(left).collect()
     }

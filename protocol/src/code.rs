@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use crate::name::{BadDeviceName, BadName, BadPassword, BadRoomName, BadToken};
+use crate::name::{BadDeviceName, BadName, BadPassword, BadRoomName, BadToken, BadTokenName};
 
 /// The reason why a connection stops receiving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,6 +171,12 @@ impl From<BadRoomName> for Refusal {
 
 impl From<BadDeviceName> for Refusal {
     fn from(bad: BadDeviceName) -> Self {
+        Self::new(Code::BadName, bad.to_string())
+    }
+}
+
+impl From<BadTokenName> for Refusal {
+    fn from(bad: BadTokenName) -> Self {
         Self::new(Code::BadName, bad.to_string())
     }
 }

@@ -13,6 +13,9 @@ pub const ROOM_NAME_BYTES_MAX: usize = 64;
 /// Largest device name, in bytes.
 pub const DEVICE_NAME_BYTES_MAX: usize = 32;
 
+/// Largest token name, in bytes.
+pub const TOKEN_NAME_BYTES_MAX: usize = 32;
+
 /// Largest password, in bytes.
 pub const PASSWORD_BYTES_MAX: usize = 256;
 

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::limits::{
     DEVICE_NAME_BYTES_MAX, PASSWORD_BYTES_MAX, ROOM_NAME_BYTES_MAX, SESSION_TOKEN_BYTES_MAX,
-    USER_NAME_BYTES_MAX,
+    TOKEN_NAME_BYTES_MAX, USER_NAME_BYTES_MAX,
 };
 
 /// A user name: 1 to 64 bytes of UTF-8 without commas, white space or control
@@ -204,47 +204,69 @@ impl fmt::Debug for RoomName {
     }
 }
 
-/// The name of a device of a user: 1 to 32 characters of `A-Za-z0-9_-`. Clones share the
-/// text.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DeviceName(Arc<str>);
+/// Defines a name of 1 to 32 characters of `A-Za-z0-9_-`, and the error of an invalid one.
+macro_rules! word_name {
+    ($(#[$doc:meta])+ $name:ident, $what:literal, $bad:ident, $bytes_max:ident) => {
+        $(#[$doc])+
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Arc<str>);
 
-/// An invalid device name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a device is 1 to {DEVICE_NAME_BYTES_MAX} characters of A-Z, a-z, 0-9, _ and -")]
-pub struct BadDeviceName;
+        #[doc = concat!("A text that is not ", $what, ".")]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+        #[error("{} is 1 to {} characters of A-Z, a-z, 0-9, _ and -", $what, $bytes_max)]
+        pub struct $bad;
 
-impl DeviceName {
-    /// Returns the name as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for DeviceName {
-    type Err = BadDeviceName;
-
-    fn from_str(text: &str) -> Result<Self, BadDeviceName> {
-        if is_word(text, DEVICE_NAME_BYTES_MAX) {
-            Ok(Self(text.into()))
-        } else {
-            Err(BadDeviceName)
+        impl $name {
+            /// Returns the name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
         }
-    }
+
+        impl FromStr for $name {
+            type Err = $bad;
+
+            fn from_str(text: &str) -> Result<Self, $bad> {
+                if is_word(text, $bytes_max) {
+                    Ok(Self(text.into()))
+                } else {
+                    Err($bad)
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&*self.0, f)
+            }
+        }
+    };
 }
 
-impl fmt::Display for DeviceName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+word_name!(
+    /// The name of a device of a user: 1 to 32 characters of `A-Za-z0-9_-`. Clones share the
+    /// text.
+    DeviceName,
+    "a device",
+    BadDeviceName,
+    DEVICE_NAME_BYTES_MAX
+);
 
-impl fmt::Debug for DeviceName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&*self.0, f)
-    }
-}
+word_name!(
+    /// The name of a token of a user: 1 to 32 characters of `A-Za-z0-9_-`. Clones share the
+    /// text.
+    TokenName,
+    "a token name",
+    BadTokenName,
+    TOKEN_NAME_BYTES_MAX
+);
 
 /// Returns whether a text has 1 to `bytes_max` characters of `A-Za-z0-9_-`.
 fn is_word(text: &str, bytes_max: usize) -> bool {

@@ -1,19 +1,18 @@
 //! Banned networks: a list in a file of the store's folder, and the check of each new
 //! connection.
 
-use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
-use ipnet::IpNet;
+use hark_protocol::{Code, Refusal};
 use serde::{Deserialize, Serialize};
 
+use crate::network::Network;
 use crate::sync::Mutex;
 
 /// The name of the file.
@@ -21,10 +20,6 @@ pub(crate) const FILE: &str = "bans.json";
 
 /// The maximum number of bans. Each new connection is compared with all of them.
 pub(crate) const BANS_MAX: usize = 1000;
-
-/// An address, or all addresses with the same prefix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Network(IpNet);
 
 /// A banned network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,37 +45,6 @@ pub(crate) struct Bans {
     current: ArcSwap<Vec<Ban>>,
     // Held while the file is written, by one administrator at a time; readers use `current`.
     change: Mutex<()>,
-}
-
-impl Network {
-    /// Returns whether an address belongs to the network.
-    pub(crate) fn contains(self, address: IpAddr) -> bool {
-        self.0.contains(&address.to_canonical())
-    }
-}
-
-impl fmt::Display for Network {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.prefix_len() == self.0.max_prefix_len() {
-            self.0.addr().fmt(f)
-        } else {
-            self.0.fmt(f)
-        }
-    }
-}
-
-impl FromStr for Network {
-    type Err = String;
-
-    /// Parses `ADDRESS` or `ADDRESS/PREFIX`.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let network = text
-            .parse()
-            .or_else(|_| text.parse().map(|address: IpAddr| IpNet::from(address)));
-        let network: IpNet =
-            network.map_err(|_| format!("expected ADDRESS or ADDRESS/PREFIX, not {text:?}"))?;
-        Ok(Self(network.trunc()))
-    }
 }
 
 impl Ban {
@@ -121,6 +85,11 @@ impl Bans {
         let bans = self.current.load();
         let is_its = |ban: &Ban| !ban.is_over(now_ms) && ban.network.contains(address);
         !address.is_loopback() && bans.iter().any(is_its)
+    }
+
+    /// Returns the refusal of a banned address.
+    pub(crate) fn refusal() -> Refusal {
+        Refusal::new(Code::Denied, "your address is banned")
     }
 
     /// Returns the bans that have not ended.
@@ -214,43 +183,6 @@ mod tests {
 
     fn network(text: &str) -> Network {
         text.parse().unwrap()
-    }
-
-    #[track_caller]
-    fn check(text: &str, inside: &[&str], outside: &[&str]) {
-        for address in inside {
-            assert!(
-                network(text).contains(address.parse().unwrap()),
-                "{address}"
-            );
-        }
-        for address in outside {
-            assert!(
-                !network(text).contains(address.parse().unwrap()),
-                "{address}"
-            );
-        }
-        assert_eq!(network(text).to_string(), text);
-    }
-
-    #[test]
-    fn network_contains_the_addresses_of_its_prefix() {
-        check(
-            "192.0.2.7",
-            &["192.0.2.7", "::ffff:192.0.2.7"],
-            &["192.0.2.6"],
-        );
-        check(
-            "192.0.2.0/24",
-            &["192.0.2.255"],
-            &["192.0.3.0", "2001:db8::"],
-        );
-        check("0.0.0.0/0", &["255.0.0.1"], &["::1"]);
-        check("2001:db8::/32", &["2001:db8:ffff::1"], &["2001:db9::"]);
-        assert_eq!(network("192.0.2.7/24").to_string(), "192.0.2.0/24");
-        for malformed in ["", "x", "192.0.2.0/33", "192.0.2.0/", "::/129", "1.2.3"] {
-            assert!(malformed.parse::<Network>().is_err(), "{malformed}");
-        }
     }
 
     #[test]

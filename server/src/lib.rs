@@ -20,6 +20,8 @@ pub mod listener;
 pub mod log;
 pub mod logging;
 pub mod metrics;
+mod network;
+mod planted;
 pub mod process;
 mod reload;
 pub mod server;

@@ -25,6 +25,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::chat::Chat;
+use crate::log::Usage;
 
 /// The maximum number of connections to the listener of the metrics. Further ones wait.
 const CONNECTIONS_MAX: usize = 8;
@@ -85,7 +86,10 @@ pub struct Metrics {
     unknown: Counter,
     refusals: [Counter; Code::ALL.len()],
     deliveries: Counter,
+    redeliveries: Counter,
     acknowledgements: Counter,
+    gaps: Counter,
+    lagging: Gauge,
     throttled: Counter<f64, std::sync::atomic::AtomicU64>,
     accounts: Gauge,
     is_available: Gauge,
@@ -98,19 +102,53 @@ pub struct Metrics {
 pub struct StoreMetrics {
     commits: Histogram,
     commit_messages: Histogram,
+    queued_messages: Gauge,
+    queued_bytes: Gauge,
+    oldest_unread: Gauge,
+    rooms: Gauge,
+    members: Gauge,
+    devices: Gauge,
+    live_bytes: Gauge,
+    file_bytes: Gauge,
     used_bytes: Gauge,
     free_bytes: Gauge,
 }
 
+/// The running totals of a store.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StoreTotals {
+    /// The unacknowledged messages of all inboxes.
+    pub(crate) queued_messages: u64,
+    /// The bytes of their texts.
+    pub(crate) queued_bytes: u64,
+    /// The age of the oldest of them.
+    pub(crate) oldest_unread: Duration,
+    /// The number of rooms.
+    pub(crate) rooms: u64,
+    /// The memberships of all rooms.
+    pub(crate) members: u64,
+    /// The devices of all users.
+    pub(crate) devices: u64,
+}
+
 impl Default for StoreMetrics {
     fn default() -> Self {
+        let gauge = Gauge::default;
         Self {
+            queued_messages: gauge(),
+            queued_bytes: gauge(),
+            oldest_unread: gauge(),
+            rooms: gauge(),
+            members: gauge(),
+            devices: gauge(),
+            live_bytes: gauge(),
+            file_bytes: gauge(),
+            used_bytes: gauge(),
+            free_bytes: gauge(),
             // 50 µs to 3.3 s.
             commits: Histogram::new(exponential_buckets(5e-5, 4.0, 9)),
             // 1 to 16,384.
             commit_messages: Histogram::new(exponential_buckets(1.0, 4.0, 8)),
-            used_bytes: Gauge::default(),
-            free_bytes: Gauge::default(),
         }
     }
 }
@@ -122,13 +160,27 @@ impl StoreMetrics {
         self.commit_messages.observe(messages as f64);
     }
 
-    /// Records the space of the store: the bytes of its files with messages, and the free
-    /// bytes of the file system.
-    pub(crate) fn record_space(&self, used_bytes: u64, free_bytes: Option<u64>) {
-        let figure = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.used_bytes.set(figure(used_bytes));
-        self.free_bytes.set(free_bytes.map_or(-1, figure));
+    /// Sets the running totals.
+    pub(crate) fn set_totals(&self, totals: &StoreTotals) {
+        set(&self.queued_messages, totals.queued_messages);
+        set(&self.queued_bytes, totals.queued_bytes);
+        set(&self.oldest_unread, totals.oldest_unread.as_secs());
+        set(&self.rooms, totals.rooms);
+        set(&self.members, totals.members);
+        set(&self.devices, totals.devices);
     }
+
+    /// Sets the sizes of the log.
+    pub(crate) fn set_usage(&self, usage: &Usage) {
+        set(&self.live_bytes, usage.live_bytes);
+        set(&self.file_bytes, usage.file_bytes);
+        set(&self.used_bytes, usage.used_bytes());
+        set(&self.free_bytes, usage.free_bytes.unwrap_or_default());
+    }
+}
+
+fn set(gauge: &Gauge, value: u64) {
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
 }
 
 /// Returns a counter for each value of a label.
@@ -155,9 +207,9 @@ fn figure<M: prometheus_client::registry::Metric + Clone + Default>(
 }
 
 impl Metrics {
-    /// Returns the figures of a server with this store.
+    /// Returns the figures of a server. `register_store` adds those of its store.
     #[must_use]
-    pub fn new(store: Option<&StoreMetrics>) -> Self {
+    pub fn new(register_store: impl FnOnce(&mut Registry)) -> Self {
         let mut registry = Registry::with_prefix("hark");
         let registry_ref = &mut registry;
         let fronts = FrontKind::ALL.map(FrontKind::name);
@@ -177,9 +229,7 @@ impl Metrics {
         let outcomes = ["stored", "refused", "unknown"];
         let [stored, refused, unknown] = counters(registry_ref, sends, "outcome", outcomes);
         let codes = Code::ALL.map(Code::as_str);
-        if let Some(store) = store {
-            store.register(registry_ref);
-        }
+        register_store(registry_ref);
         Self {
             connections: fronts.map(|front| gauges.get_or_create_owned(&[("front", front)])),
             opened: counters(registry_ref, opened, "front", fronts),
@@ -188,10 +238,25 @@ impl Metrics {
             unknown,
             refusals: counters(registry_ref, refusals, "code", codes),
             deliveries: figure(registry_ref, "deliveries", "Messages pushed to connections"),
+            redeliveries: figure(
+                registry_ref,
+                "redeliveries",
+                "Messages in flight at the end of a delivery, which are pushed again",
+            ),
             acknowledgements: figure(
                 registry_ref,
                 "acknowledgements",
                 "Acknowledgements of connections",
+            ),
+            gaps: figure(
+                registry_ref,
+                "gaps",
+                "Gaps pushed to connections, for messages that were removed",
+            ),
+            lagging: figure(
+                registry_ref,
+                "lagging_subscriptions",
+                "Deliveries that read the log, because they are behind",
             ),
             throttled: figure(
                 registry_ref,
@@ -244,6 +309,27 @@ impl Metrics {
         }
     }
 
+    /// Counts a delivery that begins to read the log, or ends to do so.
+    pub(crate) fn record_lag(&self, is_behind: bool) {
+        if is_behind {
+            self.lagging.inc();
+        } else {
+            self.lagging.dec();
+        }
+    }
+
+    /// Counts messages in flight at the end of a delivery.
+    pub(crate) fn record_redeliveries(&self, in_flight: usize) {
+        if in_flight > 0 {
+            self.redeliveries.inc_by(in_flight as u64);
+        }
+    }
+
+    /// Counts the push of a gap.
+    pub(crate) fn record_gap(&self) {
+        self.gaps.inc();
+    }
+
     /// Counts the reply to a send that was not stored.
     pub(crate) fn record_unstored(&self, reply: &Reply) {
         match reply {
@@ -285,7 +371,8 @@ impl Metrics {
 }
 
 impl StoreMetrics {
-    fn register(&self, registry: &mut Registry) {
+    /// Adds the figures to a registry.
+    pub(crate) fn register(&self, registry: &mut Registry) {
         registry.register(
             "commit_seconds",
             "Duration of commits, with their syncs",
@@ -296,16 +383,93 @@ impl StoreMetrics {
             "Messages of one commit",
             self.commit_messages.clone(),
         );
-        registry.register(
-            "store_used_bytes",
-            "Bytes of the store's files with messages",
-            self.used_bytes.clone(),
-        );
-        registry.register(
-            "store_free_bytes",
-            "Free bytes of the store's file system; -1 if unknown",
-            self.free_bytes.clone(),
-        );
+        let oldest = "Age of the oldest unacknowledged message of all inboxes, at most";
+        for (name, help, gauge) in [
+            (
+                "queued_messages",
+                "Unacknowledged messages of all inboxes",
+                &self.queued_messages,
+            ),
+            ("queued_bytes", "Bytes of their texts", &self.queued_bytes),
+            ("oldest_unread_seconds", oldest, &self.oldest_unread),
+            ("rooms", "Rooms", &self.rooms),
+            ("members", "Memberships of all rooms", &self.members),
+            ("devices", "Devices of all users", &self.devices),
+            (
+                "store_live_bytes",
+                "Messages that the store holds, in bytes",
+                &self.live_bytes,
+            ),
+            ("store_bytes", "Size of the store's files", &self.file_bytes),
+            (
+                "store_used_bytes",
+                "Size of the files that are not kept for later use",
+                &self.used_bytes,
+            ),
+            (
+                "store_free_bytes",
+                "Free space beside the store; 0 in memory",
+                &self.free_bytes,
+            ),
+        ] {
+            registry.register(name, help, gauge.clone());
+        }
+    }
+}
+
+/// The figures of a server of a cluster.
+#[cfg(feature = "cluster")]
+#[derive(Debug, Clone)]
+pub(crate) struct ClusterMetrics {
+    shards_owned: Gauge,
+    takeovers: Counter,
+    forwarded: Counter,
+    appends: Histogram,
+}
+
+#[cfg(feature = "cluster")]
+impl Default for ClusterMetrics {
+    fn default() -> Self {
+        Self {
+            shards_owned: Gauge::default(),
+            takeovers: Counter::default(),
+            forwarded: Counter::default(),
+            // 0.5 ms to 8 s.
+            appends: Histogram::new(exponential_buckets(5e-4, 4.0, 8)),
+        }
+    }
+}
+
+#[cfg(feature = "cluster")]
+impl ClusterMetrics {
+    /// Adds the figures to a registry.
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        let owned = "Shards that this server owns";
+        registry.register("shards_owned", owned, self.shards_owned.clone());
+        let takeovers = "Shards that this server has come to own";
+        registry.register("takeovers", takeovers, self.takeovers.clone());
+        let forwarded = "Commands sent to other servers, which own their shards";
+        registry.register("forwarded_commands", forwarded, self.forwarded.clone());
+        let appends = "Duration of appends to the streams of shards";
+        registry.register("append_seconds", appends, self.appends.clone());
+    }
+
+    /// Sets the number of shards that the server owns.
+    pub(crate) fn set_shards_owned(&self, owned: usize) {
+        let owned = i64::try_from(owned).unwrap_or(i64::MAX);
+        let former = self.shards_owned.set(owned);
+        let taken = u64::try_from(owned - former).unwrap_or_default();
+        self.takeovers.inc_by(taken);
+    }
+
+    /// Counts commands to another server.
+    pub(crate) fn record_forwarded(&self, commands: usize) {
+        self.forwarded.inc_by(commands as u64);
+    }
+
+    /// Records an append that was answered.
+    pub(crate) fn record_append(&self, took: Duration) {
+        self.appends.observe(took.as_secs_f64());
     }
 }
 
@@ -410,8 +574,17 @@ mod tests {
     fn labels_are_few_and_name_nobody() {
         let store = StoreMetrics::default();
         store.record_commit(Duration::from_millis(1), 3);
-        let metrics = Metrics::new(Some(&store));
+        store.set_totals(&StoreTotals {
+            queued_messages: 5,
+            queued_bytes: 500,
+            oldest_unread: Duration::from_secs(60),
+            rooms: 1,
+            members: 2,
+            devices: 3,
+        });
+        let metrics = Metrics::new(|registry| store.register(registry));
         let guard = metrics.open(FrontKind::WebSocket);
+        metrics.record_lag(true);
         metrics.record_refusal(Code::QueueFull);
         let mut counts = Counts {
             stored: 2,
@@ -425,17 +598,44 @@ mod tests {
             "hark_refusals_total{code=\"queue-full\"} 1",
             "hark_sends_total{outcome=\"stored\"} 2",
             "hark_commit_messages_sum 3.0",
+            "hark_queued_messages 5",
+            "hark_oldest_unread_seconds 60",
+            "hark_lagging_subscriptions 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in {text}");
         }
         let series = text.lines().filter(|line| !line.starts_with('#')).count();
         assert!(series < 200, "{series} series");
         drop(guard);
+        metrics.record_lag(false);
         let mut text = String::new();
         encode(&mut text, &metrics.registry).unwrap();
         assert!(
             text.contains("hark_connections{front=\"websocket\"} 0"),
             "{text}"
         );
+        assert!(text.contains("hark_lagging_subscriptions 0"), "{text}");
+    }
+
+    #[cfg(feature = "cluster")]
+    #[test]
+    fn takeovers_count_shards_that_are_gained() {
+        let cluster = ClusterMetrics::default();
+        let metrics = Metrics::new(|registry| cluster.register(registry));
+        for owned in [0, 4, 4, 1, 3] {
+            cluster.set_shards_owned(owned);
+        }
+        cluster.record_append(Duration::from_millis(2));
+        let mut text = String::new();
+        encode(&mut text, &metrics.registry).unwrap();
+        for line in [
+            "hark_shards_owned 3",
+            "hark_takeovers_total 6",
+            "hark_append_seconds_count 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in {text}");
+        }
+        let series = text.lines().filter(|line| !line.starts_with('#')).count();
+        assert!(series < 200, "{series} series");
     }
 }

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -29,7 +29,7 @@ use crate::metrics;
 use crate::reload::Reloader;
 use crate::server::{ConnectionLimits, Server};
 use crate::signals::{Signals, shutdown_signal};
-use crate::store::Store;
+use crate::store::{Peer, Store};
 use crate::supervisor::Supervisor;
 
 /// The maximum number of threads for blocking work: disk reads, password hashes,
@@ -132,6 +132,7 @@ async fn run(
         chat: Arc::clone(&chat),
         store: Arc::clone(&store),
         folder,
+        socket: settings.store.admin_socket()?,
         server: Arc::clone(&server),
         bans,
         log: log.level.clone(),
@@ -143,6 +144,7 @@ async fn run(
         passwords: Semaphore::new(1),
     });
     slot.set(&admin);
+    store.set_peer(Arc::downgrade(&admin) as Weak<dyn Peer>);
     let shutdown = shutdown_signal(Arc::clone(&admin.drain))?;
     // After the store is open, so that a connection is refused rather than left waiting.
     let listeners = listen_all(sockets, settings)?;
@@ -249,11 +251,10 @@ struct Administrators {
 }
 
 impl Administrators {
-    /// Opens the socket in the folder of the store, if it has one. The server also runs
-    /// without it.
+    /// Opens the socket, if there is to be one. The server also runs without it.
     fn serve(admin: &Administration, slot: AdminSlot) -> Self {
         let stop = CancellationToken::new();
-        let opened = admin.folder.as_deref().map(AdminSocket::open);
+        let opened = admin.socket.as_deref().map(AdminSocket::open);
         let task = match opened {
             None => None,
             Some(Ok(socket)) => Some(tokio::spawn(socket.serve(slot, stop.clone()))),

@@ -12,9 +12,10 @@ use crate::process;
 use crate::server::Server;
 
 /// The settings that can change at run time. A reload applies all of them together.
-const RELOADABLE: [&str; 15] = [
+const RELOADABLE: [&str; 18] = [
     "admin",
     "drain-timeout",
+    "limit-loopback",
     "list",
     "log",
     "max-bytes-per-second",
@@ -25,7 +26,9 @@ const RELOADABLE: [&str; 15] = [
     "max-list",
     "max-user-bytes-per-second",
     "max-user-commands-per-second",
+    "max-user-deliveries-per-second",
     "registration",
+    "rooms",
     "tls-cert",
     "tls-key",
 ];
@@ -91,11 +94,11 @@ impl Reloader {
         let (mut changed, needs_restart): (Vec<_>, Vec<_>) =
             all.into_iter().partition(is_reloadable);
         let mut kept = needs_restart.clone();
+        self.log.set(&new.serve.log)?;
         if !self.reload_certificate(&new.serve) {
             // The next reload tries again.
             kept.extend(changed.extract_if(.., |name| name.starts_with("tls-")));
         }
-        self.log.set(&new.serve.log)?;
         self.chat.update_rules(new.serve.rules());
         let limits = process::within_files(new.serve.limits(), self.files_max);
         self.server.set_limits(limits);

@@ -214,15 +214,16 @@ impl Connections {
         self.limits = limits;
     }
 
-    /// Counts a new connection from `address`, or refuses it.
-    fn admit(&mut self, address: IpAddr, now: Instant) -> Result<(), Refusal> {
+    /// Counts a new connection from `address`, or refuses it. That of a proxy is of many
+    /// clients, whose requests are counted.
+    fn admit(&mut self, address: IpAddr, is_proxy: bool, now: Instant) -> Result<(), Refusal> {
         let limits = self.limits;
         if self.open.len() >= limits.connections_max {
             return too_many("the server has reached its connection limit; try again later");
         }
         let network = network(address);
         let from_network = self.per_address.get(&network).copied().unwrap_or_default();
-        let is_exempt = address.is_loopback() && !limits.on_loopback;
+        let is_exempt = is_proxy || (address.is_loopback() && !limits.on_loopback);
         if from_network >= limits.connections_per_address_max && !is_exempt {
             return too_many("too many connections from your address; close one and try again");
         }
@@ -261,8 +262,10 @@ impl Server {
         bans: Arc<Bans>,
         admin: AdminSlot,
     ) -> Arc<Self> {
+        let fronts = Fronts::new(Arc::clone(&chat), settings, Arc::clone(&bans), admin);
+        fronts.set_requests_max(limits.connections_per_address_max);
         Arc::new(Self {
-            fronts: Arc::new(Fronts::new(Arc::clone(&chat), settings, admin)),
+            fronts: Arc::new(fronts),
             chat,
             connections: Mutex::new(Connections::new(limits)),
             refusals: Arc::new(Semaphore::new(REFUSALS_AT_ONCE)),
@@ -287,6 +290,8 @@ impl Server {
 
     /// Changes the limits of later connections, and of the next shutdown.
     pub fn set_limits(&self, limits: ConnectionLimits) {
+        let requests_max = limits.connections_per_address_max;
+        self.fronts.set_requests_max(requests_max);
         self.connections.lock().set_limits(limits);
     }
 
@@ -350,15 +355,17 @@ impl Server {
         address: IpAddr,
     ) -> Result<(Admission, Arc<ShutdownSignal>), Refusal> {
         if self.bans.is_banned(address, now_ms()) {
-            return Err(Refusal::new(Code::Denied, "your address is banned"));
+            return Err(Bans::refusal());
         }
         let (mut connections, now) = (self.connections.lock(), Instant::now());
-        connections.admit(address, now)?;
+        let is_proxy = self.fronts.settings().http.is_proxy(address);
+        connections.admit(address, is_proxy, now)?;
         connections.last_id += 1;
         let (id, shutdown) = (
             connections.last_id,
             Arc::new(ShutdownSignal::of_epoch(connections.epoch)),
         );
+        shutdown.set_address(address);
         let open = OpenConnection {
             shutdown: Arc::clone(&shutdown),
             address,
@@ -530,7 +537,7 @@ mod tests {
         refused: Option<Code>,
     ) {
         connections.set_limits(*limits);
-        let admitted = connections.admit(address(from), now);
+        let admitted = connections.admit(address(from), false, now);
         assert_eq!(
             admitted.err().map(|refusal| refusal.code),
             refused,
@@ -607,7 +614,9 @@ mod tests {
             now,
             Some(Code::RateLimited),
         );
-        let refused = connections.admit(address("2001:db8::6"), now).unwrap_err();
+        let refused = connections
+            .admit(address("2001:db8::6"), false, now)
+            .unwrap_err();
         assert_eq!(refused.retry_after(), Some(Duration::from_secs(1)));
         check(&mut connections, "2001:db8:0:1::1", &limits, now, None);
         check(
@@ -649,7 +658,7 @@ mod tests {
         let bytes = output_bytes(serve_wire);
         // Together with the runtime's part, a task of 1024 bytes.
         assert!(
-            bytes <= 912,
+            bytes <= 720,
             "{bytes} bytes, {} of them of the wire",
             size_of::<Wire<TcpStream>>()
         );

@@ -16,7 +16,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::codec::{Decoder, Encoder};
 
-use crate::{Bidi, Calls, WebSocket, client_config};
+use crate::{Bidi, Calls, HttpRequests, WebSocket, client_config};
 
 /// A transport for requests and replies.
 pub trait Link: Debug + Send {
@@ -40,6 +40,8 @@ pub enum Front {
     Bidi,
     /// gRPC calls for everything: `Send`, `Connect`, `Ack` and the others.
     Calls,
+    /// Requests of HTTP/1.1.
+    Http,
 }
 
 impl Front {
@@ -51,6 +53,7 @@ impl Front {
             Self::WebSocket => Box::new(WebSocket::connect(address).await?),
             Self::Bidi => Box::new(Bidi::connect(address).await?),
             Self::Calls => Box::new(Calls::connect(address).await?),
+            Self::Http => Box::new(HttpRequests::connect(address).await?),
         })
     }
 }

@@ -332,6 +332,18 @@ impl Nats {
         self.nodes[node].start();
     }
 
+    /// Deletes the store of a killed node.
+    ///
+    /// # Panics
+    /// If it is running.
+    pub fn wipe(&self, node: usize) {
+        let node = &self.nodes[node];
+        assert!(node.process.is_none(), "{} is running", node.name);
+        let mut variables = node.variables.iter();
+        let store = variables.find(|(variable, _)| *variable == "HARK_NATS_STORE");
+        fs::remove_dir_all(&store.expect("a store").1).unwrap();
+    }
+
     /// Returns the CPU time of the running nodes, in hundredths of a second.
     ///
     /// # Panics

@@ -877,7 +877,9 @@ impl Connection<'_> {
     ) -> Vec<Vec<(u32, Request)>> {
         let requests: Vec<_> = requests.into_iter().collect();
         match self.at.1 {
-            Front::Calls => requests.into_iter().map(|request| vec![request]).collect(),
+            Front::Calls | Front::Http => {
+                requests.into_iter().map(|request| vec![request]).collect()
+            }
             Front::Native | Front::Tls | Front::WebSocket | Front::Bidi => vec![requests],
         }
     }

@@ -30,7 +30,7 @@ struct Screen {
 }
 
 impl Terminal {
-    /// Starts `hark` without arguments, with its state in a folder and these
+    /// Starts `hark --plain`, with its state in a folder and these
     /// environment variables.
     ///
     /// # Panics
@@ -49,6 +49,7 @@ impl Terminal {
         let mut command = CommandBuilder::new(binary("hark"));
         command.env_clear();
         command.env("TERM", "xterm-256color");
+        command.env("HARK_PLAIN", "true");
         command.env("HARK_SERVER", server.to_string());
         command.env("XDG_STATE_HOME", state);
         command.env("HOME", state);

@@ -34,8 +34,8 @@ const IDS_UNDER_WAY_MAX: usize = 1 << 16;
 /// The longest time to an answer, including `unavailable`.
 const ANSWER: Duration = Duration::from_secs(60);
 
-/// Users that are served concurrently by [`each`].
-const AT_ONCE: usize = 64;
+/// Users for whom messages are queued concurrently.
+pub(super) const AT_ONCE: usize = 64;
 
 /// Sends that are kept in flight.
 #[derive(Clone, Copy)]
@@ -82,32 +82,66 @@ impl<'a> Load<'a> {
             .collect()
     }
 
+    /// Returns whether an answer is the expected one. It is not if the outcome is unknown.
     fn is_expected(&self, reply: &Reply) -> bool {
         match reply {
             Reply::Ok(_) => self.recipients == "user",
             Reply::NotOk(refusal) => self.recipients != "user" && refusal.code == Code::NoSuchUser,
-            _ => false,
+            Reply::Error { .. } => false,
+            other => panic!("{other:?}"),
         }
+    }
+
+    async fn connect(&self, connection: usize) -> Link {
+        let server = self.servers[connection % self.servers.len()];
+        Link::connect(server, Some(&format!("s{connection}"))).await
     }
 }
 
-/// Returns the sends answered per second, and the number of all of them.
+/// Returns the sends answered per second, and the number of all of them. Says how many
+/// connections were closed because the outcome of a send was unknown.
 pub(super) async fn rate(load: &Load<'_>) -> (f64, u64) {
     let mut links = Vec::new();
     for n in 0..load.connections {
-        let server = load.servers[n % load.servers.len()];
-        links.push(Link::connect(server, Some(&format!("s{n}"))).await);
+        links.push(load.connect(n).await);
     }
     let clock = Clock::start();
     let senders = (0..).zip(links);
-    let senders =
-        senders.map(|(n, link)| keep_sending(link, load.recipients_of(n), *load, clock.clone()));
-    let sent = join_all(senders).await.into_iter().sum();
+    let senders = senders.map(|(n, link)| keep_sending(link, n, *load, clock.clone()));
+    let (mut sent, mut lost) = (0, 0);
+    for (of_link, lost_links) in join_all(senders).await {
+        (sent, lost) = (sent + of_link, lost + lost_links);
+    }
+    if lost > 0 {
+        println!("{:>12}: {lost} connections with an unknown outcome", "lost");
+    }
     (clock.rate(), sent)
 }
 
-/// Keeps sends in flight to each of these users. Returns their number.
-async fn keep_sending(mut link: Link, users: Vec<String>, load: Load<'_>, clock: Clock) -> u64 {
+/// Keeps sends in flight over a connection, and over others if it is closed. Returns the
+/// number of answered sends and of closed connections.
+async fn keep_sending(mut link: Link, n: usize, load: Load<'_>, clock: Clock) -> (u64, u64) {
+    let (mut sent, mut lost) = (0, 0);
+    loop {
+        let (answers, is_lost) = keep_sending_over(&mut link, n, load, &clock).await;
+        sent += answers;
+        if !is_lost {
+            return (sent, lost);
+        }
+        lost += 1;
+        link = load.connect(n).await;
+    }
+}
+
+/// Keeps sends in flight over a connection. Returns the number of answered sends, and
+/// whether the outcome of one is unknown.
+async fn keep_sending_over(
+    link: &mut Link,
+    n: usize,
+    load: Load<'_>,
+    clock: &Clock,
+) -> (u64, bool) {
+    let users = load.recipients_of(n);
     let text = "x".repeat(TEXT_BYTES);
     let requests: Vec<Request> = users.iter().map(|user| send(user, &text)).collect();
     let window = users.len() * load.each;
@@ -120,34 +154,66 @@ async fn keep_sending(mut link: Link, users: Vec<String>, load: Load<'_>, clock:
         link.write(id, &requests[user]);
     };
     for n in 0..window {
-        send_to(&mut link, &mut whom, n % users.len());
+        send_to(link, &mut whom, n % users.len());
     }
     let (mut under_way, mut answers) = (window, 0);
     while under_way > 0 {
         link.flush().await;
         link.read().await;
         while let Some((answered, reply)) = link.next() {
-            assert!(load.is_expected(&reply), "{reply:?}");
+            if !load.is_expected(&reply) {
+                return (answers, true);
+            }
             clock.count();
             answers += 1;
             under_way -= 1;
             if clock.goes_on() {
                 let user = whom[answered as usize % IDS_UNDER_WAY_MAX];
-                send_to(&mut link, &mut whom, user);
+                send_to(link, &mut whom, user);
                 under_way += 1;
             }
         }
     }
-    answers
+    (answers, false)
 }
 
-/// Runs `work` for `count` users, a bounded number of them concurrently.
-pub(super) async fn each<F: Future>(count: usize, work: impl Fn(String) -> F) {
+/// Runs `work` for `count` users, `at_once` of them concurrently.
+pub(super) async fn each<F: Future>(count: usize, at_once: usize, work: impl Fn(String) -> F) {
     futures::stream::iter(0..count)
         .map(|n| work(user(n)))
-        .buffer_unordered(AT_ONCE)
+        .buffer_unordered(at_once)
         .for_each(|_| async {})
         .await;
+}
+
+/// Sends `count` messages to a user, each once: those without an answer are repeated in the
+/// same session.
+pub(super) async fn send_all(address: SocketAddr, to: &str, text: &str, count: u32) {
+    let session = unique("fill");
+    let request = send(to, text);
+    let mut answered = 0;
+    while answered < count {
+        let mut link = Link::open(address).await;
+        link.hello(&session).await;
+        (answered + 1..=count).for_each(|id| link.write(id, &request));
+        link.flush().await;
+        while answered < count {
+            match link.reply().await.1 {
+                Reply::Ok(_) => answered += 1,
+                Reply::Error { .. } => {
+                    println!("{:>12}: sends to {to} are repeated", "unavailable");
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+/// Returns a name of a session that no other connection uses.
+fn unique(session: &str) -> String {
+    static IDS: AtomicU64 = AtomicU64::new(1);
+    format!("{session}-{}", IDS.fetch_add(1, Ordering::Relaxed))
 }
 
 /// The period of one measurement, and the answers counted in it.
@@ -191,29 +257,37 @@ pub(super) struct Link {
 impl Link {
     /// Connects, and opens a session that no other connection uses at the time.
     pub(super) async fn connect(address: SocketAddr, session: Option<&str>) -> Self {
-        static IDS: AtomicU64 = AtomicU64::new(1);
+        let mut link = Self::open(address).await;
+        if let Some(session) = session {
+            link.hello(&unique(session)).await;
+        }
+        link
+    }
+
+    /// Connects without a session.
+    async fn open(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
         let codec = ClientCodec::new(FRAME_BYTES_MAX);
-        let mut link = Self {
+        Self {
             stream,
             codec,
             input: BytesMut::new(),
             output: BytesMut::new(),
-        };
-        if let Some(session) = session {
-            let session = format!("{session}-{}", IDS.fetch_add(1, Ordering::Relaxed));
-            link.write(
-                u32::MAX,
-                &Request::Hello {
-                    version: 1,
-                    session: session.parse().unwrap(),
-                },
-            );
-            link.flush().await;
-            link.ok().await;
         }
-        link
+    }
+
+    async fn hello(&mut self, session: &str) {
+        let session = session.parse().unwrap();
+        self.write(
+            u32::MAX,
+            &Request::Hello {
+                version: 1,
+                session,
+            },
+        );
+        self.flush().await;
+        self.ok().await;
     }
 
     pub(super) fn write(&mut self, id: u32, request: &Request) {

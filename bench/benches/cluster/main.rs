@@ -162,19 +162,32 @@ impl Bench {
         }
     }
 
-    /// Measures chats with different numbers of shards.
+    /// Measures chats with different numbers of shards, one after another: only the streams of
+    /// one of them exist at a time.
     async fn shards(&self) {
         println!(
             "\none server, sends under way to 256 users and to 2000, and queued messages fetched"
         );
         for shards in [1, 4, 6, 12] {
-            let server = server(&self.nats, &format!("shards{shards}"), shards).start();
+            let chat = format!("shards{shards}");
+            let server = server(&self.nats, &chat, shards).start();
             create_users(server.address(), 2_000).await;
             let one = &[server.address()];
-            let few = rate(&Load::of(one, 256)).await.0;
-            let many = rate(&Load::of(one, 2_000)).await.0;
-            let drained = users::drained(server.address()).await;
-            println!("{shards:>5} shards: {few:>8.0}, {many:>8.0}, and {drained:>8.0} a second");
+            let [mut few, mut many, mut drained] = [(); 3].map(|()| Vec::new());
+            for _ in 0..ROUNDS {
+                few.push(rate(&Load::of(one, 256)).await.0);
+                many.push(rate(&Load::of(one, 2_000)).await.0);
+                drained.push(users::drained(server.address(), users::READERS).await);
+            }
+            println!("{shards:>5} shards");
+            for (what, rates) in [("to 256", few), ("to 2000", many), ("fetched", drained)] {
+                median(what, rates);
+            }
+            drop(server);
+            for shard in 0..shards {
+                let stream = format!("{chat}-shard-{shard}");
+                self.bare.delete_stream(stream).await.unwrap();
+            }
         }
     }
 
@@ -358,13 +371,16 @@ fn user(n: usize) -> String {
     format!("user{n}")
 }
 
-fn compare(base: (&str, Vec<f64>), other: (&str, Vec<f64>)) {
-    let [base, other] = [base, other].map(|(what, mut rates)| {
-        rates.sort_unstable_by(f64::total_cmp);
-        let median = rates[rates.len() / 2];
-        let (least, most) = (rates[0], rates[rates.len() - 1]);
-        println!("{what:>12}: {median:>8.0} a second ({least:.0} to {most:.0})");
-        median
-    });
+fn compare((what, base): (&str, Vec<f64>), (other_what, other): (&str, Vec<f64>)) {
+    let (base, other) = (median(what, base), median(other_what, other));
     println!("{:>12}: {:.2}", "ratio", other / base);
+}
+
+/// Prints and returns the median of rates.
+fn median(what: &str, mut rates: Vec<f64>) -> f64 {
+    rates.sort_unstable_by(f64::total_cmp);
+    let median = rates[rates.len() / 2];
+    let (least, most) = (rates[0], rates[rates.len() - 1]);
+    println!("{what:>12}: {median:>8.0} a second ({least:.0} to {most:.0})");
+    median
 }

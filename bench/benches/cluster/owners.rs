@@ -92,22 +92,25 @@ pub(super) async fn takeover_of_a_million(nats: &Nats) {
     fill(first.address(), MANY_READERS, MANY_QUEUED).await;
     let mut second = server(nats, "million", 1).start();
     let began = Instant::now();
-    let address = match owned_shards(&second).is_empty() {
+    let other = match owned_shards(&second).is_empty() {
         true => {
             first.kill();
-            second.address()
+            second
         }
         false => {
             second.kill();
-            first.address()
+            first
         }
     };
-    let pause = answered(address, 0, began).await;
+    let pause = answered(other.address(), 0, began).await;
     println!(
         "\ntakeover of a shard with {} queued messages: {:.1} s",
         MANY_READERS as u64 * u64::from(MANY_QUEUED),
         pause.as_secs_f64()
     );
+    let log = other.log();
+    let claims = log.lines().filter(|line| line.contains("shard claimed"));
+    println!("{}", claims.last().unwrap_or_default());
 }
 
 /// Sends to a user until that is stored. Returns the time since `began`.

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use hark_protocol::{Reply, Request};
-use hark_tests::{name, send};
+use hark_tests::name;
 
-use super::load::{Link, each};
-use super::{Bench, STREAMS, TEXT_BYTES, create_users, server, user};
+use super::load::{AT_ONCE, Link, each, send_all};
+use super::{Bench, STREAMS, TEXT_BYTES, create_users, median, server, user};
 
 /// Users to drain, and messages queued for each.
-const READERS: usize = 1_000;
+pub(super) const READERS: usize = 1_000;
 const QUEUED: u32 = 100;
 
 /// Connected users that do nothing, and how long they are watched.
@@ -81,18 +81,22 @@ impl Bench {
         println!("\n{READERS} users with {QUEUED} queued messages each");
         self.users(READERS).await;
         let [address, _] = self.addresses();
-        println!(
-            "{:>12}: {:.0} messages a second",
-            "drained",
-            drained(address).await
-        );
+        for at_once in [AT_ONCE, READERS] {
+            let rates = [
+                drained(address, at_once).await,
+                drained(address, at_once).await,
+                drained(address, at_once).await,
+            ];
+            median(&format!("{at_once} at once"), rates.into());
+        }
     }
 }
 
-/// Queues messages for many users, who then fetch them. Returns their messages per second.
-pub(super) async fn drained(address: SocketAddr) -> f64 {
+/// Queues messages for many users, who then fetch them, `at_once` of them concurrently.
+/// Returns their messages per second.
+pub(super) async fn drained(address: SocketAddr, at_once: usize) -> f64 {
     // Removes messages left by other measurements.
-    each(READERS, |user| async move {
+    each(READERS, AT_ONCE, |user| async move {
         Link::connect(address, None).await.drain(&user).await
     })
     .await;
@@ -100,7 +104,7 @@ pub(super) async fn drained(address: SocketAddr) -> f64 {
     let began = Instant::now();
     let drained = AtomicU64::new(0);
     let count = &drained;
-    each(READERS, |user| async move {
+    each(READERS, at_once, |user| async move {
         let mut link = Link::connect(address, None).await;
         count.fetch_add(link.drain(&user).await, Ordering::Relaxed);
     })
@@ -115,13 +119,8 @@ pub(super) async fn drained(address: SocketAddr) -> f64 {
 pub(super) async fn fill(address: SocketAddr, count: usize, queued: u32) {
     let text = "x".repeat(TEXT_BYTES);
     let text = &*text;
-    each(count, |user| async move {
-        let mut link = Link::connect(address, None).await;
-        (1..=queued).for_each(|id| link.write(id, &send(&user, text)));
-        link.flush().await;
-        for _ in 0..queued {
-            link.ok().await;
-        }
+    each(count, AT_ONCE, |user| async move {
+        send_all(address, &user, text, queued).await;
     })
     .await;
 }

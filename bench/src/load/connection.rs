@@ -1,5 +1,6 @@
 //! One connection of a load: moves the bytes of a [`PeerCodec`] in batches.
 
+use std::cell::RefCell;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -27,10 +28,17 @@ const TRIES: usize = 1_000;
 /// The longest time to open a connection.
 const OPENED_WITHIN: Duration = Duration::from_secs(120);
 
+thread_local! {
+    /// The input of the connection that is read. Shared, so that ten thousand members of a room
+    /// take no memory for it.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 /// An open connection.
 pub(crate) struct Connection {
     stream: TcpStream,
     pub(crate) codec: Box<dyn PeerCodec>,
+    /// The bytes of an incomplete message.
     input: Vec<u8>,
     pub(crate) output: Vec<u8>,
     pub(crate) received: Received,
@@ -95,19 +103,25 @@ impl Connection {
     /// # Errors
     /// As [`Self::turn`].
     pub(crate) fn read(&mut self) -> anyhow::Result<()> {
-        self.input.reserve(READ_BYTES);
-        match self.stream.try_read_buf(&mut self.input) {
-            Ok(0) => bail!("the server closed a connection"),
-            Ok(_) => {
-                let done = self
-                    .codec
-                    .take(&self.input, &mut self.output, &mut self.received)?;
-                self.input.drain(..done);
-                Ok(())
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.clear();
+            scratch.extend_from_slice(&self.input);
+            scratch.reserve(READ_BYTES);
+            match self.stream.try_read_buf(scratch) {
+                Ok(0) => bail!("the server closed a connection"),
+                Ok(_) => {
+                    let done = self
+                        .codec
+                        .take(scratch, &mut self.output, &mut self.received)?;
+                    self.input.clear();
+                    self.input
+                        .extend_from_slice(scratch.get(done..).unwrap_or_default());
+                    Ok(())
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+                Err(error) => Err(error.into()),
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        })
     }
 
     /// Writes as much output as the socket takes.

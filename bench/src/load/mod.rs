@@ -1,16 +1,18 @@
 //! The load: senders and receivers, each on a thread, over any [`Peer`].
 
 mod connection;
+mod opening;
 pub(crate) mod queue;
+mod room;
 pub(crate) mod schedule;
 pub(crate) mod text;
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
@@ -18,6 +20,7 @@ use hdrhistogram::Histogram;
 use tokio::task::JoinSet;
 
 pub(crate) use connection::Connection;
+pub(crate) use opening::{open_all, prepare, prepare_room};
 use schedule::Schedule;
 use text::{Arrivals, Clock, Faults, Stamp, receiver_of};
 
@@ -61,6 +64,63 @@ pub(crate) enum LoadModel {
         /// Messages per second.
         per_second: f64,
     },
+    /// The senders to a room keep this many messages in flight that its members together do
+    /// not have yet.
+    Delivered {
+        /// The messages in flight of all senders.
+        in_flight: usize,
+    },
+    /// The one sender to a room sends the next message once all members have the former one.
+    OneByOne,
+}
+
+/// The receivers of each message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Audience {
+    /// One receiver, each in turn.
+    One,
+    /// All receivers, which are members of one room.
+    Room,
+}
+
+impl Audience {
+    /// Returns the receivers of one message.
+    const fn size(self, receivers: usize) -> usize {
+        match self {
+            Self::One => 1,
+            Self::Room => receivers,
+        }
+    }
+
+    /// Returns the recipients that a sender addresses in turn.
+    const fn recipients(self, receivers: usize) -> usize {
+        match self {
+            Self::One => receivers,
+            Self::Room => 1,
+        }
+    }
+
+    const fn sender(self, index: usize) -> Role {
+        match self {
+            Self::One => Role::Sender(index),
+            Self::Room => Role::Speaker(index),
+        }
+    }
+
+    const fn receiver(self, user: usize) -> Role {
+        match self {
+            Self::One => Role::Receiver(user),
+            Self::Room => Role::Joining(user),
+        }
+    }
+
+    /// Returns the expectations of one receiver.
+    pub(crate) fn arrivals(self, user: usize, receivers: usize, senders: usize) -> Arrivals {
+        match self {
+            Self::One => Arrivals::expect(user, receivers, senders),
+            Self::Room => Arrivals::expect(0, 1, senders),
+        }
+    }
 }
 
 /// A load of senders and receivers.
@@ -70,6 +130,7 @@ pub(crate) struct Load {
     pub(crate) receivers: usize,
     /// The number of receivers that read only twice a second.
     pub(crate) slow_receivers: usize,
+    pub(crate) audience: Audience,
     pub(crate) pace: LoadModel,
     /// The time before the measurement.
     pub(crate) warm_up: Duration,
@@ -85,6 +146,9 @@ pub(crate) struct Outcome {
     pub(crate) delivered: u64,
     /// The time from a message's due time to its receipt.
     pub(crate) latencies: Histogram<u64>,
+    /// The times from the acceptance of a message to its last receipt, in nanoseconds, for
+    /// [`LoadModel::OneByOne`].
+    pub(crate) spans_ns: Vec<u64>,
     /// The processor time of the server.
     pub(crate) server_cpu_seconds: f64,
     /// The processor time of the load.
@@ -101,6 +165,11 @@ struct Progress {
     phase: AtomicU64,
     accepted: AtomicU64,
     delivered: AtomicU64,
+    /// The time of the last delivery.
+    last_ns: AtomicU64,
+    /// See [`Outcome::spans_ns`].
+    // A lock, because the senders have a thread of their own. It is held for one change.
+    spans_ns: Mutex<Vec<u64>>,
     clock: Clock,
 }
 
@@ -116,6 +185,8 @@ impl Progress {
             phase: AtomicU64::new(WARMING_UP),
             accepted: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
+            last_ns: AtomicU64::new(0),
+            spans_ns: Mutex::default(),
             clock: Clock::start(),
         }
     }
@@ -164,6 +235,9 @@ impl Load {
         let received =
             received.with_context(|| format!("{} says: {}", peer.name(), server.said()))?;
         outcome.latencies = received.latencies;
+        if let Ok(mut spans_ns) = progress.spans_ns.lock() {
+            outcome.spans_ns = std::mem::take(&mut spans_ns);
+        }
         outcome.compared = received.compared;
         for arrivals in &received.arrivals {
             outcome.faults += arrivals.faults(&accepted);
@@ -231,6 +305,7 @@ impl Load {
             accepted: after.0 - before.0,
             delivered: after.1 - before.1,
             latencies: latencies(),
+            spans_ns: Vec::new(),
             server_cpu_seconds: server_after - server_before,
             load_cpu_seconds: own_after - own_before,
             resident_bytes: server.resident_bytes()?,
@@ -250,15 +325,14 @@ impl Load {
         let received = Rc::new(RefCell::new(Received {
             latencies: latencies(),
             arrivals: (0..self.receivers)
-                .map(|receiver| Arrivals::expect(receiver, self.receivers, self.senders))
+                .map(|user| self.audience.arrivals(user, self.receivers, self.senders))
                 .collect(),
             compared: 0,
             new: 0,
         }));
         let mut tasks = JoinSet::new();
-        for user in 0..self.receivers {
-            let codec = peer.codec(Role::Receiver(user));
-            let mut connection = Connection::open(address, codec).await?;
+        let roles = (0..self.receivers).map(|user| self.audience.receiver(user));
+        for (user, mut connection) in open_all(peer, address, roles).await? {
             let (received, progress) = (Rc::clone(&received), Arc::clone(progress));
             tasks.spawn_local(async move {
                 loop {
@@ -286,7 +360,8 @@ impl Load {
             if new != last || progress.phase() < OVER {
                 (last, last_change) = (new, Instant::now());
             }
-            let is_complete = new >= progress.accepted.load(Ordering::Acquire);
+            let copies = self.audience.size(self.receivers) as u64;
+            let is_complete = new >= copies * progress.accepted.load(Ordering::Acquire);
             if progress.phase() == OVER && (is_complete || last_change.elapsed() > STALLED_AFTER) {
                 tasks.shutdown().await;
                 return Rc::into_inner(received)
@@ -307,14 +382,22 @@ impl Load {
     ) -> anyhow::Result<Vec<u32>> {
         let mut senders = Vec::new();
         for index in 0..self.senders {
-            let codec = peer.codec(Role::Sender(index));
+            let codec = peer.codec(self.audience.sender(index));
             let connection = Connection::open(address, codec).await?;
-            senders.push(Sender::new(connection, index, self.receivers, u32::MAX));
+            let recipients = self.audience.recipients(self.receivers);
+            senders.push(Sender::new(connection, index, recipients, u32::MAX));
         }
         ready.send(()).context("the measuring thread has ended")?;
         match self.pace {
             LoadModel::Closed { in_flight } => keep_in_flight(senders, in_flight, progress).await,
             LoadModel::Open { per_second } => keep_schedule(senders, per_second, progress).await,
+            LoadModel::Delivered { in_flight } => {
+                room::keep_delivering(senders, in_flight, self.receivers, progress).await
+            }
+            LoadModel::OneByOne => {
+                let sender = senders.pop().context("no sender")?;
+                room::send_one_by_one(sender, self.receivers, progress).await
+            }
         }
     }
 }
@@ -347,7 +430,8 @@ impl Received {
             self.compared += 1;
         }
         self.new += new;
-        progress.delivered.fetch_add(new, Ordering::Relaxed);
+        progress.last_ns.store(now_ns, Ordering::Relaxed);
+        progress.delivered.fetch_add(new, Ordering::Release);
         Ok(())
     }
 }
@@ -485,20 +569,7 @@ async fn keep_schedule(
         } else if senders.iter().all(|sender| sender.sent == sender.accepted) {
             return Ok(senders.iter().map(|sender| sender.accepted).collect());
         }
-        // Lets the runtime update the readiness of the connections.
-        tokio::task::yield_now().await;
-        for sender in &mut senders {
-            sender.connection.write()?;
-            sender.connection.read()?;
-            if sender.connection.received.accepted > 0 {
-                last_change = Instant::now();
-            }
-            sender.count(progress)?;
-        }
-        ensure!(
-            last_change.elapsed() < STALLED_AFTER,
-            "sends are not accepted"
-        );
+        room::exchange(&mut senders, progress, &mut last_change).await?;
         let look_ns = now_ns + LOOK_EVERY_NS;
         let until_ns = if progress.phase() < DRAINING {
             schedule.next_due_ns().min(look_ns)
@@ -512,33 +583,6 @@ async fn keep_schedule(
                 .saturating_duration_since(Instant::now()),
         );
     }
-}
-
-/// Opens and closes the connections that prepare a peer for this many users.
-///
-/// # Errors
-/// If the server refuses one.
-pub(crate) fn prepare(peer: &dyn Peer, address: SocketAddr, users: usize) -> anyhow::Result<()> {
-    /// The most connections that are opened at a time.
-    const AT_A_TIME: usize = 8;
-    if users == 0 {
-        return Ok(());
-    }
-    on_a_runtime(async {
-        let mut opening = JoinSet::new();
-        for codec in peer.preparations(users) {
-            if opening.len() >= AT_A_TIME
-                && let Some(opened) = opening.join_next().await
-            {
-                drop(opened??);
-            }
-            opening.spawn_local(Connection::open(address, codec));
-        }
-        while let Some(opened) = opening.join_next().await {
-            drop(opened??);
-        }
-        Ok(())
-    })
 }
 
 /// Runs a future on this thread, with tasks local to it.

@@ -28,6 +28,10 @@ impl Peer for PythonServer {
         Durability::UntilRestart
     }
 
+    fn has_rooms(&self) -> bool {
+        false
+    }
+
     fn version(&self) -> anyhow::Result<String> {
         version(Command::new("python3").arg("--version")).context("python3 is missing: install it")
     }
@@ -66,8 +70,10 @@ impl PeerCodec for Classic {
     fn open(&mut self, output: &mut Vec<u8>) {
         let (command, user) = match self.role {
             // A sender needs no login; the request checks that the server answers.
-            Role::Sender(_) => ("list", user_name(0)),
-            Role::Receiver(user) => ("connect", user_name(user)),
+            Role::Sender(_) | Role::Speaker(_) => ("list", user_name(0)),
+            Role::Receiver(user) | Role::Joining(user) | Role::Member(user) => {
+                ("connect", user_name(user))
+            }
         };
         put_block(output, command, &[user.as_bytes()]);
     }

@@ -1,5 +1,7 @@
 //! `harkd`, in its native framing: a session for every sender, and one `ack` for each read.
 
+mod room;
+
 use std::ffi::OsStr;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -20,6 +22,10 @@ use tokio_util::codec::Decoder as _;
 use super::{Durability, Peer, PeerCodec, Received, Role, user_name};
 use crate::load::text::{Stamp, TEXT_BYTES, Text};
 use crate::server::Server;
+
+pub(super) use self::room::RoomClient;
+use self::room::RoomMaker;
+pub(crate) use self::room::{Console, ROOM};
 
 /// The configuration of `harkd`.
 #[derive(Debug, Clone)]
@@ -174,7 +180,18 @@ impl Peer for Hark {
             "--max-list=1000000",
             "--log=warn",
         ]);
+        command.args([
+            "--max-room-members=100000",
+            "--max-room-bytes=1000000000000",
+            "--rooms-bytes=1000000000000",
+        ]);
         Server::start(self.name, command, port, folder)
+    }
+
+    fn room_preparations(&self, members: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>> {
+        Box::new(std::iter::once(
+            Box::new(RoomMaker::new(members)) as Box<dyn PeerCodec>
+        ))
     }
 
     fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>> {
@@ -186,7 +203,10 @@ impl Peer for Hark {
     }
 
     fn codec(&self, role: Role) -> Box<dyn PeerCodec> {
-        Box::new(Native::new(role))
+        match role.is_in_room() {
+            true => Box::new(RoomClient::new(role)),
+            false => Box::new(Native::new(role)),
+        }
     }
 }
 
@@ -253,24 +273,8 @@ impl Native {
 impl PeerCodec for Native {
     fn open(&mut self, output: &mut Vec<u8>) {
         match self.role {
-            Role::Sender(sender) => {
-                // Ids increase within a session, so each connection needs a new session.
-                static SESSIONS: AtomicU64 = AtomicU64::new(0);
-                let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
-                let session = format!("bench-{}-{sender}-{session}", std::process::id());
-                match session.parse() {
-                    Ok(session) => self.say(
-                        u32::MAX,
-                        &Request::Hello {
-                            version: VERSION,
-                            session,
-                        },
-                        output,
-                    ),
-                    Err(error) => unreachable!("{session}: {error}"),
-                }
-            }
-            Role::Receiver(user) => {
+            Role::Sender(_) | Role::Speaker(_) => self.say(u32::MAX, &hello(), output),
+            Role::Receiver(user) | Role::Joining(user) | Role::Member(user) => {
                 self.say(
                     u32::MAX,
                     &Request::Connect {
@@ -340,6 +344,20 @@ impl PeerCodec for Native {
             );
         }
         Ok(done)
+    }
+}
+
+/// Returns the request for a new session: ids increase within a session.
+fn hello() -> Request {
+    static SESSIONS: AtomicU64 = AtomicU64::new(0);
+    let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
+    let session = format!("bench-{}-{session}", std::process::id());
+    match session.parse() {
+        Ok(session) => Request::Hello {
+            version: VERSION,
+            session,
+        },
+        Err(error) => unreachable!("{session}: {error}"),
     }
 }
 

@@ -31,6 +31,11 @@ impl Peer for Ngircd {
         10_000
     }
 
+    /// Each member that joins is announced to all others.
+    fn members_max(&self) -> usize {
+        1_000
+    }
+
     fn version(&self) -> anyhow::Result<String> {
         version(Command::new(PROGRAM).arg("--version")).with_context(|| missing_package("ngircd"))
     }
@@ -69,6 +74,9 @@ impl Peer for Ngircd {
     }
 }
 
+/// The channel that stands for the room.
+const CHANNEL: &str = "#bench";
+
 /// A connection.
 struct Irc {
     role: Role,
@@ -78,17 +86,17 @@ struct Irc {
 
 impl PeerCodec for Irc {
     fn open(&mut self, output: &mut Vec<u8>) {
-        let name = match self.role {
-            Role::Sender(sender) => format!("s{sender}"),
-            Role::Receiver(user) => user_name(user),
-        };
+        let name = self.role.user_name();
         output.extend_from_slice(format!("NICK {name}\r\nUSER {name} 0 * :{name}\r\n").as_bytes());
     }
 
     fn send(&mut self, to: usize, text: &Text, output: &mut Vec<u8>) {
         self.sent += 1;
         output.extend_from_slice(b"PRIVMSG ");
-        output.extend_from_slice(user_name(to).as_bytes());
+        match self.role.is_in_room() {
+            true => output.extend_from_slice(CHANNEL.as_bytes()),
+            false => output.extend_from_slice(user_name(to).as_bytes()),
+        }
         output.extend_from_slice(b" :");
         output.extend_from_slice(text);
         output.extend_from_slice(b"\r\n");
@@ -120,6 +128,9 @@ impl PeerCodec for Irc {
 
 /// The replies that end the greeting, with or without a message of the day.
 const END_OF_GREETING: [&[u8]; 2] = [b"376", b"422"];
+
+/// The reply that ends the answer to `JOIN`.
+const END_OF_NAMES: &[u8] = b"366";
 
 impl Irc {
     fn take_line(
@@ -154,7 +165,12 @@ impl Irc {
                 received.accepted += accepted.saturating_sub(self.accepted);
                 self.accepted = accepted;
             }
-            _ if END_OF_GREETING.contains(&command) => received.is_ready = true,
+            _ if END_OF_GREETING.contains(&command) && self.role.is_in_room() => {
+                output.extend_from_slice(format!("JOIN {CHANNEL}\r\n").as_bytes());
+            }
+            _ if END_OF_GREETING.contains(&command) || command == END_OF_NAMES => {
+                received.is_ready = true;
+            }
             _ if first == b"ERROR" || matches!(command.first(), Some(b'4' | b'5')) => {
                 bail!("this is an error")
             }

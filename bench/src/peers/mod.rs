@@ -15,7 +15,7 @@ use crate::load::text::{Stamp, Text};
 use crate::server::Server;
 
 pub(crate) use classic::PythonServer;
-pub(crate) use hark::Hark;
+pub(crate) use hark::{Console, Hark, ROOM};
 pub(crate) use irc::Ngircd;
 pub(crate) use mqtt::Mosquitto;
 pub(crate) use nats::Nats;
@@ -28,7 +28,36 @@ pub(crate) enum Role {
     Sender(usize),
     /// The receiver of this user.
     Receiver(usize),
+    /// This sender to the room.
+    Speaker(usize),
+    /// The receiver of this user, which becomes a member of the room.
+    Joining(usize),
+    /// The receiver of this user, which is a member of the room.
+    Member(usize),
 }
+
+impl Role {
+    /// Returns whether it receives.
+    pub(crate) const fn is_receiver(self) -> bool {
+        matches!(self, Self::Receiver(_) | Self::Joining(_) | Self::Member(_))
+    }
+
+    /// Returns the name of its user.
+    pub(crate) fn user_name(self) -> String {
+        match self {
+            Self::Sender(sender) | Self::Speaker(sender) => format!("s{sender}"),
+            Self::Receiver(user) | Self::Joining(user) | Self::Member(user) => user_name(user),
+        }
+    }
+
+    /// Returns whether its messages are those of the room.
+    pub(crate) const fn is_in_room(self) -> bool {
+        matches!(self, Self::Speaker(_) | Self::Joining(_) | Self::Member(_))
+    }
+}
+
+/// The most senders to a room.
+pub(crate) const SPEAKERS_MAX: usize = 64;
 
 /// The durability of messages for an offline user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +101,27 @@ pub(crate) trait Peer: Send + Sync {
     /// Returns the connections that create accounts, streams or sessions for this many users, to
     /// be opened and closed before the load.
     fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>>;
+
+    /// Returns whether it is measured with messages to single users.
+    fn has_users(&self) -> bool {
+        true
+    }
+
+    /// Returns whether it is measured with messages to a room.
+    fn has_rooms(&self) -> bool {
+        true
+    }
+
+    /// Returns the most members of a room that it is measured with.
+    fn members_max(&self) -> usize {
+        self.users_max()
+    }
+
+    /// Returns the connections that create the room and the accounts of so many members, to be
+    /// opened and closed before the load. The members join by [`Role::Joining`].
+    fn room_preparations(&self, _members: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>> {
+        Box::new(std::iter::empty())
+    }
 
     /// Returns the codec of a client connection.
     fn codec(&self, role: Role) -> Box<dyn PeerCodec>;

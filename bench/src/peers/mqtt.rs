@@ -63,6 +63,9 @@ impl Peer for Mosquitto {
     }
 }
 
+/// The topic of the room.
+const ROOM: &str = "room";
+
 /// A connection.
 struct Mqtt {
     role: Role,
@@ -84,9 +87,14 @@ const SUBACK: u8 = 0x90;
 const DUPLICATE: u8 = 0x08;
 
 impl Mqtt {
-    fn subscribe(&self, user: usize, output: &mut Vec<u8>) {
+    /// Subscribes to the topic of the room, or to that of the user.
+    fn subscribe(&self, output: &mut Vec<u8>) {
         let mut body = vec![0, 1];
-        put_string(&mut body, user_name(user).as_bytes());
+        let topic = match self.role.is_in_room() {
+            true => ROOM.to_owned(),
+            false => self.role.user_name(),
+        };
+        put_string(&mut body, topic.as_bytes());
         body.push(1);
         put_packet(output, SUBSCRIBE, &body);
     }
@@ -98,9 +106,9 @@ impl Mqtt {
         output: &mut Vec<u8>,
         received: &mut Received,
     ) -> anyhow::Result<()> {
-        match (kind & !DUPLICATE, self.role) {
-            (PUBACK, Role::Sender(_)) => received.accepted += 1,
-            (PUBLISH_QOS1, Role::Receiver(_)) => {
+        match (kind & !DUPLICATE, self.role.is_receiver()) {
+            (PUBACK, false) => received.accepted += 1,
+            (PUBLISH_QOS1, true) => {
                 let (topic_bytes, rest) = body.split_first_chunk().context("no topic")?;
                 let (_, rest) = rest
                     .split_at_checked(usize::from(u16::from_be_bytes(*topic_bytes)))
@@ -112,17 +120,18 @@ impl Mqtt {
                 output.extend_from_slice(&[PUBACK, 2]);
                 output.extend_from_slice(packet);
             }
-            (CONNACK, role) => {
+            (CONNACK, is_receiver) => {
                 ensure!(
                     body.get(1) == Some(&0),
                     "the connection is refused: {body:?}"
                 );
-                match role {
-                    Role::Receiver(user) => self.subscribe(user, output),
-                    Role::Sender(_) => received.is_ready = true,
+                if is_receiver {
+                    self.subscribe(output);
+                } else {
+                    received.is_ready = true;
                 }
             }
-            (SUBACK, Role::Receiver(_)) => {
+            (SUBACK, true) => {
                 ensure!(
                     body.get(2) == Some(&1),
                     "the subscription is refused: {body:?}"
@@ -137,10 +146,7 @@ impl Mqtt {
 
 impl PeerCodec for Mqtt {
     fn open(&mut self, output: &mut Vec<u8>) {
-        let name = match self.role {
-            Role::Sender(sender) => format!("s{sender}"),
-            Role::Receiver(user) => user_name(user),
-        };
+        let name = self.role.user_name();
         // MQTT 3.1.1, a persistent session, and no keepalive.
         let mut body = b"\x00\x04MQTT\x04\x00\x00\x00".to_vec();
         put_string(&mut body, name.as_bytes());
@@ -150,7 +156,10 @@ impl PeerCodec for Mqtt {
     fn send(&mut self, to: usize, text: &Text, output: &mut Vec<u8>) {
         if self.last_user != to {
             self.last_user = to;
-            self.topic = user_name(to).into_bytes();
+            self.topic = match self.role.is_in_room() {
+                true => ROOM.as_bytes().to_vec(),
+                false => user_name(to).into_bytes(),
+            };
         }
         // Fewer are in flight than there are identifiers.
         self.last_packet = self.last_packet % u16::MAX + 1;

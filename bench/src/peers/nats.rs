@@ -2,27 +2,41 @@
 //! user a durable consumer that acknowledges each message. A send is accepted with the
 //! acknowledgement of the stream.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
 
-use super::{Peer, PeerCodec, Received, Role, user_name};
+use super::{Durability, Peer, PeerCodec, Received, Role, user_name};
 use crate::load::text::{Stamp, TEXT_BYTES, Text};
 use crate::server::{Server, version, write_settings};
 
 /// NATS with JetStream.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Nats {
-    is_synced: bool,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Without JetStream: nothing is stored, and a slow reader is disconnected.
+    Core,
+    Unsynced,
+    Synced,
 }
 
 impl Nats {
+    /// Publish and subscribe, for rooms alone. A send is accepted with the `PONG` to a `PING`
+    /// behind it.
+    pub(crate) const CORE: Self = Self { kind: Kind::Core };
     /// The default: a sync every two minutes.
-    pub(crate) const UNSYNCED: Self = Self { is_synced: false };
+    pub(crate) const UNSYNCED: Self = Self {
+        kind: Kind::Unsynced,
+    };
     /// With `sync_interval: always`.
-    pub(crate) const SYNCED: Self = Self { is_synced: true };
+    pub(crate) const SYNCED: Self = Self { kind: Kind::Synced };
 }
 
 /// The CONNECT of a client, with the usual options.
@@ -38,10 +52,32 @@ const ACKS_PENDING_MAX: usize = 1_000;
 
 impl Peer for Nats {
     fn name(&self) -> &'static str {
-        if self.is_synced {
-            "NATS JetStream, synced"
-        } else {
-            "NATS JetStream"
+        match self.kind {
+            Kind::Core => "NATS core (no queue)",
+            Kind::Unsynced => "NATS JetStream",
+            Kind::Synced => "NATS JetStream, synced",
+        }
+    }
+
+    fn durability(&self) -> Durability {
+        match self.kind {
+            Kind::Core => Durability::Nothing,
+            Kind::Unsynced | Kind::Synced => Durability::OnDisk,
+        }
+    }
+
+    fn has_users(&self) -> bool {
+        self.kind != Kind::Core
+    }
+
+    fn has_rooms(&self) -> bool {
+        self.kind != Kind::Synced
+    }
+
+    fn members_max(&self) -> usize {
+        match self.kind {
+            Kind::Core => usize::MAX,
+            Kind::Unsynced | Kind::Synced => 1_000,
         }
     }
 
@@ -58,10 +94,9 @@ impl Peer for Nats {
     }
 
     fn start(&self, port: u16, folder: &Path) -> anyhow::Result<Server> {
-        let sync = if self.is_synced {
-            "  sync_interval: always\n"
-        } else {
-            ""
+        let sync = match self.kind {
+            Kind::Synced => "  sync_interval: always\n",
+            Kind::Core | Kind::Unsynced => "",
         };
         let settings = format!(
             "listen: 127.0.0.1:{port}\n\
@@ -79,15 +114,25 @@ impl Peer for Nats {
     fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>> {
         let makers = (0..users).step_by(USERS_PER_STREAM).map(move |first| {
             let users = first..users.min(first + USERS_PER_STREAM);
-            Box::new(Maker {
-                left: users.len() + 1,
-                users,
-            }) as Box<dyn PeerCodec>
+            Box::new(Maker::new(users, false)) as Box<dyn PeerCodec>
         });
         Box::new(makers)
     }
 
+    fn room_preparations(&self, members: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>> {
+        match self.kind {
+            Kind::Core => Box::new(std::iter::empty()),
+            Kind::Unsynced | Kind::Synced => {
+                let maker = Maker::new(0..members, true);
+                Box::new(std::iter::once(Box::new(maker) as Box<dyn PeerCodec>))
+            }
+        }
+    }
+
     fn codec(&self, role: Role) -> Box<dyn PeerCodec> {
+        if self.kind == Kind::Core {
+            return Box::new(CoreClient::new(role));
+        }
         Box::new(Client {
             role,
             last_reply: 0,
@@ -118,12 +163,12 @@ impl PeerCodec for Client {
     fn open(&mut self, output: &mut Vec<u8>) {
         output.extend_from_slice(CONNECT.as_bytes());
         match self.role {
-            Role::Sender(sender) => {
+            Role::Sender(sender) | Role::Speaker(sender) => {
                 self.inbox = format!("_INBOX.s{sender}.").into_bytes();
                 output.extend_from_slice(format!("SUB _INBOX.s{sender}.* 1\r\n").as_bytes());
             }
-            Role::Receiver(user) => {
-                output.extend_from_slice(format!("SUB d.{user} 1\r\n").as_bytes())
+            Role::Receiver(user) | Role::Joining(user) | Role::Member(user) => {
+                output.extend_from_slice(format!("SUB d.{user} 1\r\n").as_bytes());
             }
         }
         // The answer to the second PING confirms the subscription.
@@ -132,7 +177,11 @@ impl PeerCodec for Client {
 
     fn send(&mut self, to: usize, text: &Text, output: &mut Vec<u8>) {
         self.last_reply += 1;
-        output.extend_from_slice(format!("PUB {} ", subject(to)).as_bytes());
+        let subject = match self.role.is_in_room() {
+            true => ROOM.to_owned(),
+            false => subject(to),
+        };
+        output.extend_from_slice(format!("PUB {subject} ").as_bytes());
         output.extend_from_slice(&self.inbox);
         output.extend_from_slice(format!("{} {TEXT_BYTES}\r\n", self.last_reply).as_bytes());
         output.extend_from_slice(text);
@@ -147,13 +196,13 @@ impl PeerCodec for Client {
     ) -> anyhow::Result<usize> {
         let mut done = 0;
         while let Some((operation, bytes)) = operation(input.get(done..).unwrap_or_default())? {
-            match (operation, self.role) {
+            match (operation, self.role.is_receiver()) {
                 (Operation::Pong, _) => received.is_ready = true,
-                (Operation::Message { payload, .. }, Role::Sender(_)) => {
+                (Operation::Message { payload, .. }, false) => {
                     check_answer(payload)?;
                     received.accepted += 1;
                 }
-                (Operation::Message { reply, payload }, Role::Receiver(_)) => {
+                (Operation::Message { reply, payload }, true) => {
                     received.delivered.push(Stamp::read(payload)?);
                     output.extend_from_slice(b"PUB ");
                     output.extend_from_slice(reply);
@@ -171,11 +220,29 @@ impl PeerCodec for Client {
 /// Creates a stream, and a consumer for each of its users.
 struct Maker {
     users: Range<usize>,
+    /// Each user reads all messages of the room, instead of its own.
+    is_room: bool,
     /// The outstanding answers.
     left: usize,
 }
 
 impl Maker {
+    fn new(users: Range<usize>, is_room: bool) -> Self {
+        Self {
+            left: users.len() + 1,
+            users,
+            is_room,
+        }
+    }
+
+    /// Returns the subject of the messages of a user.
+    fn subject_of(&self, user: usize) -> String {
+        match self.is_room {
+            true => ROOM.to_owned(),
+            false => subject(user),
+        }
+    }
+
     fn stream(&self) -> usize {
         self.users.start / USERS_PER_STREAM
     }
@@ -193,7 +260,7 @@ impl Maker {
                 "{{\"stream_name\":\"BENCH{stream}\",\"config\":{{\"durable_name\":\"c{user}\",\
                  \"deliver_subject\":\"d.{user}\",\"filter_subject\":\"{}\",\"ack_policy\":\"explicit\",\
                  \"deliver_policy\":\"all\",\"max_ack_pending\":{ACKS_PENDING_MAX}}}}}",
-                subject(user)
+                self.subject_of(user)
             );
             self.ask(
                 &format!("CONSUMER.DURABLE.CREATE.BENCH{stream}.c{user}"),
@@ -209,8 +276,12 @@ impl PeerCodec for Maker {
         output.extend_from_slice(CONNECT.as_bytes());
         let stream = self.stream();
         output.extend_from_slice(format!("SUB _INBOX.m{stream} 1\r\n").as_bytes());
+        let subjects = match self.is_room {
+            true => ROOM.to_owned(),
+            false => format!("b.{stream}.*"),
+        };
         let settings = format!(
-            "{{\"name\":\"BENCH{stream}\",\"subjects\":[\"b.{stream}.*\"],\"storage\":\"file\",\
+            "{{\"name\":\"BENCH{stream}\",\"subjects\":[\"{subjects}\"],\"storage\":\"file\",\
              \"retention\":\"limits\",\"num_replicas\":1,\"max_age\":0,\"max_msgs\":-1,\"max_bytes\":-1}}"
         );
         self.ask(&format!("STREAM.CREATE.BENCH{stream}"), &settings, output);
@@ -237,6 +308,78 @@ impl PeerCodec for Maker {
                 }
                 Operation::Ping => output.extend_from_slice(b"PONG\r\n"),
                 Operation::Pong | Operation::Other => {}
+            }
+            done += bytes;
+        }
+        Ok(done)
+    }
+}
+
+/// The subject of the room.
+const ROOM: &str = "room";
+
+/// A connection without JetStream.
+struct CoreClient {
+    role: Role,
+    sent: usize,
+    accepted: usize,
+    /// The sends before each `PING` that is not answered.
+    pings: VecDeque<usize>,
+}
+
+impl CoreClient {
+    const fn new(role: Role) -> Self {
+        Self {
+            role,
+            sent: 0,
+            accepted: 0,
+            pings: VecDeque::new(),
+        }
+    }
+}
+
+impl PeerCodec for CoreClient {
+    fn open(&mut self, output: &mut Vec<u8>) {
+        output.extend_from_slice(CONNECT.as_bytes());
+        self.pings.push_back(0);
+        if self.role.is_receiver() {
+            output.extend_from_slice(format!("SUB {ROOM} 1\r\n").as_bytes());
+        }
+        self.sent(output);
+    }
+
+    fn send(&mut self, _to: usize, text: &Text, output: &mut Vec<u8>) {
+        self.sent += 1;
+        output.extend_from_slice(format!("PUB {ROOM} {TEXT_BYTES}\r\n").as_bytes());
+        output.extend_from_slice(text);
+        output.extend_from_slice(b"\r\n");
+    }
+
+    fn sent(&mut self, output: &mut Vec<u8>) {
+        self.pings.push_back(self.sent);
+        output.extend_from_slice(b"PING\r\n");
+    }
+
+    fn take(
+        &mut self,
+        input: &[u8],
+        output: &mut Vec<u8>,
+        received: &mut Received,
+    ) -> anyhow::Result<usize> {
+        let mut done = 0;
+        while let Some((operation, bytes)) = operation(input.get(done..).unwrap_or_default())? {
+            match operation {
+                Operation::Pong => {
+                    let accepted = self.pings.pop_front().context("a PONG without a PING")?;
+                    received.accepted += accepted - self.accepted;
+                    self.accepted = accepted;
+                    received.is_ready |= self.pings.is_empty();
+                }
+                Operation::Message { payload, .. } => {
+                    received.delivered.push(Stamp::read(payload)?);
+                }
+                Operation::Ping => output.extend_from_slice(b"PONG\r\n"),
+                Operation::Other => {}
             }
             done += bytes;
         }

@@ -1,5 +1,6 @@
 //! The limits of this machine: a relay of Hark's frames over the loopback without a store, and
-//! one that appends them to a plain file with group commit. Neither has accounts, sessions,
+//! one that appends them to a plain file with group commit. It also forwards to the members of
+//! one room. Neither has accounts, sessions,
 //! acknowledgements, a bound on the queue of an absent reader, or a way to read its file.
 //!
 //! It runs as a process of its own, on one thread (and one for the file), which on two
@@ -21,7 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::{LocalSet, spawn_blocking, spawn_local};
 
-use super::hark::{Native, whole_frame};
+use super::hark::{Native, RoomClient, whole_frame};
 use super::{Durability, Peer, PeerCodec, Role};
 use crate::server::Server;
 
@@ -79,7 +80,10 @@ impl Peer for Relay {
     }
 
     fn codec(&self, role: Role) -> Box<dyn PeerCodec> {
-        Box::new(Native::new(role))
+        match role.is_in_room() {
+            true => Box::new(RoomClient::new(role)),
+            false => Box::new(Native::new(role)),
+        }
     }
 }
 
@@ -139,6 +143,7 @@ pub(crate) fn serve(arguments: &RelayArgs) -> anyhow::Result<()> {
 #[derive(Default)]
 struct State {
     users: RefCell<HashMap<Vec<u8>, Rc<Output>>>,
+    members: RefCell<Vec<Rc<Output>>>,
     last_sequence: Cell<u64>,
     has_log: Cell<bool>,
     group: RefCell<Group>,
@@ -162,7 +167,8 @@ struct Group {
 /// A send, whose frame in the group ends at `end`.
 struct Sent {
     end: usize,
-    to: Rc<Output>,
+    /// `None` for the members of the room.
+    to: Option<Rc<Output>>,
     from: Rc<Output>,
     id: [u8; ID_BYTES],
 }
@@ -232,20 +238,22 @@ impl State {
                     .iter()
                     .position(|&byte| byte == b',')
                     .unwrap_or(payload.len());
-                let (user, text) = payload.split_at(comma);
-                self.send(
-                    text.get(1..).unwrap_or_default(),
-                    *id,
-                    own,
-                    &self.user(user),
-                );
+                let (name, text) = payload.split_at(comma);
+                let to = (name.first() != Some(&b'#')).then(|| self.user(name));
+                self.send(text.get(1..).unwrap_or_default(), *id, own, to);
             }
             b"ack\0\0\0\0\0\0\0\0\0\0\0\0" => {}
-            b"connect\0\0\0\0\0\0\0\0" => {
+            b"join\0\0\0\0\0\0\0\0\0\0\0" => {
+                own.push_ok(*id);
+                own.flush();
+                self.members.borrow_mut().extend(receives.clone());
+            }
+            b"connect\0\0\0\0\0\0\0\0" | b"attach\0\0\0\0\0\0\0\0\0" => {
                 // Its messages follow, over an output of its own.
                 own.push_ok(*id);
                 own.flush();
-                let user = self.user(payload);
+                let name = payload.split(|&byte| byte == b',').next();
+                let user = self.user(name.unwrap_or_default());
                 user.attach(stream);
                 self.touch(&user);
                 *receives = Some(user);
@@ -277,25 +285,42 @@ impl State {
         )
     }
 
-    fn send(&self, text: &[u8], id: [u8; ID_BYTES], own: &Rc<Output>, to: &Rc<Output>) {
+    fn send(&self, text: &[u8], id: [u8; ID_BYTES], own: &Rc<Output>, to: Option<Rc<Output>>) {
         let sequence = self.last_sequence.get() + 1;
         self.last_sequence.set(sequence);
+        let head = match &to {
+            Some(_) => STRING,
+            None => SAID,
+        };
         if self.has_log.get() {
             let mut group = self.group.borrow_mut();
-            push_string(&mut group.frames, sequence, text);
+            push_message(&mut group.frames, head, sequence, text);
             let end = group.frames.len();
-            group.sends.push(Sent {
-                end,
-                to: Rc::clone(to),
-                from: Rc::clone(own),
-                id,
-            });
+            let from = Rc::clone(own);
+            group.sends.push(Sent { end, to, from, id });
             self.grown.notify_one();
         } else {
-            push_string(&mut to.bytes.borrow_mut(), sequence, text);
-            self.touch(to);
+            let mut frame = Vec::new();
+            match &to {
+                Some(to) => push_message(&mut to.bytes.borrow_mut(), head, sequence, text),
+                None => push_message(&mut frame, head, sequence, text),
+            }
             own.push_ok(id);
             self.touch(own);
+            self.deliver(&frame, to.as_ref());
+        }
+    }
+
+    /// Appends a frame to the output of a user, or to those of all members.
+    fn deliver(&self, frame: &[u8], to: Option<&Rc<Output>>) {
+        let members = self.members.borrow();
+        let to = match to {
+            Some(to) => std::slice::from_ref(to),
+            None => &**members,
+        };
+        for output in to {
+            output.bytes.borrow_mut().extend_from_slice(frame);
+            self.touch(output);
         }
     }
 
@@ -336,13 +361,10 @@ impl State {
             file = file_again;
             let mut start = 0;
             for sent in group.sends {
-                sent.to
-                    .bytes
-                    .borrow_mut()
-                    .extend_from_slice(frames.get(start..sent.end).unwrap_or_default());
-                self.touch(&sent.to);
                 sent.from.push_ok(sent.id);
                 self.touch(&sent.from);
+                let frame = frames.get(start..sent.end).unwrap_or_default();
+                self.deliver(frame, sent.to.as_ref());
                 start = sent.end;
             }
         }
@@ -430,11 +452,15 @@ impl Output {
 /// The length of an `ok` without fields.
 const OK_LENGTH: [u8; LENGTH_BYTES] = [0, 0, 0, FRAME_BYTES_MIN as u8];
 
+/// The command and the first fields of a message to a user, and to a room.
+const STRING: &[u8] = b"string\0\0\0\0\0\0\0\0\0";
+const SAID: &[u8] = b"said\0\0\0\0\0\0\0\0\0\0\0#bench,";
+
 /// Appends a message as a frame.
-fn push_string(to: &mut Vec<u8>, sequence: u64, text: &[u8]) {
+fn push_message(to: &mut Vec<u8>, head: &[u8], sequence: u64, text: &[u8]) {
     let start = to.len();
     to.extend_from_slice(&[0; LENGTH_BYTES + ID_BYTES]);
-    to.extend_from_slice(b"string\0\0\0\0\0\0\0\0\0");
+    to.extend_from_slice(head);
     let time_ms = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |time| time.as_millis());

@@ -1,5 +1,6 @@
 //! The rounds of measurements, one file for each.
 
+pub(crate) mod fanout;
 pub(crate) mod idle;
 pub(crate) mod offline;
 pub(crate) mod online;

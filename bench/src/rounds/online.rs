@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bench::Bench;
-use crate::load::{Load, LoadModel, Outcome};
+use crate::load::{Audience, Load, LoadModel, Outcome};
 use crate::peers::Peer;
 use crate::report::Section;
 use crate::report::plot::{Axis, Line, Plot};
@@ -178,6 +178,7 @@ impl OnlineArgs {
             senders,
             receivers,
             slow_receivers: 0,
+            audience: Audience::One,
             pace,
             warm_up: Duration::from_secs_f64(self.warm_up),
             measured: Duration::from_secs_f64(self.seconds),

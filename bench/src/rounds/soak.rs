@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow};
 use tokio::task::JoinSet;
 
 use crate::bench::Bench;
-use crate::load::{Connection, Load, LoadModel, Outcome, on_a_runtime};
+use crate::load::{Audience, Connection, Load, LoadModel, Outcome, on_a_runtime};
 use crate::peers::{Hark, Peer, Role};
 use crate::report::Section;
 use crate::report::plot::{Axis, Line, Plot};
@@ -99,6 +99,7 @@ impl SoakArgs {
             senders: SENDERS,
             receivers: SENDERS,
             slow_receivers: SLOW,
+            audience: Audience::One,
             pace: LoadModel::Open {
                 per_second: self.soak_rate,
             },

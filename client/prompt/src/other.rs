@@ -30,6 +30,17 @@ impl Modes {
     }
 }
 
+/// The number of the signal that continues a process; these systems have none.
+pub const CONTINUE_SIGNAL: i32 = 0;
+
+/// Does nothing: these systems do not suspend a program.
+///
+/// # Errors
+/// None.
+pub const fn suspend() -> io::Result<()> {
+    Ok(())
+}
+
 /// Returns false: whether an end of file is pending is unknown on these systems.
 ///
 /// # Errors

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::ioctl_fionread;
-use rustix::process::{Signal, getpgrp, getpid, kill_process};
+use rustix::process::{Signal, getpgrp, getpid, kill_process, kill_process_group};
 use rustix::termios::{
     LocalModes, OptionalActions, SpecialCodeIndex, SpecialCodes, Termios, tcgetattr, tcgetpgrp,
     tcsetattr,
@@ -108,6 +108,17 @@ impl Modes {
         }
         Ok(())
     }
+}
+
+/// The number of the signal that continues a stopped process.
+pub const CONTINUE_SIGNAL: i32 = Signal::CONT.as_raw();
+
+/// Stops the processes of this job, as Ctrl-Z does, if a shell controls them.
+///
+/// # Errors
+/// Any error of the system.
+pub fn suspend() -> io::Result<()> {
+    Ok(kill_process_group(getpgrp(), Signal::TSTP)?)
 }
 
 /// Returns whether the next read of standard input would report its end, that is

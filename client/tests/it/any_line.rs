@@ -18,7 +18,11 @@ pub(crate) fn command(data: &[u8]) {
             match bad {
                 BadLine::NoSuchCommand(name) => assert!(line.trim_start().starts_with(&name)),
                 BadLine::Usage(usage) => assert!(COMMANDS.iter().any(|entry| entry.usage == usage)),
-                BadLine::User(_) | BadLine::Room(_) | BadLine::Device(_) => {
+                BadLine::User(_)
+                | BadLine::Room(_)
+                | BadLine::Device(_)
+                | BadLine::Token(_)
+                | BadLine::Scope(_) => {
                     assert!(shown.len() < 80, "{shown:?}");
                 }
             }
@@ -50,6 +54,9 @@ fn plain(command: &Command) -> String {
         Command::Talk(user) => format!("talk {user}"),
         Command::Block(user) => format!("block {user}"),
         Command::Unblock(user) => format!("unblock {user}"),
+        Command::Token(name, scope) => format!("token {name} {scope}"),
+        Command::Tokens => "tokens".to_owned(),
+        Command::Revoke(name) => format!("revoke {name}"),
         Command::Rooms(None) => "rooms".to_owned(),
         Command::Rooms(Some(pattern)) => format!("rooms {pattern}"),
         Command::Members(room) => format!("members {room}"),

@@ -21,6 +21,7 @@
 mod any_line;
 mod chat;
 mod conversation;
+mod full_screen;
 mod hark;
 mod not_grpc;
 mod one_shot;

@@ -16,7 +16,7 @@ const COLUMNS: u16 = 80;
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// hark on a screen.
-struct Screen {
+pub(crate) struct Screen {
     // Fed by a thread that reads the output.
     shared: Arc<Shared>,
     keys: Box<dyn Write + Send>,
@@ -31,25 +31,30 @@ struct Shared {
 }
 
 impl Screen {
-    /// Starts hark without a server.
+    /// Starts hark line by line, without a server.
     fn first(terminal: &Terminal) -> Self {
-        Self::start(terminal, &[])
+        Self::start(terminal, &[("HARK_PLAIN", "true")], (COLUMNS, ROWS))
     }
 
-    /// Starts hark with the server of the terminal.
+    /// Opens the chat line by line.
     fn open(terminal: &Terminal, variables: &[(&str, &str)]) -> Self {
-        let server = ("HARK_SERVER", terminal.server.as_str());
-        Self::start(terminal, &[&[server], variables].concat())
+        let variables = [&[("HARK_PLAIN", "true")], variables].concat();
+        Self::open_sized(terminal, &variables, (COLUMNS, ROWS))
     }
 
-    fn start(terminal: &Terminal, variables: &[(&str, &str)]) -> Self {
-        let size = PtySize {
-            rows: ROWS,
-            cols: COLUMNS,
-            pixel_width: 0,
-            pixel_height: 0,
-        };
-        let pair = native_pty_system().openpty(size).unwrap();
+    /// Opens the chat with the server of the terminal, and with this number of columns
+    /// and rows.
+    pub(crate) fn open_sized(
+        terminal: &Terminal,
+        variables: &[(&str, &str)],
+        size: (u16, u16),
+    ) -> Self {
+        let server = ("HARK_SERVER", terminal.server.as_str());
+        Self::start(terminal, &[&[server], variables].concat(), size)
+    }
+
+    fn start(terminal: &Terminal, variables: &[(&str, &str)], size: (u16, u16)) -> Self {
+        let pair = native_pty_system().openpty(pty_size(size)).unwrap();
         let mut command = CommandBuilder::new(env!("CARGO_BIN_EXE_hark"));
         command.env_clear();
         command.env("TERM", "xterm-256color");
@@ -63,7 +68,7 @@ impl Screen {
         }
         let child = pair.slave.spawn_command(command).unwrap();
         drop(pair.slave);
-        let parser = Mutex::new((vt100::Parser::new(ROWS, COLUMNS, 1000), Vec::new()));
+        let parser = Mutex::new((vt100::Parser::new(size.1, size.0, 1000), Vec::new()));
         let shared = Arc::new(Shared {
             parser,
             changed: Condvar::new(),
@@ -83,7 +88,20 @@ impl Screen {
         }
     }
 
-    fn keys(&mut self, keys: &str) {
+    /// Changes the number of columns and rows.
+    pub(crate) fn resize(&self, size: (u16, u16)) {
+        let mut parser = self.shared.parser.lock().unwrap();
+        parser.0.screen_mut().set_size(size.1, size.0);
+        drop(parser);
+        self.master.resize(pty_size(size)).unwrap();
+    }
+
+    /// Returns the process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.process_id().unwrap()
+    }
+
+    pub(crate) fn keys(&mut self, keys: &str) {
         self.keys.write_all(keys.as_bytes()).unwrap();
     }
 
@@ -104,12 +122,12 @@ impl Screen {
 
     /// Waits until the screen shows a text.
     #[track_caller]
-    fn wait_for(&self, text: &str) {
+    pub(crate) fn wait_for(&self, text: &str) {
         self.wait_until(text, |screen| screen.contains(text));
     }
 
     #[track_caller]
-    fn wait_until(&self, what: &str, is_so: impl Fn(&str) -> bool) {
+    pub(crate) fn wait_until(&self, what: &str, is_so: impl Fn(&str) -> bool) {
         let parser = self.shared.parser.lock().unwrap();
         let waiting = |parser: &mut (vt100::Parser, Vec<u8>)| !is_so(&parser.0.screen().contents());
         let (parser, timeout) = self
@@ -124,25 +142,26 @@ impl Screen {
         );
     }
 
-    /// Changes the size of the terminal.
-    fn resize(&self, rows: u16, cols: u16) {
-        let size = PtySize {
-            rows,
-            cols,
-            pixel_width: 0,
-            pixel_height: 0,
-        };
-        let mut parser = self.shared.parser.lock().unwrap();
-        parser.0.screen_mut().set_size(rows, cols);
-        self.master.resize(size).unwrap();
+    /// Waits until the whole output is as expected.
+    #[track_caller]
+    pub(crate) fn wait_for_output(&self, what: &str, is_so: impl Fn(&str) -> bool) {
+        let begun = std::time::Instant::now();
+        while !is_so(&self.raw()) {
+            assert!(
+                begun.elapsed() < TIMEOUT,
+                "{what:?} did not come:\n{:?}",
+                self.raw()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
-    fn contents(&self) -> String {
+    pub(crate) fn contents(&self) -> String {
         self.shared.parser.lock().unwrap().0.screen().contents()
     }
 
     /// Returns the whole output.
-    fn raw(&self) -> String {
+    pub(crate) fn raw(&self) -> String {
         String::from_utf8_lossy(&self.shared.parser.lock().unwrap().1).into_owned()
     }
 
@@ -163,7 +182,7 @@ impl Screen {
     }
 
     /// Waits for the end, and returns the exit code.
-    fn end(mut self) -> u32 {
+    pub(crate) fn end(mut self) -> u32 {
         self.child.wait().unwrap().exit_code()
     }
 }
@@ -188,7 +207,16 @@ impl Shared {
     }
 }
 
-fn chat() -> (ChatServer, Terminal) {
+fn pty_size((cols, rows): (u16, u16)) -> PtySize {
+    PtySize {
+        rows,
+        cols,
+        pixel_width: 0,
+        pixel_height: 0,
+    }
+}
+
+pub(crate) fn chat() -> (ChatServer, Terminal) {
     let server = ChatServer::start();
     let terminal = Terminal::at(&server);
     (server, terminal)
@@ -401,6 +429,7 @@ fn in_terminal(terminal: &Terminal, arguments: &[&str]) -> (PtyPair, Box<dyn Chi
     let pair = native_pty_system().openpty(PtySize::default()).unwrap();
     let mut command = CommandBuilder::new(env!("CARGO_BIN_EXE_hark"));
     command.args(arguments);
+    command.env("HARK_PLAIN", "true");
     command.env("HARK_SERVER", &terminal.server);
     command.env("HARK_TIMEOUT", "2");
     command.env("XDG_STATE_HOME", terminal.state.path());
@@ -466,6 +495,7 @@ fn check_end_by(signal: &str, typed: &str, asked: &str) {
     let mut command = CommandBuilder::new("sh");
     command.args(["-c", IN_A_SHELL]);
     command.env("HARK", env!("CARGO_BIN_EXE_hark"));
+    command.env("HARK_PLAIN", "true");
     command.env("HARK_SERVER", &terminal.server);
     command.env("XDG_STATE_HOME", terminal.state.path());
     let mut shell = pair.slave.spawn_command(command).unwrap();
@@ -652,8 +682,8 @@ fn message_that_left_the_screen_can_be_read_again() {
     screen.wait_for("bob: important");
     screen.at_prompt(&format!("send bob {}", "x".repeat(200)));
     screen.wait_for("xxx");
-    screen.resize(24, 300);
-    screen.resize(24, 80);
+    screen.resize((300, 24));
+    screen.resize((80, 24));
     // The editor may have erased rows above the line.
     screen.keys("\x15\x0b");
     screen.keys("history bob\r");

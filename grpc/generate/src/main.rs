@@ -15,14 +15,16 @@ const DEFINITIONS: [&str; 3] = [
     "helloworld/chat.proto",
 ];
 
-/// Messages with a password. Their handwritten `Debug` hides it.
-const SECRET: [&str; 7] = [
+/// Messages with a password or a token. Their handwritten `Debug` hides it.
+const SECRET: [&str; 9] = [
     "hark.v1.AttachRequest",
     "hark.v1.Credentials",
     "hark.v1.ConnectRequest",
     "hark.v1.CreateRequest",
     "hark.v1.PasswordRequest",
     "hark.v1.DeleteRequest",
+    "hark.v1.TokenReply",
+    "hark.v1.Ok",
     "hark.v1.SetUserPasswordRequest",
 ];
 

@@ -2548,6 +2548,64 @@ pub struct ForgetRequest {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ForgetReply {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TokenRequest {
+    /// The name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// What the token allows: "all", everything but Password, Token, Revoke, Forget,
+    /// the deletion of the account and the rights of an admin; "receive", Connect,
+    /// Attach, History, Seen and Rooms; "send", Send; or "send:" and a user or a
+    /// room, Send to that one.
+    #[prost(string, tag = "2")]
+    pub scope: ::prost::alloc::string::String,
+    /// Credentials of the caller.
+    #[prost(message, optional, tag = "3")]
+    pub login: ::core::option::Option<Credentials>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct TokenReply {
+    /// The secret: "hk_" and 43 characters.
+    #[prost(string, tag = "1")]
+    pub secret: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TokensRequest {
+    /// Credentials of the caller.
+    #[prost(message, optional, tag = "1")]
+    pub login: ::core::option::Option<Credentials>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TokensReply {
+    /// A token.
+    #[prost(message, optional, tag = "1")]
+    pub token: ::core::option::Option<Token>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Token {
+    /// The name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// What it allows.
+    #[prost(string, tag = "2")]
+    pub scope: ::prost::alloc::string::String,
+    /// Time of its last use, in milliseconds since 1970 (UTC), up to an hour old; 0
+    /// if it was never used.
+    #[prost(uint64, tag = "3")]
+    pub used_ms: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeRequest {
+    /// The name. An absent token is not an error.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Credentials of the caller.
+    #[prost(message, optional, tag = "2")]
+    pub login: ::core::option::Option<Credentials>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeReply {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HistoryRequest {
     /// The room.
     #[prost(string, tag = "1")]
@@ -2732,7 +2790,7 @@ pub struct ChatRequest {
     /// A request without one of these is refused as unknown-command.
     #[prost(
         oneof = "chat_request::Command",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32"
     )]
     pub command: ::core::option::Option<chat_request::Command>,
 }
@@ -2829,6 +2887,15 @@ pub mod chat_request {
         /// Answered by `ok`.
         #[prost(message, tag = "29")]
         Seen(super::SeenRequest),
+        /// Answered by `ok` with the secret.
+        #[prost(message, tag = "30")]
+        Token(super::TokenRequest),
+        /// Answered by any number of `token`, then `listed`.
+        #[prost(message, tag = "31")]
+        Tokens(super::TokensRequest),
+        /// Answered by `ok`.
+        #[prost(message, tag = "32")]
+        Revoke(super::RevokeRequest),
     }
 }
 /// Names the send session of this stream. If the answer to a send was lost,
@@ -2883,7 +2950,7 @@ pub struct ChatReply {
     pub id: u32,
     #[prost(
         oneof = "chat_reply::Reply",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20"
     )]
     pub reply: ::core::option::Option<chat_reply::Reply>,
 }
@@ -2945,9 +3012,13 @@ pub mod chat_reply {
         /// Push: the read mark of the user moved.
         #[prost(message, tag = "19")]
         Seen(super::Seen),
+        /// A part of the answer to `tokens`.
+        #[prost(message, tag = "20")]
+        Token(super::Token),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct Ok {
     /// For `send`: the sequence number of the message, as in SendReply.
     #[prost(uint64, optional, tag = "1")]
@@ -2966,6 +3037,9 @@ pub struct Ok {
     pub count: ::core::option::Option<u64>,
     #[prost(uint64, optional, tag = "6")]
     pub oldest: ::core::option::Option<u64>,
+    /// For `token`: the secret.
+    #[prost(string, optional, tag = "7")]
+    pub secret: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Opened {
@@ -3212,7 +3286,8 @@ pub mod chat_client {
             req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Create"));
             self.inner.unary(req, path, codec).await
         }
-        /// Sets the password of an account. Existing connections stay logged in.
+        /// Sets the password of an account, and ends its tokens. Connections that entered
+        /// by the former password stay logged in.
         pub async fn password(
             &mut self,
             request: impl tonic::IntoRequest<super::PasswordRequest>,
@@ -3634,6 +3709,68 @@ pub mod chat_client {
             req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Forget"));
             self.inner.unary(req, path, codec).await
         }
+        /// Creates a token of the caller, and returns its secret: the only time. A former
+        /// token of this name ends, as by Revoke. The caller must have logged in with its
+        /// password. A token ends with its account and with its password.
+        pub async fn token(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TokenRequest>,
+        ) -> std::result::Result<tonic::Response<super::TokenReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Chat/Token");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Token"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists the tokens of the caller.
+        pub async fn tokens(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TokensRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::TokensReply>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Chat/Tokens");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Tokens"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Ends a token of the caller, and closes the connections that entered by it.
+        pub async fn revoke(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RevokeRequest>,
+        ) -> std::result::Result<tonic::Response<super::RevokeReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Chat/Revoke");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Chat", "Revoke"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Streams messages of a room, the newest first.
         pub async fn history(
             &mut self,
@@ -3723,7 +3860,8 @@ pub mod chat_server {
             &self,
             request: tonic::Request<super::CreateRequest>,
         ) -> std::result::Result<tonic::Response<super::CreateReply>, tonic::Status>;
-        /// Sets the password of an account. Existing connections stay logged in.
+        /// Sets the password of an account, and ends its tokens. Connections that entered
+        /// by the former password stay logged in.
         async fn password(
             &self,
             request: tonic::Request<super::PasswordRequest>,
@@ -3883,6 +4021,29 @@ pub mod chat_server {
             &self,
             request: tonic::Request<super::ForgetRequest>,
         ) -> std::result::Result<tonic::Response<super::ForgetReply>, tonic::Status>;
+        /// Creates a token of the caller, and returns its secret: the only time. A former
+        /// token of this name ends, as by Revoke. The caller must have logged in with its
+        /// password. A token ends with its account and with its password.
+        async fn token(
+            &self,
+            request: tonic::Request<super::TokenRequest>,
+        ) -> std::result::Result<tonic::Response<super::TokenReply>, tonic::Status>;
+        /// Server streaming response type for the Tokens method.
+        type TokensStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::TokensReply, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Lists the tokens of the caller.
+        async fn tokens(
+            &self,
+            request: tonic::Request<super::TokensRequest>,
+        ) -> std::result::Result<tonic::Response<Self::TokensStream>, tonic::Status>;
+        /// Ends a token of the caller, and closes the connections that entered by it.
+        async fn revoke(
+            &self,
+            request: tonic::Request<super::RevokeRequest>,
+        ) -> std::result::Result<tonic::Response<super::RevokeReply>, tonic::Status>;
         /// Server streaming response type for the History method.
         type HistoryStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::HistoryReply, tonic::Status>,
@@ -4904,6 +5065,138 @@ pub mod chat_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ForgetSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Chat/Token" => {
+                    #[allow(non_camel_case_types)]
+                    struct TokenSvc<T: Chat>(pub Arc<T>);
+                    impl<T: Chat> tonic::server::UnaryService<super::TokenRequest>
+                    for TokenSvc<T> {
+                        type Response = super::TokenReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::TokenRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Chat>::token(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TokenSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Chat/Tokens" => {
+                    #[allow(non_camel_case_types)]
+                    struct TokensSvc<T: Chat>(pub Arc<T>);
+                    impl<
+                        T: Chat,
+                    > tonic::server::ServerStreamingService<super::TokensRequest>
+                    for TokensSvc<T> {
+                        type Response = super::TokensReply;
+                        type ResponseStream = T::TokensStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::TokensRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Chat>::tokens(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TokensSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Chat/Revoke" => {
+                    #[allow(non_camel_case_types)]
+                    struct RevokeSvc<T: Chat>(pub Arc<T>);
+                    impl<T: Chat> tonic::server::UnaryService<super::RevokeRequest>
+                    for RevokeSvc<T> {
+                        type Response = super::RevokeReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RevokeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Chat>::revoke(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RevokeSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -1,4 +1,4 @@
-//! The messages: [`Request`] and [`Reply`], with those of rooms and devices in
+//! The messages: [`Request`] and [`Reply`], with those of rooms, devices and tokens in
 //! [`RoomRequest`] and [`RoomReply`], and their conversion from and to a command and
 //! its fields. The envelope of a message belongs to [`crate::framing`].
 
@@ -6,6 +6,7 @@ mod ok_fields;
 mod reply;
 mod request;
 mod rooms;
+mod tokens;
 
 use std::str::FromStr;
 
@@ -20,6 +21,7 @@ pub use reply::{Delivery, Push, Reply, list_parts};
 pub use request::Request;
 pub(crate) use request::{HELLO, REQUEST_COMMANDS, wipe_secret};
 pub use rooms::{Gap, LeftReason, RoomEntry, RoomMode, RoomReply, RoomRequest};
+pub use tokens::{BadScope, Scope, TokenEntry};
 
 /// A message of one direction, made of a command and fields.
 pub trait Message: Sized {

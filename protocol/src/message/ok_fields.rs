@@ -6,7 +6,7 @@ use bytes::{BufMut, BytesMut};
 use bytestring::ByteString;
 
 use super::{number, put_number, put_number_then};
-use crate::name::{RoomName, Sequence};
+use crate::name::{Password, RoomName, Sequence};
 
 /// The fields of an `ok`. A server knows their kind; on the wire, it depends on
 /// the request, which the reply does not repeat. So a decoder returns
@@ -24,7 +24,7 @@ pub enum OkFields {
     Stored(Sequence),
     /// The answer to `delete`: whether the account or room existed.
     Deleted(bool),
-    /// The end of a `list`, `rooms`, `members` or `devices`: the number of entries, and
+    /// The end of a `list`, `rooms`, `members`, `devices` or `tokens`: the number of entries, and
     /// whether the server truncated the list.
     Listed(usize, bool),
     /// The answer to `attach`: the number of unacknowledged messages in the inbox, and of
@@ -38,6 +38,8 @@ pub enum OkFields {
     /// The end of a `history`: the number of messages, and the number of the oldest one
     /// that can be read back. Both are 0 for an empty page.
     Past(usize, Sequence),
+    /// The answer to `token`: the secret, which stands for the password.
+    Token(Password),
     /// Decoded fields.
     Encoded(ByteString),
 }
@@ -157,6 +159,16 @@ impl OkFields {
         }
     }
 
+    /// Returns the secret, if this answers `token`.
+    #[must_use]
+    pub fn as_token(&self) -> Option<Password> {
+        match self {
+            Self::Token(secret) => Some(secret.clone()),
+            Self::Encoded(text) => text.parse().ok(),
+            _ => None,
+        }
+    }
+
     fn encoded(&self) -> BytesMut {
         let mut encoded = BytesMut::new();
         self.write(&mut encoded);
@@ -196,6 +208,7 @@ impl OkFields {
                 put_number_then(to, *count as u64, "");
                 put_number(to, oldest.0);
             }
+            Self::Token(secret) => to.put_slice(secret.expose().as_bytes()),
             Self::Encoded(text) => to.put_slice(text.as_bytes()),
         }
     }

@@ -29,7 +29,7 @@ pub enum Reply {
         /// Human-readable cause.
         explanation: Cow<'static, str>,
     },
-    /// A reply or push that concerns rooms or devices.
+    /// A reply or push that concerns rooms, devices or tokens.
     Room(RoomReply),
 }
 

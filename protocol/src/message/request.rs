@@ -81,7 +81,7 @@ pub enum Request {
     },
     /// Checks that the server responds.
     Ping,
-    /// A request that concerns rooms or devices.
+    /// A request that concerns rooms, devices or tokens.
     Room(RoomRequest),
 }
 

@@ -1,15 +1,18 @@
-//! The messages of rooms, devices, history and read marks: [`RoomRequest`] and
+//! The messages of rooms, devices, history, read marks and tokens: [`RoomRequest`] and
 //! [`RoomReply`].
 
 use bytes::{BufMut, BytesMut};
 use bytestring::ByteString;
 
 use super::reply::parse_delivery;
-use super::{Delivery, Message, bad_request, number, put_number, unknown_command};
+use super::tokens::{parse_token, token_name};
+use super::{
+    Delivery, Message, Scope, TokenEntry, bad_request, number, put_number, unknown_command,
+};
 use crate::code::Refusal;
-use crate::name::{DeviceName, Password, RoomName, Sequence, UserName};
+use crate::name::{DeviceName, Password, RoomName, Sequence, TokenName, UserName};
 
-/// A request that concerns rooms or devices.
+/// A request that concerns rooms, devices or tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RoomRequest {
     /// Authenticates as a user, and receives for one device of it, with its rooms.
@@ -93,9 +96,20 @@ pub enum RoomRequest {
         /// Number of the last read message.
         sequence: Sequence,
     },
+    /// Creates a token of the caller, or replaces the one of this name.
+    Token {
+        /// The name.
+        name: TokenName,
+        /// The scope.
+        scope: Scope,
+    },
+    /// Lists the tokens of the caller.
+    Tokens,
+    /// Ends a token of the caller.
+    Revoke(TokenName),
 }
 
-/// A reply or push that concerns rooms or devices.
+/// A reply or push that concerns rooms, devices or tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RoomReply {
     /// A part of the answer to `rooms`.
@@ -141,6 +155,8 @@ pub enum RoomReply {
         /// Number of the last read message.
         sequence: Sequence,
     },
+    /// A part of the answer to `tokens`.
+    Token(TokenEntry),
 }
 
 /// A room in the answer to `rooms`.
@@ -255,6 +271,9 @@ impl Message for RoomRequest {
             Self::Forget(_) => "forget",
             Self::History { .. } => "history",
             Self::Seen { .. } => "seen",
+            Self::Token { .. } => "token",
+            Self::Tokens => "tokens",
+            Self::Revoke(_) => "revoke",
         }
     }
 
@@ -291,7 +310,9 @@ impl Message for RoomRequest {
                     put_fields(to, &["", after.as_str()]);
                 }
             }
-            Self::Devices => {}
+            Self::Devices | Self::Tokens => {}
+            Self::Token { name, scope } => put_fields(to, &[name.as_str(), &scope.to_string()]),
+            Self::Revoke(name) => put_fields(to, &[name.as_str()]),
             Self::Forget(name) => {
                 put_fields(to, &[name.as_ref().map_or("", DeviceName::as_str)]);
             }
@@ -333,6 +354,10 @@ impl Message for RoomRequest {
             "forget" => optional(payload, |name| Ok(name.parse()?)).map(Self::Forget),
             "history" => parse_history(payload),
             "seen" => parse_seen(payload),
+            "token" => parse_token(payload).map(|(name, scope)| Self::Token { name, scope }),
+            "tokens" if payload.is_empty() => Ok(Self::Tokens),
+            "tokens" => Err(bad_request("tokens takes no fields")),
+            "revoke" => token_name(payload).map(Self::Revoke),
             _ => Err(unknown_command(command)),
         }
     }
@@ -349,11 +374,13 @@ impl Message for RoomReply {
             Self::Joined { .. } => "joined",
             Self::Left { .. } => "left",
             Self::Seen { .. } => "seen",
+            Self::Token(_) => "token",
         }
     }
 
     fn write_payload(&self, to: &mut BytesMut) {
         match self {
+            Self::Token(entry) => entry.write(to),
             Self::Room(entry) => entry.write(to),
             Self::Device {
                 name,
@@ -403,6 +430,7 @@ impl Message for RoomReply {
             "seen" => {
                 room_and_sequence(payload).map(|(room, sequence)| Self::Seen { room, sequence })
             }
+            "token" => TokenEntry::parse(payload).map(Self::Token),
             _ => Err(unknown_command(command)),
         }
     }
@@ -436,7 +464,7 @@ impl RoomEntry {
 }
 
 /// Appends fields, joined by commas.
-fn put_fields(to: &mut BytesMut, fields: &[&str]) {
+pub(super) fn put_fields(to: &mut BytesMut, fields: &[&str]) {
     for (place, field) in fields.iter().enumerate() {
         if place > 0 {
             to.put_u8(b',');
@@ -456,7 +484,7 @@ fn put_numbers(to: &mut BytesMut, numbers: &[u64]) {
 }
 
 /// Splits a payload into exactly so many fields; the last one takes the rest.
-fn fields<'p, const COUNT: usize>(
+pub(super) fn fields<'p, const COUNT: usize>(
     payload: &'p str,
     explanation: &'static str,
 ) -> Result<[&'p str; COUNT], Refusal> {
@@ -476,7 +504,7 @@ fn optional<T>(
     }
 }
 
-fn count(field: &str) -> Result<u64, Refusal> {
+pub(super) fn count(field: &str) -> Result<u64, Refusal> {
     number(field).ok_or_else(|| bad_request("a count must be a number"))
 }
 
@@ -632,6 +660,10 @@ mod tests {
             ("forget", "phone"),
             ("history", "#team,0,256"),
             ("seen", "#team,18446744073709551615"),
+            ("token", "backup,all"),
+            ("token", "backup,send:#team"),
+            ("tokens", ""),
+            ("revoke", "backup"),
         ] {
             check_request(command, payload);
         }
@@ -651,6 +683,8 @@ mod tests {
             ("joined", "#team,7"),
             ("left", "#team,expelled"),
             ("seen", "#team,7"),
+            ("token", "backup,send:bob,1700000000000"),
+            ("token", "backup,receive,0"),
         ] {
             check_reply(command, payload);
         }
@@ -679,6 +713,12 @@ mod tests {
             ("history", "#team,0,4294967296"),
             ("seen", "#team"),
             ("seen", "#team,-1"),
+            ("token", "backup"),
+            ("token", "my backup,all"),
+            ("token", "backup,everything"),
+            ("token", "backup,all,x"),
+            ("tokens", "x"),
+            ("revoke", ""),
         ] {
             let parsed = RoomRequest::parse(command, payload);
             assert!(parsed.is_err(), "{command} {payload}: {parsed:?}");
@@ -689,6 +729,7 @@ mod tests {
             ("said", "#team"),
             ("gap", "#team,1,7"),
             ("left", "#team,bored"),
+            ("token", "backup,all"),
         ] {
             let parsed = RoomReply::parse(command, payload);
             assert!(parsed.is_err(), "{command} {payload}: {parsed:?}");

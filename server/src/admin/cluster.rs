@@ -223,21 +223,21 @@ fn submit<'s>(
     match item {
         Item::Account {
             name,
-            is_suspended: true,
-            ..
-        } => {
-            let why = format!("a cluster cannot suspend {name}; resume it before the export");
-            ready(Ok(LineOutcome::Bad(why))).boxed()
-        }
-        Item::Account {
-            name,
             password,
             cursor,
-            is_suspended: false,
+            is_suspended,
         } => {
             let created = store.import_account(name, password.clone(), *cursor);
             let outcome = async move {
-                Ok(match created.await? {
+                let created = created.await?;
+                let is_imported = created == Created::Created || is_repeat;
+                if *is_suspended
+                    && is_imported
+                    && let Some(entry) = store.account(name).await?
+                {
+                    store.set_suspended(&entry.account, true).await?;
+                }
+                Ok(match created {
                     Created::Exists if is_repeat => LineOutcome::Account,
                     created => import::account_outcome(created),
                 })

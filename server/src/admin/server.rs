@@ -1,5 +1,4 @@
-//! `harkd admin`: commands for a running server, through the socket in the folder of its
-//! store.
+//! `harkd admin`: commands for a running server, through its socket.
 
 use std::io::{self, IsTerminal as _};
 use std::path::Path;
@@ -9,25 +8,24 @@ use hark_admin::{Connection, Console};
 use tokio::net::UnixStream;
 
 use super::user;
-use crate::administration::SOCKET_FILE;
-use crate::config::{AdminArgs, StoreArgs, StorePlace};
+use crate::config::{AdminArgs, StoreArgs};
 
 /// Runs a command, and prints its result.
 ///
 /// # Errors
 /// One line with the cause and the remedy.
 pub(super) fn run(place: &StoreArgs, arguments: AdminArgs) -> anyhow::Result<()> {
-    let folder = match place.place()? {
-        StorePlace::Folder(folder) => folder,
-        other => bail!(
-            "harkd admin needs a store in a folder, but --store is {other}; name the folder of the running server"
-        ),
+    let Some(socket) = place.admin_socket()? else {
+        bail!(
+            "harkd admin needs a socket, but --store is {} and has none; set --admin-socket for the server and for this command",
+            place.place()?
+        )
     };
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
         .block_on(async {
-            let mut connection = connect(&folder.join(SOCKET_FILE)).await?;
+            let mut connection = connect(&socket).await?;
             let file = arguments.password_file;
             let mut console = Console {
                 output: &mut io::stdout(),
@@ -46,7 +44,7 @@ async fn connect(socket: &Path) -> anyhow::Result<Connection> {
     let stream = UnixStream::connect(socket).await.with_context(|| {
         let path = socket.display();
         format!(
-            "cannot reach the server at {path}; start it, name its --store, or run as its user or root"
+            "cannot reach the server at {path}; start it, name its --store or --admin-socket, or run as its user or root"
         )
     })?;
     let opened = Connection::open(stream, None, None).await;

@@ -1,10 +1,9 @@
 //! `backup`: a copy of the store beside traffic. The folder of a backup holds the store in
 //! [`STORE`], and [`COMPLETE`] once everything in it is on stable storage.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,6 +14,7 @@ use super::Administration;
 use crate::bans;
 use crate::chat::now_ms;
 use crate::log::LogCopy;
+use crate::log::disk::backup::create_folder;
 
 /// The folder of the store in a backup.
 pub(crate) const STORE: &str = "store";
@@ -81,9 +81,12 @@ fn write(
     progress: &mpsc::Sender<anyhow::Result<Progress>>,
 ) -> anyhow::Result<u64> {
     let total_bytes = copy.bytes();
+    if let Some(own) = own {
+        check_outside(own, folder)?;
+    }
     prepare(folder, total_bytes)?;
     let store = folder.join(STORE);
-    create(&store).with_context(|| format!("cannot create {}", store.display()))?;
+    create_folder(&store).with_context(|| format!("cannot create {}", store.display()))?;
     let copied = copy.write_to(&store, &mut |copied_bytes| {
         let report = Progress {
             copied_bytes,
@@ -106,7 +109,7 @@ fn write(
 /// Creates the folder, and checks that it is empty and has room.
 fn prepare(folder: &Path, bytes: u64) -> anyhow::Result<()> {
     let path = folder.display();
-    create(folder).with_context(|| format!("cannot create {path}"))?;
+    create_folder(folder).with_context(|| format!("cannot create {path}"))?;
     let mut entries = fs::read_dir(folder).with_context(|| format!("cannot read {path}"))?;
     ensure!(
         entries.next().is_none(),
@@ -121,8 +124,18 @@ fn prepare(folder: &Path, bytes: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn create(folder: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder)
+/// Refuses a folder within that of the store, which the server would take for its own.
+fn check_outside(own: &Path, folder: &Path) -> anyhow::Result<()> {
+    let mut existing = folder
+        .ancestors()
+        .filter_map(|path| fs::canonicalize(path).ok());
+    let (own, nearest) = (fs::canonicalize(own)?, existing.next());
+    ensure!(
+        nearest.is_none_or(|nearest| !nearest.starts_with(&own)),
+        "{} is within the folder of the store; name a folder elsewhere",
+        folder.display()
+    );
+    Ok(())
 }
 
 fn copy_bans(own: &Path, store: &Path) -> io::Result<()> {

@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | `service` | `hark.v1.Admin`: translation and the log of its calls |
 //! | `messages` | its messages, from the types of the server |
-//! | `socket` | the socket in the folder of the store |
+//! | `socket` | the socket for `harkd admin` |
 //! | `check` | reading every message beside traffic |
 //! | `top` | the users that use the server most |
 //! | `backup` | a copy of the store beside traffic |
@@ -21,24 +21,27 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use hark_protocol::{Code, Password, Refusal, RoomName, Sequence, UserName};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
-use crate::bans::{Ban, Bans, Network};
+use crate::bans::{Ban, Bans};
 use crate::chat::{Chat, Fault, now_ms, passwords};
 use crate::logging::LogLevel;
+use crate::network::Network;
 use crate::reload::Reloaded;
 use crate::server::{KickTarget, Server};
 use crate::store::{
-    AccountEntry, InboxInfo, Position, Purged, ReadLimit, RoomInfo, Store, StoreUsage, Unavailable,
-    UserLimits,
+    AccountEntry, InboxInfo, Kick, Peer, Position, Purged, ReadLimit, RoomInfo, ServerDescription,
+    Store, StoreUsage, Unavailable, UserLimits,
 };
 
 pub(crate) use backup::{COMPLETE, STORE};
 pub(crate) use service::{AdminService, AdminSlot};
 pub(crate) use socket::{AdminSocket, FILE as SOCKET_FILE};
 
-/// How long after a suspension its kick is repeated, for logins that overlapped with it.
+/// How long after a suspension or a ban its kick is repeated, for logins and connections
+/// that overlapped with it.
 const SECOND_KICK: Duration = Duration::from_millis(100);
 
 /// The maximum number of entries in one page.
@@ -54,6 +57,8 @@ pub(crate) struct Administration {
     pub(crate) store: Arc<dyn Store>,
     /// The folder of the store, if it has one.
     pub(crate) folder: Option<PathBuf>,
+    /// The path of the socket for `harkd admin`, if there is one.
+    pub(crate) socket: Option<PathBuf>,
     pub(crate) server: Arc<Server>,
     pub(crate) bans: Arc<Bans>,
     pub(crate) log: LogLevel,
@@ -112,10 +117,7 @@ impl Administration {
         }
         let mut closed = 0;
         if is_suspended {
-            let target = KickTarget::User(name);
-            closed = self.server.kick(&target);
-            tokio::time::sleep(SECOND_KICK).await;
-            closed += self.server.kick(&target);
+            closed = self.kick_twice(&KickTarget::User(name)).await?;
         }
         Ok((entry.is_suspended != is_suspended, closed))
     }
@@ -181,18 +183,51 @@ impl Administration {
         })
     }
 
-    /// Bans a network for a time, and closes its connections. Returns their number.
-    async fn ban(&self, network: Network, duration: Option<Duration>) -> anyhow::Result<usize> {
+    /// Closes connections, and those that overlapped with a change that keeps out new ones.
+    /// Returns their number.
+    async fn kick_twice(&self, target: &KickTarget) -> Result<usize, Unavailable> {
+        let closed = self.kick(target).await?;
+        tokio::time::sleep(SECOND_KICK).await;
+        Ok(closed + self.kick(target).await?)
+    }
+
+    /// Closes connections, also those at the other servers of a cluster, and returns their
+    /// number. The id of a connection is one of this server.
+    async fn kick(&self, target: &KickTarget) -> Result<usize, Unavailable> {
+        let closed = self.server.kick(target);
+        let elsewhere = match target {
+            KickTarget::Connection(_) => return Ok(closed),
+            KickTarget::User(user) => Kick::User(user.clone()),
+            KickTarget::Network(network) => Kick::Network(network.to_string()),
+        };
+        Ok(closed + self.store.kick_elsewhere(elsewhere).await?)
+    }
+
+    /// Bans the network of a subscriber for a time, and closes its connections. Returns the
+    /// network and their number.
+    async fn ban(
+        &self,
+        network: Network,
+        duration: Option<Duration>,
+    ) -> anyhow::Result<(Network, usize)> {
+        let network = network.of_subscriber();
+        ensure!(
+            !network.is_everything(),
+            "{network} is everybody; to close the server to other machines, change --listen"
+        );
         let now_ms = now_ms();
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let until_ms = duration.map(|duration| now_ms.saturating_add(ms(duration)));
         let ban = Ban { network, until_ms };
         let bans = Arc::clone(&self.bans);
         tokio::task::spawn_blocking(move || bans.add(ban, now_ms)).await??;
-        Ok(self.server.kick(&KickTarget::Network(network)))
+        let closed = self.kick_twice(&KickTarget::Network(network)).await?;
+        Ok((network, closed))
     }
 
+    /// Ends the ban of a network, or of its subscriber. Returns whether there was one.
     async fn unban(&self, network: Network) -> anyhow::Result<bool> {
+        let network = network.of_subscriber();
         let bans = Arc::clone(&self.bans);
         tokio::task::spawn_blocking(move || bans.remove(network, now_ms())).await?
     }
@@ -207,7 +242,7 @@ impl Administration {
         let hash = tokio::task::spawn_blocking(move || passwords::hash(&password));
         let hash = hash.await.map_err(|_| Unavailable)??;
         if self.store.set_password(&account, former, hash).await? {
-            return Ok(());
+            return self.chat.close_revoked(&account).await;
         }
         let why = "the account was changed concurrently; try again";
         Err(Refusal::new(Code::Denied, why).into())
@@ -223,6 +258,33 @@ impl Administration {
         let found = self.store.account(name).await?;
         found.ok_or_else(|| no_such_user(name))
     }
+}
+
+impl Peer for Administration {
+    fn describe(&self) -> ServerDescription {
+        ServerDescription {
+            version: env!("CARGO_PKG_VERSION").into(),
+            host: host_name().into(),
+            pid: std::process::id(),
+            uptime_s: self.started.elapsed().as_secs(),
+            connections: self.server.state().connections as u64,
+        }
+    }
+
+    fn kick(&self, kick: &Kick) -> usize {
+        let target = match kick {
+            Kick::User(user) => Some(KickTarget::User(user.clone())),
+            Kick::Network(network) => network.parse().ok().map(KickTarget::Network),
+        };
+        tracing::info!(?kick, "kick by an administrator of another server");
+        target.map_or(0, |target| self.server.kick(&target))
+    }
+}
+
+/// Returns the name of the machine, if the system tells it.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim_end().to_owned()
 }
 
 fn no_such_user(name: &UserName) -> Fault {

@@ -26,7 +26,7 @@ use super::messages::{
 };
 use super::top::Ranking;
 use super::{Administration, PAGE_MAX};
-use crate::bans::{Ban, Network};
+use crate::bans::Ban;
 use crate::chat::{Fault, now_ms};
 use crate::front::caller_address;
 use crate::server::KickTarget;
@@ -309,7 +309,7 @@ impl Admin for AdminService {
             Some(Target::Network(network)) => KickTarget::Network(parse(&network)?),
             None => return Err(Status::invalid_argument("a target is missing")),
         };
-        let closed = admin.server.kick(&target) as u64;
+        let closed = admin.kick(&target).await.map_err(unavailable)? as u64;
         Ok(Response::new(v1::KickReply { closed }))
     }
 
@@ -370,12 +370,13 @@ impl Admin for AdminService {
                 format!("{} for {} s", request.network, request.seconds)
             })
             .await?;
-        let network: Network = parse(&request.network)?;
+        let network = parse(&request.network)?;
         let duration = (request.seconds > 0).then(|| Duration::from_secs(request.seconds));
-        let closed = admin.ban(network, duration).await;
+        let banned = admin.ban(network, duration).await;
+        let (network, closed) = banned.map_err(|error| failed(&error))?;
         Ok(Response::new(v1::BanReply {
             network: network.to_string(),
-            closed: closed.map_err(|error| failed(&error))? as u64,
+            closed: closed as u64,
         }))
     }
 

@@ -1,5 +1,5 @@
-//! The socket of the administrators in the folder of the store. Its mode, and that of the
-//! folder, admit only the user of the server and root.
+//! The socket of the administrators, by default in the folder of the store. Its mode admits
+//! only the user of the server and root.
 
 use std::fs::{self, Permissions};
 use std::future::poll_fn;
@@ -24,7 +24,7 @@ use super::service::{AdminService, AdminSlot, LocalCaller};
 use crate::config::ListenAddress;
 use crate::listener::{BoundSocket, Listeners, Stream};
 
-/// The name of the socket.
+/// The name of the socket in the folder of the store.
 pub(crate) const FILE: &str = "admin.sock";
 
 /// The maximum number of connections. Further ones wait.
@@ -43,16 +43,16 @@ pub(crate) struct AdminSocket {
 }
 
 impl AdminSocket {
-    /// Opens the socket in the folder of the store, which this process has locked.
+    /// Opens the socket. It replaces that of a server that was killed.
     ///
     /// # Errors
     /// An error of the operating system, above all a path that is too long.
-    pub(crate) fn open(folder: &Path) -> io::Result<Self> {
-        let path = folder.join(FILE);
-        let listener = BoundSocket::bind(&ListenAddress::Unix(path.clone()))?.listen(false)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let socket = BoundSocket::bind(&ListenAddress::Unix(path.to_owned()))?;
+        // Before it listens: nobody else connects in between.
+        fs::set_permissions(path, Permissions::from_mode(0o600))?;
         Ok(Self {
-            listeners: Listeners::new(vec![listener]),
+            listeners: Listeners::new(vec![socket.listen(false)?]),
         })
     }
 

@@ -3,6 +3,8 @@
 //! or missing, nor, under `--require-password`, whether the account exists.
 
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use hark_protocol::{
     Code, DeviceName, OkFields, Password, Refusal, Reply, RoomName, RoomRequest, UserName,
@@ -11,6 +13,7 @@ use tokio::time::Instant;
 
 use super::passwords::HashPermit;
 use super::replies::{LOGIN_REQUIRED, exists, no_such_user, room_refusal};
+use super::tokens::{Entering, Grant, Right};
 use super::{Chat, Fault, MayCreateRooms, MayList, audit};
 use crate::store::{
     Account, AccountEntry, Created, DeviceSubscription, PasswordHash, Pending, Position, ReadLimit,
@@ -18,20 +21,70 @@ use crate::store::{
 };
 
 /// The identity of a connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) struct Authenticated {
     /// The account that logged in.
     pub(super) account: Account,
-    /// Whether the account had a password at login.
-    pub(super) by_password: bool,
+    pub(super) entrance: Entrance,
+}
+
+/// The proof by which a connection logged in.
+#[derive(Debug, Clone)]
+pub(super) enum Entrance {
+    /// None: the account had no password.
+    Open,
+    /// The password with this hash.
+    Password(PasswordHash),
+    /// A token.
+    Token(Arc<Grant>),
+}
+
+impl Authenticated {
+    /// Returns whether the connection logged in with a password.
+    pub(super) const fn has_password(&self) -> bool {
+        matches!(self.entrance, Entrance::Password(_))
+    }
+
+    /// Returns whether the connection has a right. A token has those of its scope.
+    pub(super) fn has(&self, right: Right<'_>) -> bool {
+        match &self.entrance {
+            Entrance::Open | Entrance::Password(_) => true,
+            Entrance::Token(grant) => right.is_granted_by(&grant.scope),
+        }
+    }
 }
 
 impl Chat {
-    /// Logs in to an account from `address`.
+    /// Logs in to an account, with its password or a token in place of it.
     ///
     /// # Errors
     /// [`Code::NoSuchUser`], [`Code::Denied`], [`Code::RateLimited`].
     pub(super) async fn login(
+        &self,
+        entering: Entering<'_>,
+        user: UserName,
+        password: Option<Password>,
+    ) -> Result<Authenticated, Fault> {
+        let by_token = self.login_by_token(entering, &user, password.as_ref());
+        if let Some(authenticated) = by_token.await? {
+            let entry = self.store.account(&authenticated.account.name).await?;
+            let entry = entry.filter(|entry| entry.account == authenticated.account);
+            let Some(entry) = entry else {
+                return denied();
+            };
+            self.check_suspension(&entry).await?;
+            self.note_login(&entry);
+            return Ok(authenticated);
+        }
+        self.login_by_password(entering.address, user, password)
+            .await
+    }
+
+    /// Logs in to an account with its password.
+    ///
+    /// # Errors
+    /// As [`Self::login`].
+    pub(super) async fn login_by_password(
         &self,
         address: IpAddr,
         user: UserName,
@@ -40,13 +93,19 @@ impl Chat {
         let entry = self.existing(address, &user, password.as_ref()).await?;
         self.verify(address, &entry, password).await?;
         self.check_suspension(&entry).await?;
+        self.note_login(&entry);
+        let entrance = entry.password.map_or(Entrance::Open, Entrance::Password);
+        Ok(Authenticated {
+            account: entry.account,
+            entrance,
+        })
+    }
+
+    /// Applies the limits of an account alone, and notes its use.
+    fn note_login(&self, entry: &AccountEntry) {
         self.users
             .set_own(&entry.account.name, entry.limits.as_deref());
         self.store.note_use(&entry.account);
-        Ok(Authenticated {
-            account: entry.account,
-            by_password: entry.password.is_some(),
-        })
     }
 
     /// Checks the password of an account. An account without a password is denied.
@@ -89,11 +148,11 @@ impl Chat {
     /// As [`Self::login`].
     pub(super) async fn receive(
         &self,
-        address: IpAddr,
+        entering: Entering<'_>,
         user: UserName,
         password: Option<Password>,
     ) -> Result<(Authenticated, Subscription), Fault> {
-        let authenticated = self.login(address, user, password).await?;
+        let authenticated = self.login(entering, user, password).await?;
         let account = &authenticated.account;
         self.check_readable(account).await?;
         if let Some(subscription) = self.store.receive(account).await? {
@@ -117,7 +176,7 @@ impl Chat {
     /// [`Code::UnknownCommand`] if the store has no devices.
     pub(super) async fn attach(
         &self,
-        address: IpAddr,
+        entering: Entering<'_>,
         user: UserName,
         device: DeviceName,
         password: Option<Password>,
@@ -128,7 +187,7 @@ impl Chat {
             password: None,
         };
         self.check_served(&request)?;
-        let authenticated = self.login(address, user, password).await?;
+        let authenticated = self.login(entering, user, password).await?;
         // As in `receive`: a takeover must not end in a failure.
         self.check_readable(&authenticated.account).await?;
         match self.store.attach(&authenticated.account, &device).await? {
@@ -215,8 +274,9 @@ impl Chat {
         Ok(())
     }
 
-    /// Sets the password of an account for a connection authenticated as `by`. An admin
-    /// needs no old password, except for its own account.
+    /// Sets the password of an account for a connection authenticated as `by`, and closes the
+    /// connections that entered by its tokens, which end. An admin needs no old password,
+    /// except for its own account.
     ///
     /// # Errors
     /// [`Code::NoSuchUser`], [`Code::Denied`], [`Code::RateLimited`].
@@ -249,6 +309,7 @@ impl Chat {
             .set_password(&entry.account, entry.password, hash)
             .await?
         {
+            self.close_revoked(&entry.account).await?;
             audit::password_set(&user, by, by_admin, address);
             Ok(Reply::Ok(OkFields::None))
         } else {
@@ -284,7 +345,9 @@ impl Chat {
         user: UserName,
         password: Option<Password>,
     ) -> Result<Reply, Fault> {
-        let is_own = |account: &Account| by.is_some_and(|by| by.account == *account);
+        let has_right = |by: &&Authenticated| by.has(Right::Administer);
+        let own = by.filter(has_right).map(|by| &by.account);
+        let is_own = |account: &Account| own == Some(account);
         let is_admin = self.is_admin(by).await?;
         let existed = match self.store.account(&user).await? {
             Some(entry) if is_admin || is_own(&entry.account) => {
@@ -330,7 +393,7 @@ impl Chat {
     /// password. A password that was set after the login does not count.
     pub(super) async fn is_admin(&self, by: Option<&Authenticated>) -> Result<bool, Fault> {
         match by {
-            Some(by) if by.by_password && self.rules().admins.contains(&by.account.name) => {
+            Some(by) if by.has_password() && self.rules().admins.contains(&by.account.name) => {
                 self.is_alive(&by.account).await
             }
             _ => Ok(false),
@@ -427,25 +490,33 @@ impl Chat {
         address: IpAddr,
         user: &UserName,
     ) -> Result<HashPermit<'_>, Fault> {
-        self.login_limiter.check(user, address, Instant::now())?;
+        let check = || {
+            self.login_limiter
+                .check(Some(user), address, Instant::now())
+        };
+        check()?;
         let permit = self.hasher.acquire(address).await?;
-        self.login_limiter.check(user, address, Instant::now())?;
+        check()?;
         Ok(permit)
     }
 
     /// Records a failure, releases the permit, and delays the answer.
     async fn record_failure(&self, permit: HashPermit<'_>, user: &UserName, address: IpAddr) {
-        let wait = self
-            .login_limiter
-            .record_failure(user, address, Instant::now());
+        let now = Instant::now();
+        let wait = self.login_limiter.record_failure(Some(user), address, now);
         drop(permit);
-        if !wait.is_zero() {
-            tokio::time::sleep(wait).await;
-        }
+        delay(wait).await;
     }
 
     async fn hash(&self, address: IpAddr, password: Password) -> Result<PasswordHash, Fault> {
         self.hasher.acquire(address).await?.hash(password).await
+    }
+}
+
+/// Delays the answer to a wrong password or token.
+pub(super) async fn delay(wait: Duration) {
+    if !wait.is_zero() {
+        tokio::time::sleep(wait).await;
     }
 }
 

@@ -1,11 +1,12 @@
-//! The events of accounts and rooms in the log, at info, so that an operator can audit them. `by` is
+//! The events of accounts, tokens and rooms in the log, at info, so that an operator can audit them. `by` is
 //! the user of the connection that acted, absent for an anonymous one.
 
 use std::net::IpAddr;
 
-use hark_protocol::{RoomName, UserName};
+use hark_protocol::message::Scope;
+use hark_protocol::{RoomName, TokenName, UserName};
 
-use super::accounts::Authenticated;
+use super::accounts::{Authenticated, Entrance};
 
 fn name(by: Option<&Authenticated>) -> Option<&UserName> {
     by.map(|by| &by.account.name)
@@ -37,13 +38,33 @@ pub(super) fn password_set(
 }
 
 /// Logs a login.
-pub(super) fn logged_in(user: &UserName, by_password: bool, address: IpAddr) {
-    tracing::info!(%user, by_password, %address, "logged in");
+pub(super) fn logged_in(by: &Authenticated, address: IpAddr) {
+    let (user, by_password) = (&by.account.name, by.has_password());
+    let token = match &by.entrance {
+        Entrance::Token(grant) => Some(grant.name()),
+        Entrance::Open | Entrance::Password(_) => None,
+    };
+    tracing::info!(%user, by_password, token = token.map(display), %address, "logged in");
 }
 
 /// Logs a wrong password.
 pub(super) fn wrong_password(user: &UserName, address: IpAddr) {
     tracing::info!(%user, %address, "wrong password");
+}
+
+/// Logs the secret of no token, which came without a user.
+pub(super) fn wrong_token(address: IpAddr) {
+    tracing::info!(%address, "wrong token");
+}
+
+/// Logs the creation of a token.
+pub(super) fn token_created(token: &TokenName, scope: &Scope, by: &Authenticated, address: IpAddr) {
+    tracing::info!(user = %by.account.name, %token, %scope, %address, "token created");
+}
+
+/// Logs the end of a token.
+pub(super) fn token_revoked(token: &TokenName, by: &Authenticated, address: IpAddr) {
+    tracing::info!(user = %by.account.name, %token, %address, "token revoked");
 }
 
 /// Logs that a room was created or changed.

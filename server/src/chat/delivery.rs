@@ -108,13 +108,14 @@ impl DeliveryReader {
         }
     }
 
-    /// Ends the delivery. Messages in flight can still be acknowledged.
+    /// Ends the delivery. Messages of the inbox that are in flight can still be acknowledged.
+    /// The rings are released, so that none is filled for nobody.
     pub(super) fn end(&mut self) {
         self.window.end();
         self.events = None;
         self.read = None;
-        for source in self.device.iter_mut().flat_map(|device| &mut device.rooms) {
-            source.iter_mut().for_each(|source| source.0.end());
+        if let Some(device) = &mut self.device {
+            (device.rooms, device.postponed) = (Vec::new(), VecDeque::new());
         }
     }
 
@@ -160,6 +161,11 @@ impl DeliveryReader {
                 Step::Take(INBOX, _) => self.take_from_inbox(),
                 Step::Take(log, after) => self.take_from_ring(log, after),
                 Step::Read { log, after, limit } => {
+                    let shared = self.ring(log).map(|ring| ring.page_after(after, limit));
+                    if let Some(shared) = shared.filter(|page| !page.is_empty()) {
+                        self.take_shared_page(shared, now);
+                        continue;
+                    }
                     let read = match self.ring(log) {
                         Some(ring) => store.read_room(ring.id(), after, limit),
                         None => {
@@ -226,6 +232,11 @@ impl DeliveryReader {
     /// Returns the account of the inbox.
     pub(super) const fn account(&self) -> &Account {
         &self.account
+    }
+
+    /// Returns whether it reads the log, because it is behind.
+    pub(super) const fn is_behind(&self) -> bool {
+        self.read.is_some()
     }
 
     /// Returns the window of messages in flight.
@@ -301,16 +312,24 @@ impl DeliveryReader {
         };
         self.read = None;
         let ring = self.window.reading().and_then(|log| self.ring(log));
-        let room = ring.map(|ring| (ring.name().clone(), ring.end()));
-        let page: Result<_, Unavailable> = page.map(|page| match &room {
-            None => ReadPage::of_inbox(page),
-            // Notices come before the ring gets the messages behind them.
-            Some((name, end)) => ReadPage::new(page.up_to(*end), |message| {
-                Push::Said(Arc::new(Said::new(name.clone(), message)))
-            }),
-        });
+        let ring = ring.cloned();
+        let page = match &ring {
+            None => page.map(ReadPage::of_inbox),
+            Some(ring) => page_of_room(ring, page),
+        };
         if let Err(missing) = self.window.handle_page(page, now) {
-            missing.report(&self.account, room.as_ref().map(|(name, _)| name));
+            missing.report(&self.account, ring.as_ref().map(|ring| ring.name()));
+        }
+    }
+
+    /// Passes a page that another member has read to the window.
+    fn take_shared_page(&mut self, page: Vec<Arc<Said>>, now: Instant) {
+        let page = ReadPage {
+            messages: page.into_iter().map(Push::Said).collect(),
+            ..ReadPage::default()
+        };
+        if let Err(missing) = self.window.handle_page(Ok(page), now) {
+            missing.report(&self.account, None);
         }
     }
 
@@ -325,11 +344,13 @@ impl DeliveryReader {
     }
 
     fn take_from_ring(&mut self, log: LogId, after: Point) {
-        let next = self.ring(log).map_or(Next::End, |ring| ring.next(after));
-        match next {
+        let Some(ring) = self.ring(log) else {
+            return self.window.handle_caught_up(log);
+        };
+        match ring.next(after) {
             Next::Message(said) => self.window.handle_next(log, said),
             Next::End => self.window.handle_caught_up(log),
-            Next::Behind if self.window.is_deleted(log) => self.window.skip_to_end(log),
+            Next::Behind if ring.has_ended() => self.window.handle_log_ended(log),
             Next::Behind => self.window.handle_lagged(log),
         }
     }
@@ -345,6 +366,31 @@ impl DeliveryReader {
         let source = place.take()?;
         Some(source.0.ring().name().clone())
     }
+}
+
+/// Returns the page of a room after a read.
+fn page_of_room(
+    ring: &Arc<Ring>,
+    page: Result<Page, Unavailable>,
+) -> Result<ReadPage, Unavailable> {
+    // After the read: see [`Ring::end_log`].
+    let has_ended = ring.has_ended();
+    let page = match page {
+        Err(Unavailable) if has_ended => Page::default(),
+        page => page?,
+    };
+    // Notices come before the ring gets the messages behind them.
+    let page = page.up_to(ring.end());
+    Ok(ReadPage {
+        starts_after: page.starts_after,
+        messages: ring
+            .keep_page(page.messages)
+            .into_iter()
+            .map(Push::Said)
+            .collect(),
+        is_complete: page.complete,
+        has_ended,
+    })
 }
 
 impl AttachedDevice {

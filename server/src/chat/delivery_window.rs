@@ -9,6 +9,7 @@
 
 mod membership;
 mod push;
+mod rooms;
 mod turns;
 
 use std::collections::VecDeque;
@@ -20,7 +21,7 @@ use hark_protocol::message::LeftReason;
 use hark_protocol::{RoomName, Sequence};
 use tokio::time::Instant;
 
-use self::membership::Leaving;
+use self::rooms::Rooms;
 use self::turns::{TURN_MESSAGES_MAX, Turns};
 use crate::store::{Account, Message, Point, Position, ReadLimit, Said, Unavailable};
 
@@ -42,9 +43,6 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The maximum number of messages for which an empty window keeps memory.
 const IDLE_CAPACITY_MAX: usize = TURN_MESSAGES_MAX;
 
-/// A full table of rooms grows by this fraction.
-const GROWTH_DIVISOR: usize = 8;
-
 /// A log that the connection reads: [`INBOX`], or a room, by its place.
 pub(crate) type LogId = u32;
 
@@ -58,21 +56,16 @@ pub(crate) struct DeliveryWindow {
     in_flight: VecDeque<Pushed>,
     in_flight_bytes: usize,
     inbox: LogState,
-    /// The rooms, by their places. Places are reused.
-    rooms: Vec<LogState>,
-    turns: Turns,
+    /// Boxed, because most connections have no rooms.
+    rooms: Option<Box<Rooms>>,
     /// Known messages of one log that are not pushed yet, in order.
     backlog: VecDeque<Push>,
     /// The log of the backlog, or of the read under way.
     backlog_of: LogId,
-    /// The next message of a log, which has the turn.
-    next: Option<(LogId, Push)>,
     /// A read of the log of the backlog is under way.
     is_reading: bool,
     /// The time at which the logs whose read failed are read again.
     retry_at: Option<Instant>,
-    /// The memberships that end.
-    leaving: Vec<Leaving>,
     /// Whether the reader is to learn of missing messages.
     has_gaps: bool,
     is_ended: bool,
@@ -145,53 +138,17 @@ impl DeliveryWindow {
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             inbox: LogState::new(cursor.into()),
-            rooms: Vec::new(),
-            turns: Turns::default(),
+            rooms: None,
             backlog: VecDeque::new(),
             backlog_of: INBOX,
-            next: None,
             is_reading: false,
             retry_at: None,
-            leaving: Vec::new(),
             has_gaps,
             is_ended: false,
         };
         window.inbox.is_lagging = true;
         window.note_ready(INBOX);
         window
-    }
-
-    /// Adds a room that begins after `cursor`. Returns its place.
-    pub(crate) fn add_room(&mut self, cursor: Point) -> LogId {
-        let state = LogState::new(cursor);
-        let free = self.rooms.iter().position(|room| !room.is_active);
-        let at = free.unwrap_or_else(|| {
-            if self.rooms.len() == self.rooms.capacity() {
-                self.rooms
-                    .reserve_exact(1 + self.rooms.len() / GROWTH_DIVISOR);
-            }
-            self.rooms.push(LogState::default());
-            self.rooms.len() - 1
-        });
-        if let Some(place) = self.rooms.get_mut(at) {
-            *place = state;
-        }
-        let log = at as LogId + 1;
-        self.note_ready(log);
-        log
-    }
-
-    /// Notes that a log may have messages.
-    pub(crate) fn note_ready(&mut self, log: LogId) {
-        if self.is_ended {
-            return;
-        }
-        if let Some(state) = self.log_mut(log)
-            && state.is_active
-            && !std::mem::replace(&mut state.is_queued, true)
-        {
-            self.turns.push(log);
-        }
     }
 
     /// Returns the next action. Call it until it returns [`Step::Wait`].
@@ -204,11 +161,11 @@ impl DeliveryWindow {
         }
         // Each log is looked at once, and the first one again if it gave up its turn. If one
         // makes progress, an action follows.
-        for _ in 0..=self.turns.len() {
-            if self.turns.is_over() {
+        for _ in 0..=self.queued_count() {
+            if self.turns().is_some_and(Turns::is_over) {
                 self.end_turn();
             }
-            let Some(log) = self.turns.first else {
+            let Some(log) = self.first() else {
                 return Step::Wait;
             };
             if let Some(length) = self.front_bytes(log) {
@@ -230,18 +187,22 @@ impl DeliveryWindow {
 
     /// Returns the action that yields messages of a log, if there is one now.
     fn fetch(&mut self, log: LogId) -> Option<Step> {
+        if let Some(gap) = self.final_gap(log) {
+            self.set_next(log, gap);
+            return Some(self.push(log));
+        }
         let state = self.log_mut(log)?;
         let (after, is_lagging, has_failed) = (state.pushed, state.is_lagging, state.has_failed);
         if !is_lagging && (log != INBOX || !self.is_reading) {
             return Some(Step::Take(log, after));
         }
         // A page ends a turn: it may be shorter.
-        if self.is_reading || has_failed || self.turns.yields_to_others() {
+        if self.is_reading || has_failed || self.turns().is_some_and(Turns::yields_to_others) {
             return None;
         }
         self.claim_backlog(log);
         self.is_reading = true;
-        let messages = match (self.turns.len(), self.rooms.is_empty()) {
+        let messages = match (self.queued_count(), self.rooms.is_none()) {
             (1, true) => READ_MESSAGES_MIN.max(WINDOW_MESSAGES_MAX - self.in_flight.len()),
             // Others may soon take the place of the backlog.
             (1, false) => READ_MESSAGES_MIN,
@@ -270,9 +231,8 @@ impl DeliveryWindow {
     fn retry(&mut self) {
         self.retry_at = None;
         self.inbox.has_failed = false;
-        self.rooms
-            .iter_mut()
-            .for_each(|room| room.has_failed = false);
+        let rooms = self.rooms.iter_mut().flat_map(|rooms| &mut rooms.logs);
+        rooms.for_each(|room| room.has_failed = false);
     }
 
     /// Returns whether nothing can be pushed before an acknowledgement.
@@ -300,6 +260,11 @@ impl DeliveryWindow {
         self.retry_at
     }
 
+    /// Returns the number of messages and gaps in flight.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
     /// Takes messages of the inbox that have been stored. Known messages are dropped. If
     /// one is missing, it and the rest are left to a read.
     pub(crate) fn handle_appended(&mut self, messages: impl IntoIterator<Item = Arc<Message>>) {
@@ -319,8 +284,8 @@ impl DeliveryWindow {
         let (position, pushed) = (said.message.position, self.pushed_of(log));
         if !position.follows(pushed.into()) {
             self.handle_lagged(log);
-        } else if !self.is_beyond_end(log, position) && self.turns.first == Some(log) {
-            self.next = Some((log, Push::Said(said)));
+        } else if !self.is_beyond_end(log, position) && self.first() == Some(log) {
+            self.set_next(log, Push::Said(said));
         }
     }
 
@@ -353,17 +318,23 @@ impl DeliveryWindow {
         };
         self.is_reading = false;
         self.resume(log);
+        let has_ended = matches!(&page, Ok(page) if page.has_ended);
         let taken = match page {
             Ok(page) => self.take_page(log, page),
             Err(Unavailable) => Ok(false),
         };
-        if !matches!(taken, Ok(true)) {
-            if let Some(state) = self.log_mut(log) {
-                state.has_failed = true;
-            }
-            self.retry_at.get_or_insert(now + RETRY_AFTER);
-            self.count_failure(log);
+        if taken == Ok(true) {
+            return Ok(());
         }
+        if has_ended {
+            self.handle_log_ended(log);
+            return Ok(());
+        }
+        if let Some(state) = self.log_mut(log) {
+            state.has_failed = true;
+        }
+        self.retry_at.get_or_insert(now + RETRY_AFTER);
+        self.note_failure(log, now);
         taken.map(drop)
     }
 
@@ -380,10 +351,6 @@ impl DeliveryWindow {
         if let Some(state) = self.log_mut(log) {
             // The ring of a room may have the next message already.
             state.is_lagging = log == INBOX && !page.is_complete;
-        }
-        if page.is_complete && self.backlog.is_empty() && self.is_leaving(log) {
-            self.skip_to_end(log);
-            return Ok(true);
         }
         // If a ring has moved beyond the end of its log, the read is repeated later.
         Ok(log == INBOX || known != before)
@@ -435,29 +402,16 @@ impl DeliveryWindow {
         Ok(removed.last)
     }
 
-    /// Ends the delivery: nothing further is pushed.
+    /// Ends the delivery: nothing further is pushed. Messages of the inbox can still be
+    /// acknowledged; those of rooms come again.
     pub(crate) fn end(&mut self) {
         self.is_ended = true;
         self.backlog = VecDeque::new();
-        self.next = None;
         self.is_reading = false;
         self.retry_at = None;
-        self.leaving = Vec::new();
-        self.turns = Turns::default();
-    }
-
-    fn log(&self, log: LogId) -> Option<&LogState> {
-        match log.checked_sub(1) {
-            None => Some(&self.inbox),
-            Some(room) => self.rooms.get(room as usize),
-        }
-    }
-
-    fn log_mut(&mut self, log: LogId) -> Option<&mut LogState> {
-        match log.checked_sub(1) {
-            None => Some(&mut self.inbox),
-            Some(room) => self.rooms.get_mut(room as usize),
-        }
+        self.rooms = None;
+        self.inbox.is_queued = false;
+        self.release(|log| log != INBOX);
     }
 
     fn pushed_of(&self, log: LogId) -> Point {
@@ -468,33 +422,6 @@ impl DeliveryWindow {
     fn known(&self) -> Position {
         let last = self.backlog.back().map(Push::position);
         last.unwrap_or_else(|| self.pushed_of(self.backlog_of).into())
-    }
-
-    /// Removes a log from those that take turns.
-    fn dequeue(&mut self, log: LogId) {
-        self.next.take_if(|(of, _)| *of == log);
-        self.turns.remove(log);
-        if let Some(state) = self.log_mut(log) {
-            state.is_queued = false;
-        }
-    }
-
-    /// Gives the turn to the next log.
-    fn end_turn(&mut self) {
-        // The log takes it again.
-        self.next = None;
-        self.turns.rotate();
-    }
-
-    /// Gives the turn to a log, as it had it before a read.
-    fn resume(&mut self, log: LogId) {
-        self.dequeue(log);
-        if let Some(state) = self.log_mut(log) {
-            state.is_queued = true;
-        }
-        // It was the next message of another log, which takes it again.
-        self.next = None;
-        self.turns.push_front(log);
     }
 
     /// Puts a message into the backlog, unless it is known.
@@ -545,8 +472,7 @@ impl DeliveryWindow {
     /// Returns the bytes of the next push of the log that has the turn, if it is known.
     fn front_bytes(&self, log: LogId) -> Option<usize> {
         let known = self.backlog.front().filter(|_| self.backlog_of == log);
-        let next = self.next.as_ref().filter(|(of, _)| *of == log);
-        known.or(next.map(|(_, push)| push)).map(Push::text_bytes)
+        known.or_else(|| self.next_of(log)).map(Push::text_bytes)
     }
 
     fn push(&mut self, log: LogId) -> Step {
@@ -554,11 +480,7 @@ impl DeliveryWindow {
             true => self.backlog.pop_front(),
             false => None,
         };
-        let known = known.or_else(|| {
-            let next = self.next.take_if(|(of, _)| *of == log);
-            next.map(|(_, push)| push)
-        });
-        let Some(push) = known else {
+        let Some(push) = known.or_else(|| self.take_next_of(log)) else {
             return Step::Wait;
         };
         let (position, text_bytes) = (push.position(), push.text_bytes());
@@ -575,7 +497,9 @@ impl DeliveryWindow {
                 position,
             });
         }
-        self.turns.count();
+        if let Some(rooms) = &mut self.rooms {
+            rooms.turns.count();
+        }
         Step::Push(log, push)
     }
 

@@ -27,7 +27,7 @@ impl Chat {
         user: UserName,
         text_bytes_max: usize,
     ) -> Result<Vec<Arc<Message>>, Fault> {
-        let account = self.login(address, user, None).await?.account;
+        let account = self.login_by_password(address, user, None).await?.account;
         // While the subscription lives, a takeover by another reader shows as its end.
         let Some(mut subscription) = self.store.receive_if_free(&account).await? else {
             return Ok(Vec::new());

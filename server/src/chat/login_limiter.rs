@@ -54,33 +54,37 @@ impl LoginLimiter {
     /// [`hark_protocol::Code::RateLimited`] with the seconds to wait.
     pub(super) fn check(
         &self,
-        user: &UserName,
+        user: Option<&UserName>,
         address: IpAddr,
         now: Instant,
     ) -> Result<(), Fault> {
         let address = network(address);
         let mut tables = self.tables.lock();
-        let wait = tables
-            .from_address
-            .wait(&address, now)
-            .max(tables.for_account.wait(&(user.clone(), address), now));
+        let mut wait = tables.from_address.wait(&address, now);
+        if let Some(user) = user {
+            let for_account = tables.for_account.wait(&(user.clone(), address), now);
+            wait = wait.max(for_account);
+        }
         if wait.is_zero() {
             return Ok(());
         }
         Fault::rate_limited(wait, "too many wrong passwords")
     }
 
-    /// Records a wrong password, and returns the delay for its answer.
+    /// Records a wrong password, or a wrong token without a user, and returns the delay for
+    /// its answer.
     pub(super) fn record_failure(
         &self,
-        user: &UserName,
+        user: Option<&UserName>,
         address: IpAddr,
         now: Instant,
     ) -> Duration {
         let address = network(address);
         let mut tables = self.tables.lock();
         tables.from_address.charge(address, 1, now);
-        tables.for_account.charge((user.clone(), address), 1, now);
+        if let Some(user) = user {
+            tables.for_account.charge((user.clone(), address), 1, now);
+        }
         let wait = tables.global.wait(GLOBAL, now);
         tables.global.take(GLOBAL, 1, now);
         wait.min(DELAY_MAX)
@@ -130,8 +134,8 @@ mod tests {
         address: IpAddr,
         now: Instant,
     ) -> Result<Duration, Fault> {
-        attempts.check(&user(name), address, now)?;
-        Ok(attempts.record_failure(&user(name), address, now))
+        attempts.check(Some(&user(name)), address, now)?;
+        Ok(attempts.record_failure(Some(&user(name)), address, now))
     }
 
     #[test]
@@ -140,16 +144,16 @@ mod tests {
         for _ in 0..5 {
             wrong(&attempts, "bob", HERE, now).unwrap();
         }
-        check_refused(attempts.check(&user("bob"), HERE, now), 10);
+        check_refused(attempts.check(Some(&user("bob")), HERE, now), 10);
         attempts
-            .check(&user("bob"), THERE, now)
+            .check(Some(&user("bob")), THERE, now)
             .expect("bob himself is not locked out");
         attempts
-            .check(&user("eve"), HERE, now)
+            .check(Some(&user("eve")), HERE, now)
             .expect("nor are the others");
         let later = now + Duration::from_secs(10);
         wrong(&attempts, "bob", HERE, later).unwrap();
-        check_refused(attempts.check(&user("bob"), HERE, later), 10);
+        check_refused(attempts.check(Some(&user("bob")), HERE, later), 10);
     }
 
     #[test]
@@ -158,15 +162,15 @@ mod tests {
         for n in 0..20 {
             wrong(&attempts, &format!("u{n}"), HERE, now).unwrap();
         }
-        check_refused(attempts.check(&user("another"), HERE, now), 3);
-        attempts.check(&user("another"), THERE, now).unwrap();
+        check_refused(attempts.check(Some(&user("another")), HERE, now), 3);
+        attempts.check(Some(&user("another")), THERE, now).unwrap();
     }
 
     #[test]
     fn right_passwords_are_not_counted() {
         let (attempts, now) = (LoginLimiter::default(), Instant::now());
         for _ in 0..1000 {
-            attempts.check(&user("bob"), HERE, now).unwrap();
+            attempts.check(Some(&user("bob")), HERE, now).unwrap();
         }
         assert_eq!(attempts.tables.lock().from_address.len(), 0);
     }
@@ -197,7 +201,7 @@ mod tests {
         for host in 0..20 {
             wrong(&attempts, &format!("u{host}"), from(host), now).unwrap();
         }
-        check_refused(attempts.check(&user("another"), from(20), now), 3);
+        check_refused(attempts.check(Some(&user("another")), from(20), now), 3);
     }
 
     #[test]
@@ -211,13 +215,25 @@ mod tests {
             let address = IpAddr::V6(std::net::Ipv6Addr::from_bits(
                 (0x2001_0db8_u128 << 96) + (nth << 64),
             ));
-            attempts.record_failure(&user(&format!("u{nth}")), address, now);
+            attempts.record_failure(Some(&user(&format!("u{nth}"))), address, now);
         }
         let sizes = {
             let tables = attempts.tables.lock();
             (tables.for_account.len(), tables.from_address.len())
         };
         assert_eq!(sizes, (BUCKETS_MAX, BUCKETS_MAX));
-        check_refused(attempts.check(&user("bob"), HERE, now), 10);
+        check_refused(attempts.check(Some(&user("bob")), HERE, now), 10);
+    }
+
+    #[test]
+    fn wrong_token_counts_for_its_address_alone() {
+        let (attempts, now) = (LoginLimiter::default(), Instant::now());
+        for _ in 0..20 {
+            attempts.check(None, HERE, now).unwrap();
+            attempts.record_failure(None, HERE, now);
+        }
+        check_refused(attempts.check(None, HERE, now), 3);
+        check_refused(attempts.check(Some(&user("bob")), HERE, now), 3);
+        attempts.check(Some(&user("bob")), THERE, now).unwrap();
     }
 }

@@ -14,6 +14,7 @@
 //! | `delivery_window` | the messages in flight to one connection |
 //! | `delivery` | the delivery to one connection, between window and store |
 //! | `rooms` | the commands of rooms and devices |
+//! | `tokens` | secrets of tokens, their rights, and their connections |
 //! | `inbox` | access to an inbox without a delivery |
 //! | `replies` | the replies to requests that the store has decided |
 //! | `send_sessions` | the open send sessions and their connections |
@@ -39,6 +40,7 @@ mod send_sessions;
 mod shutdown;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -57,10 +59,11 @@ use login_limiter::LoginLimiter;
 use passwords::Hasher;
 use rate_limiter::UserRateLimiter;
 use send_sessions::SendSessions;
+use tokens::TokenConnections;
 
 pub use connection::{ClientConnection, Output};
 pub use delivery_window::NeverPushed;
-pub use inbox::Inbox;
+pub use inbox::{Inbox, UnreadLog, UnreadPage};
 pub use rate_limiter::{RateLimiter, Rates};
 pub(crate) use replies::delivery;
 pub use rooms::MayCreateRooms;
@@ -128,6 +131,7 @@ pub struct Chat {
     login_limiter: LoginLimiter,
     users: UserRateLimiter,
     send_sessions: Arc<SendSessions>,
+    token_connections: Arc<TokenConnections>,
     /// The budget for messages on their way to the store.
     budget: Arc<Semaphore>,
     /// Permits for lists.
@@ -143,13 +147,14 @@ impl Chat {
     pub fn new(store: Arc<dyn Store>, rules: Rules) -> Self {
         Self {
             send_sessions: Arc::new(SendSessions::new(Arc::clone(&store))),
+            token_connections: Arc::default(),
             hasher: Hasher::default(),
             login_limiter: LoginLimiter::default(),
             users: UserRateLimiter::new(&rules.rates),
             budget: Arc::new(Semaphore::new(BUDGET_UNITS)),
             lists: listing::permits(),
             histories: rooms::history_permits(),
-            metrics: Metrics::new(store.metrics()),
+            metrics: Metrics::new(|registry| store.register_metrics(registry)),
             store,
             rules: ArcSwap::from_pointee(rules),
         }
@@ -169,10 +174,6 @@ impl Chat {
             frame_bytes_max: former.frame_bytes_max,
             require_password: former.require_password,
             log_watcher: former.log_watcher.clone(),
-            rates: Rates {
-                on_loopback: former.rates.on_loopback,
-                ..rules.rates
-            },
             ..rules
         };
         self.users.set_rates(&rules.rates);

@@ -383,8 +383,8 @@ impl Throttle {
     }
 
     /// Charges requests to the limiter of a connection.
-    pub(super) fn limited_by(self, limiter: Option<Arc<RateLimiter>>) -> Self {
-        Self { limiter, ..self }
+    pub(super) fn set_limiter(&mut self, limiter: Option<Arc<RateLimiter>>) {
+        self.limiter = limiter;
     }
 
     /// Returns the end of the pause, as of the latest [`Self::refill`].

@@ -39,11 +39,12 @@ pub(super) fn created_reply(created: Created, user: &UserName) -> Reply {
     }
 }
 
-/// Returns the reply to a `send`. A repeated send gets the same reply.
+/// Returns the reply to a `send`. A repeated send gets the same reply. `lacks` explains the
+/// right that the connection lacks.
 pub(super) fn sent_reply(
     outcome: Outcome,
     to: &UserName,
-    is_anonymous: bool,
+    lacks: Option<&'static str>,
     text_bytes_max: usize,
 ) -> Reply {
     let code = match outcome {
@@ -58,11 +59,14 @@ pub(super) fn sent_reply(
             format!("your messages fill a quarter of {to}; older ones expire first").into()
         }
         Code::QueueFull => format!("{to} has too many unread messages; try again later").into(),
-        Code::Denied if is_room => {
-            format!("you are not a member of {to}, or only its owners send; join it first").into()
-        }
-        Code::Denied if is_anonymous => LOGIN_REQUIRED.into(),
-        Code::Denied => format!("{to} has blocked you").into(),
+        Code::Denied => match lacks {
+            Some(lacks) => lacks.into(),
+            None if is_room => {
+                format!("you are not a member of {to}, or only its owners send; join it first")
+                    .into()
+            }
+            None => format!("{to} has blocked you").into(),
+        },
         Code::NoSpace => NO_SPACE.into(),
         Code::TooLarge => {
             format!("a text may have at most {text_bytes_max} bytes on this server").into()
@@ -80,7 +84,7 @@ fn no_such_room(room: impl std::fmt::Display) -> Cow<'static, str> {
     format!("there is no room {room} that you may see").into()
 }
 
-/// Returns the refusal of a request that concerns rooms or devices. An absent room and a
+/// Returns the refusal of a request that concerns rooms, devices or tokens. An absent room and a
 /// hidden one have the same refusal.
 pub(super) fn room_refusal(code: Code, request: &RoomRequest) -> Refusal {
     let explanation = match code {
@@ -113,9 +117,12 @@ fn not_found(request: &RoomRequest) -> Cow<'static, str> {
         | RoomRequest::Members { room, .. }
         | RoomRequest::History { room, .. }
         | RoomRequest::Seen { room, .. } => no_such_room(room),
-        RoomRequest::Rooms { .. } | RoomRequest::Devices | RoomRequest::Forget(_) => {
-            ACCOUNT_ENDED.into()
-        }
+        RoomRequest::Rooms { .. }
+        | RoomRequest::Devices
+        | RoomRequest::Forget(_)
+        | RoomRequest::Token { .. }
+        | RoomRequest::Tokens
+        | RoomRequest::Revoke(_) => ACCOUNT_ENDED.into(),
     }
 }
 
@@ -146,6 +153,9 @@ fn missing_right(request: &RoomRequest) -> Cow<'static, str> {
         | RoomRequest::Seen { room, .. } => {
             format!("you are not a member of {room}; join it first").into()
         }
+        RoomRequest::Token { .. } => "log in with your password to create a token; an account \
+             without a password has none"
+            .into(),
         _ => ACCOUNT_ENDED.into(),
     }
 }
@@ -161,6 +171,7 @@ fn too_many(request: &RoomRequest) -> &'static str {
         }
         RoomRequest::Block(_) => "you block too many users; unblock one",
         RoomRequest::Attach { .. } => "this user has too many devices; forget one",
+        RoomRequest::Token { .. } => "you have too many tokens; revoke one",
         _ => "a limit of the server is reached",
     }
 }

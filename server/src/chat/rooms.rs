@@ -1,4 +1,4 @@
-//! The commands of rooms and devices: permissions, translation to the commands of the
+//! The commands of rooms, devices and tokens: permissions, translation to the commands of the
 //! store, and answers of many parts.
 //!
 //! Such an answer is produced page by page: the next page is made when the connection has
@@ -22,8 +22,8 @@ use super::listing::{REPLY_BYTES_MAX, compile};
 use super::replies::{delivery, room_refusal};
 use super::{Chat, Fault, audit};
 use crate::store::{
-    self, DeviceEntry, DeviceId, History, MemberPage, PastPage, Point, ReadLimit, RoomAnswer,
-    RoomCommand, RoomPage, Unavailable,
+    self, DeviceEntry, DeviceId, History, PastPage, Point, ReadLimit, RoomAnswer, RoomCommand,
+    RoomPage, Unavailable,
 };
 
 /// The permission to create rooms.
@@ -83,20 +83,23 @@ impl Chat {
         self.is_room(name) && self.rules().rooms == MayCreateRooms::Off
     }
 
-    /// Checks that the server serves a command of rooms or devices.
+    /// Checks that the server serves a command of rooms, devices or tokens.
     ///
     /// # Errors
     /// [`Code::UnknownCommand`].
     pub(super) fn check_served(&self, request: &RoomRequest) -> Result<(), Fault> {
-        let is_of_inbox = matches!(
+        let is_of_account = matches!(
             request,
             RoomRequest::Attach { .. }
                 | RoomRequest::Devices
                 | RoomRequest::Forget(_)
                 | RoomRequest::Block(_)
                 | RoomRequest::Unblock(_)
+                | RoomRequest::Token { .. }
+                | RoomRequest::Tokens
+                | RoomRequest::Revoke(_)
         );
-        let is_served = is_of_inbox || self.rules().rooms != MayCreateRooms::Off;
+        let is_served = is_of_account || self.rules().rooms != MayCreateRooms::Off;
         if self.store.has_rooms() && is_served {
             Ok(())
         } else {
@@ -105,8 +108,8 @@ impl Chat {
     }
 }
 
-/// The explanation of `unknown-command` on a server without rooms.
-const NOT_SERVED: &str = "this server has no rooms and devices";
+/// The explanation of `unknown-command` on a server without rooms, devices and tokens.
+const NOT_SERVED: &str = "this server has no rooms, devices and tokens";
 
 impl Caller {
     /// Starts the answer to a request, other than `attach`.
@@ -116,19 +119,10 @@ impl Caller {
     pub(super) async fn answer(self, request: RoomRequest) -> Result<Part, Fault> {
         match request {
             RoomRequest::Rooms { pattern } => self.list_rooms(pattern).await,
-            RoomRequest::Members {
-                ref room,
-                ref after,
-            } => {
+            RoomRequest::Members { room, after } => {
                 self.chat.may_list(Some(&self.user)).await?;
-                let listing = MemberListing {
-                    room: room.clone(),
-                    after: after.clone(),
-                    count: 0,
-                    request,
-                    caller: self,
-                };
-                listing.next().await
+                let listing = MemberListing::read(self, room, after).await?;
+                Ok(listing.next())
             }
             RoomRequest::History {
                 ref room,
@@ -151,6 +145,19 @@ impl Caller {
                 self.see(room, sequence, &request).await.map(Part::end)
             }
             RoomRequest::Devices => self.list_devices().await,
+            RoomRequest::Token {
+                ref name,
+                ref scope,
+            } => {
+                let (name, scope) = (name.clone(), scope.clone());
+                let created = self.create_token(name, scope, &request).await;
+                created.map(Part::end)
+            }
+            RoomRequest::Tokens => self.list_tokens().await,
+            RoomRequest::Revoke(ref name) => {
+                let revoked = self.revoke(name.clone(), &request).await;
+                revoked.map(Part::end)
+            }
             request => self.carry_out(request).await.map(Part::end),
         }
     }
@@ -251,7 +258,11 @@ impl Caller {
     }
 
     /// Carries out a command of the store. A refusal explains itself by the request.
-    async fn ask(&self, command: RoomCommand, request: &RoomRequest) -> Result<RoomAnswer, Fault> {
+    pub(super) async fn ask(
+        &self,
+        command: RoomCommand,
+        request: &RoomRequest,
+    ) -> Result<RoomAnswer, Fault> {
         let answer = self.store_command(command).await?;
         answer.map_err(|code| Fault::Refused(room_refusal(code, request)))
     }
@@ -364,58 +375,70 @@ impl RoomListing {
     }
 }
 
+/// The most names in a part of a list of members.
+const PART_NAMES_MAX: usize = 1000;
+
 /// A list of members in progress.
 struct MemberListing {
     caller: Caller,
-    request: RoomRequest,
-    room: RoomName,
-    after: Option<UserName>,
-    /// The number of names so far.
+    /// The names that are not written yet, sorted.
+    names: std::vec::IntoIter<UserName>,
+    /// The number of names in the answer.
     count: usize,
+    is_truncated: bool,
 }
 
 impl MemberListing {
-    /// Produces the next part.
-    fn next(mut self) -> Rest {
-        Box::pin(async move {
-            let MemberPage {
-                mut names,
-                mut is_truncated,
-            } = self.page().await?;
-            let (list_names_max, frame_bytes_max) = {
-                let rules = self.caller.chat.rules();
-                (rules.list_names_max, rules.frame_bytes_max)
+    /// Reads the names of all members, page by page, and sorts those behind `after`.
+    async fn read(caller: Caller, room: RoomName, after: Option<UserName>) -> Result<Self, Fault> {
+        let request = RoomRequest::Members {
+            room: room.clone(),
+            after: after.clone(),
+        };
+        let (mut names, mut next) = (Vec::new(), Some(0));
+        while let Some(from) = next {
+            let _permit = caller.chat.lists.acquire(caller.address).await?;
+            let command = RoomCommand::Members(room.clone(), from);
+            let RoomAnswer::Members(page) = caller.ask(command, &request).await? else {
+                break;
             };
-            let names_max = list_names_max.saturating_sub(self.count);
-            let is_full = names.len() >= names_max;
-            is_truncated |= names.len() > names_max;
-            names.truncate(names_max);
-            self.count += names.len();
-            self.after = names.last().cloned();
-            let bytes_max = REPLY_BYTES_MAX.min(frame_bytes_max - FRAME_BYTES_MIN);
-            let parts = list_parts(&names, bytes_max).into_iter();
-            let mut replies: Vec<Reply> = parts.map(|names| Reply::List(names.to_vec())).collect();
-            let rest = if is_truncated && !is_full {
-                Some(self.next())
-            } else {
-                replies.push(Reply::Ok(OkFields::Listed(self.count, is_truncated)));
-                None
-            };
-            Ok(Part { replies, rest })
+            let behind = |name: &UserName| after.as_ref().is_none_or(|after| name > after);
+            names.extend(page.names.into_iter().filter(behind));
+            next = page.next;
+        }
+        let mut permit = caller.chat.lists.acquire(caller.address).await?;
+        let sort = move || {
+            names.sort_unstable();
+            names
+        };
+        let mut names = permit.run_blocking(sort).await?;
+        drop(permit);
+        let names_max = caller.chat.rules().list_names_max;
+        let is_truncated = names.len() > names_max;
+        names.truncate(names_max);
+        Ok(Self {
+            caller,
+            count: names.len(),
+            names: names.into_iter(),
+            is_truncated,
         })
     }
 
-    async fn page(&self) -> Result<MemberPage, Fault> {
-        let caller = &self.caller;
-        let _permit = caller.chat.lists.acquire(caller.address).await?;
-        let command = RoomCommand::Members(self.room.clone(), self.after.clone());
-        match caller.ask(command, &self.request).await? {
-            RoomAnswer::Members(page) => Ok(page),
-            _ => Ok(MemberPage {
-                names: Vec::new(),
-                is_truncated: false,
-            }),
-        }
+    /// Produces the next part.
+    fn next(mut self) -> Part {
+        let names: Vec<_> = self.names.by_ref().take(PART_NAMES_MAX).collect();
+        let frame_bytes_max = self.caller.chat.rules().frame_bytes_max;
+        let bytes_max = REPLY_BYTES_MAX.min(frame_bytes_max - FRAME_BYTES_MIN);
+        let parts = list_parts(&names, bytes_max).into_iter();
+        let mut replies: Vec<Reply> = parts.map(|names| Reply::List(names.to_vec())).collect();
+        let rest: Option<Rest> = if self.names.len() > 0 {
+            Some(Box::pin(async move { Ok(self.next()) }))
+        } else {
+            let listed = OkFields::Listed(self.count, self.is_truncated);
+            replies.push(Reply::Ok(listed));
+            None
+        };
+        Part { replies, rest }
     }
 }
 
@@ -515,7 +538,10 @@ fn command(request: &RoomRequest) -> Option<RoomCommand> {
         | RoomRequest::Members { .. }
         | RoomRequest::Devices
         | RoomRequest::History { .. }
-        | RoomRequest::Seen { .. } => return None,
+        | RoomRequest::Seen { .. }
+        | RoomRequest::Token { .. }
+        | RoomRequest::Tokens
+        | RoomRequest::Revoke(_) => return None,
     })
 }
 

@@ -2,14 +2,15 @@
 //! knows neither cursors nor records.
 //!
 //! The payloads of recent blocks are in memory, up to a bound; the others are read from
-//! the stream by the sequence of their entry. A block is young until its first copy: a
-//! snapshot copies young blocks, grouped by inbox, and only names the others.
+//! the stream by the sequence of their entry. A block is young until its first copy, which is
+//! appended before a snapshot, grouped by inbox; the snapshot names the places of all blocks.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
+use super::bugs::{Bug, is_planted};
 use super::entry::Located;
 use crate::ledger;
 use crate::log::{Block, InboxId, ReadError, Reader};
@@ -97,7 +98,7 @@ impl Blocks {
         self.shrink();
     }
 
-    /// Adds a copy that is only in the stream.
+    /// Adds a block that is only in the stream, as a copy.
     pub(super) fn insert_located(&mut self, located: &Located) {
         let Located {
             inbox,
@@ -191,6 +192,26 @@ impl Blocks {
         }
     }
 
+    /// Adds the payloads of the live blocks of the entry at `sequence`, as far as the cache has
+    /// room for them.
+    pub(super) fn warm(&mut self, sequence: u64, blocks: &[Block]) {
+        for block in blocks {
+            let bytes = block.payload.len() as u64;
+            if self.cached_bytes + bytes > self.cache_bytes_max {
+                return;
+            }
+            let kept = find(&mut self.by_inbox, block.inbox, block.first);
+            let is_same = |kept: &&mut Kept| {
+                kept.sequence == sequence && kept.last == block.last && kept.payload.is_none()
+            };
+            if let Some(kept) = kept.filter(is_same) {
+                kept.payload = Some(block.payload.clone());
+                self.cached_bytes += bytes;
+                self.cached.insert(block.first, block.inbox);
+            }
+        }
+    }
+
     /// Returns copies of the oldest young blocks of entries before `sequence`, merged by
     /// inbox: at most `bytes_max`, but at least one if there is any. Blocks outside of the
     /// cache count as copies from now on.
@@ -261,7 +282,7 @@ impl Blocks {
         blocks
     }
 
-    /// Returns the places of copies after `after`, in entries before `sequence`: at most
+    /// Returns the places of blocks after `after`, in entries before `sequence`: at most
     /// `count`.
     pub(super) fn located(
         &self,
@@ -272,11 +293,19 @@ impl Blocks {
         let from = after.map_or((0, 0, 0), |last| {
             (last.sequence, last.inbox, last.first + 1)
         });
-        if from >= (sequence, 0, 0) {
+        let to = (sequence, 0, 0);
+        if from >= to {
             return Vec::new();
         }
-        let places = self.copies.range(from..(sequence, 0, 0)).take(count);
-        let located = places.filter_map(|(sequence, inbox, first)| {
+        let young = self.young.range(from..to);
+        let young = young.filter(|_| !is_planted(Bug::YoungNotIndexed));
+        let mut places: Vec<_> = young
+            .take(count)
+            .chain(self.copies.range(from..to).take(count))
+            .collect();
+        places.sort_unstable();
+        places.truncate(count);
+        let located = places.into_iter().filter_map(|(sequence, inbox, first)| {
             let Kept { last, bytes, .. } = *self.get(*inbox, *first)?;
             Some(Located {
                 inbox: *inbox,
@@ -433,6 +462,43 @@ mod tests {
     }
 
     #[test]
+    fn block_that_was_read_stays_while_there_is_room() {
+        let payload = block(7, 10, 15).payload.len() as u64;
+        let mut blocks = blocks(2 * payload);
+        assert_eq!(blocks.uncached_after(7, 0), Some(1));
+        blocks.warm(1, &[block(7, 10, 15)]);
+        assert_eq!(blocks.uncached_after(7, 0), Some(1), "the cache is full");
+        blocks.release(7, 15);
+        blocks.insert_located(&Located {
+            inbox: 8,
+            first: 5,
+            last: 6,
+            sequence: 4,
+            bytes: payload as u32,
+        });
+        blocks.release(7, 25);
+        blocks.warm(3, &[block(8, 5, 6)]);
+        assert_eq!(blocks.uncached_after(8, 0), Some(4), "of another entry");
+        blocks.warm(4, &[block(8, 5, 6), block(9, 1, 2)]);
+        assert_eq!(blocks.uncached_after(8, 0), None);
+        assert_eq!(blocks.cached_bytes(), 2 * payload);
+    }
+
+    #[test]
+    fn places_of_young_blocks_and_copies_are_listed_in_order() {
+        let mut blocks = blocks(100);
+        blocks.insert(4, block(7, 10, 15), true);
+        let mut places = Vec::new();
+        while let [next] = &blocks.located(places.last(), 4, 1)[..] {
+            places.push(*next);
+        }
+        let sequences = places.iter().map(|place| place.sequence);
+        assert!(sequences.eq([2, 3]));
+        let all = blocks.located(None, 9, 9);
+        assert!(all.iter().map(|place| place.first).eq([20, 30, 10]));
+    }
+
+    #[test]
     fn copies_replace_blocks_and_keep_their_order() {
         let mut blocks = blocks(100);
         let young = blocks.young_before(3, 100);
@@ -495,7 +561,7 @@ mod tests {
         assert_eq!(count, 3);
         // It cannot be merged, and is only named by the index.
         assert_eq!(blocks.young_before(3, 100), [block(7, 20, 25)]);
-        let located = blocks.located(None, 3, 10);
+        let located = blocks.located(None, 2, 10);
         assert_eq!(
             located,
             [Located {
@@ -506,7 +572,7 @@ mod tests {
                 bytes: bytes as u32
             }]
         );
-        assert!(blocks.located(located.last(), 3, 10).is_empty());
+        assert!(blocks.located(located.last(), 2, 10).is_empty());
         assert_eq!(blocks.oldest_copies(2), Some((1, None)));
         assert_eq!(
             blocks.live_at(1, vec![block(7, 10, 15), block(7, 20, 25)]),

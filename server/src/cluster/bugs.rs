@@ -1,6 +1,8 @@
 //! Bugs that a test plants in the cluster, to show that the simulation finds them. There are
 //! none outside of tests.
 
+use crate::planted::plantable;
+
 /// A planted bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bug {
@@ -19,8 +21,8 @@ pub(super) enum Bug {
     /// A purge extends to the end of a snapshot instead of its beginning: it deletes
     /// cursors before the blocks that they cover.
     CursorBeforeBlock,
-    /// A snapshot is complete without the copies of older blocks.
-    NoCopies,
+    /// A snapshot lacks the places of the blocks that are not copied.
+    YoungNotIndexed,
     /// A snapshot lacks the places of the blocks before it.
     NoIndex,
     /// A purge deletes live blocks before the newest snapshot.
@@ -45,28 +47,4 @@ pub(super) enum Bug {
     AnnouncedOnce,
 }
 
-/// Returns whether the test on this thread has planted the bug.
-#[cfg(not(test))]
-pub(super) const fn is_planted(_: Bug) -> bool {
-    false
-}
-
-#[cfg(test)]
-thread_local! {
-    static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
-}
-
-/// Returns whether the test on this thread has planted the bug.
-#[cfg(test)]
-pub(super) fn is_planted(bug: Bug) -> bool {
-    PLANTED.get() == Some(bug)
-}
-
-/// Runs a test with a planted bug. Returns whether it failed.
-#[cfg(test)]
-pub(super) fn fails_with<T>(bug: Bug, test: impl FnOnce() -> T + std::panic::UnwindSafe) -> bool {
-    PLANTED.set(Some(bug));
-    let result = std::panic::catch_unwind(test);
-    PLANTED.set(None);
-    result.is_err()
-}
+plantable!(Bug);

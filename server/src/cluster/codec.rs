@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use bytestring::ByteString;
-use hark_protocol::{Code, RequestId, Sequence, SessionToken, UserName};
+use hark_protocol::{Code, DeviceName, RequestId, Sequence, SessionToken, UserName};
 
 use super::ServerId;
+use super::administer::{Administer, Administered, Question, Told};
 use super::entry::{Claim, ClaimId};
 use super::flow::{FlowId, Packet};
 use super::message::{
@@ -21,8 +22,8 @@ use super::message::{
 };
 use crate::ledger::{Imported, Malformed};
 use crate::store::{
-    Account, AccountEntry, Append, Created, End, Message as Text, Outcome, Page, PasswordHash,
-    Position, ReadLimit, SendId, UserLimits,
+    Account, AccountEntry, Append, Created, DeviceEntry, End, InboxInfo, Message as Text, Outcome,
+    Page, PasswordHash, Position, ReadLimit, SendId, ServerDescription, StoreUsage, UserLimits,
 };
 
 /// The version of the encoding.
@@ -110,7 +111,9 @@ variants! {
         4 => Down(shard, flow, down),
         5 => Sessions(server, sessions),
         6 => Present(server, format),
-        7 => Leaving(server)
+        7 => Leaving(server),
+        8 => Ask(server, id, question),
+        9 => Told(server, id, answer)
     }
     Up { 1 => Open, 2 => Packet(packet, sent_at), 3 => End }
     Down { 1 => Opened(clock), 2 => Packet(packet, clock, proven), 3 => End, 4 => Released(sent) }
@@ -128,8 +131,13 @@ variants! {
         11 => Read { account, after, limit },
         12 => Acknowledge(account, position),
         13 => Names { after, limit },
-        14 => Import(import)
+        14 => Import(import),
+        15 => Administer(request)
     }
+    Administer { 1 => SetSuspended { account, is_suspended }, 2 => Inspect(names), 3 => Usage }
+    Administered { 1 => Inspected(inboxes), 2 => Usage(usage) }
+    Question { 1 => Describe, 2 => KickUser(user), 3 => KickNetwork(network) }
+    Told { 1 => Server(description), 2 => Kicked(count) }
     Import {
         1 => Account { name, password, cursor },
         2 => Message { to, message },
@@ -152,7 +160,9 @@ variants! {
         7 => Page(page),
         8 => Unavailable,
         9 => Names { names, is_complete },
-        10 => Imported(imported)
+        10 => Imported(imported),
+        11 => Suspended,
+        12 => Administered(answer)
     }
     Created { 1 => Created, 2 => Exists, 3 => TooMany }
     Imported { 1 => Stored, 2 => Known, 3 => Behind(incarnation), 4 => NoSuchUser }
@@ -177,6 +187,13 @@ structures! {
     ReadLimit { messages, bytes }
     Page { starts_after, messages, complete }
     Text { position, sender, time_ms, text }
+    ServerDescription { version, host, pid, uptime_s, connections }
+    StoreUsage { accounts, last_number, live_bytes, file_bytes, free_bytes, is_low_on_space }
+    InboxInfo {
+        name, has_password, is_suspended, is_receiving, waiting_messages, waiting_bytes,
+        acknowledged, last, devices, limits
+    }
+    DeviceEntry { name, seen_s, waiting }
 }
 
 impl<T: Field> Field for Packet<T> {
@@ -336,6 +353,16 @@ impl Field for ByteString {
 }
 
 impl Field for UserName {
+    fn put(&self, to: &mut Vec<u8>) {
+        put_text(to, self.as_str());
+    }
+
+    fn take(rest: &mut Bytes) -> Result<Self, Malformed> {
+        take_text(rest)?.parse().map_err(|_| Malformed)
+    }
+}
+
+impl Field for DeviceName {
     fn put(&self, to: &mut Vec<u8>) {
         put_text(to, self.as_str());
     }
@@ -535,6 +562,12 @@ mod tests {
                 after: None,
                 limit: 7,
             },
+            Request::Administer(Administer::SetSuspended {
+                account: account(),
+                is_suspended: true,
+            }),
+            Request::Administer(Administer::Inspect(vec![account().name])),
+            Request::Administer(Administer::Usage),
         ]
     }
 
@@ -606,6 +639,34 @@ mod tests {
                 names: vec!["x".parse().unwrap(), "y".parse().unwrap()],
                 is_complete: true,
             },
+            Answer::Suspended,
+            Answer::Administered(Administered::Usage(StoreUsage {
+                accounts: 1,
+                last_number: 2,
+                live_bytes: 3,
+                file_bytes: 4,
+                free_bytes: Some(5),
+                is_low_on_space: true,
+            })),
+            Answer::Administered(Administered::Inspected(vec![InboxInfo {
+                name: account().name,
+                has_password: true,
+                is_suspended: false,
+                is_receiving: true,
+                waiting_messages: 1,
+                waiting_bytes: 2,
+                acknowledged: Sequence(3),
+                last: Sequence(4),
+                devices: vec![DeviceEntry {
+                    name: Some("phone".parse().unwrap()),
+                    seen_s: 5,
+                    waiting: 1,
+                }],
+                limits: UserLimits {
+                    queued_messages: Some(9),
+                    ..UserLimits::default()
+                },
+            }])),
             Answer::Unavailable,
         ];
         let others = [
@@ -667,6 +728,21 @@ mod tests {
             Message::Down(3, flow, Down::Packet(down, clock, Duration::from_secs(8))),
             Message::Sessions(ServerId(4), vec!["s".parse().unwrap()]),
             Message::Present(ServerId(4), 1),
+            Message::Ask(ServerId(4), 5, Question::Describe),
+            Message::Ask(ServerId(4), 5, Question::KickUser(account().name)),
+            Message::Ask(ServerId(4), 5, Question::KickNetwork("192.0.2.0/24".into())),
+            Message::Told(ServerId(4), 5, Told::Kicked(3)),
+            Message::Told(
+                ServerId(4),
+                5,
+                Told::Server(ServerDescription {
+                    version: "1".into(),
+                    host: "a".into(),
+                    pid: 1,
+                    uptime_s: 2,
+                    connections: 3,
+                }),
+            ),
         ]
     }
 
@@ -691,7 +767,7 @@ mod tests {
     proptest! {
         #[test]
         fn changed_bytes_never_panic(
-            which in 0..9_usize,
+            which in 0..messages().len(),
             changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         ) {
             let mut bytes = encode(&messages()[which]).to_vec();

@@ -79,6 +79,7 @@ impl Owner {
                     limit,
                 });
             }
+            Request::Register(account) if ledger.is_suspended(&account) => Answer::Suspended,
             Request::Register(account) => {
                 let is_alive = ledger.positions(&account).is_some();
                 if !is_alive || self.identities.register(&account, flow.server) {
@@ -131,6 +132,7 @@ impl Owner {
                 Answer::Flag(true)
             }
             Request::Import(import) => self.import(import),
+            Request::Administer(request) => self.administer(request, &mut released.events),
         };
         released.events.push((flow, Event::Answer(id, answer)));
     }

@@ -27,6 +27,7 @@ impl Names {
             match change {
                 AccountChange::Present(entry) => self.0.insert(entry.account.name),
                 AccountChange::Ended(name) => self.0.remove(&name),
+                AccountChange::Token(_) | AccountChange::TokenEnded(_) => false,
             };
         }
     }

@@ -102,7 +102,11 @@ impl Member {
             }
             Message::Up(_, id, up) => seat.handle_up(id, up, now, out),
             Message::Down(_, id, down) => link.handle_down(id, down, now, out),
-            Message::Present(..) | Message::Leaving(_) | Message::Sessions(..) => {}
+            Message::Present(..)
+            | Message::Leaving(_)
+            | Message::Sessions(..)
+            | Message::Ask(..)
+            | Message::Told(..) => {}
         }
         self.obey(before, now, out);
     }
@@ -221,9 +225,25 @@ impl Member {
             .all(|shard| shard.link.owner(now).is_some())
     }
 
+    /// Returns the live servers, as far as this one hears them.
+    pub(crate) fn servers(&self) -> impl Iterator<Item = ServerId> {
+        self.presence.servers()
+    }
+
+    /// Returns the owner of each shard, if there is a flow to it.
+    pub(crate) fn owners(&self, now: Now) -> impl Iterator<Item = Option<ServerId>> {
+        self.shards.iter().map(move |shard| shard.link.owner(now))
+    }
+
     /// Returns whether this server owns no shard.
     pub(crate) fn owns_nothing(&self) -> bool {
-        self.shards.iter().all(|shard| shard.seat.owner().is_none())
+        self.shards_owned() == 0
+    }
+
+    /// Returns the number of shards that this server owns.
+    pub(crate) fn shards_owned(&self) -> usize {
+        let owned = self.shards.iter();
+        owned.filter(|shard| shard.seat.owner().is_some()).count()
     }
 
     /// Requests the first names after `after`, in byte order: at most `limit`. The answer is

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hark_protocol::{Sequence, SessionToken, UserName};
 
+use super::administer::{Administer, Administered, Question, Told};
 use super::entry::Claim;
 use super::flow::{FlowId, Packet};
 use super::{ServerId, ShardId};
@@ -35,6 +36,10 @@ pub(crate) enum Message {
     Leaving(ServerId),
     /// Sessions were opened at this server: connections that hold them elsewhere close.
     Sessions(ServerId, Vec<SessionToken>),
+    /// A question of a server, with its number, to the administration of each server.
+    Ask(ServerId, u64, Question),
+    /// The answer of a server.
+    Told(ServerId, u64, Told),
     /// From a server to the owner of a shard.
     Up(ShardId, FlowId, Up),
     /// From the owner of a shard to a server.
@@ -140,6 +145,8 @@ pub(crate) enum Request {
     Acknowledge(Account, Position),
     /// Import an account or a message.
     Import(Import),
+    /// A request of an administrator.
+    Administer(Administer),
 }
 
 /// A command of an import.
@@ -191,6 +198,9 @@ pub(crate) enum Answer {
         names: Vec<UserName>,
         is_complete: bool,
     },
+    /// The account is suspended: the server may not act as it.
+    Suspended,
+    Administered(Administered),
     /// No answer is possible at the moment.
     Unavailable,
 }
@@ -231,6 +241,7 @@ impl Item for Command {
                 password: Some(hash),
                 ..
             }) => ITEM_BYTES + hash.as_str().len() as u64,
+            Request::Administer(Administer::Inspect(names)) => names_bytes(names),
             _ => ITEM_BYTES,
         }
     }
@@ -241,13 +252,18 @@ impl Item for Event {
         match self {
             Self::Delivery(_, messages) => texts(messages),
             Self::Answer(_, Answer::Page(page)) => texts(&page.messages),
-            Self::Answer(_, Answer::Names { names, .. }) => names
-                .iter()
-                .map(|name| NAME_BYTES + name.as_str().len() as u64)
-                .sum(),
+            Self::Answer(_, Answer::Names { names, .. }) => names_bytes(names),
+            Self::Answer(_, Answer::Administered(Administered::Inspected(inboxes))) => {
+                (ITEM_BYTES + NAME_BYTES) * inboxes.len() as u64
+            }
             _ => ITEM_BYTES,
         }
     }
+}
+
+fn names_bytes(names: &[UserName]) -> u64 {
+    let bytes = |name: &UserName| NAME_BYTES + name.as_str().len() as u64;
+    names.iter().map(bytes).sum()
 }
 
 fn texts(messages: &[Arc<Text>]) -> u64 {
@@ -273,6 +289,7 @@ impl Request {
                 | Self::Delete(_)
                 | Self::Send(_)
                 | Self::Import(_)
+                | Self::Administer(Administer::SetSuspended { .. })
         )
     }
 }

@@ -24,8 +24,10 @@
 //! | `send_order` | sends of a session, over all shards |
 //! | `presence` | live servers, and the format that all of them read |
 //! | `sessions` | announcements of opened sessions |
+//! | `administer` | requests of administrators |
 //! | `assignment`, `handover` | shards of names, servers of shards, and shards that change their server |
 
+mod administer;
 mod append;
 mod assignment;
 mod blocks;
@@ -111,7 +113,7 @@ pub(crate) struct Config {
     pub(crate) cache_bytes_max: u64,
     /// The newest format of entries that this server reads.
     pub(crate) newest_format: u8,
-    /// Bytes by which a stream may exceed its tail and twice its live bytes.
+    /// Bytes by which a stream may exceed two tails and twice its live bytes.
     pub(crate) slack_bytes: u64,
 }
 
@@ -123,7 +125,7 @@ impl Config {
             window_bytes: 4 << 20,
             frame_bytes_max: 256 << 10,
             tail_entries_max: 20_000,
-            tail_bytes_max: 64 << 20,
+            tail_bytes_max: 32 << 20,
             cache_bytes_max: 64 << 20,
             newest_format: entry::NEWEST_FORMAT,
             slack_bytes: 256 << 20,

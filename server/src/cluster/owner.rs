@@ -212,7 +212,8 @@ impl Owner {
         out: &mut Vec<Action>,
     ) -> Tenure {
         if let LogReply::Message { id, bytes } = reply {
-            if let Some(Copies { sequence, blocks }) = self.cold.handle(*id, bytes.as_ref()) {
+            let copies = self.cold.handle(*id, bytes.as_ref(), &mut self.blocks);
+            if let Some(Copies { sequence, blocks }) = copies {
                 self.snapshots.handle_read(sequence, blocks);
             }
             self.answer_cold(now, out);
@@ -310,7 +311,6 @@ impl Owner {
     }
 
     /// Returns the bytes of the stream.
-    #[cfg(test)]
     pub(super) fn stream_bytes(&self) -> u64 {
         self.snapshots.stream_bytes()
     }

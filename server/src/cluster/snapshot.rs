@@ -1,10 +1,11 @@
 //! [`Snapshots`]: the parts of a snapshot, when each is due, the stretches of the stream
 //! that are still needed, and the first sequence that a replay needs.
 //!
-//! A snapshot is a series of entries in the shard's own stream, appended like all others:
-//! copies of young blocks, merged by inbox; copies of older blocks, if the stream is too
-//! long; the places of all other blocks; and the state in pieces. Before its first part,
-//! the stream holds only copies of blocks. A stretch of it without live blocks is purged.
+//! A snapshot is a series of entries in the shard's own stream, appended like all others: the
+//! places of all blocks before it, and the state in pieces. A replay begins with its first
+//! part, and reads no block before it. Before a snapshot, the owner appends copies of young
+//! blocks, merged by inbox, and of older blocks, if the stream is too long. A stretch of the
+//! stream without live blocks is purged.
 
 use std::collections::VecDeque;
 
@@ -23,8 +24,8 @@ pub(super) struct Snapshots {
     /// Bytes of the newest complete snapshot.
     last_bytes: u64,
     under_way: Option<UnderWay>,
-    /// Frames with commands since the last part.
-    frames: u32,
+    /// The last entry was a frame with commands.
+    is_frame_last: bool,
 }
 
 /// The stretches of a stream.
@@ -40,11 +41,15 @@ pub(super) struct History {
 
 #[derive(Debug)]
 struct UnderWay {
-    first: u64,
-    is_begun: bool,
     stage: Stage,
+    /// Young blocks in entries before this sequence are copied, up to a bound.
+    copied_before: u64,
+    /// Bytes of these copies so far.
+    copied_bytes: u64,
     /// Copies in entries before this sequence are appended again.
     reclaimed_before: u64,
+    /// The sequence of its first part; `None` before that is built.
+    first: Option<u64>,
     /// An entry that was read for its copies.
     read: Option<(u64, Vec<Block>)>,
     /// The last place in the index.
@@ -62,6 +67,8 @@ enum Stage {
     Young,
     /// Copies of older blocks.
     Reclaim,
+    /// The first part, without content.
+    Begin,
     /// The places of blocks.
     Index { is_first: bool },
     /// The state.
@@ -85,7 +92,7 @@ impl Snapshots {
             history,
             last_bytes: 0,
             under_way: None,
-            frames: 0,
+            is_frame_last: true,
         }
     }
 
@@ -95,7 +102,7 @@ impl Snapshots {
     }
 
     /// Returns whether the next entry, at `sequence`, should be a part instead of a frame
-    /// with commands.
+    /// with commands. While commands wait, every other entry is one.
     pub(super) fn is_part_due(
         &self,
         sequence: u64,
@@ -111,12 +118,13 @@ impl Snapshots {
         let entries = sequence.saturating_sub(first);
         // A snapshot waits until it is small beside the entries that it replaces.
         let bytes_max = tail_bytes_max.max(2 * self.last_bytes);
+        // Nor is one taken for each frame if copies do not shorten the stream.
+        let is_grown = bytes >= self.last_bytes + tail_bytes_max / 4;
         let is_due = self.under_way.is_some()
             || entries >= tail_entries_max
             || bytes >= bytes_max
-            || self.reclaimed_before(blocks) > 0;
-        let is_overdue = entries >= 2 * tail_entries_max || bytes >= 2 * bytes_max;
-        is_due && (is_overdue || !do_commands_wait || self.frames >= timing::FRAMES_PER_PART)
+            || (is_grown && self.reclaimed_before(blocks) > 0);
+        is_due && (self.is_frame_last || !do_commands_wait)
     }
 
     /// Builds the next part, to be appended at `sequence`. All decisions of `ledger` must
@@ -134,21 +142,23 @@ impl Snapshots {
             0
         };
         let under_way = self.under_way.get_or_insert_with(|| UnderWay {
-            first: sequence,
-            is_begun: false,
             stage: Stage::Young,
+            copied_before: sequence,
+            copied_bytes: 0,
             reclaimed_before,
+            first: None,
             read: None,
             located: None,
             checkpoint: Checkpoint::default(),
             bytes: 0,
             part_bytes: 0,
         });
-        let part = under_way.next_part(&self.history, ledger, blocks, changes);
-        if matches!(part, Part::Content(_)) {
-            self.frames = 0;
-        }
-        part
+        let copied_bytes_max = self.config.tail_bytes_max;
+        under_way
+            .copy(copied_bytes_max, ledger, blocks, changes)
+            .unwrap_or_else(|| {
+                Part::Content(under_way.next_part(sequence, &self.history, ledger, blocks, changes))
+            })
     }
 
     /// Takes an entry that was read for its copies.
@@ -160,9 +170,12 @@ impl Snapshots {
 
     /// Records a stored entry, which is a part of a snapshot if `is_part`.
     pub(super) fn stored(&mut self, sequence: u64, bytes: u64, is_part: bool) {
-        self.frames += u32::from(!is_part);
+        self.is_frame_last = !is_part;
         self.history.tail.bytes += bytes;
         let Some(under_way) = &mut self.under_way else {
+            return;
+        };
+        let Some(first) = under_way.first else {
             return;
         };
         under_way.bytes += bytes;
@@ -174,7 +187,7 @@ impl Snapshots {
         let first = if is_planted(Bug::CursorBeforeBlock) {
             sequence
         } else {
-            under_way.first
+            first
         };
         self.history.complete(first, under_way.bytes);
         self.under_way = None;
@@ -197,7 +210,7 @@ impl Snapshots {
     }
 
     /// Returns the sequence before which copies are to be appended again, because the
-    /// stream is longer than the cache, twice the live bytes and the slack together; 0 if it
+    /// stream is longer than two tails, twice the live bytes and the slack together; 0 if it
     /// is not.
     fn reclaimed_before(&self, blocks: &Blocks) -> u64 {
         let Config {
@@ -209,7 +222,8 @@ impl Snapshots {
             stretches, tail, ..
         } = &self.history;
         let mut bytes = tail.bytes + stretches.iter().map(|stretch| stretch.bytes).sum::<u64>();
-        let bytes_max = tail_bytes_max + 2 * (blocks.live_bytes() + self.last_bytes) + slack_bytes;
+        let live_bytes = blocks.live_bytes() + self.last_bytes;
+        let bytes_max = 2 * (tail_bytes_max + live_bytes) + slack_bytes;
         let mut before = 0;
         for (at, stretch) in stretches.iter().enumerate() {
             // One snapshot does not grow much longer than the others.
@@ -223,7 +237,6 @@ impl Snapshots {
     }
 
     /// Returns the bytes of the stream.
-    #[cfg(test)]
     pub(super) fn stream_bytes(&self) -> u64 {
         let History {
             stretches, tail, ..
@@ -256,55 +269,68 @@ impl History {
 }
 
 impl UnderWay {
-    fn next_part(
+    /// Returns the next copies, or the entry to be read for them; `None` if there are no more.
+    fn copy(
         &mut self,
-        history: &History,
+        bytes_max: u64,
         ledger: &Ledger,
         blocks: &mut Blocks,
         changes: &mut Changes,
-    ) -> Part {
+    ) -> Option<Part> {
         if self.stage == Stage::Young {
-            let copies = match is_planted(Bug::NoCopies) {
-                true => Vec::new(),
-                false => blocks.young_before(self.first, timing::COPY_BYTES_MAX),
+            let copies = match self.copied_bytes < bytes_max {
+                true => blocks.young_before(self.copied_before, timing::COPY_BYTES_MAX),
+                false => Vec::new(),
             };
-            if !copies.is_empty() || !self.is_begun {
-                return self.copies(copies, ledger, changes);
+            let bytes = copies.iter().map(|block| block.payload.len() as u64);
+            self.copied_bytes += bytes.sum::<u64>();
+            if !copies.is_empty() {
+                return Some(Part::Content(entry_of(copies, false, ledger, changes)));
             }
             self.stage = Stage::Reclaim;
         }
         if self.stage == Stage::Reclaim {
             match self.reclaim(blocks) {
-                Some(Ok(copies)) => return self.copies(copies, ledger, changes),
-                Some(Err(sequence)) => return Part::Read(sequence),
-                None => self.stage = Stage::Index { is_first: true },
+                Some(Ok(copies)) => {
+                    return Some(Part::Content(entry_of(copies, false, ledger, changes)));
+                }
+                Some(Err(sequence)) => return Some(Part::Read(sequence)),
+                None => self.stage = Stage::Begin,
             }
         }
-        if let Stage::Index { is_first } = self.stage {
-            return Part::Content(Content::Index(self.index(is_first, history, blocks)));
-        }
-        let piece = self.checkpoint.next_piece(ledger, changes);
-        let part = CheckpointPart {
-            is_first: false,
-            is_last: self.checkpoint.is_complete(),
-        };
-        Part::Content(Content::Frame(Frame {
-            checkpoint: Some(part),
-            ..piece
-        }))
+        None
     }
 
-    fn copies(&mut self, blocks: Vec<Block>, ledger: &Ledger, changes: &mut Changes) -> Part {
-        let is_first = !std::mem::replace(&mut self.is_begun, true);
-        let checkpoint = Some(CheckpointPart {
-            is_first,
-            is_last: false,
-        });
-        Part::Content(Content::Frame(Frame {
-            blocks,
-            checkpoint,
-            ..ledger.empty_frame(changes)
-        }))
+    /// Returns the next part, to be appended at `sequence`.
+    fn next_part(
+        &mut self,
+        sequence: u64,
+        history: &History,
+        ledger: &Ledger,
+        blocks: &Blocks,
+        changes: &mut Changes,
+    ) -> Content {
+        let first = *self.first.get_or_insert(sequence);
+        match self.stage {
+            Stage::Young | Stage::Reclaim | Stage::Begin => {
+                self.stage = Stage::Index { is_first: true };
+                entry_of(Vec::new(), true, ledger, changes)
+            }
+            Stage::Index { is_first } => {
+                Content::Index(self.index(first, is_first, history, blocks))
+            }
+            Stage::State => {
+                let piece = self.checkpoint.next_piece(ledger, changes);
+                let part = CheckpointPart {
+                    is_first: false,
+                    is_last: self.checkpoint.is_complete(),
+                };
+                Content::Frame(Frame {
+                    checkpoint: Some(part),
+                    ..piece
+                })
+            }
+        }
     }
 
     /// Returns the copies of the next entry, or the sequence of an entry to be read.
@@ -325,16 +351,15 @@ impl UnderWay {
         Some(Ok(copies))
     }
 
-    fn index(&mut self, is_first: bool, history: &History, blocks: &Blocks) -> Index {
+    fn index(&mut self, first: u64, is_first: bool, history: &History, blocks: &Blocks) -> Index {
         let mut index = Index::default();
         if is_first {
             let mut history = history.clone();
-            history.complete(self.first, self.bytes);
+            history.complete(first, self.bytes);
             index.stretches = history.stretches.into();
         }
         if !is_planted(Bug::NoIndex) {
-            index.blocks =
-                blocks.located(self.located.as_ref(), self.first, timing::INDEX_BLOCKS_MAX);
+            index.blocks = blocks.located(self.located.as_ref(), first, timing::INDEX_BLOCKS_MAX);
         }
         self.stage = match index.blocks.len() < timing::INDEX_BLOCKS_MAX {
             true => Stage::State,
@@ -342,5 +367,42 @@ impl UnderWay {
         };
         self.located = index.blocks.last().copied();
         index
+    }
+}
+
+/// Returns an entry with copies of blocks.
+fn entry_of(blocks: Vec<Block>, is_first: bool, ledger: &Ledger, changes: &mut Changes) -> Content {
+    let checkpoint = Some(CheckpointPart {
+        is_first,
+        is_last: false,
+    });
+    Content::Frame(Frame {
+        blocks,
+        checkpoint,
+        ..ledger.empty_frame(changes)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::tests::LIMITS;
+
+    #[test]
+    fn parts_take_turns_with_waiting_commands() {
+        let config = Config {
+            tail_entries_max: 4,
+            ..Config::new(LIMITS)
+        };
+        let blocks = Blocks::new(0);
+        let mut snapshots = Snapshots::new(config, History::default());
+        assert!(!snapshots.is_part_due(3, &blocks, false));
+        for sequence in [4, 6, 8] {
+            assert!(snapshots.is_part_due(sequence, &blocks, true));
+            snapshots.stored(sequence, 10, true);
+            assert!(!snapshots.is_part_due(sequence + 1, &blocks, true));
+            assert!(snapshots.is_part_due(sequence + 1, &blocks, false));
+            snapshots.stored(sequence + 1, 10, false);
+        }
     }
 }

@@ -175,9 +175,6 @@ pub(super) const INDEX_BLOCKS_MAX: usize = 4096;
 /// Bytes of block copies in one frame; the last block may exceed it.
 pub(super) const COPY_BYTES_MAX: usize = 256 << 10;
 
-/// Frames with commands between two parts of a snapshot.
-pub(super) const FRAMES_PER_PART: u32 = 4;
-
 /// How long an append of the owner proves to a server that its registrations are in force:
 /// the time since the server sent the last packet that the owner had taken before. As long
 /// as commands may wait: while appends take long, connections still act as their accounts.

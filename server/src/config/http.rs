@@ -1,12 +1,10 @@
 //! The flags of HTTP and WebSocket. [`crate::front`] has the rules behind them.
 
-use std::net::IpAddr;
-
 use clap::Args;
-use ipnet::IpNet;
 
 use super::CommaList;
 use crate::front::{HttpSettings, Origin};
+use crate::network::Network;
 
 /// The flags of HTTP and WebSocket.
 #[derive(Debug, Clone, Default, Args)]
@@ -29,24 +27,7 @@ pub struct HttpArgs {
     /// Forwarded counts for every limit; forwarded requests of others are refused. May be
     /// repeated; HARKD_PROXY_FROM takes a comma-separated list [default: none]
     #[arg(long = "proxy-from", env = "HARKD_PROXY_FROM", value_name = "ADDRESS")]
-    pub proxies: Vec<CommaList<ProxyNet>>,
-}
-
-/// The address or network of a proxy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ProxyNet(IpNet);
-
-impl std::str::FromStr for ProxyNet {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let network = text
-            .parse()
-            .or_else(|_| text.parse().map(|address: IpAddr| IpNet::from(address)));
-        network
-            .map(Self)
-            .map_err(|_| "expected an IP address or a network such as 10.0.0.0/8".to_owned())
-    }
+    pub proxies: Vec<CommaList<Network>>,
 }
 
 /// Returns the elements of several lists.
@@ -67,9 +48,7 @@ impl HttpArgs {
         HttpSettings {
             hosts: elements(&self.hosts).collect(),
             origins: elements(&self.allowed_origins).collect(),
-            proxies: elements(&self.proxies)
-                .map(|ProxyNet(network)| network)
-                .collect(),
+            proxies: elements(&self.proxies).collect(),
         }
     }
 }

@@ -28,7 +28,7 @@ use crate::shard::{COUNTER_MAX, ShardConfig, Sync};
 
 pub use configuration::{Configuration, ConfigurationError};
 pub use expiry::{Age, ExpiryArgs};
-pub use http::{HttpArgs, ProxyNet};
+pub use http::HttpArgs;
 pub use listen::ListenAddress;
 pub use rate_limits::RateLimitArgs;
 pub use rooms::RoomArgs;

@@ -10,6 +10,7 @@ use clap::Args;
 use etcetera::BaseStrategy;
 
 use super::CommaList;
+use crate::administration::SOCKET_FILE;
 #[cfg(feature = "cluster")]
 use crate::cluster::{ClusterConfig, ClusterStore, Credentials, Nodes};
 use crate::shard::{ShardConfig, ShardStore};
@@ -40,6 +41,10 @@ pub struct StoreArgs {
     /// `hark` in the user's data directory]
     #[arg(long, global = true, env = "HARKD_STORE", value_name = "PLACE")]
     pub store: Option<PathBuf>,
+    /// The socket of `harkd admin`, which only the server's user and root can open [default:
+    /// `admin.sock` in the folder of the store; without a folder there is none]
+    #[arg(long, global = true, env = "HARKD_ADMIN_SOCKET", value_name = "FILE")]
+    pub admin_socket: Option<PathBuf>,
     /// The connection to a cluster.
     #[command(flatten)]
     pub cluster: ClusterArgs,
@@ -176,6 +181,17 @@ impl StoreArgs {
             StorePlace::Folder(folder) => Some(folder),
             _ => None,
         })
+    }
+
+    /// Returns the path of the socket for `harkd admin`, if there is one.
+    ///
+    /// # Errors
+    /// As [`Self::place`].
+    pub fn admin_socket(&self) -> anyhow::Result<Option<PathBuf>> {
+        match &self.admin_socket {
+            Some(socket) => Ok(Some(socket.clone())),
+            None => Ok(self.folder()?.map(|folder| folder.join(SOCKET_FILE))),
+        }
     }
 
     /// Checks what can be checked without opening the store.

@@ -24,9 +24,9 @@ pub(super) enum CallError {
     /// The outcome is unknown.
     #[error("{0}")]
     Unavailable(Cow<'static, str>),
-    /// Another connection has opened the session, or the connections of this epoch are
-    /// closed.
-    #[error("another connection has opened this session")]
+    /// Another connection has opened the session or revoked the token, or the connections of
+    /// this epoch are closed.
+    #[error("another connection has opened this session or revoked this token")]
     Aborted,
     /// The connection ended before its reply, because the server drains.
     #[error("the connection has ended; open another and retry unanswered requests")]
@@ -52,7 +52,8 @@ impl Call {
     /// Returns an anonymous connection for a call of `caller`. It drains with the
     /// connection of the caller.
     pub(super) fn new(chat: &Arc<Chat>, caller: &Caller) -> Self {
-        let shutdown = Arc::new(ShutdownSignal::of_call(&caller.connection));
+        let shutdown = ShutdownSignal::of_call(&caller.connection);
+        shutdown.set_address(caller.address);
         Self {
             connection: ClientConnection::new(
                 Arc::clone(chat),

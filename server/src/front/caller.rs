@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::http::ForwardedRequest;
 use crate::chat::{RateLimiter, ShutdownSignal};
 
 /// The longest delay of a call by the rate limit. A call that would wait longer is
@@ -23,6 +24,8 @@ pub(super) struct Caller {
     pub(super) address: IpAddr,
     /// The signal of its connection.
     pub(super) connection: Arc<ShutdownSignal>,
+    /// Counts the request for the address of a client behind a proxy.
+    pub(super) client: Option<Arc<ForwardedRequest>>,
     /// The rate limiter of the connection; none if it is exempt.
     pub(super) limiter: Option<Arc<RateLimiter>>,
     /// Cancelled when the connection drains.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use hark_grpc::status;
 use hark_protocol::Refusal;
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -23,8 +24,9 @@ use tonic::body::Body;
 use super::caller::Caller;
 use super::drain::DRAIN_TIMEOUT;
 use super::grpc::{Grpc, is_grpc};
-use super::http::{self as plain, Http};
+use super::http::{self as plain, Http, ResponseBody};
 use super::rate_limited::RateLimited;
+use super::read_within::ReadWithin;
 use crate::chat::{Chat, Shutdown, ShutdownSignal};
 
 /// The maximum number of open calls of one connection. Further calls wait in the client.
@@ -63,7 +65,8 @@ pub(super) struct Http2 {
     chat: Arc<Chat>,
     grpc: Grpc,
     http: Http,
-    keepalive: Duration,
+    /// How long a client may leave a response unread.
+    ack_timeout: Duration,
 }
 
 impl Http2 {
@@ -73,7 +76,7 @@ impl Http2 {
             chat: Arc::clone(chat),
             grpc,
             http,
-            keepalive: ack_timeout / KEEPALIVE_SHARE,
+            ack_timeout,
         }
     }
 
@@ -104,11 +107,13 @@ impl Http2 {
         shutdown: &Arc<ShutdownSignal>,
         calls: &TaskTracker,
     ) -> hyper::Result<()> {
+        let keepalive = self.ack_timeout / KEEPALIVE_SHARE;
         let limiter = self.chat.rate_limiter(address);
         let stopping = CancellationToken::new();
         let stream = RateLimited::new(stream, limiter.clone());
         let caller = Caller {
             address,
+            client: None,
             connection: Arc::clone(shutdown),
             limiter,
             stopping: stopping.clone(),
@@ -116,12 +121,17 @@ impl Http2 {
         };
         let service = service_fn(|request: http::Request<Incoming>| {
             let (grpc, http, caller) = (self.grpc.clone(), self.http.clone(), caller.clone());
+            let timeout = self.ack_timeout;
             async move {
                 if is_grpc(&request) {
-                    return Ok::<_, Infallible>(grpc.call(request, caller).await);
+                    let response = match http.caller_of_grpc(request.headers(), caller) {
+                        Ok(caller) => grpc.call(request, caller).await,
+                        Err(refusal) => status::refused(&refusal).into_http(),
+                    };
+                    return Ok::<_, Infallible>(response);
                 }
                 let response = http.respond(request, &caller).await;
-                Ok(response.map(Body::new))
+                Ok(response.map(|body| watched(body, timeout, &caller.calls)))
             }
         });
         let connection = http2::Builder::new(TrackedExecutor(calls.clone()))
@@ -133,8 +143,8 @@ impl Http2 {
             .max_header_list_size(HEADERS_BYTES_MAX)
             .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
             .max_local_error_reset_streams(ERROR_RESETS_MAX)
-            .keep_alive_interval(self.keepalive)
-            .keep_alive_timeout(self.keepalive)
+            .keep_alive_interval(keepalive)
+            .keep_alive_timeout(keepalive)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let served = poll_fn(|cx| {
@@ -152,6 +162,17 @@ impl Http2 {
             served = served => served,
             () = drained(&stopping, calls) => Ok(()),
         }
+    }
+}
+
+/// Returns the body of an HTTP response. The client must read a long one.
+fn watched(body: ResponseBody, timeout: Duration, calls: &TaskTracker) -> Body {
+    let bytes = body.size_hint().exact();
+    let is_short = bytes.is_some_and(|bytes| bytes <= CALL_OUTPUT_BYTES_MAX as u64);
+    let call = THIS_CALL.try_with(CancellationToken::clone);
+    match call {
+        Ok(call) if !is_short => Body::new(ReadWithin::new(body, timeout, call, calls)),
+        _ => Body::new(body),
     }
 }
 
@@ -196,12 +217,21 @@ pub(super) async fn refuse(
     served.unwrap_or(Ok(())).map_err(io::Error::other)
 }
 
+tokio::task_local! {
+    /// Ends the call whose task this is: its stream is reset.
+    static THIS_CALL: CancellationToken;
+}
+
 /// The executor of a connection's calls, which tracks their tasks.
 #[derive(Debug, Clone)]
 struct TrackedExecutor(TaskTracker);
 
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for TrackedExecutor {
     fn execute(&self, call: F) {
-        self.0.spawn(call);
+        let token = CancellationToken::new();
+        let call = THIS_CALL.scope(token.clone(), call);
+        self.0.spawn(async move {
+            token.run_until_cancelled(call).await;
+        });
     }
 }

@@ -12,6 +12,7 @@
 //! | `caller`, `call` | the connection below a call, and the client connection of a call |
 //! | `tls` | the certificate and the handshake |
 //! | `rate_limited`, `drain` | a stream that is read at a limited rate; a lingering close |
+//! | `read_within` | a response over HTTP/2 that must be read |
 
 mod call;
 mod caller;
@@ -21,6 +22,7 @@ mod grpc;
 pub(crate) mod http;
 mod http2;
 mod rate_limited;
+mod read_within;
 mod tls;
 mod unread;
 pub mod wire;
@@ -43,6 +45,7 @@ use self::http::Http;
 use self::http2::Http2;
 use self::unread::Unread;
 use crate::administration::AdminSlot;
+use crate::bans::Bans;
 use crate::chat::{Chat, ClientConnection, Output, ShutdownSignal, delivery};
 use crate::listener::{Accepted, Stream};
 use crate::metrics::FrontKind;
@@ -84,15 +87,25 @@ pub struct Fronts {
 
 impl Fronts {
     /// Returns the fronts of `chat`, and of the administration in a slot.
-    pub(crate) fn new(chat: Arc<Chat>, settings: Settings, admin: AdminSlot) -> Self {
+    pub(crate) fn new(
+        chat: Arc<Chat>,
+        settings: Settings,
+        bans: Arc<Bans>,
+        admin: AdminSlot,
+    ) -> Self {
         let grpc = Grpc::new(&chat, &settings, admin);
-        let http = Http::new(&chat, &settings);
+        let http = Http::new(&chat, &settings, bans);
         Self {
             http2: Http2::new(&chat, grpc, http.clone(), settings.ack_timeout),
             http,
             chat,
             settings,
         }
+    }
+
+    /// Sets the maximum number of open requests of an address behind a proxy.
+    pub(crate) fn set_requests_max(&self, requests_max: usize) {
+        self.http.set_requests_max(requests_max);
     }
 
     /// Returns the settings.

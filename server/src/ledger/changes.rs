@@ -10,10 +10,11 @@ use super::block::BlockBuilder;
 use super::dedup::OutcomeRun;
 use super::expiry::PartlyExpired;
 use super::record::{CLOCK_BYTES, Clock, Record};
+use super::totals::Totals;
 use crate::log::{Block, Frame};
 use crate::store::{
-    Account, AccountEntry, DeviceId, End, Message, Notice, Outcome, Point, Position, Publisher,
-    Ring,
+    Account, AccountEntry, AccountToken, DeviceId, End, Message, Notice, Outcome, Point, Position,
+    Publisher, Ring, TokenDigest,
 };
 
 /// The longest run of outcomes in one record: more are never remembered.
@@ -34,6 +35,8 @@ pub(crate) struct Changes {
     is_full: bool,
     /// The device of the command that is decided: it is not notified.
     pub(super) origin: Option<DeviceId>,
+    /// The totals, up to date with the decisions.
+    pub(crate) totals: Totals,
     /// The effects to publish when the frame is durable.
     pub(crate) effects: Effects,
 }
@@ -50,12 +53,14 @@ pub(crate) struct Effects {
     pub(crate) ended: Vec<u64>,
     /// Logs whose head moved, by id, and the position it moved to.
     pub(crate) heads: Vec<(u64, Position)>,
-    /// Accounts that were created, changed or ended, in order.
+    /// Accounts and tokens that were created, changed or ended, in order.
     pub(crate) accounts: Vec<AccountChange>,
     /// Messages for subscriptions.
     pub(crate) deliveries: Vec<Delivery>,
     /// Rings of rooms that had none.
     pub(crate) rings: Vec<Arc<Ring>>,
+    /// Rings of rooms that ended.
+    pub(crate) ended_rings: Vec<Arc<Ring>>,
     /// Messages for the attached members of rooms.
     pub(crate) said: Vec<RoomDelivery>,
     /// Notices for the subscriptions of devices.
@@ -77,6 +82,10 @@ pub(crate) enum AccountChange {
     Present(AccountEntry),
     /// The account has ended.
     Ended(UserName),
+    /// The current state of the token.
+    Token(Box<AccountToken>),
+    /// The token has ended.
+    TokenEnded(TokenDigest),
 }
 
 /// Messages for one subscription, in the order of their numbers.
@@ -283,6 +292,7 @@ impl Effects {
             accounts,
             deliveries,
             rings,
+            ended_rings,
             said,
             notices,
             ends,
@@ -296,6 +306,7 @@ impl Effects {
         accounts.clear();
         deliveries.clear();
         rings.clear();
+        ended_rings.clear();
         said.clear();
         notices.clear();
         ends.clear();

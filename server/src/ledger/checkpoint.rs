@@ -133,6 +133,8 @@ fn records_of(inbox: &Inbox) -> Vec<Record> {
         if let Some(limits) = &profile.limits {
             records.push(Record::Limits(id, **limits));
         }
+        let tokens = profile.tokens.0.iter();
+        records.extend(tokens.map(|token| Record::Token(id, token.clone())));
     }
     records
 }

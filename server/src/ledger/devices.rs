@@ -198,6 +198,15 @@ impl Devices {
             .find(|device| device.state.id == id)
     }
 
+    /// Returns the number of devices.
+    pub(super) const fn count(&self) -> u64 {
+        match self {
+            Self::None => 0,
+            Self::Nameless(_) => 1,
+            Self::Named(devices) => devices.len() as u64,
+        }
+    }
+
     /// Returns the ids of the devices that read rooms.
     pub(super) fn ids(&self) -> impl Iterator<Item = DeviceId> {
         let entries = self.entries().iter().map(|device| device.state.id);
@@ -408,6 +417,21 @@ impl Inbox {
         }
     }
 
+    /// Returns the id of a device that may acknowledge: the nameless one also if there is no
+    /// device at all.
+    pub(super) fn reader(&self, name: Option<&DeviceName>) -> Option<DeviceId> {
+        let is_first = name.is_none() && matches!(self.devices, Devices::None);
+        self.device(name).or(is_first.then_some(NAMELESS))
+    }
+
+    /// Returns the last message that a device has acknowledged; for one that does not exist,
+    /// the one before its first message.
+    pub(super) fn cursor(&self, device: Option<DeviceId>) -> Position {
+        let mut entries = self.devices.entries().iter();
+        let entry = entries.find(|entry| Some(entry.state.id) == device);
+        entry.map_or(self.log.head, |entry| entry.state.cursor)
+    }
+
     /// Adds a device, which begins at the head of the inbox. Returns the device that it
     /// replaces.
     ///
@@ -427,6 +451,7 @@ impl Inbox {
                 outlet: Outlet::default(),
             };
             self.devices = Devices::Nameless(device);
+            changes.totals.devices += 1;
             self.write_connected(changes);
             changes.effects.is_awaited = true;
             return Ok(None);
@@ -434,6 +459,7 @@ impl Inbox {
         self.give_entry_to_nameless(at, changes);
         let replaced = self.devices.make_room(account, at.running, changes)?;
         let device = Device::new(id, name.cloned(), head, at);
+        changes.totals.devices += u64::from(replaced.is_none());
         device.write(account, changes);
         match &mut self.devices {
             Devices::Named(devices) => devices.push(device),
@@ -538,6 +564,7 @@ impl Inbox {
                 .effects
                 .end(&self.account, id, publisher, End::TakenOver);
         }
+        changes.totals.devices = changes.totals.devices.saturating_sub(1);
         changes.effects.is_awaited = true;
         true
     }
@@ -556,7 +583,7 @@ impl Inbox {
         let is_sole_reader = matches!(self.devices, Devices::None | Devices::Nameless(_));
         if is_sole_reader && id == NAMELESS {
             // It reads at the head.
-            self.log.forget(position, changes);
+            self.forget(position, changes);
             return;
         }
         let is_only = self.devices.entries().len() == 1;
@@ -616,8 +643,14 @@ impl Inbox {
         let holding = self.devices.entries().iter().filter(|d| d.is_holding());
         let cursors = holding.map(|device| device.state.cursor);
         if let Some(cursor) = cursors.min_by_key(|cursor| cursor.sequence) {
-            self.log.forget(cursor, changes);
+            self.forget(cursor, changes);
         }
+    }
+
+    fn forget(&mut self, through: Position, changes: &mut Changes) {
+        let former = self.log.head;
+        self.log.forget(through, changes);
+        self.count_forgotten(former, &mut changes.totals);
     }
 
     /// Returns whether the inbox has room for another text. If not, the device that is
@@ -711,7 +744,9 @@ impl Inbox {
 
     /// Adds the next message to the frame, and to the deliveries to attached devices.
     pub(super) fn push(&mut self, message: Message, changes: &mut Changes) {
+        let former = self.log.tail;
         self.log.push(&message, changes);
+        self.count_stored(former, &mut changes.totals);
         let inbox = self.log.id;
         let mut shared = None;
         let mut message = Some(message);

@@ -33,6 +33,8 @@ pub(super) struct Inbox {
     pub(super) is_suspended: bool,
     /// The age of its last use in seconds, if idle accounts expire; 0 if it is unknown.
     pub(super) used_s: u32,
+    /// The time of the oldest unacknowledged message: see [`Totals`](super::totals::Totals).
+    pub(super) unread_since: u32,
     pub(super) log: MessageLog,
     pub(super) devices: Devices,
     /// What the user has beside the inbox; `None` if it has nothing.
@@ -195,6 +197,7 @@ impl Inbox {
             password,
             is_suspended,
             used_s: 0,
+            unread_since: 0,
             log: MessageLog::new(incarnation, head, tail),
             devices: Devices::None,
             profile: None,

@@ -13,6 +13,8 @@
 //! | `administration` | what an administrator asks, and the limits on space |
 //! | `expiry` | messages that are too old, and idle accounts |
 //! | `profile` | what a user has beside its inbox |
+//! | `tokens` | the tokens of users |
+//! | `totals` | running totals for the metrics |
 //! | `rooms` | rooms: members, messages, retention |
 //! | `message_log` | the messages of an inbox or a room |
 //! | `sessions`, `dedup` | send sessions and the outcomes of their sends |
@@ -44,6 +46,8 @@ mod sessions;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod tokens;
+mod totals;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -219,6 +223,7 @@ impl Ledger {
         self.wall_ms = context.wall_ms;
         self.age = self.age();
         changes.begin(self.clock());
+        changes.totals.begin(self.running);
         self.sessions.forget_idle(self.running, |forgotten| {
             if forgotten.is_recorded {
                 changes.record(&Record::SessionEnd(forgotten.slot));
@@ -333,7 +338,7 @@ impl Ledger {
         Created::Created
     }
 
-    /// Sets a password if it is still `old`. Returns whether it was.
+    /// Sets a password if it is still `old`, and ends all tokens. Returns whether it was.
     pub(crate) fn set_password(
         &mut self,
         account: &Account,
@@ -346,8 +351,16 @@ impl Ledger {
             return false;
         };
         inbox.password = Some(new);
+        inbox.end_tokens(true, changes);
         inbox.write(changes);
         true
+    }
+
+    /// Returns whether an account is suspended.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn is_suspended(&self, account: &Account) -> bool {
+        let inbox = self.inboxes.get(&account.name);
+        self.inboxes.is_alive(account) && inbox.is_some_and(|inbox| inbox.is_suspended)
     }
 
     /// Returns the number of accounts.
@@ -360,11 +373,16 @@ impl Ledger {
         if !self.inboxes.is_alive(account) {
             return false;
         }
+        // Before the memberships, which end together with the rest of the profile.
+        if let Some(inbox) = self.inboxes.get_mut(account) {
+            inbox.end_tokens(false, changes);
+        }
         self.leave_all(account, changes);
         let Some(mut inbox) = self.inboxes.remove(&account.name) else {
             return false;
         };
         changes.record(&Record::AccountEnd(account.incarnation));
+        inbox.count_end(&mut changes.totals);
         let effects = &mut changes.effects;
         effects
             .accounts

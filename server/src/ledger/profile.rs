@@ -1,10 +1,11 @@
 //! [`Profile`]: what a user has beside its inbox: its rooms, blocked users, limits of its
-//! own, and the conversations that it started lately. Most users have none.
+//! own, the conversations that it started lately, and tokens. Most users have none.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::slots::grow;
+use super::tokens::Tokens;
 use crate::store::UserLimits;
 
 /// The most users that a user blocks.
@@ -18,7 +19,7 @@ pub(super) const CONVERSATIONS_MAX: usize = 1000;
 const STARTED_MAX: u32 = 100;
 const STARTED_WITHIN: Duration = Duration::from_secs(24 * 3600);
 
-/// The rooms and blocked users of a user.
+/// The rooms, blocked users and tokens of a user.
 #[derive(Debug, Default)]
 pub(super) struct Profile {
     /// The slots of its rooms, sorted.
@@ -28,6 +29,7 @@ pub(super) struct Profile {
     pub(super) started: Started,
     /// The limits of the user alone.
     pub(super) limits: Option<Arc<UserLimits>>,
+    pub(super) tokens: Tokens,
 }
 
 /// The relation of a user to a room.

@@ -24,6 +24,9 @@
 //! | 15 cursor of a device in its inbox | account, device, position~ |
 //! | 16 blocked accounts | account, count, each~ |
 //! | 17 conversations started | account, age in s, count |
+//! | 18 token | account~, Unix seconds of its creation and of its last use (0: never), name, scope, digest of the secret: 32 bytes |
+//! | 19 end of a token | account, name |
+//! | 20 use of a token | account, name, Unix seconds |
 //! | 24 suspended account | as 3 |
 //! | 25 limits of an account alone | account, then for each limit 0 or 1 + its value |
 //! | 26 last use of an account | account, age in s |
@@ -36,7 +39,7 @@
 use std::time::Duration;
 
 use hark_protocol::limits::OUTCOMES_REMEMBERED;
-use hark_protocol::{Code, DeviceName, Sequence, SessionToken, UserName};
+use hark_protocol::{Code, DeviceName, Sequence, SessionToken, TokenName, UserName};
 
 use super::bytes::{
     Malformed, name, put_near, put_number, put_position, put_seconds, put_text, seconds, take_byte,
@@ -48,7 +51,7 @@ use super::devices::DeviceState;
 use super::expiry::AgeMark;
 use super::profile::Started;
 use super::rooms::RoomRecord;
-use crate::store::{DeviceId, Outcome, PasswordHash, Position, UserLimits};
+use crate::store::{DeviceId, Outcome, PasswordHash, Position, Token, TokenDigest, UserLimits};
 
 /// Bytes of a [`Record::Clock`]. They are fixed, so that the record can be filled in when
 /// the frame is complete.
@@ -76,6 +79,9 @@ mod kind {
     pub(super) const DEVICE_CURSOR: u8 = 15;
     pub(super) const BLOCKED: u8 = 16;
     pub(super) const STARTED: u8 = 17;
+    pub(super) const TOKEN: u8 = 18;
+    pub(super) const TOKEN_END: u8 = 19;
+    pub(super) const TOKEN_USED: u8 = 20;
     pub(super) const SUSPENDED_ACCOUNT: u8 = 24;
     pub(super) const LIMITS: u8 = 25;
     pub(super) const USED: u8 = 26;
@@ -126,6 +132,12 @@ pub(super) enum Record {
     Used(u64, u32),
     /// The last number at an age.
     AgeMark(AgeMark),
+    /// A token of an account.
+    Token(u64, Token),
+    /// A token of an account has ended.
+    TokenEnd(u64, TokenName),
+    /// The time of the last use of a token of an account, in Unix seconds.
+    TokenUsed(u64, TokenName, u32),
     /// A record of a room.
     Room(RoomRecord),
 }
@@ -251,6 +263,12 @@ impl Record {
                 to.push(kind::AGE_MARK);
                 put_seconds(to, mark.age);
                 put_near(to, counter, mark.last);
+            }
+            Self::Token(account, token) => put_token(to, counter, *account, token),
+            Self::TokenEnd(account, name) => put_token_name(to, kind::TOKEN_END, *account, name),
+            Self::TokenUsed(account, name, used_s) => {
+                put_token_name(to, kind::TOKEN_USED, *account, name);
+                put_number(to, u64::from(*used_s));
             }
             Self::Room(record) => record.put(to, counter),
         }
@@ -404,6 +422,15 @@ impl<'r> Records<'r> {
                 age: take_seconds(rest)?,
                 last: take_near(rest, self.counter)?,
             }),
+            kind::TOKEN => take_token(rest, self.counter)?,
+            kind::TOKEN_END => {
+                let (account, name) = take_token_name(rest)?;
+                Record::TokenEnd(account, name)
+            }
+            kind::TOKEN_USED => {
+                let (account, name) = take_token_name(rest)?;
+                Record::TokenUsed(account, name, take_u32(rest)?)
+            }
             kind => {
                 let record = RoomRecord::take(kind, rest, self.counter);
                 Record::Room(record.ok_or(Malformed)??)
@@ -508,6 +535,40 @@ fn take_limits(rest: &mut &[u8]) -> Result<UserLimits, Malformed> {
         bytes: limit()?,
         deliveries: limit()?,
     })
+}
+
+fn put_token(to: &mut Vec<u8>, counter: u64, account: u64, token: &Token) {
+    to.push(kind::TOKEN);
+    put_near(to, counter, account);
+    put_number(to, u64::from(token.created_s));
+    put_number(to, u64::from(token.used_s));
+    put_text(to, token.name.as_str());
+    put_text(to, &token.scope.to_string());
+    to.extend_from_slice(token.digest.as_bytes());
+}
+
+fn take_token(rest: &mut &[u8], counter: u64) -> Result<Record, Malformed> {
+    let account = take_near(rest, counter)?;
+    let (created_s, used_s) = (take_u32(rest)?, take_u32(rest)?);
+    let token = Token {
+        name: take_text(rest)?.parse().map_err(|_| Malformed)?,
+        scope: take_text(rest)?.parse().map_err(|_| Malformed)?,
+        digest: TokenDigest::new(take_chunk(rest)?),
+        created_s,
+        used_s,
+    };
+    Ok(Record::Token(account, token))
+}
+
+fn put_token_name(to: &mut Vec<u8>, kind: u8, account: u64, name: &TokenName) {
+    to.push(kind);
+    put_number(to, account);
+    put_text(to, name.as_str());
+}
+
+fn take_token_name(rest: &mut &[u8]) -> Result<(u64, TokenName), Malformed> {
+    let account = take_number(rest)?;
+    Ok((account, take_text(rest)?.parse().map_err(|_| Malformed)?))
 }
 
 fn take_slot(rest: &mut &[u8]) -> Result<u32, Malformed> {
@@ -644,6 +705,18 @@ mod tests {
                     count: 3,
                 },
             ),
+            Record::Token(
+                5,
+                Token {
+                    name: "backup".parse().unwrap(),
+                    scope: "send:#team".parse().unwrap(),
+                    digest: TokenDigest::of("secret"),
+                    created_s: u32::MAX,
+                    used_s: 0,
+                },
+            ),
+            Record::TokenEnd(5, "backup".parse().unwrap()),
+            Record::TokenUsed(5, "backup".parse().unwrap(), u32::MAX),
         ]
         .into_iter()
         .chain([

@@ -92,7 +92,10 @@ impl Replay {
             | Record::Blocked(account, _)
             | Record::Started(account, _)
             | Record::Limits(account, _)
-            | Record::Used(account, _) => {
+            | Record::Used(account, _)
+            | Record::Token(account, _)
+            | Record::TokenEnd(account, _)
+            | Record::TokenUsed(account, ..) => {
                 if let Some(inbox) = self.inbox(account) {
                     replay_user(inbox, record);
                 }
@@ -170,6 +173,11 @@ fn replay_user(inbox: &mut Inbox, record: Record) {
         Record::Limits(_, limits) => inbox.profile_mut().limits = limits.shared(),
         Record::Used(_, used_s) => inbox.used_s = used_s,
         Record::Started(_, started) => inbox.profile_mut().started = started,
+        Record::Token(_, token) => inbox.profile_mut().tokens.set(token),
+        Record::TokenEnd(_, name) => drop(inbox.profile_mut().tokens.remove(&name)),
+        Record::TokenUsed(_, name, used_s) => {
+            inbox.profile_mut().tokens.replay_use(&name, used_s);
+        }
         _ => {}
     }
 }

@@ -213,8 +213,16 @@ pub struct Usage {
     pub file_bytes: u64,
     /// Files that are kept for later use.
     pub spare_bytes: u64,
-    /// The free space of the file system, if there is one.
+    /// The free space beside them, as of the latest look; `None` without files.
     pub free_bytes: Option<u64>,
+}
+
+impl Usage {
+    /// Returns the bytes of live blocks, or of the files without those kept for later use.
+    pub(crate) fn used_bytes(&self) -> u64 {
+        let files = self.file_bytes.saturating_sub(self.spare_bytes);
+        files.max(self.live_bytes)
+    }
 }
 
 /// The reason why a frame was not appended.

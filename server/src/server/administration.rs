@@ -1,6 +1,6 @@
 //! The open connections as an administrator sees them, and their end by a kick.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use std::time::Duration;
 use hark_protocol::UserName;
 
 use super::{Connections, OpenConnection, Server};
-use crate::bans::Network;
-use crate::chat::{ConnectionUse, Shutdown};
+use crate::chat::{ConnectionUse, ShutdownSignal};
+use crate::network::Network;
 
 /// An open connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub(crate) struct ConnectionInfo {
     pub(crate) id: u64,
     /// The address of the peer.
     pub(crate) address: IpAddr,
-    /// The users that logged in on it.
+    /// The users of the connection and its open calls.
     pub(crate) users: Vec<UserName>,
     /// The time since it was accepted.
     pub(crate) age: Duration,
@@ -29,7 +29,7 @@ pub(crate) struct ConnectionInfo {
 pub(crate) struct ConnectionUsage {
     /// The user that logged in on it last.
     pub(crate) user: Option<UserName>,
-    /// The address of the peer.
+    /// The address of that client, or of the peer.
     pub(crate) address: IpAddr,
     /// The use during the measurement.
     pub(crate) used: ConnectionUse,
@@ -71,9 +71,10 @@ impl Drop for Measurement {
 
 impl OpenConnection {
     fn usage(&self) -> ConnectionUsage {
+        let client = self.shutdown.latest_client();
         ConnectionUsage {
-            user: self.shutdown.users().pop(),
-            address: self.address,
+            user: client.user,
+            address: client.address.unwrap_or(self.address),
             used: self.shutdown.usage(),
         }
     }
@@ -108,7 +109,7 @@ impl Server {
         let info = |(&id, open): (&u64, &OpenConnection)| ConnectionInfo {
             id,
             address: open.address,
-            users: open.shutdown.users(),
+            users: users(&open.shutdown),
             age: open.since.elapsed(),
         };
         let page: Vec<_> = later.by_ref().take(limit).map(info).collect();
@@ -132,23 +133,32 @@ impl Server {
         })
     }
 
-    /// Closes connections at once, and returns their number. Operations that the store has
-    /// accepted continue.
+    /// Closes connections or single calls at once, and returns their number. Operations that
+    /// the store has accepted continue.
     pub(crate) fn kick(&self, target: &KickTarget) -> usize {
         let connections = self.connections.lock();
-        let is_its = |(id, open): &(&u64, &OpenConnection)| match target {
-            KickTarget::Connection(target) => *id == target,
-            KickTarget::User(user) => open.shutdown.users().contains(user),
-            KickTarget::Network(network) => network.contains(open.address),
-        };
-        let kicked: Vec<_> = connections
-            .open
-            .iter()
-            .filter(is_its)
-            .map(|(_, open)| Arc::clone(&open.shutdown))
+        let open = connections.open.iter();
+        let open: Vec<_> = open
+            .map(|(id, open)| (*id, Arc::clone(&open.shutdown)))
             .collect();
         drop(connections);
-        kicked.iter().for_each(|open| open.request(Shutdown::Close));
-        kicked.len()
+        let close = |(id, shutdown): &(u64, Arc<ShutdownSignal>)| match target {
+            KickTarget::Connection(target) => shutdown.close_if(|_| id == target),
+            KickTarget::User(user) => {
+                shutdown.close_if(|client| client.user.as_ref() == Some(user))
+            }
+            KickTarget::Network(network) => shutdown.close_if(|client| {
+                let address = client.address;
+                address.is_some_and(|address| network.contains(address))
+            }),
+        };
+        open.iter().map(close).sum()
     }
+}
+
+/// Returns the users of a connection, each once.
+fn users(connection: &ShutdownSignal) -> Vec<UserName> {
+    let clients = connection.clients().into_iter();
+    let users: BTreeSet<_> = clients.filter_map(|client| client.user).collect();
+    users.into_iter().collect()
 }

@@ -3,6 +3,7 @@
 //! other thread decides or appends.
 
 mod administer;
+mod devices;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -14,16 +15,17 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::completion::{Completion, Sent};
 use super::merge::MergedBlocks;
 use super::open::OpenShard;
-use super::queue::{Acks, DeviceAcks, ShardCommand, Wait};
+use super::queue::{Acks, ShardCommand, Wait};
 use super::recovery::{Failed, Recovery};
 use super::retention::Retention;
 use super::rings::Rings;
 use super::{ShardConfig, SharedShard, Sync};
 use crate::ledger::{Changes, Checkpoint, Context, Ledger, SpaceUse, SubscriptionEnd};
 use crate::log::{AppendError, Durability, Frame, Log, Opener, RECORD_BYTES_MAX};
+use crate::metrics::StoreTotals;
 use crate::store::{
-    Account, Burst, Completer, DeviceId, DeviceSubscription, Fence, NAMELESS, Operation, Position,
-    QueuedSend, RoomOperation, Unavailable, unix_ms,
+    Account, Burst, Completer, DeviceId, Fence, NAMELESS, Operation, Position, QueuedSend,
+    Unavailable, unix_ms,
 };
 
 /// Maximum commands in one commit.
@@ -44,6 +46,9 @@ const ACKS_SYNC_INTERVAL: Duration = Duration::from_secs(5);
 /// The time between two moves of cursors in rooms.
 const ROOM_ACKS_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The maximum number of devices whose cursors in rooms move in one commit.
+const ROOM_ACKS_MAX: usize = 500;
+
 /// How long the commit thread waits for commands before it checks whether the log needs
 /// maintenance, and the interval during maintenance.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
@@ -51,6 +56,9 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The time between two looks at the use of space.
 const SPACE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The time between two updates of the sizes of the log in the metrics.
+const USAGE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The pause after a checkpoint that ran out of space.
 const CHECKPOINT_RETRY: Duration = Duration::from_secs(30);
@@ -103,9 +111,15 @@ pub(super) struct Committer {
     failed: Option<Instant>,
     acks_committed: Instant,
     synced: Instant,
+    /// The last frame was appended without a sync.
+    has_unsynced: bool,
     started: Instant,
     /// The time at which all cursors in rooms were saved.
     room_acks_committed: Option<Instant>,
+    /// The last time at which the sizes of the log went into the metrics.
+    measured: Option<Instant>,
+    /// The devices whose cursors in rooms are to be saved by the next commits.
+    room_acks_due: usize,
     /// The running time of the store when this process started.
     running_before: Duration,
     /// The time for which the store was not open is counted.
@@ -149,6 +163,8 @@ impl Committer {
             running_before: ledger.running(),
             is_stop_counted: false,
             room_acks_committed: None,
+            measured: None,
+            room_acks_due: 0,
             config,
             shared,
             opener,
@@ -176,6 +192,7 @@ impl Committer {
             failed: None,
             acks_committed: now,
             synced: now,
+            has_unsynced: false,
             started: now,
         };
         committer.serve(log);
@@ -207,6 +224,7 @@ impl Committer {
         match &self.log {
             Some(_) if self.checkpoint.is_some() => Wait::Nothing,
             Some(_) if self.space == Space::None => Wait::Commands(Some(IDLE_INTERVAL)),
+            Some(_) if self.room_acks_due > 0 => Wait::Nothing,
             Some(log) => {
                 let has_work = log.has_pending_work() || self.ledger.is_sweeping();
                 let timeout = if has_work {
@@ -240,11 +258,11 @@ impl Committer {
             self.ledger.detach(&account, device, &mut self.changes);
         }
         self.acknowledge(acks);
-        self.acknowledge_rooms();
+        self.acknowledge_rooms(ROOM_ACKS_MAX);
         let closing = self.decide_backlog(context);
         if closing.is_some() {
             self.room_acks_committed = None;
-            self.acknowledge_rooms();
+            self.acknowledge_rooms(usize::MAX);
         }
         // If this commit stalls, the watchdog refuses these as well.
         self.shared.queue.put_back(self.backlog.drain(..));
@@ -270,31 +288,6 @@ impl Committer {
     fn put_back_acks(&self, acks: impl Iterator<Item = ((Account, DeviceId), Position)>) {
         for ((account, device), position) in acks {
             self.shared.queue.acknowledge(&account, device, position);
-        }
-    }
-
-    /// Moves cursors in rooms, at most once a second.
-    fn acknowledge_rooms(&mut self) {
-        let committed = self.room_acks_committed;
-        if committed.is_some_and(|committed| committed.elapsed() < ROOM_ACKS_INTERVAL) {
-            return;
-        }
-        let bytes_max = self.record_bytes_max() / 2;
-        let mut acks = self.shared.queue.take_room_acks().into_iter();
-        while self.changes.record_bytes() < bytes_max
-            && let Some((device, acks)) = acks.next()
-        {
-            acknowledge_rooms(&mut self.ledger, device, acks, &mut self.changes);
-        }
-        if acks.len() == 0 {
-            self.room_acks_committed = Some(Instant::now());
-        }
-        for (device, DeviceAcks { account, points }) in acks {
-            for (room, point) in points {
-                self.shared
-                    .queue
-                    .acknowledge_room(&account, device, room, point);
-            }
         }
     }
 
@@ -435,39 +428,7 @@ impl Committer {
                     .flatten();
                 Completion::Subscribed(completer, subscription)
             }
-            Operation::Room(RoomOperation::Command {
-                caller,
-                origin,
-                command,
-                completer,
-            }) => {
-                let answer = ledger.command(&caller, origin, command, changes);
-                Completion::Room(completer, answer)
-            }
-            Operation::Room(RoomOperation::Attach(account, name, completer)) => {
-                // The former attachment may have acknowledged after this command was taken.
-                // From now on, it cannot: the other one begins at these cursors.
-                if let Some(device) = ledger.device(&account, &name) {
-                    ledger.supersede(&account, device);
-                    let queue = &self.shared.queue;
-                    if let Some(position) = queue.take_ack(&account, device) {
-                        ledger.acknowledge(&account, device, position, changes);
-                    }
-                    if let Some(acks) = queue.take_room_acks_of(device) {
-                        acknowledge_rooms(ledger, device, acks, changes);
-                    }
-                }
-                let attached = ledger.attach(&account, &name, changes);
-                let attached = attached.map(|attached| {
-                    let (queue, device) = (Arc::clone(&self.shared.queue), attached.device);
-                    let detach = move || queue.push(ShardCommand::Detach(account.clone(), device));
-                    DeviceSubscription {
-                        inbox: attached.inbox.on_drop(detach),
-                        ..attached
-                    }
-                });
-                Completion::Attached(completer, attached)
-            }
+            Operation::Room(operation) => return self.decide_room(operation),
             Operation::OpenSession(token, from, completer) => {
                 let is_open = ledger.open_session(&token, from, now);
                 Completion::Opened(token, completer, is_open)
@@ -483,7 +444,6 @@ impl Committer {
             | Operation::Appends(_)
             | Operation::Read { .. }
             | Operation::Acknowledge(..)
-            | Operation::Room(_)
             | Operation::Close(_) => {
                 operation.refuse();
                 return None;
@@ -538,6 +498,7 @@ impl Committer {
         self.completions.drain(..).for_each(Completion::complete);
         self.permits.clear();
         self.expire_partly();
+        self.measure();
         let effects = &mut self.changes.effects;
         effects.publish();
         self.rings
@@ -545,14 +506,37 @@ impl Committer {
         effects.clear();
     }
 
+    /// Updates the metrics.
+    fn measure(&mut self) {
+        let metrics = &self.shared.metrics;
+        let totals = &self.changes.totals;
+        metrics.set_totals(&StoreTotals {
+            queued_messages: totals.queued_messages,
+            queued_bytes: totals.queued_bytes,
+            oldest_unread: totals.oldest_unread(self.now()),
+            rooms: self.ledger.room_count() as u64,
+            members: totals.members,
+            devices: totals.devices,
+        });
+        if self
+            .measured
+            .is_none_or(|at| at.elapsed() >= USAGE_INTERVAL)
+            && let Some(log) = &self.log
+        {
+            self.measured = Some(Instant::now());
+            metrics.set_usage(&log.usage());
+        }
+    }
+
     /// Returns whether a frame is due although no command was decided: space is also
     /// reclaimed without traffic, and a command may await a sync of earlier frames.
     fn is_maintenance_due(&self) -> bool {
         let is_unsynced = !self.unsynced.is_empty()
-            && (self.refuses_sends()
-                || self.changes.effects.is_awaited
-                || self.synced.elapsed() >= ACKS_SYNC_INTERVAL);
-        is_unsynced || self.log.as_ref().is_some_and(|log| log.has_pending_work())
+            && (self.refuses_sends() || self.synced.elapsed() >= ACKS_SYNC_INTERVAL);
+        let is_awaited = self.changes.effects.is_awaited
+            && self.config.sync == Sync::Always
+            && self.has_unsynced;
+        is_unsynced || is_awaited || self.log.as_ref().is_some_and(|log| log.has_pending_work())
     }
 
     /// Updates the state of free space, and logs a change.
@@ -591,14 +575,10 @@ impl Committer {
             return space;
         }
         let usage = self.log.as_ref().map(|log| log.usage()).unwrap_or_default();
-        let files = usage.file_bytes.saturating_sub(usage.spare_bytes);
         let space = SpaceUse {
-            used_bytes: files.max(usage.live_bytes),
+            used_bytes: usage.used_bytes(),
             free_bytes: usage.free_bytes,
         };
-        self.shared
-            .metrics
-            .record_space(space.used_bytes, space.free_bytes);
         self.space_use = Some((space, Instant::now()));
         space
     }
@@ -668,7 +648,8 @@ impl Committer {
             return Ok(());
         };
         log.append(frame, durability)?;
-        if durability == Durability::Machine {
+        self.has_unsynced = durability != Durability::Machine;
+        if !self.has_unsynced {
             self.synced = Instant::now();
         }
         Ok(())
@@ -678,6 +659,7 @@ impl Committer {
     /// these messages and those of deleted accounts.
     fn release(&mut self, durability: Durability) {
         let effects = &mut self.changes.effects;
+        effects.ended_rings.iter().for_each(|ring| ring.end_log());
         self.shared
             .readers
             .cursors
@@ -797,7 +779,9 @@ impl Committer {
 
     /// Resumes service from an open log, whose ledger is in place.
     fn serve(&mut self, log: Box<dyn Log>) {
-        self.shared.directory.replace(self.ledger.accounts());
+        self.changes.totals = self.ledger.count(self.now());
+        let (accounts, tokens) = (self.ledger.accounts(), self.ledger.account_tokens());
+        self.shared.directory.replace(accounts, tokens);
         self.shared.readers.cursors.replace(self.ledger.heads());
         self.shared.readers.set(Some(log.reader()));
         self.log = Some(log);
@@ -818,18 +802,6 @@ impl Committer {
     /// Returns the running time of the store.
     fn now(&self) -> Duration {
         self.running_before + self.started.elapsed()
-    }
-}
-
-/// Moves the cursors of a device in rooms.
-fn acknowledge_rooms(
-    ledger: &mut Ledger,
-    device: DeviceId,
-    DeviceAcks { account, points }: DeviceAcks,
-    changes: &mut Changes,
-) {
-    for place in points {
-        ledger.acknowledge_room(&account, device, place, changes);
     }
 }
 

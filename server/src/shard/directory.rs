@@ -1,13 +1,17 @@
-//! The accounts as visible to other threads: those that exist by committed records.
+//! The accounts and tokens as visible to other threads: those that exist by committed
+//! records.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use hark_protocol::UserName;
+use hashbrown::HashTable;
 
 use crate::ledger::AccountChange;
-use crate::store::{Account, AccountEntry, PasswordHash, Unavailable, UserLimits};
+use crate::store::{
+    Account, AccountEntry, AccountToken, PasswordHash, TokenDigest, Unavailable, UserLimits,
+};
 use crate::sync::RwLock;
 
 /// The directory. Only the commit thread changes it.
@@ -15,17 +19,17 @@ use crate::sync::RwLock;
 pub(super) struct Directory {
     // A lock, because every connection looks up names. It is held for one lookup, one
     // page of names, or the changes of one commit.
-    entries: RwLock<Entries>,
+    /// `None` after the store has closed.
+    entries: RwLock<Option<Entries>>,
 }
 
-/// `None` after the store has closed.
-type Entries = Option<Accounts>;
-
 #[derive(Debug, Default)]
-struct Accounts {
-    by_name: BTreeMap<UserName, DirectoryEntry>,
+struct Entries {
+    accounts: BTreeMap<UserName, DirectoryEntry>,
     /// The limits of single accounts, by their incarnations: few have any.
     limits: HashMap<u64, Arc<UserLimits>>,
+    /// By their digests, which are compared in constant time.
+    tokens: HashTable<AccountToken>,
 }
 
 #[derive(Debug)]
@@ -39,8 +43,8 @@ impl Directory {
     /// Looks up an account.
     pub(super) fn account(&self, name: &UserName) -> Result<Option<AccountEntry>, Unavailable> {
         let entries = self.entries.read();
-        let accounts = entries.as_ref().ok_or(Unavailable)?;
-        let found = accounts.by_name.get_key_value(name);
+        let entries = entries.as_ref().ok_or(Unavailable)?;
+        let found = entries.accounts.get_key_value(name);
         Ok(found.map(|(name, entry)| {
             // The directory's copy of the name lives longer than the caller's.
             let account = Account {
@@ -51,17 +55,23 @@ impl Directory {
                 account,
                 password: entry.password.clone(),
                 is_suspended: entry.is_suspended,
-                limits: accounts.limits.get(&entry.incarnation).cloned(),
+                limits: entries.limits.get(&entry.incarnation).cloned(),
             }
         }))
     }
 
+    /// Looks up a token.
+    pub(super) fn token(&self, digest: &TokenDigest) -> Result<Option<AccountToken>, Unavailable> {
+        let entries = self.entries.read();
+        let tokens = &entries.as_ref().ok_or(Unavailable)?.tokens;
+        let found = tokens.find(hash(digest), |token| token.token.digest == *digest);
+        Ok(found.cloned())
+    }
+
     /// Returns the number of accounts.
     pub(super) fn len(&self) -> usize {
-        self.entries
-            .read()
-            .as_ref()
-            .map_or(0, |accounts| accounts.by_name.len())
+        let entries = self.entries.read();
+        entries.as_ref().map_or(0, |entries| entries.accounts.len())
     }
 
     /// Returns at most `limit` names after `after`.
@@ -75,7 +85,7 @@ impl Directory {
         let range = entries
             .as_ref()
             .ok_or(Unavailable)?
-            .by_name
+            .accounts
             .range::<UserName, _>((after, Bound::Unbounded));
         Ok(range.take(limit).map(|(name, _)| name.clone()).collect())
     }
@@ -86,23 +96,30 @@ impl Directory {
             return;
         }
         let mut entries = self.entries.write();
-        let Some(accounts) = &mut *entries else {
+        let Some(entries) = &mut *entries else {
             return;
         };
         for change in changes.drain(..) {
             match change {
-                AccountChange::Present(account) => accounts.insert(account),
-                AccountChange::Ended(name) => accounts.remove(&name),
+                AccountChange::Present(account) => entries.insert(account),
+                AccountChange::Ended(name) => entries.remove(&name),
+                AccountChange::Token(token) => entries.set_token(*token),
+                AccountChange::TokenEnded(digest) => entries.remove_token(&digest),
             }
         }
     }
 
-    /// Replaces all accounts.
-    pub(super) fn replace(&self, accounts: impl Iterator<Item = AccountEntry>) {
+    /// Replaces all accounts and tokens.
+    pub(super) fn replace(
+        &self,
+        accounts: impl Iterator<Item = AccountEntry>,
+        tokens: impl Iterator<Item = AccountToken>,
+    ) {
         // Collected without the lock, because it takes a while.
-        let mut all = Accounts::default();
-        accounts.for_each(|account| all.insert(account));
-        *self.entries.write() = Some(all);
+        let mut entries = Entries::default();
+        accounts.for_each(|account| entries.insert(account));
+        tokens.for_each(|token| entries.set_token(token));
+        *self.entries.write() = Some(entries);
     }
 
     /// Closes the directory. Later lookups fail.
@@ -111,7 +128,22 @@ impl Directory {
     }
 }
 
-impl Accounts {
+impl Entries {
+    fn set_token(&mut self, token: AccountToken) {
+        self.remove_token(&token.token.digest);
+        let hash_of = |token: &AccountToken| hash(&token.token.digest);
+        self.tokens.insert_unique(hash_of(&token), token, hash_of);
+    }
+
+    fn remove_token(&mut self, digest: &TokenDigest) {
+        let found = self
+            .tokens
+            .find_entry(hash(digest), |token| token.token.digest == *digest);
+        if let Ok(entry) = found {
+            entry.remove();
+        }
+    }
+
     fn insert(&mut self, entry: AccountEntry) {
         let AccountEntry {
             account,
@@ -129,12 +161,18 @@ impl Accounts {
             password,
             is_suspended,
         };
-        self.by_name.insert(account.name, entry);
+        self.accounts.insert(account.name, entry);
     }
 
     fn remove(&mut self, name: &UserName) {
-        if let Some(removed) = self.by_name.remove(name) {
+        if let Some(removed) = self.accounts.remove(name) {
             self.limits.remove(&removed.incarnation);
         }
     }
+}
+
+/// Returns a part of the digest: that of a random secret is as good as any hash.
+fn hash(digest: &TokenDigest) -> u64 {
+    let first = digest.as_bytes().first_chunk();
+    first.map_or(0, |first| u64::from_le_bytes(*first))
 }

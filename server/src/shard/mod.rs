@@ -40,6 +40,8 @@ pub(crate) mod snapshot;
 mod tests;
 mod watchdog;
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::Arc;
@@ -55,6 +57,7 @@ use self::readers::Readers;
 use self::rings::OpenRings;
 use self::watchdog::{Deadlines, Progress, Watchdog, Watched};
 use hark_protocol::{Sequence, UserName};
+use prometheus_client::registry::Registry;
 
 use crate::ledger::Limits;
 use crate::log::Opener;
@@ -62,8 +65,8 @@ use crate::log::disk::{DiskConfig, DiskOpener};
 use crate::log::memory::MemoryOpener;
 use crate::metrics::StoreMetrics;
 use crate::store::{
-    AdminOperation, Completer, FanOut, History, NAMELESS, Operation, Page, PastPage, Position,
-    ReadLimit, RoomOperation, Store,
+    AdminOperation, Completer, FanOut, History, NAMELESS, Operation, Page, PastPage, Point,
+    Position, ReadLimit, RoomOperation, Store, Unavailable,
 };
 use crate::sync::Mutex;
 
@@ -156,7 +159,7 @@ impl Default for ShardConfig {
 /// [`super::store::Unavailable`], and the next start recovers. Dropping it waits for a
 /// commit in flight.
 ///
-/// [`Store::account`] and [`Store::names`] answer at once from committed state, without
+/// [`Store::account`], [`Store::token`] and [`Store::names`] answer at once from committed state, without
 /// pending commands.
 #[derive(Debug)]
 pub struct ShardStore {
@@ -167,6 +170,9 @@ pub struct ShardStore {
     // A lock only because the store may be dropped on any thread.
     thread: Mutex<Option<JoinHandle<()>>>,
 }
+
+/// A read of a room: the room, the point before the page, and the limit.
+type RoomRead = (u64, Point, ReadLimit);
 
 /// State that the commit thread shares with other threads.
 #[derive(Debug, Default)]
@@ -180,6 +186,10 @@ struct SharedShard {
     open_rings: OpenRings,
     /// Wakes the attached members of rooms.
     fan_out: FanOut,
+    /// The pages of rooms that are being read, and what waits for each: many members may be at
+    /// the same point.
+    // A lock, because reads run on other threads. It is held for one lookup.
+    room_reads: Mutex<HashMap<RoomRead, Vec<Completer<Page>>>>,
     /// The log is open.
     is_open: AtomicBool,
     metrics: StoreMetrics,
@@ -262,15 +272,40 @@ impl ShardStore {
         log: u64,
         after: Position,
         limit: ReadLimit,
-        completer: Completer<Page>,
+        complete: impl FnOnce(Result<Page, Unavailable>) + Send + 'static,
     ) {
         let shared = Arc::clone(&self.shared);
         run_blocking(move || {
             let (page, is_scattered) = shared.readers.read(log, after, limit);
-            completer.complete(page);
+            complete(page);
             if is_scattered && let Some(merged) = shared.readers.merge(log, after) {
                 shared.queue.push(ShardCommand::Replace(Box::new(merged)));
             }
+        });
+    }
+
+    /// Reads a room, as [`Self::read_blocking`] does. Equal reads at the same time are one.
+    fn read_room_blocking(
+        &self,
+        room: u64,
+        after: Point,
+        limit: ReadLimit,
+        completer: Completer<Page>,
+    ) {
+        let key = (room, after, limit);
+        match self.shared.room_reads.lock().entry(key) {
+            Entry::Occupied(mut reading) => return reading.get_mut().push(completer),
+            Entry::Vacant(vacant) => {
+                vacant.insert(Vec::new());
+            }
+        }
+        let shared = Arc::clone(&self.shared);
+        self.read_blocking(room, after.into(), limit, move |page| {
+            let others = shared.room_reads.lock().remove(&key);
+            for other in others.into_iter().flatten() {
+                other.complete(page.clone());
+            }
+            completer.complete(page);
         });
     }
 
@@ -312,7 +347,9 @@ impl Store for ShardStore {
                 after,
                 limit,
                 completer,
-            } => self.read_blocking(account.incarnation, after, limit, completer),
+            } => self.read_blocking(account.incarnation, after, limit, |page| {
+                completer.complete(page);
+            }),
             Operation::Acknowledge(account, position) => {
                 self.shared.queue.acknowledge(&account, NAMELESS, position);
             }
@@ -329,7 +366,7 @@ impl Store for ShardStore {
                 after,
                 limit,
                 completer,
-            }) => self.read_blocking(room, after.into(), limit, completer),
+            }) => self.read_room_blocking(room, after, limit, completer),
             Operation::Room(RoomOperation::ReadBack {
                 history,
                 before,
@@ -338,6 +375,9 @@ impl Store for ShardStore {
             }) => self.read_back_blocking(history, before, limit, completer),
             // Accounts expire only if there is a limit.
             Operation::Admin(AdminOperation::NoteUse(_)) if !self.notes_use => {}
+            Operation::Room(RoomOperation::Token(digest, completer)) => {
+                completer.complete(self.shared.directory.token(&digest));
+            }
             // The chat takes over sessions of one server.
             Operation::OnTakeover(..) => {}
             attach @ Operation::Room(RoomOperation::Attach(..)) => {
@@ -349,6 +389,10 @@ impl Store for ShardStore {
     }
 
     fn has_rooms(&self) -> bool {
+        true
+    }
+
+    fn has_cursors(&self) -> bool {
         true
     }
 
@@ -364,8 +408,8 @@ impl Store for ShardStore {
         Some(self.shared.directory.len())
     }
 
-    fn metrics(&self) -> Option<&StoreMetrics> {
-        Some(&self.shared.metrics)
+    fn register_metrics(&self, registry: &mut Registry) {
+        self.shared.metrics.register(registry);
     }
 
     fn is_low_on_space(&self) -> bool {

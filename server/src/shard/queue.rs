@@ -166,9 +166,22 @@ impl Queue {
         }
     }
 
-    /// Takes all pending acknowledgements of rooms.
-    pub(super) fn take_room_acks(&self) -> RoomAcks {
-        std::mem::take(&mut self.state.lock().room_acks)
+    /// Returns the number of devices with pending acknowledgements of rooms.
+    pub(super) fn room_acks(&self) -> usize {
+        self.state.lock().room_acks.len()
+    }
+
+    /// Takes the pending acknowledgements of rooms by at most so many devices.
+    pub(super) fn take_room_acks(&self, devices_max: usize) -> RoomAcks {
+        let mut state = self.state.lock();
+        if state.room_acks.len() <= devices_max {
+            return std::mem::take(&mut state.room_acks);
+        }
+        let devices: Vec<_> = state.room_acks.keys().take(devices_max).copied().collect();
+        let acks = devices
+            .into_iter()
+            .filter_map(|device| state.room_acks.remove_entry(&device));
+        acks.collect()
     }
 
     /// Takes the pending acknowledgements of rooms by this device.

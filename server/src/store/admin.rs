@@ -1,8 +1,11 @@
 //! [`AdminOperation`]: what an administrator asks a store, besides the operations of the
-//! chat. A store on a cluster answers them with [`Unavailable`](super::Unavailable).
+//! chat; and [`Peer`]: what the servers of a cluster ask each other.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+
+use bytestring::ByteString;
 
 use hark_protocol::message::RoomMode;
 use hark_protocol::{RoomName, Sequence, UserName};
@@ -128,6 +131,82 @@ pub struct Purged {
     pub bytes: u64,
     /// Whether a receiver by `connect` missed some of them, which is not told.
     pub is_silent_for_connect: bool,
+}
+
+/// The connections to close at other servers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kick {
+    /// Those of a user.
+    User(UserName),
+    /// Those from a network, such as 192.0.2.0/24.
+    Network(String),
+}
+
+/// The administration of this server, which other servers call.
+pub trait Peer: fmt::Debug + Send + Sync {
+    /// Describes the server.
+    fn describe(&self) -> ServerDescription;
+
+    /// Closes connections of this server, and returns their number.
+    fn kick(&self, kick: &Kick) -> usize;
+}
+
+/// A description of a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerDescription {
+    /// The version of `harkd`.
+    pub version: ByteString,
+    /// The name of its machine.
+    pub host: ByteString,
+    /// The id of its process.
+    pub pid: u32,
+    /// The seconds since it started.
+    pub uptime_s: u64,
+    /// The number of its client connections.
+    pub connections: u64,
+}
+
+/// A server of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerInfo {
+    /// Its id, new at each start.
+    pub id: String,
+    /// Whether it is the server that was asked.
+    pub is_this: bool,
+    /// The shards that it owns.
+    pub shards: Vec<u32>,
+    /// `None` if it did not answer.
+    pub description: Option<ServerDescription>,
+}
+
+/// A shard of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardInfo {
+    /// Its number.
+    pub shard: u32,
+    /// The id of the server that owns it, if there is one.
+    pub owner: Option<String>,
+    /// Its figures, as its owner knows them; `None` if it did not answer.
+    pub usage: Option<StoreUsage>,
+    /// Its stream; `None` if no node has answered.
+    pub replicas: Option<StreamReplicas>,
+}
+
+/// The replicas of a shard's stream.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StreamReplicas {
+    /// The node that leads, if there is one.
+    pub leader: Option<String>,
+    /// The number of replicas, and of those that are up to date.
+    pub count: u64,
+    /// See `count`.
+    pub current: u64,
+    /// The messages by which the slowest one is behind.
+    pub lag: u64,
+    /// The number of messages in the stream.
+    pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// An account and its inbox.

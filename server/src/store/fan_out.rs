@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use super::ring::{Ring, shares};
 use crate::sync::Mutex;
 
-/// The maximum number of members that the caller itself wakes.
+/// The maximum number of slots of members that the caller itself looks at.
 const DIRECT_MAX: usize = 16;
 
 /// The number of slots that a task looks at before it lets other tasks run.
@@ -51,7 +51,7 @@ impl FanOut {
 
     /// Wakes the members of a ring, or lets the tasks do it if there are many.
     pub(crate) fn wake(&self, ring: &Arc<Ring>) {
-        let is_small = ring.devices() <= DIRECT_MAX;
+        let is_small = ring.slots() <= DIRECT_MAX;
         if is_small || self.tasks.lock().is_none() {
             for share in 0..shares() {
                 ring.wake_share(share, 0, usize::MAX);

@@ -15,34 +15,40 @@ mod ring;
 mod rooms;
 mod said;
 mod subscription;
+mod tokens;
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytestring::ByteString;
 use hark_protocol::{Code, DeviceName, RequestId, RoomName, Sequence, SessionToken, UserName};
+use prometheus_client::registry::Registry;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use crate::log::LogCopy;
-use crate::metrics::StoreMetrics;
 
-pub use admin::{AdminOperation, InboxInfo, Purged, RoomInfo, RoomList, StoreUsage, UserLimits};
+pub use admin::{
+    AdminOperation, InboxInfo, Kick, Peer, PeerInfo, Purged, RoomInfo, RoomList, ServerDescription,
+    ShardInfo, StoreUsage, StreamReplicas, UserLimits,
+};
 pub(crate) use fan_out::FanOut;
 pub use operation::{OnTakeover, Operation};
 pub use pending::{Completer, Pending};
 pub use ring::{Next, Registration, Ring, name_hash};
 pub use rooms::{
-    AttachedRoom, DeviceEntry, DeviceId, DeviceSubscription, History, Joined, MemberPage, NAMELESS,
-    Notice, PastPage, Point, RoomAnswer, RoomCommand, RoomEntry, RoomOperation, RoomPage,
+    AttachedRoom, DeviceCursors, DeviceEntry, DeviceId, DeviceSubscription, History, Joined,
+    MemberPage, NAMELESS, Notice, PastPage, Point, RoomAnswer, RoomCommand, RoomEntry,
+    RoomOperation, RoomPage, RoomPlace,
 };
-pub use said::{Encoding, Said};
+pub use said::Said;
 pub use subscription::{
     Attachment, BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, NOTICES_MAX,
     Publisher, Ready, Subscription, Waker,
 };
+pub use tokens::{AccountToken, NewToken, Token, TokenDigest};
 
 /// The default log levels of libraries.
 pub const LIBRARY_LOGS: &[&str] = &[
@@ -71,9 +77,14 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Accepts an operation. Called by the other methods.
     fn submit(&self, operation: Operation);
 
-    /// Returns whether the store serves rooms and devices. Otherwise their operations are
-    /// [`Unavailable`].
+    /// Returns whether the store serves rooms, devices and tokens. Otherwise their operations
+    /// are [`Unavailable`].
     fn has_rooms(&self) -> bool {
+        false
+    }
+
+    /// Returns whether the store answers [`RoomCommand::Cursors`].
+    fn has_cursors(&self) -> bool {
         false
     }
 
@@ -86,10 +97,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         None
     }
 
-    /// Returns the figures of the store, if it has any.
-    fn metrics(&self) -> Option<&StoreMetrics> {
-        None
-    }
+    /// Adds the figures of the store to the metrics of the server.
+    fn register_metrics(&self, _registry: &mut Registry) {}
 
     /// Returns whether the store refuses sends for lack of space, as far as it knows.
     fn is_low_on_space(&self) -> bool {
@@ -105,7 +114,20 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         None
     }
 
-    /// Carries out a command of a user that concerns rooms or devices. A refusal changes
+    /// Returns the token with this digest.
+    fn token(&self, digest: TokenDigest) -> Pending<Option<AccountToken>> {
+        ask(self, |completer| {
+            Operation::Room(RoomOperation::Token(digest, completer))
+        })
+    }
+
+    /// Notes that a token was used. It may be saved later, or get lost in a crash.
+    fn note_token_use(&self, account: &Account, digest: TokenDigest) {
+        let operation = RoomOperation::TokenUse(account.clone(), digest);
+        self.submit(Operation::Room(operation));
+    }
+
+    /// Carries out a command of a user that concerns rooms, devices or tokens. A refusal changes
     /// nothing. A command may be repeated: if the state is as asked, it succeeds. `origin`
     /// is the device of the connection, if it is attached: it is not notified of its own
     /// command.
@@ -199,7 +221,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         })
     }
 
-    /// Sets the password of an account if it is still `old`. Returns whether it was.
+    /// Sets the password of an account if it is still `old`, and ends its tokens. Returns
+    /// whether it was.
     fn set_password(
         &self,
         account: &Account,
@@ -405,6 +428,25 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn note_use(&self, account: &Account) {
         self.submit(Operation::Admin(AdminOperation::NoteUse(account.clone())));
     }
+
+    /// Describes the shards of a cluster, in order. A store of one server has none.
+    fn shards(&self) -> Pending<Vec<ShardInfo>> {
+        Pending::ready(Ok(Vec::new()))
+    }
+
+    /// Describes the servers of a cluster, this one first. A store of one server has none.
+    fn servers(&self) -> Pending<Vec<PeerInfo>> {
+        Pending::ready(Ok(Vec::new()))
+    }
+
+    /// Closes connections at all other servers of a cluster. Returns their number, or
+    /// [`Unavailable`] if one of the servers does not answer.
+    fn kick_elsewhere(&self, _kick: Kick) -> Pending<usize> {
+        Pending::ready(Ok(0))
+    }
+
+    /// Sets the administration of this server, for the calls of other servers.
+    fn set_peer(&self, _peer: Weak<dyn Peer>) {}
 
     /// Decides the operations in flight, saves pending acknowledgements, and releases all
     /// resources. Later operations fail with [`Unavailable`].
@@ -666,7 +708,7 @@ impl Position {
 }
 
 /// The largest result of a read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ReadLimit {
     /// The maximum number of messages.
     pub messages: usize,

@@ -63,7 +63,7 @@ pub enum Operation {
     CloseSession(SessionToken),
     /// Calls a function when the session is opened at another server.
     OnTakeover(SessionToken, OnTakeover),
-    /// Concerns rooms or devices.
+    /// Concerns rooms, devices or tokens.
     Room(RoomOperation),
     /// An operation of an administrator.
     Admin(AdminOperation),

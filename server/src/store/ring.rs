@@ -7,15 +7,15 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 
 use hark_protocol::RoomName;
 
 use super::said::Said;
 use super::subscription::Waker;
-use super::{Message, Point, Position};
+use super::{Message, Point, Position, ReadLimit};
 use crate::sync::{Mutex, RwLock};
 
 /// The maximum number of messages in a ring.
@@ -23,6 +23,13 @@ const MESSAGES_MAX: usize = 1024;
 
 /// The maximum number of bytes of text in a ring, unless it has a single message.
 const BYTES_MAX: usize = 1 << 20;
+
+/// The maximum number of rings that keep a page.
+const PAGES_MAX: usize = 64;
+
+/// The rings that keep a page, in the order of their first one.
+// A lock, because all connections add to it. It is held for one change.
+static PAGES: Mutex<VecDeque<Weak<Ring>>> = Mutex::new(VecDeque::new());
 
 /// The maximum number of shares of a ring.
 const SHARES_MAX: usize = 8;
@@ -42,6 +49,12 @@ pub struct Ring {
     // A lock, because the commit thread publishes while connections take messages. It is held
     // for one message, or for the messages of one frame.
     recent: RwLock<Recent>,
+    /// The last page that a member has read from the store, for other members that are behind
+    /// the ring.
+    // A lock, because all members use it. It is held for one page.
+    page: Mutex<Vec<Arc<Said>>>,
+    /// See [`Ring::end_log`].
+    has_ended: AtomicBool,
     shares: Box<[Share]>,
 }
 
@@ -51,6 +64,8 @@ struct Recent {
     start: Point,
     messages: VecDeque<Arc<Said>>,
     bytes: usize,
+    /// The memory of the messages in all rings. `None` until the first message.
+    total: Option<Arc<AtomicUsize>>,
 }
 
 /// A part of the members.
@@ -59,6 +74,8 @@ struct Share {
     /// A task will wake the members.
     is_queued: AtomicBool,
     len: AtomicUsize,
+    /// The length of the table of members: the work of a look at all of them.
+    slots: AtomicUsize,
     // A lock, because members come and go while others are woken. It is held for one change,
     // or for some hundred wake-ups.
     members: Mutex<Members>,
@@ -66,7 +83,9 @@ struct Share {
 
 #[derive(Debug, Default)]
 struct Members {
+    /// The last slot is in use.
     slots: Vec<Option<Member>>,
+    /// Slots that became free. Some may be in use again, or cut off.
     free: Vec<u32>,
 }
 
@@ -126,7 +145,10 @@ impl Ring {
                 start: tail,
                 messages: VecDeque::new(),
                 bytes: 0,
+                total: None,
             }),
+            page: Mutex::default(),
+            has_ended: AtomicBool::new(false),
             shares: (0..shares()).map(|_| Share::default()).collect(),
         }
     }
@@ -155,9 +177,19 @@ impl Ring {
         self.shares.iter().map(Share::len).sum()
     }
 
+    /// Returns the slots of all members, some of which may be free.
+    pub(crate) fn slots(&self) -> usize {
+        let shares = self.shares.iter();
+        shares
+            .map(|share| share.slots.load(Ordering::Relaxed))
+            .sum()
+    }
+
     /// Adds the next messages of the room, without waking anybody. The oldest ones give way.
-    pub(crate) fn publish(&self, messages: Vec<Arc<Message>>) {
+    /// `total` is the memory of the messages in all rings.
+    pub(crate) fn publish(&self, messages: Vec<Arc<Message>>, total: &Arc<AtomicUsize>) {
         let mut recent = self.recent.write();
+        recent.total.get_or_insert_with(|| Arc::clone(total));
         for message in messages {
             recent.push(Arc::new(Said::new(self.name.clone(), message)));
         }
@@ -166,6 +198,74 @@ impl Ring {
     /// Removes the messages up to a point.
     pub(crate) fn forget(&self, through: Point) {
         self.recent.write().forget(through);
+    }
+
+    /// Returns whether the ring holds the message at a point, and those before it.
+    pub(crate) fn holds(&self, message: Point) -> bool {
+        self.recent.read().start.messages < message.messages
+    }
+
+    /// Returns messages behind a point from the last page that a member has read, up to a
+    /// limit, which one long message may exceed.
+    #[must_use]
+    pub fn page_after(&self, after: Point, limit: ReadLimit) -> Vec<Arc<Said>> {
+        let page = self.page.lock();
+        let first = page.first().map(|said| said.message.position.messages);
+        let at = first.and_then(|first| (after.messages + 1).checked_sub(first));
+        let rest = at.and_then(|at| page.get(usize::try_from(at).ok()?..));
+        let (rest, mut bytes) = (rest.unwrap_or_default(), 0);
+        let fits = |said: &&Arc<Said>| {
+            let is_first = bytes == 0;
+            bytes += said.message.text.len().max(1);
+            is_first || bytes <= limit.bytes
+        };
+        let fitting = rest.iter().take(limit.messages).take_while(fits);
+        fitting.cloned().collect()
+    }
+
+    /// Keeps a page that a member has read, for others. Returns it with the encodings that the
+    /// former page shares. If too many rings keep one, the oldest is dropped.
+    #[must_use]
+    pub fn keep_page(self: &Arc<Self>, messages: Vec<Arc<Message>>) -> Vec<Arc<Said>> {
+        if messages.is_empty() {
+            return Vec::new();
+        }
+        let mut page = self.page.lock();
+        let first = messages.first().map(|message| message.position);
+        let is_known = |said: &Arc<Said>| Some(said.message.position) == first;
+        let from = page.iter().position(is_known).unwrap_or(page.len());
+        let mut known = page.iter().skip(from);
+        let said = messages.into_iter().map(|message| match known.next() {
+            Some(said) if said.message.position == message.position => Arc::clone(said),
+            _ => Arc::new(Said::new(self.name.clone(), message)),
+        });
+        let said: Vec<_> = said.collect();
+        let is_new = page.is_empty();
+        page.clone_from(&said);
+        drop(page);
+        if is_new {
+            let mut keeping = PAGES.lock();
+            keeping.push_back(Arc::downgrade(self));
+            let dropped = (keeping.len() > PAGES_MAX).then(|| keeping.pop_front());
+            drop(keeping);
+            if let Some(ring) = dropped.flatten().and_then(|ring| ring.upgrade()) {
+                *ring.page.lock() = Vec::new();
+            }
+        }
+        said
+    }
+
+    /// Notes that the log of the room has ended. Called before the store releases its
+    /// messages: so if a read misses some, [`Self::has_ended`] is true after it.
+    pub(crate) fn end_log(&self) {
+        self.has_ended.store(true, Ordering::Release);
+    }
+
+    /// Returns whether the log of the room has ended: the store does not have its messages
+    /// any more.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Acquire)
     }
 
     /// Returns the last message that was published, or the tail of the log at the beginning.
@@ -201,6 +301,9 @@ impl Ring {
     /// Returns the shares that have members and wait for no task, and marks them as waiting
     /// for one.
     pub(crate) fn queue_shares(&self) -> impl Iterator<Item = usize> {
+        // Either this sees a new member, or the member sees the message: see
+        // [`Registration::new`].
+        fence(Ordering::SeqCst);
         let shares = self.shares.iter().enumerate();
         let due = shares
             .filter(|(_, share)| share.len() > 0 && !share.is_queued.swap(true, Ordering::AcqRel));
@@ -210,7 +313,8 @@ impl Ring {
     /// Notes that a task begins to wake the members of a share.
     pub(crate) fn begin_share(&self, share: usize) {
         if let Some(share) = self.shares.get(share) {
-            share.is_queued.store(false, Ordering::Release);
+            // Synchronizes with each message that found the share queued.
+            share.is_queued.swap(false, Ordering::AcqRel);
         }
     }
 
@@ -229,9 +333,11 @@ impl Ring {
             && member.take().is_some()
         {
             members.free.push(at);
+            members.cut();
             if share.len.fetch_sub(1, Ordering::AcqRel) == 1 {
                 *members = Members::default();
             }
+            share.slots.store(members.slots.len(), Ordering::Relaxed);
         }
     }
 }
@@ -264,11 +370,15 @@ impl Recent {
         let position = said.message.position;
         if !position.follows(self.end().into()) {
             // Members behind the missing message read the store.
-            self.messages.clear();
-            self.bytes = 0;
+            while !self.messages.is_empty() {
+                self.pop();
+            }
             self.start = before(position);
         }
         self.bytes += said.message.text.len();
+        if let Some(total) = &self.total {
+            total.fetch_add(memory(&said), Ordering::Relaxed);
+        }
         self.messages.push_back(said);
         while self.messages.len() > MESSAGES_MAX
             || (self.bytes > BYTES_MAX && self.messages.len() > 1)
@@ -280,6 +390,9 @@ impl Recent {
     fn pop(&mut self) {
         if let Some(said) = self.messages.pop_front() {
             self.bytes -= said.message.text.len();
+            if let Some(total) = &self.total {
+                total.fetch_sub(memory(&said), Ordering::Relaxed);
+            }
             self.start = said.message.position.into();
         }
     }
@@ -292,6 +405,20 @@ impl Recent {
             self.messages = VecDeque::new();
         }
     }
+}
+
+impl Drop for Recent {
+    fn drop(&mut self) {
+        while !self.messages.is_empty() {
+            self.pop();
+        }
+    }
+}
+
+/// Returns the memory of a message in a ring: its text is there once more in its encoding.
+fn memory(said: &Said) -> usize {
+    const OTHER_BYTES: usize = 400;
+    OTHER_BYTES + 2 * said.message.text.len()
 }
 
 /// Returns the point just before a message.
@@ -316,7 +443,11 @@ impl Registration {
         let slot = ring.shares.get(number).and_then(|share| {
             let mut members = share.members.lock();
             share.len.fetch_add(1, Ordering::AcqRel);
+            // The member takes what is published before this, and the publisher sees the
+            // member after it.
+            fence(Ordering::SeqCst);
             let at = members.insert(Member { waker, place });
+            share.slots.store(members.slots.len(), Ordering::Relaxed);
             Slot::new((at + 1) << SHARE_BITS | number as u32)
         });
         Self { ring, slot }
@@ -327,28 +458,23 @@ impl Registration {
     pub const fn ring(&self) -> &Arc<Ring> {
         &self.ring
     }
+}
 
-    /// Takes the member out of the ring, which can still be asked for its name.
-    pub fn end(&mut self) {
-        if let Some(slot) = self.slot.take() {
+impl Drop for Registration {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot {
             self.ring.remove(slot);
         }
     }
 }
 
-impl Drop for Registration {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
 impl Members {
     fn insert(&mut self, member: Member) -> u32 {
-        if let Some(at) = self.free.pop() {
-            if let Some(slot) = self.slots.get_mut(at as usize) {
+        while let Some(at) = self.free.pop() {
+            if let Some(slot @ None) = self.slots.get_mut(at as usize) {
                 *slot = Some(member);
+                return at;
             }
-            return at;
         }
         if self.slots.len() == self.slots.capacity() {
             self.slots
@@ -356,6 +482,12 @@ impl Members {
         }
         self.slots.push(Some(member));
         (self.slots.len() - 1) as u32
+    }
+
+    /// Cuts off free slots at the end.
+    fn cut(&mut self) {
+        let used = self.slots.iter().rposition(Option::is_some);
+        self.slots.truncate(used.map_or(0, |last| last + 1));
     }
 }
 
@@ -394,6 +526,10 @@ mod tests {
         }
     }
 
+    fn publish(ring: &Ring, messages: Vec<Arc<Message>>) {
+        ring.publish(messages, &Arc::default());
+    }
+
     #[track_caller]
     fn check_next(ring: &Ring, after: u64, expected: Result<u64, &str>) {
         let found = match ring.next(at(after)) {
@@ -409,7 +545,7 @@ mod tests {
         let ring = ring(4);
         check_next(&ring, 4, Err("end"));
         check_next(&ring, 3, Err("behind"));
-        ring.publish(vec![message(5, 1), message(6, 1)]);
+        publish(&ring, vec![message(5, 1), message(6, 1)]);
         check_next(&ring, 3, Err("behind"));
         check_next(&ring, 4, Ok(5));
         check_next(&ring, 5, Ok(6));
@@ -422,10 +558,10 @@ mod tests {
     #[test]
     fn ring_is_bounded_in_messages_and_bytes() {
         let ring = ring(0);
-        ring.publish((1..=2000).map(|n| message(n, 1)).collect());
+        publish(&ring, (1..=2000).map(|n| message(n, 1)).collect());
         check_next(&ring, 2000 - MESSAGES_MAX as u64 - 1, Err("behind"));
         check_next(&ring, 2000 - MESSAGES_MAX as u64, Ok(977));
-        ring.publish(vec![message(2001, BYTES_MAX + 1)]);
+        publish(&ring, vec![message(2001, BYTES_MAX + 1)]);
         check_next(&ring, 1999, Err("behind"));
         check_next(&ring, 2000, Ok(2001));
     }
@@ -433,8 +569,8 @@ mod tests {
     #[test]
     fn missing_message_is_left_to_the_store() {
         let ring = ring(0);
-        ring.publish(vec![message(1, 1)]);
-        ring.publish(vec![message(3, 1)]);
+        publish(&ring, vec![message(1, 1)]);
+        publish(&ring, vec![message(3, 1)]);
         check_next(&ring, 1, Err("behind"));
         check_next(&ring, 2, Ok(3));
     }
@@ -474,6 +610,83 @@ mod tests {
         assert!(ready(&other).has_place(5));
         drop(second);
         assert_eq!((ring.devices(), ring.queue_shares().count()), (0, 0));
+    }
+
+    #[test]
+    fn memory_of_all_rings_is_counted_exactly() {
+        let total = Arc::<AtomicUsize>::default();
+        let count = || total.load(Ordering::Relaxed);
+        let (one, other) = (ring(0), ring(0));
+        one.publish((1..=2000).map(|n| message(n, 1)).collect(), &total);
+        assert_eq!(
+            count(),
+            MESSAGES_MAX * 402,
+            "those that gave way do not count"
+        );
+        other.publish(vec![message(1, 100)], &total);
+        assert_eq!(count(), MESSAGES_MAX * 402 + 600);
+        drop(one);
+        assert_eq!(count(), 600);
+        assert!(other.holds(at(1)));
+        other.forget(at(1));
+        assert_eq!(count(), 0);
+        assert!(!other.holds(at(1)));
+    }
+
+    #[test]
+    fn page_is_shared_by_members_behind_the_ring() {
+        let ring = Arc::new(ring(0));
+        let limit = ReadLimit {
+            messages: 3,
+            bytes: 100,
+        };
+        let page = |after: u64| -> Vec<u64> {
+            let page = ring.page_after(at(after), limit);
+            page.iter()
+                .map(|said| said.message.position.messages)
+                .collect()
+        };
+        assert!(page(0).is_empty());
+        let first = ring.keep_page((5..=9).map(|n| message(n, 40)).collect());
+        assert_eq!(
+            (page(3), page(4), page(5)),
+            (vec![], vec![5, 6], vec![6, 7])
+        );
+        assert_eq!((page(8), page(9), page(10)), (vec![9], vec![], vec![]));
+        let again = ring.keep_page((6..=10).map(|n| message(n, 40)).collect());
+        assert!(
+            Arc::ptr_eq(&first[1], &again[0]),
+            "their encoding is shared"
+        );
+        assert_eq!((page(4), page(9)), (vec![], vec![10]));
+        let _long = ring.keep_page(vec![message(11, 200), message(12, 1)]);
+        assert_eq!((page(10), page(11)), (vec![11], vec![12]));
+    }
+
+    #[test]
+    fn slots_of_members_that_left_are_cut_off() {
+        let ring = Arc::new(ring(0));
+        let account = Account {
+            name: "amy".parse().unwrap(),
+            incarnation: 1,
+        };
+        let (_keep, subscription) = Subscription::new(account, 0, Position::default());
+        let register = |place| Registration::new(Arc::clone(&ring), subscription.waker(), place);
+        let mut members: Vec<_> = (0..100).map(register).collect();
+        assert_eq!((ring.devices(), ring.slots()), (100, 100));
+        members.drain(10..);
+        assert_eq!((ring.devices(), ring.slots()), (10, 10));
+        members.remove(3);
+        members.push(register(100));
+        assert_eq!(
+            (ring.devices(), ring.slots()),
+            (10, 10),
+            "a free slot is used"
+        );
+        members.extend((0..5).map(register));
+        assert_eq!((ring.devices(), ring.slots()), (15, 15));
+        members.clear();
+        assert_eq!((ring.devices(), ring.slots()), (0, 0));
     }
 
     #[test]

@@ -1,12 +1,15 @@
-//! Rooms and devices as a store shows them.
+//! Rooms and devices as a store shows them, and the operations of both and of tokens.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use hark_protocol::message::{LeftReason, RoomMode};
-use hark_protocol::{Code, DeviceName, RoomName, Sequence, UserName};
+use hark_protocol::{Code, DeviceName, RoomName, Sequence, TokenName, UserName};
 
-use super::{Account, Completer, Message, Page, Position, ReadLimit, Ring, Subscription};
+use super::{
+    Account, AccountToken, Completer, Message, NewToken, Page, Position, ReadLimit, Ring,
+    Subscription, Token, TokenDigest,
+};
 
 /// A device of a user: the number of its creation, or [`NAMELESS`].
 pub type DeviceId = u64;
@@ -14,7 +17,7 @@ pub type DeviceId = u64;
 /// The device of `connect`.
 pub const NAMELESS: DeviceId = 0;
 
-/// An operation that concerns rooms or devices. [`Store`](super::Store) has a method for
+/// An operation that concerns rooms, devices or tokens. [`Store`](super::Store) has a method for
 /// each.
 #[derive(Debug)]
 pub enum RoomOperation {
@@ -61,9 +64,13 @@ pub enum RoomOperation {
         /// The page.
         completer: Completer<PastPage>,
     },
+    /// Looks up a token.
+    Token(TokenDigest, Completer<Option<AccountToken>>),
+    /// Notes the use of a token.
+    TokenUse(Account, TokenDigest),
 }
 
-/// A command that concerns rooms or devices.
+/// A command that concerns rooms, devices or tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RoomCommand {
     /// Creates a room, or changes one of the caller.
@@ -101,10 +108,15 @@ pub enum RoomCommand {
     /// Lists the rooms that the caller sees, from a place on: 0, or
     /// [`RoomPage::next`]. Answers [`RoomAnswer::Rooms`].
     Rooms(u64),
-    /// Lists the members of a room behind a name. Answers [`RoomAnswer::Members`].
-    Members(RoomName, Option<UserName>),
+    /// Lists the members of a room, from a place on: 0, or [`MemberPage::next`]. Answers
+    /// [`RoomAnswer::Members`].
+    Members(RoomName, u64),
     /// Lists the devices of the caller. Answers [`RoomAnswer::Devices`].
     Devices,
+    /// Looks up what a device of the caller, the nameless one without a name, has
+    /// acknowledged so far, which is durable with the answer. Answers
+    /// [`RoomAnswer::Cursors`].
+    Cursors(Option<DeviceName>),
     /// Ends a device of the caller, the nameless one without a name. Answers
     /// [`RoomAnswer::Existed`].
     Forget(Option<DeviceName>),
@@ -113,6 +125,12 @@ pub enum RoomCommand {
     History(RoomName),
     /// Moves the read mark of the caller.
     See(RoomName, Point),
+    /// Creates a token of the caller, or replaces the one of its name.
+    SetToken(NewToken),
+    /// Lists the tokens of the caller. Answers [`RoomAnswer::Tokens`].
+    Tokens,
+    /// Ends a token of the caller. Answers [`RoomAnswer::Existed`].
+    Revoke(TokenName),
 }
 
 /// The answer to a [`RoomCommand`].
@@ -120,7 +138,7 @@ pub enum RoomCommand {
 pub enum RoomAnswer {
     /// The command has succeeded.
     Done,
-    /// Whether the room or the device existed.
+    /// Whether the room, the device or the token existed.
     Existed(bool),
     /// The membership.
     Joined(Joined),
@@ -132,12 +150,16 @@ pub enum RoomAnswer {
     Members(MemberPage),
     /// Devices.
     Devices(Vec<DeviceEntry>),
+    /// The cursors of a device.
+    Cursors(DeviceCursors),
     /// The messages that may be read back.
     History(History),
+    /// Tokens, sorted by name.
+    Tokens(Vec<Token>),
 }
 
 /// A place in the log of a room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Point {
     /// A number of the room.
     pub number: u64,
@@ -201,10 +223,10 @@ pub struct RoomPage {
 /// A page of the members of a room.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberPage {
-    /// Their names, sorted.
+    /// Their names, in any order.
     pub names: Vec<UserName>,
-    /// Whether more members follow.
-    pub is_truncated: bool,
+    /// The place of the next page; `None` if this is the last one.
+    pub next: Option<u64>,
 }
 
 /// A device as its user sees it.
@@ -216,6 +238,28 @@ pub struct DeviceEntry {
     pub seen_s: u32,
     /// The messages of the inbox that wait for it.
     pub waiting: u64,
+}
+
+/// The cursors of a device: what it has acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceCursors {
+    /// The device; `None` if it does not exist: with these cursors it would begin.
+    pub device: Option<DeviceId>,
+    /// The last message of the inbox that it has acknowledged.
+    pub inbox: Position,
+    /// The rooms that it reads.
+    pub rooms: Vec<RoomPlace>,
+}
+
+/// The place of a device in a room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoomPlace {
+    /// The name of the room.
+    pub name: RoomName,
+    /// The last message that the device has acknowledged.
+    pub cursor: Point,
+    /// The messages above it.
+    pub unread: History,
 }
 
 /// The messages of a room that a member may read back.

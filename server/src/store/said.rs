@@ -1,4 +1,4 @@
-//! [`Said`]: a message of a room on its way to many readers, which share its encodings.
+//! [`Said`]: a message of a room on its way to many readers, which share its encoding.
 
 use std::sync::{Arc, OnceLock};
 
@@ -7,7 +7,7 @@ use hark_protocol::RoomName;
 
 use super::Message;
 
-/// A message of a room, and its encodings. All readers that take it from the room's
+/// A message of a room, and its encoding. All readers that take it from the room's
 /// [`Ring`](super::Ring) share one value.
 #[derive(Debug)]
 pub struct Said {
@@ -15,17 +15,7 @@ pub struct Said {
     pub room: RoomName,
     /// The message.
     pub message: Arc<Message>,
-    native: OnceLock<Bytes>,
-    grpc: OnceLock<Bytes>,
-}
-
-/// A framing in which messages of rooms are encoded once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Encoding {
-    /// The native framing, with the length and the id 0.
-    Native,
-    /// A message of gRPC.
-    Grpc,
+    encoded: OnceLock<Bytes>,
 }
 
 impl Said {
@@ -35,17 +25,13 @@ impl Said {
         Self {
             room,
             message,
-            native: OnceLock::new(),
-            grpc: OnceLock::new(),
+            encoded: OnceLock::new(),
         }
     }
 
-    /// Returns the bytes of an encoding. The first reader makes them.
-    pub fn encoded(&self, encoding: Encoding, encode: impl FnOnce(&Self) -> Bytes) -> &Bytes {
-        let cell = match encoding {
-            Encoding::Native => &self.native,
-            Encoding::Grpc => &self.grpc,
-        };
-        cell.get_or_init(|| encode(self))
+    /// Returns its bytes in the native framing, with the length and the id 0. The first reader
+    /// makes them. The others frame what they get themselves.
+    pub fn encoded(&self, encode: impl FnOnce(&Self) -> Bytes) -> &Bytes {
+        self.encoded.get_or_init(|| encode(self))
     }
 }

@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use hark_grpc::admin::add_credentials;
 use hark_grpc::v1::admin_client::AdminClient;
-use hark_grpc::v1::{BackupRequest, DrainRequest, GetStatsRequest};
+use hark_grpc::v1::chat_client::ChatClient;
+use hark_grpc::v1::{self, BackupRequest, DrainRequest, GetStatsRequest};
 use hark_protocol::{Code, Request, Sequence};
 use hark_tests::{FarMachine, Front, Harkd, StoreLocation, Wire, add_user, harkd, name, send};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Runs `harkd admin`.
 fn admin(store: &Path, arguments: &[&str]) -> Output {
@@ -111,11 +112,50 @@ async fn kick_closes_the_connections_of_a_user() {
     other.ping().await;
     let mut again = Wire::connect(server.address()).await;
     again.receive("bob").await;
-    let id = answers(&server, &["connections"])[0]["id"].to_string();
+    // The connection of the call stays open.
+    let connections = answers(&server, &["connections"]);
+    let mut idle = connections.iter().filter(|open| open["users"] == json!([]));
+    let id = idle.next_back().unwrap()["id"].to_string();
     assert_eq!(answer(&server, &["kick", &id])["closed"], 1);
     assert_eq!(other.next().await, None);
     again.ping().await;
     server.wait_for_log("administration command=\"kick\" object=\"bob\" uid=");
+}
+
+#[tokio::test]
+async fn kick_finds_a_call_among_many() {
+    let server = Harkd::start();
+    let mut wire = Wire::connect(server.address()).await;
+    wire.create("bob").await;
+    let mut client = ChatClient::new(channel(&server).await);
+    let connect = v1::ConnectRequest {
+        user: "bob".to_owned(),
+        ..v1::ConnectRequest::default()
+    };
+    let mut received = client.connect(connect).await.unwrap().into_inner();
+    for n in 0..40 {
+        let user = format!("user{n}");
+        wire.create(&user).await;
+        let send = v1::SendRequest {
+            to: "bob".to_owned(),
+            text: "hello".to_owned(),
+            login: Some(v1::Credentials {
+                user,
+                password: String::new(),
+            }),
+            ..v1::SendRequest::default()
+        };
+        client.send(send).await.unwrap();
+    }
+    assert_eq!(answer(&server, &["kick", "bob"])["closed"], 1);
+    let ended = loop {
+        match received.message().await {
+            Ok(Some(_)) => {}
+            ended => break ended,
+        }
+    };
+    assert!(ended.is_err(), "{ended:?}");
+    assert_eq!(answer(&server, &["show", "bob"])["receiving"], false);
 }
 
 #[tokio::test]
@@ -359,6 +399,9 @@ async fn incomplete_or_misplaced_backup_is_refused() {
     let output = restore(server.store());
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("is not empty"), "{error}");
+    let within = server.store().join("log/backup");
+    let error = failure(&server, &["backup", "--to", within.to_str().unwrap()]);
+    assert!(error.contains("within the folder"), "{error}");
     std::fs::remove_file(backup.join("COMPLETE")).unwrap();
     let output = restore(&folder.path().join("store"));
     let error = String::from_utf8(output.stderr).unwrap();

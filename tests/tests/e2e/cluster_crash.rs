@@ -25,6 +25,8 @@ const NODES: usize = 3;
 /// Capacity of an inbox in messages, small enough to be exceeded soon.
 const QUEUED_MAX: u64 = 100;
 const SERVERS: usize = 2;
+/// Shards of a chat by default.
+const SHARDS: usize = 4;
 
 /// Time limit for an answer of a server in any state of NATS: the server times
 /// out after twenty seconds, and may have waited as long before.
@@ -272,6 +274,27 @@ async fn promise_holds_while_a_node_is_cut_off() {
     cut(Trial::from_env(), &far, cluster, SHORT_MS).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn promise_holds_when_all_nodes_are_killed_at_once() {
+    let mut trial = Trial::from_env();
+    let mut cluster = block_in_place(Cluster::start);
+    let promise = cluster.promise(ANSWER, &mut trial).await;
+    let mut kills = 0;
+    while kills == 0 || !promise.may_end(trial.time) {
+        let before = promise.answers();
+        pause(&mut trial.random, 500..3000).await;
+        promise.answer_after(before).await;
+        tell(&promise, format_args!("all nodes are killed"));
+        block_in_place(|| (0..NODES).for_each(|node| cluster.nats.kill(node)));
+        pause(&mut trial.random, 100..5000).await;
+        block_in_place(|| (0..NODES).for_each(|node| cluster.nats.restart(node)));
+        kills += 1;
+    }
+    let report = promise.end().await;
+    report.assert_all_tried();
+    assert_eq!(report.timed_out, 0, "some answer did not come");
+}
+
 /// Each cut takes longer than the server's timeout of twenty seconds, and the freeze longer than
 /// the others remember outcomes.
 mod long {
@@ -321,6 +344,36 @@ mod long {
         cut(Trial::from_env(), &far, cluster, LONG_MS).await;
         assert!(told.is_finished(), "no answer about the unknown outcome");
         told.await.expect("no other answer");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn promise_holds_when_a_node_loses_its_store() {
+        let mut trial = Trial::from_env();
+        let mut cluster = block_in_place(Cluster::start);
+        let promise = cluster.promise(ANSWER, &mut trial).await;
+        let mut wipes = 0;
+        while wipes < NODES || !promise.may_end(trial.time) {
+            let before = promise.answers();
+            pause(&mut trial.random, 500..3000).await;
+            promise.answer_after(before).await;
+            let node = wipes % NODES;
+            tell(&promise, format_args!("{node} loses its store"));
+            block_in_place(|| {
+                cluster.nats.kill(node);
+                cluster.nats.wipe(node);
+                cluster.nats.restart(node);
+                // Two intact replicas are a majority; a second loss must wait for the third.
+                cluster.nats.wait_until_current();
+                for shard in 0..SHARDS {
+                    let stream = format!("hark-shard-{shard}");
+                    cluster.nats.wait_until_current_in(&stream, node);
+                }
+            });
+            wipes += 1;
+        }
+        let report = promise.end().await;
+        report.assert_all_tried();
+        assert_eq!(report.timed_out, 0, "some answer did not come");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,9 +5,9 @@
 //! Each run prints its seed. `HARK_SEED` repeats it, and `HARK_TEST_SECONDS`
 //! sets its duration.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use hark_tests::{Front, Harkd, LoadConfig, Promise, TIMEOUT, Trial};
+use hark_tests::{Front, Harkd, LoadConfig, Promise, RoomPromise, TIMEOUT, Trial};
 use rand::RngExt as _;
 use tokio::time::sleep;
 
@@ -50,4 +50,22 @@ async fn promise_holds_under_kill_9() {
         "some answer did not come"
     );
     report.assert_all_tried();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rooms_keep_the_promise_under_kill_9() {
+    let mut trial = Trial::from_env();
+    let mut server = Harkd::builder().start();
+    let promise = RoomPromise::begin(server.address(), trial.random()).await;
+    let begun = Instant::now();
+    let mut kills = 0;
+    while begun.elapsed() < trial.time || kills < 2 {
+        sleep(Duration::from_millis(trial.random.random_range(200..1200))).await;
+        server = tokio::task::block_in_place(|| server.kill_and_restart());
+        kills += 1;
+    }
+    let report = promise.end().await;
+    println!("{kills} kills, {report:?}");
+    assert!(report.compared >= 3 * report.stored && report.stored > 0);
+    assert!(report.stays > 0, "no membership ended");
 }

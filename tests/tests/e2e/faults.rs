@@ -10,6 +10,8 @@ use hark_protocol::{Code, Reply, Request, Sequence};
 use hark_tests::{Harkd, HarkdBuilder, SmallDisk, TIMEOUT, Wire, name, send, wait_until};
 use tokio::time::timeout;
 
+use super::http::curl;
+
 /// Room for a few segments of 4 MiB and the reserve.
 const DISK_MIB: u32 = 40;
 
@@ -111,6 +113,9 @@ async fn full_disk_refuses_only_sends() {
         wire.refused(send("amy", "from nobody"), Code::NoSuchUser)
             .await;
         wire.ping().await;
+        let ready = curl(&server, "/readyz", &[]);
+        assert_eq!(ready.status, 200);
+        assert!(ready.body.contains("low on disk space"), "{}", ready.body);
         wire.create("eve").await;
         wire.ok(Request::Login {
             user: name("eve"),

@@ -3,25 +3,26 @@
 use std::io::{BufRead, BufReader, Read as _};
 use std::process::{Child, Command, Stdio};
 
-use hark_protocol::Request;
+use hark_protocol::message::RoomMode;
+use hark_protocol::{Request, RoomRequest};
 use hark_tests::{Front, Harkd, Wire, name, wait_until};
 use serde_json::{Value, json};
 
 /// The response to a request.
 #[derive(Debug)]
-struct Response {
-    status: u16,
+pub(crate) struct Response {
+    pub(crate) status: u16,
     headers: String,
-    body: String,
+    pub(crate) body: String,
 }
 
 impl Response {
     #[track_caller]
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("{self:?}"))
     }
 
-    fn lines(&self) -> Vec<Value> {
+    pub(crate) fn lines(&self) -> Vec<Value> {
         let lines = self.body.lines();
         lines
             .map(|line| serde_json::from_str(line).unwrap())
@@ -36,7 +37,7 @@ impl Response {
     }
 
     #[track_caller]
-    fn check(&self, status: u16, code: &str) {
+    pub(crate) fn check(&self, status: u16, code: &str) {
         assert_eq!(self.status, status, "{self:?}");
         assert_eq!(self.json()["code"], code, "{self:?}");
         assert!(!self.json()["explanation"].as_str().unwrap().is_empty());
@@ -62,7 +63,7 @@ fn command(server: &Harkd, target: &str, arguments: &[&str]) -> Command {
 
 /// Runs `curl` for a target of the server.
 #[track_caller]
-fn curl(server: &Harkd, target: &str, arguments: &[&str]) -> Response {
+pub(crate) fn curl(server: &Harkd, target: &str, arguments: &[&str]) -> Response {
     let output = command(server, target, &[&["--include"], arguments].concat())
         .output()
         .expect("curl, which ./test installs");
@@ -83,13 +84,13 @@ fn curl(server: &Harkd, target: &str, arguments: &[&str]) -> Response {
 }
 
 /// A `curl` whose response is read line by line.
-struct Stream {
+pub(crate) struct Stream {
     curl: Child,
     lines: BufReader<std::process::ChildStdout>,
 }
 
 impl Stream {
-    fn open(server: &Harkd, target: &str, arguments: &[&str]) -> Self {
+    pub(crate) fn open(server: &Harkd, target: &str, arguments: &[&str]) -> Self {
         let arguments = [&["--no-buffer", "--request", "POST"], arguments].concat();
         let mut curl = command(server, target, &arguments)
             .stdout(Stdio::piped())
@@ -100,7 +101,7 @@ impl Stream {
     }
 
     /// Returns the next line.
-    fn next(&mut self) -> Value {
+    pub(crate) fn next(&mut self) -> Value {
         let mut line = String::new();
         self.lines.read_line(&mut line).unwrap();
         serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line:?}"))
@@ -112,7 +113,7 @@ impl Stream {
     }
 
     /// Returns the rest, after the end of the response.
-    fn rest(mut self) -> String {
+    pub(crate) fn rest(mut self) -> String {
         let mut rest = String::new();
         self.lines.read_to_string(&mut rest).unwrap();
         self.curl.wait().unwrap();
@@ -480,8 +481,12 @@ fn every_response_has_the_standard_headers() {
         ("/v1/nothing", true),
         ("/healthz", false),
         ("/nothing", false),
+        ("/", false),
     ] {
-        let response = curl(&server, target, &[]);
+        let response = curl(&server, target, &["-H", "Accept-Encoding: gzip, br"]);
+        for absent in ["content-encoding", "set-cookie"] {
+            assert_eq!(response.header(absent), None, "{target}");
+        }
         assert_eq!(response.header("x-content-type-options"), Some("nosniff"));
         assert_eq!(response.header("referrer-policy"), Some("no-referrer"));
         assert_eq!(
@@ -523,6 +528,7 @@ fn http_2_carries_the_same_requests() {
     let filler = format!("X-Filler: {}", "x".repeat(9000));
     let long = curl(&server, "/healthz", &[prior_knowledge[0], "-H", &filler]);
     long.check(431, "too-large");
+    curl(&server, "/v1/ws", &prior_knowledge[..1]).check(400, "bad-request");
     // No upgrade from HTTP/1.1.
     let upgrade = curl(&server, "/v1/receive/bob", &["--http2"]);
     assert!(upgrade.headers.starts_with("HTTP/1.1 200"), "{upgrade:?}");
@@ -589,6 +595,19 @@ async fn metrics_count_and_name_nobody() {
     socket.sent("somebody", "hello").await;
     let message = socket.message().await;
     socket.ack(message.sequence).await;
+    // A message is in flight at the end of a delivery.
+    let mut reader = Front::Native.connect(server.address()).await;
+    reader.receive("somebody").await;
+    reader.sent("somebody", "again").await;
+    reader.message().await;
+    drop(reader);
+    let mut owner = Front::Native.connect(server.address()).await;
+    let (user, password) = (name("somebody"), None);
+    owner.ok(Request::Login { user, password }).await;
+    let room = "#team".parse().unwrap();
+    let (mode, keep_s) = (RoomMode::Open, None);
+    let set = RoomRequest::Set { room, mode, keep_s };
+    owner.ok(Request::Room(set)).await;
     curl(&server, "/v1/send/nobody", &["-d", "x"]).check(404, "no-such-user");
     let scrape = || {
         let url = format!("http://{}/metrics", address.trim());
@@ -600,13 +619,22 @@ async fn metrics_count_and_name_nobody() {
     };
     let expected = [
         "hark_connections{front=\"websocket\"} 1",
-        "hark_sends_total{outcome=\"stored\"} 1",
+        "hark_sends_total{outcome=\"stored\"} 2",
         "hark_sends_total{outcome=\"refused\"} 1",
         "hark_refusals_total{code=\"no-such-user\"} 1",
-        "hark_deliveries_total 1",
+        "hark_deliveries_total 2",
         "hark_acknowledgements_total 1",
         "hark_accounts 1",
         "hark_store_available 1",
+        "hark_gaps_total 0",
+        "hark_redeliveries_total 1",
+        "hark_lagging_subscriptions 0",
+        "hark_queued_messages 1",
+        "hark_queued_bytes 5",
+        "hark_oldest_unread_seconds 0",
+        "hark_rooms 1",
+        "hark_members 1",
+        "hark_devices 1",
     ];
     let has = |text: &str, expected: &str| text.lines().any(|line| line == expected);
     wait_until("the figures", || {
@@ -621,4 +649,21 @@ async fn metrics_count_and_name_nobody() {
     );
     let series = text.lines().filter(|line| !line.starts_with('#')).count();
     assert!(series < 200, "{series} series");
+}
+
+mod long {
+    use super::*;
+
+    #[test]
+    fn quiet_stream_has_an_empty_line_every_25_seconds() {
+        let server = Harkd::start();
+        create(&server, "bob");
+        let start = std::time::Instant::now();
+        let mut stream = Stream::open(&server, "/v1/receive/bob", &[]);
+        assert_eq!(stream.next(), json!({}));
+        let waited = start.elapsed().as_secs();
+        assert!((24..40).contains(&waited), "{waited} s");
+        send(&server, "bob", "hello");
+        assert_eq!(stream.text(), "hello");
+    }
 }

@@ -7,6 +7,8 @@ use hark_tests::{Harkd, TIMEOUT, Wire, wait_until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use super::administration::answer;
+
 const MIB: u64 = 1024 * 1024;
 
 /// A connection that sends raw bytes.
@@ -293,6 +295,21 @@ async fn rebound_name_is_not_served() {
 }
 
 #[tokio::test]
+async fn ban_reaches_clients_behind_a_proxy() {
+    let server = Harkd::builder()
+        .args(["--proxy-from=127.0.0.1", "--allow-open-accounts"])
+        .start();
+    answer(&server, &["ban", "::ffff:203.0.113.7"]);
+    for (client, expected) in [("203.0.113.7", 403), ("203.0.113.8", 200)] {
+        let forwarded = format!("X-Forwarded-For: {client}\r\n");
+        let get = request("GET /v1/users", &forwarded, "");
+        check_status(&exchange(&server, &get).await, expected);
+    }
+    let without_address = request("GET /v1/users", "Via: 1.1 proxy\r\n", "");
+    check_status(&exchange(&server, &without_address).await, 400);
+}
+
+#[tokio::test]
 async fn forwarded_request_is_never_local() {
     let (server, _wire) = with_bob().await;
     for header in [
@@ -333,6 +350,46 @@ async fn forwarded_request_is_never_local() {
     check_status(&exchange(&proxied, &get("203.0.113.8")).await, 200);
     let unclear = request("GET /v1/users", "X-Forwarded-For: unknown\r\n", "");
     check_status(&exchange(&proxied, &unclear).await, 400);
+}
+
+#[tokio::test]
+async fn open_requests_of_a_forwarded_address_are_limited() {
+    let server = Harkd::builder()
+        .args([
+            "--proxy-from=127.0.0.1",
+            "--allow-open-accounts",
+            "--limit-loopback",
+            "--max-connections-per-address=2",
+        ])
+        .start();
+    let for_client =
+        |line: &str, client: &str| request(line, &format!("X-Forwarded-For: {client}\r\n"), "");
+    let create = for_client("PUT /v1/users/bob", "203.0.113.7");
+    check_status(&exchange(&server, &create).await, 201);
+    let mut open = Vec::new();
+    for device in ["phone", "tablet"] {
+        let line = format!("POST /v1/receive/bob?device={device}");
+        let mut raw = Raw::open(&server).await;
+        raw.write(for_client(&line, "203.0.113.7").as_bytes()).await;
+        let mut head = [0; 12];
+        raw.0.read_exact(&mut head).await.unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200");
+        open.push(raw);
+    }
+    let get = |client: &str| for_client("GET /v1/users", client);
+    let refused = exchange(&server, &get("203.0.113.7")).await;
+    check_status(&refused, 503);
+    assert!(refused.contains("retry-after: "), "{refused}");
+    // Neither the other clients nor the proxy are limited by it.
+    check_status(&exchange(&server, &get("203.0.113.8")).await, 200);
+    open.pop();
+    let start = Instant::now();
+    while !exchange(&server, &get("203.0.113.7"))
+        .await
+        .contains(" 200 ")
+    {
+        assert!(start.elapsed() < TIMEOUT, "the request is still counted");
+    }
 }
 
 #[tokio::test]

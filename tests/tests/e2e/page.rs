@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use hark_protocol::{Reply, Request};
+use hark_protocol::{Reply, Request, RoomRequest};
 use hark_tests::{Browser, Harkd, Wire, hark, name};
 use serde_json::Value;
 
@@ -48,6 +48,30 @@ impl Page {
 
     async fn say(&self, text: &str) {
         self.0.fill("#text", text, true).await;
+    }
+
+    /// Submits the form of a log-in.
+    async fn log_in(&self, user: &str, password: &str) {
+        self.0.wait_for(&is_shown("entry")).await;
+        self.0.fill("#user", user, false).await;
+        self.0.fill("#password", password, true).await;
+    }
+
+    /// Waits for a conversation and opens it.
+    async fn choose(&self, title: &str) {
+        let script = format!(
+            "const all = [...document.querySelectorAll('#conversations button')]; \
+             const found = all.find((one) => one.firstChild.textContent === '{title}'); \
+             found?.click(); return Boolean(found)"
+        );
+        self.0.wait_for(&script).await;
+    }
+
+    /// Waits until a message or a note on the screen contains this text.
+    async fn wait_for_part(&self, text: &str) {
+        let script =
+            format!("return document.querySelector('#messages').innerText.includes('{text}')");
+        self.0.wait_for(&script).await;
     }
 
     /// Returns the texts on the screen, with the fates of lines that are not stored.
@@ -157,7 +181,7 @@ async fn pages_and_terminal_miss_nothing_across_kill() {
     let shown = ann.texts().await;
     assert_eq!(shown[2], "three | waits for the connection");
     // A reload does not lose the lines either.
-    let state = ann.0.run("return localStorage['hark.outbox']").await;
+    let state = ann.0.run("return JSON.stringify(localStorage)").await;
     assert!(state.as_str().unwrap().contains("three"), "{state}");
     let server = server.restart();
     bob.wait_for_texts(&["one", "two", "three", "four"]).await;
@@ -210,6 +234,66 @@ async fn log_out_wipes_the_browser() {
     ann.0.wait_for(&is_shown("entry")).await;
     let kept = ann.0.run("return Object.keys(localStorage)").await;
     assert_eq!(strings(kept), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn page_with_a_password_survives_reload_by_a_token() {
+    let server = Harkd::builder().certificate(None).start();
+    let ann = Page::open(&server, 1000).await;
+    ann.create("ann", "hunter2").await;
+    let has_token =
+        "return (JSON.parse(localStorage['hark.account']).token || '').startsWith('hk_')";
+    ann.0.wait_for(has_token).await;
+    let kept = ann.0.run("return JSON.stringify(localStorage)").await;
+    assert!(!kept.as_str().unwrap().contains("hunter2"), "{kept}");
+
+    ann.load(&server).await;
+    ann.0.wait_for(&is_shown("app")).await;
+    ann.wait_until_online().await;
+    let mut bob = Wire::connect(server.address()).await;
+    bob.create("bob").await;
+    bob.receive("bob").await;
+    ann.talk("bob").await;
+    ann.say("by a token").await;
+    assert_eq!(&*bob.message().await.text, "by a token");
+
+    // Logging out with the password revokes the token.
+    let token = "return JSON.parse(localStorage['hark.account']).token";
+    let token = ann.0.run(token).await;
+    ann.0.click("#browser").await;
+    ann.0.fill("#logout-password", "hunter2", false).await;
+    ann.0.click("#logout-form button[type=submit]").await;
+    ann.0.wait_for(&is_shown("entry")).await;
+    let kept = ann.0.run("return Object.keys(localStorage)").await;
+    assert_eq!(strings(kept), Vec::<String>::new());
+    let login = Request::Login {
+        user: name("ann"),
+        password: Some(token.as_str().unwrap().parse().unwrap()),
+    };
+    let refused = Wire::connect(server.address()).await.ask(login).await;
+    assert!(matches!(refused, Reply::NotOk(_)), "{refused:?}");
+}
+
+#[tokio::test]
+async fn revoked_page_asks_for_the_password() {
+    let server = Harkd::builder().certificate(None).start();
+    let page = Page::open(&server, 1000).await;
+    page.create("ann", "hunter2").await;
+    let token = "return JSON.parse(localStorage['hark.account'] ?? '{}').device || null";
+    let device = page.0.wait_for(token).await;
+    page.load(&server).await;
+    page.wait_until_online().await;
+    let mut ann = Wire::connect(server.address()).await;
+    let login = Request::Login {
+        user: name("ann"),
+        password: Some("hunter2".parse().unwrap()),
+    };
+    ann.ok(login).await;
+    let token = device.as_str().unwrap().parse().unwrap();
+    ann.ok(Request::Room(RoomRequest::Revoke(token))).await;
+    page.0.wait_for(&is_shown("entry")).await;
+    let error = "return document.querySelector('#entry-error').textContent || null";
+    page.0.wait_for(error).await;
 }
 
 #[tokio::test]
@@ -270,4 +354,157 @@ async fn texts_stay_texts() {
     let made = "return document.querySelectorAll('#messages img, #messages script, #messages a')\
                 .length";
     assert_eq!(page.0.run(made).await, 0);
+}
+
+/// Fills the storage of the origin to the last character, as another page might.
+const FILL_STORAGE: &str = "for (let size = 1 << 22; size >= 1; size >>= 1) { \
+     try { for (let i = 0; ; i++) localStorage.setItem(`other.${size}.${i}`, 'x'.repeat(size)); } \
+     catch {} }";
+
+#[tokio::test]
+async fn mistyped_login_keeps_received_messages() {
+    let server = Harkd::builder().certificate(None).start();
+    let page = Page::open(&server, 1000).await;
+    page.create("carol", "hunter2").await;
+    let mut anonymous = Wire::connect(server.address()).await;
+    anonymous.sent("carol", "the only copy").await;
+    page.choose("(anonymous)").await;
+    page.wait_for_texts(&["the only copy"]).await;
+    // As if the token had been lost, so that the page asks for the password.
+    let forget = "const account = JSON.parse(localStorage['hark.account']); delete account.token; \
+                  localStorage['hark.account'] = JSON.stringify(account)";
+    page.0.run(forget).await;
+    page.load(&server).await;
+    page.log_in("carl", "hunter2").await;
+    let error = "return document.querySelector('#entry-error').textContent || null";
+    page.0.wait_for(error).await;
+    page.log_in("carol", "hunter2").await;
+    page.0.wait_for(&is_shown("app")).await;
+    page.choose("(anonymous)").await;
+    page.wait_for_texts(&["the only copy"]).await;
+}
+
+#[tokio::test]
+async fn lines_of_two_tabs_are_stored_once() {
+    const TYPED: &str = "window.typed = 0; window.typing = setInterval(() => { \
+         if (document.querySelector('#elsewhere-dialog').open) return clearInterval(typing); \
+         document.querySelector('#text').value = `first ${window.typed++}`; \
+         document.querySelector('#composer').requestSubmit(); }, 20)";
+    let server = Harkd::builder().certificate(None).start();
+    let page = Page::open(&server, 1000).await;
+    page.create("ann", "").await;
+    let mut bob = Wire::connect(server.address()).await;
+    bob.create("bob").await;
+    page.talk("bob").await;
+    let first = page.0.tab().await;
+    page.0.run(TYPED).await;
+    page.0.open_tab().await;
+    page.load(&server).await;
+    page.0.wait_for(&is_shown("app")).await;
+    page.wait_until_online().await;
+    page.talk("bob").await;
+    page.say("second").await;
+    page.0.change_tab(&first).await;
+    let count = "return document.querySelector('#elsewhere-dialog').open && window.typed";
+    let count = page.0.wait_for(count).await.as_u64().unwrap();
+    page.0.click("#use-here").await;
+    page.0.wait_for(&is_shown("app")).await;
+    page.wait_until_online().await;
+    page.choose("bob").await;
+    page.wait_for_part("second").await;
+    let none_waits = "return !document.querySelector('#messages .fate')";
+    page.0.wait_for(none_waits).await;
+    // The conversation has each line once.
+    let shown = page.texts().await;
+    for n in 0..count {
+        let line = format!("first {n}");
+        let found = shown.iter().filter(|text| **text == line).count();
+        assert_eq!(found, 1, "{line}: {shown:?}");
+    }
+    assert!(shown.contains(&"second".to_owned()), "{shown:?}");
+}
+
+#[tokio::test]
+async fn control_characters_do_not_stop_the_page() {
+    let server = Harkd::builder().certificate(None).start();
+    let page = Page::open(&server, 1000).await;
+    page.create("ann", "").await;
+    let mut anonymous = Wire::connect(server.address()).await;
+    let text = "\u{1}".repeat(60_000);
+    for _ in 0..16 {
+        anonymous.sent("ann", &text).await;
+    }
+    anonymous.sent("ann", "important").await;
+    page.choose("(anonymous)").await;
+    page.wait_for_part("important").await;
+    page.load(&server).await;
+    page.wait_until_online().await;
+    page.choose("(anonymous)").await;
+    page.wait_for_part("important").await;
+}
+
+#[tokio::test]
+async fn full_storage_stops_neither_direction() {
+    let mut server = Harkd::builder().certificate(None).start();
+    let page = Page::open(&server, 1000).await;
+    page.create("ann", "").await;
+    Wire::connect(server.address()).await.create("bob").await;
+    page.talk("bob").await;
+    page.0.run(FILL_STORAGE).await;
+    let mut anonymous = Wire::connect(server.address()).await;
+    anonymous.sent("ann", "not kept").await;
+    page.choose("(anonymous)").await;
+    page.wait_for_part("storage of this browser is full").await;
+    page.wait_for_part("not kept").await;
+    page.choose("bob").await;
+    server.kill();
+    page.say("typed in vain?").await;
+    page.wait_for_part("lost in a reload").await;
+    let _server = server.restart();
+    page.wait_for_texts(&["typed in vain?"]).await;
+}
+
+#[tokio::test]
+async fn first_line_to_a_person_waits_in_the_outbox() {
+    let mut server = Harkd::builder().certificate(None).start();
+    let page = Page::open(&server, 1000).await;
+    page.create("ann", "").await;
+    let mut eve = Wire::connect(server.address()).await;
+    eve.create("eve").await;
+    eve.receive("eve").await;
+    eve.sent("ann", "hello").await;
+    page.choose("eve").await;
+    page.wait_for_texts(&["hello"]).await;
+    server.kill();
+    page.say("an answer").await;
+    let is_kept = "return JSON.stringify(localStorage).includes('an answer')";
+    page.0.wait_for(is_kept).await;
+    let _server = server.restart();
+    page.wait_for_texts(&["hello", "an answer"]).await;
+}
+
+#[tokio::test]
+async fn login_waits_while_there_are_too_many_devices() {
+    let server = Harkd::builder().certificate(None).start();
+    Wire::connect(server.address()).await.create("ann").await;
+    let mut devices = Vec::new();
+    for n in 0..8 {
+        let mut device = Wire::connect(server.address()).await;
+        let attach = RoomRequest::Attach {
+            user: name("ann"),
+            device: format!("device-{n}").parse().unwrap(),
+            password: None,
+        };
+        device.ok(Request::Room(attach)).await;
+        devices.push(device);
+    }
+    let page = Page::open(&server, 1000).await;
+    page.log_in("ann", "").await;
+    let waits =
+        "return document.querySelector('#entry-error').textContent.includes('trying again')";
+    page.0.wait_for(waits).await;
+    let forget = RoomRequest::Forget(Some("device-0".parse().unwrap()));
+    devices.last_mut().unwrap().ok(Request::Room(forget)).await;
+    page.0.wait_for(&is_shown("app")).await;
+    page.wait_until_online().await;
 }

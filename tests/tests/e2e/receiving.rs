@@ -29,6 +29,25 @@ hark_tests::through_all_fronts_on_all_stores! {
         later_connect_takes_over;
 }
 
+// An acknowledgement over HTTP counts without an open response, so a former receiver keeps
+// its right to acknowledge.
+hark_tests::through_all_fronts!(mod http_to_websocket, Http, WebSocket,
+    connect_delivers_queued_then_new_messages,
+    anonymous_message_has_time_but_no_sender,
+    unacknowledged_message_is_repeated_with_same_number,
+    acknowledged_message_is_not_repeated_after_kill,
+    receiver_gets_bye_on_account_deletion,
+    receiver_gets_bye_on_shutdown);
+
+hark_tests::through_all_fronts!(mod websocket_to_http, WebSocket, Http,
+    connect_delivers_queued_then_new_messages,
+    anonymous_message_has_time_but_no_sender,
+    unacknowledged_message_is_repeated_with_same_number,
+    acknowledged_message_is_not_repeated_after_kill,
+    later_connect_takes_over,
+    receiver_gets_bye_on_account_deletion,
+    receiver_gets_bye_on_shutdown);
+
 const BYE_TAKEN_OVER: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::TakenOver));
 const BYE_SHUTDOWN: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::Shutdown));
 const BYE_DELETED: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::Deleted));
@@ -200,12 +219,12 @@ async fn later_connect_takes_over(one: Front, other: Front) {
     alice.receive("alice").await;
     assert_eq!(alice.message().await.sender, Some(name("bob")));
     let mut again = other.connect(server.address()).await;
-    assert_eq!(
-        again.receive("bob").await,
-        1,
-        "two was never pushed to the former"
-    );
-    assert_eq!(again.message().await, two);
+    // Two was never pushed to the former, but over HTTP any number counts.
+    let left = u64::from(one != Front::Http);
+    assert_eq!(again.receive("bob").await, left);
+    if left > 0 {
+        assert_eq!(again.message().await, two);
+    }
 }
 
 async fn other_login_and_disconnect_end_receiving(one: Front, other: Front) {

@@ -23,6 +23,18 @@ hark_tests::through_all_fronts_on_all_stores! {
         repeat_gets_the_same_answer;
 }
 
+hark_tests::through_all_fronts!(mod http_to_websocket, Http, WebSocket,
+    repeat_gets_the_same_answer,
+    repeat_is_answered_although_new_sends_are_refused,
+    without_hello_a_repeat_is_a_new_message,
+    text_length_bounds_are_enforced);
+
+hark_tests::through_all_fronts!(mod websocket_to_http, WebSocket, Http,
+    repeat_gets_the_same_answer,
+    repeat_is_answered_although_new_sends_are_refused,
+    without_hello_a_repeat_is_a_new_message,
+    text_length_bounds_are_enforced);
+
 fn hello(session: &str) -> Request {
     Request::Hello {
         version: 1,

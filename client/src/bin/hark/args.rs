@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use hark_protocol::message::RoomMode;
-use hark_protocol::{DeviceName, RoomName, UserName};
+use hark_protocol::message::{RoomMode, Scope};
+use hark_protocol::{DeviceName, RoomName, TokenName, UserName};
 
 const AFTER_HELP: &str = "\
 Without a command, hark is a chat in the terminal. If stdin or stdout is not a terminal, \
@@ -15,19 +15,19 @@ hark reads one command per line and prints one line for each, in order:
   notok CODE TEXT      refused; nothing was changed
   unknown TEXT         the outcome is unknown
   notsent TEXT         not done; the request was not sent
-Before the `ok COUNT` of rooms, history and devices it prints a line for each: \
-`room NAME MODE MEMBERS UNREAD NUMBER`, `past NUMBER SENDER TIME TEXT` or `device NAME TIME WAITING`; \
-`-` stands for no unread count and no name.
+Before the `ok COUNT` of rooms, history, devices and tokens it prints a line for each: \
+`room NAME MODE MEMBERS UNREAD NUMBER`, `past NUMBER SENDER TIME TEXT`, `device NAME TIME WAITING` or \
+`token NAME SCOPE TIME`; `-` stands for no unread count, no name and no use.
 Between them it prints `message NUMBER SENDER TIME TEXT` for each received message, \
 `said ROOM NUMBER SENDER TIME TEXT` for each message of a room, and `gap LOG FROM TO COUNT` for \
 messages that the server has removed. SENDER is a comma if the sender was anonymous, LOG if it is \
 the inbox. In TEXT, \\n, \\t, \\\\ and \\u{...} are escape sequences. Empty lines and lines that begin with # are skipped.
 
 Passwords are read from --password-file, from HARK_PASSWORD, from the command of the configuration, \
-or from a prompt without echo.
+or from a prompt without echo. A token may stand for the password.
 
 The configuration file is TOML. It has server, user, device, tls, ca, grpc, password_file, \
-password_command (prints the password), history (false: as --no-history), state_dir, colors (auto, \
+password_command (prints the password), history (false: as --no-history), screen (false: as --plain), state_dir, colors (auto, \
 always or never), a table aliases of words that stand for the beginning of a command, and tables \
 servers.NAME with a server and its settings, which `--server NAME` chooses.
 
@@ -114,6 +114,10 @@ pub(crate) struct Flags {
     /// a name that was made up at the first start].
     #[arg(long, global = true, env = "HARK_DEVICE", value_name = "NAME")]
     pub(crate) device: Option<DeviceName>,
+    /// Use the chat line by line instead of on a full screen (not in commands). So does
+    /// a terminal that is not capable of more, such as TERM=dumb.
+    #[arg(long, global = true, env = "HARK_PLAIN")]
+    pub(crate) plain: bool,
     /// Keep no local history of conversations: messages that were read, and lines
     /// that were not sent, end with hark.
     #[arg(long, global = true, env = "HARK_NO_HISTORY")]
@@ -244,7 +248,7 @@ pub(crate) enum Task {
     },
 }
 
-/// A single task of rooms or devices.
+/// A single task of rooms, devices or tokens.
 #[derive(Debug, Subcommand)]
 pub(crate) enum RoomTask {
     /// Create a room, or change one of yours.
@@ -297,6 +301,31 @@ pub(crate) enum RoomTask {
     Forget {
         /// The device [default: the one without a name].
         name: Option<DeviceName>,
+    },
+    /// Manage your tokens, which stand for your password with fewer rights.
+    #[command(subcommand)]
+    Token(TokenTask),
+}
+
+/// A single task of tokens.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenTask {
+    /// Create a token, or replace the one of this name; print its secret, which is shown once.
+    /// It ends with the password.
+    Create {
+        /// The name, such as backup.
+        name: TokenName,
+        /// `all`: everything but the administration of the account; `receive`;
+        /// `send`; or `send:NAME`: send to this user or room.
+        #[arg(default_value_t = Scope::All)]
+        scope: Scope,
+    },
+    /// List your tokens: name, scope, time of the last use, up to an hour old.
+    List,
+    /// End a token, and close the connections that entered by it.
+    Revoke {
+        /// The name.
+        name: TokenName,
     },
 }
 

@@ -4,7 +4,7 @@
 use hark_client::handle::Names;
 use hark_client::rooms::{Device, Joined};
 use hark_client::{Handle, RequestError};
-use hark_protocol::message::RoomEntry;
+use hark_protocol::message::{RoomEntry, TokenEntry};
 use hark_protocol::{Delivery, DeviceName, Password, RoomName, UserName};
 
 pub(crate) use hark_client::command::{COMMANDS, Command, Completes, help, parse};
@@ -76,6 +76,9 @@ pub(crate) enum Done {
     /// Messages of a room, the oldest first.
     Past(Vec<Delivery>),
     Devices(Vec<Device>),
+    /// The secret of a new token.
+    Token(Password),
+    Tokens(Vec<TokenEntry>),
 }
 
 /// Sends a command to the server and waits for the answer. `help` and `quit`
@@ -125,7 +128,7 @@ pub(crate) async fn execute(
     }
 }
 
-/// Sends a command of rooms or devices.
+/// Sends a command of rooms, devices or tokens.
 async fn execute_in_rooms(handle: &Handle, command: Command) -> Result<Done, RequestError> {
     match command {
         Command::Room(room, mode, keep_s) => handle.room(room, mode, keep_s).await.map(plain),
@@ -147,6 +150,9 @@ async fn execute_in_rooms(handle: &Handle, command: Command) -> Result<Done, Req
         Command::Seen(room, number) => handle.seen(room, number).await.map(plain),
         Command::Devices => handle.devices().await.map(Done::Devices),
         Command::Forget(device) => handle.forget(device).await.map(plain),
+        Command::Token(name, scope) => handle.token(name, scope).await.map(Done::Token),
+        Command::Tokens => handle.tokens().await.map(Done::Tokens),
+        Command::Revoke(name) => handle.revoke(name).await.map(plain),
         _ => Ok(Done::Plain),
     }
 }

@@ -3,7 +3,7 @@
 
 use hark_client::rooms::Device;
 use hark_client::{Message, RequestError};
-use hark_protocol::message::{Gap, RoomEntry};
+use hark_protocol::message::{Gap, RoomEntry, TokenEntry};
 use hark_protocol::{Delivery, DeviceName, RoomName, UserName};
 use jiff::Timestamp;
 
@@ -37,6 +37,8 @@ fn ok(done: &Done) -> String {
         Done::Talking(room) => format!("ok {room}"),
         Done::Rooms(rooms) => counted("room", rooms.iter().map(room)),
         Done::Devices(devices) => counted("device", devices.iter().map(device)),
+        Done::Token(secret) => format!("ok {}", secret.expose()),
+        Done::Tokens(tokens) => counted("token", tokens.iter().map(token)),
         Done::Past(messages) => counted("past", messages.iter().map(delivery)),
         Done::Deleted(true) => "ok deleted".to_owned(),
         Done::Deleted(false) => "ok absent".to_owned(),
@@ -81,6 +83,15 @@ pub(crate) fn room(room: &RoomEntry) -> String {
 pub(crate) fn device(device: &Device) -> String {
     let name = device.name.as_ref().map_or("-", DeviceName::as_str);
     format!("{name} {} {}", time(device.seen_ms), device.waiting)
+}
+
+/// Formats a token. A dash stands for no use.
+pub(crate) fn token(token: &TokenEntry) -> String {
+    let used = match token.used_ms {
+        0 => "-".to_owned(),
+        used_ms => time(used_ms),
+    };
+    format!("{} {} {used}", token.name, token.scope)
 }
 
 /// Formats a message of the inbox or of a room.
@@ -233,6 +244,15 @@ mod tests {
         assert_eq!(
             outcome(&Ok(Done::Devices(vec![device]))),
             "device - 2023-11-14T22:13:20.123Z 1\nok 1"
+        );
+        let token = |used_ms| TokenEntry {
+            name: "backup".parse().unwrap(),
+            scope: "send:#team".parse().unwrap(),
+            used_ms,
+        };
+        assert_eq!(
+            outcome(&Ok(Done::Tokens(vec![token(0), token(1_700_000_000_000)]))),
+            "token backup send:#team -\ntoken backup send:#team 2023-11-14T22:13:20.000Z\nok 2"
         );
         let missing = Gap {
             log: None,

@@ -4,7 +4,8 @@
 //! | --- | --- |
 //! | `args`, `settings` | flags and sub-commands; the settings that follow from flags and the configuration file |
 //! | `command` | execution of commands that are typed, piped or given as arguments |
-//! | `interactive`, `welcome` | the chat in a terminal, and the questions of its first start |
+//! | `screen` | the chat on a full screen |
+//! | `interactive`, `welcome` | the chat in a terminal line by line, and the questions of its first start |
 //! | `piped`, `once`, `listen`, `watch`, `logs`, `admin`, `user` | the other modes |
 //! | `exec` | a command of the user for each message |
 //! | `past`, `local` | messages of the past; export and unread messages of the local history |
@@ -31,6 +32,7 @@ mod once;
 mod output;
 mod past;
 mod piped;
+mod screen;
 mod settings;
 mod setup;
 mod signals;
@@ -49,7 +51,7 @@ use hark_protocol::Sequence;
 use hark_protocol::limits::FRAME_BYTES_MAX;
 use tokio::io::AsyncReadExt as _;
 
-use crate::args::{CommandLine, InRoom, OfMember, RoomTask, Task, WithUser};
+use crate::args::{CommandLine, InRoom, OfMember, RoomTask, Task, TokenTask, WithUser};
 use crate::command::Command;
 use crate::exit::{Exit, Failure};
 use crate::listen::Printing;
@@ -209,7 +211,7 @@ async fn text_of(words: Vec<String>) -> Result<ByteString, Failure> {
     Ok(text.strip_suffix('\n').unwrap_or(&text).into())
 }
 
-/// Returns the command of a task of rooms or devices.
+/// Returns the command of a task of rooms, devices or tokens.
 fn in_rooms(task: RoomTask) -> Command {
     match task {
         RoomTask::Room { room, mode, keep } => Command::Room(room, mode, keep),
@@ -226,14 +228,20 @@ fn in_rooms(task: RoomTask) -> Command {
         RoomTask::Unblock(WithUser { user }) => Command::Unblock(user),
         RoomTask::Devices => Command::Devices,
         RoomTask::Forget { name } => Command::Forget(name),
+        RoomTask::Token(TokenTask::Create { name, scope }) => Command::Token(name, scope),
+        RoomTask::Token(TokenTask::List) => Command::Tokens,
+        RoomTask::Token(TokenTask::Revoke { name }) => Command::Revoke(name),
     }
 }
 
-/// Runs the chat in a terminal, or in a pipe if stdin or stdout is not a
-/// terminal.
+/// Runs the chat on a full screen, line by line if the terminal is not capable of it,
+/// or in a pipe if stdin or stdout is not a terminal.
 async fn chat(settings: &Settings) -> Result<Exit, Failure> {
     if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
         let settings = welcome::complete(settings.clone()).await?;
+        if !settings.plain && screen::is_capable() {
+            return screen::run(&settings).await;
+        }
         interactive::run(&settings).await
     } else {
         piped::run(settings).await

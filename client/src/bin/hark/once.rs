@@ -80,6 +80,9 @@ const fn takes_as(command: &Command) -> bool {
             | Command::Seen(..)
             | Command::Devices
             | Command::Forget(_)
+            | Command::Token(..)
+            | Command::Tokens
+            | Command::Revoke(_)
     )
 }
 
@@ -115,6 +118,12 @@ fn print(done: &Done) -> Result<(), Failure> {
         Done::Devices(devices) => {
             for device in devices {
                 writeln!(out, "{}", lines::device(device))?;
+            }
+        }
+        Done::Token(secret) => writeln!(out, "{}", secret.expose())?,
+        Done::Tokens(tokens) => {
+            for token in tokens {
+                writeln!(out, "{}", lines::token(token))?;
             }
         }
         Done::Past(messages) => {

@@ -38,6 +38,7 @@ pub(crate) struct Settings {
     pub(crate) device: Option<DeviceName>,
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) no_history: bool,
+    pub(crate) plain: bool,
     pub(crate) colors: Colors,
     /// Words that stand for the beginning of a command.
     pub(crate) aliases: BTreeMap<String, String>,
@@ -72,6 +73,7 @@ struct File {
     password_file: Option<PathBuf>,
     password_command: Option<String>,
     history: Option<bool>,
+    screen: Option<bool>,
     state_dir: Option<PathBuf>,
     colors: Colors,
     aliases: BTreeMap<String, String>,
@@ -141,6 +143,7 @@ impl Settings {
             },
             state_dir: flags.state_dir.or(file.state_dir),
             no_history: flags.no_history || file.history == Some(false),
+            plain: flags.plain || file.screen == Some(false),
             colors: file.colors,
             aliases: file.aliases,
             typed_password: None,

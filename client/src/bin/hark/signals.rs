@@ -26,6 +26,12 @@ pub(crate) struct Termination {
     hang_up: Signal,
 }
 
+/// A handler for SIGCONT.
+pub(crate) struct Continuation {
+    #[cfg(unix)]
+    signal: Signal,
+}
+
 #[cfg(unix)]
 fn catch(kind: SignalKind) -> Result<Signal, Failure> {
     signal(kind).map_err(|error| Failure::local(format!("cannot catch signals: {error}")))
@@ -57,6 +63,24 @@ pub(crate) fn termination() -> Result<Termination, Failure> {
         #[cfg(unix)]
         hang_up: catch(SignalKind::hangup())?,
     })
+}
+
+/// Installs the handler for the continuation of a stopped process.
+pub(crate) fn continuation() -> Result<Continuation, Failure> {
+    Ok(Continuation {
+        #[cfg(unix)]
+        signal: catch(SignalKind::from_raw(hark_prompt::CONTINUE_SIGNAL))?,
+    })
+}
+
+impl Continuation {
+    /// Waits for the signal. Cancel-safe.
+    pub(crate) async fn received(&mut self) {
+        #[cfg(unix)]
+        self.signal.recv().await;
+        #[cfg(not(unix))]
+        std::future::pending::<()>().await;
+    }
 }
 
 impl Termination {

@@ -23,6 +23,7 @@ use crate::chat::replies::LOGIN_REQUIRED;
 use crate::chat::rooms::{Caller, Part, Rest};
 use crate::chat::send_sessions::OpenSession;
 use crate::chat::shutdown::ShutdownSignal;
+use crate::chat::tokens::{Entering, Right};
 use crate::chat::{Chat, Fault};
 use crate::store::{
     Append, Created, DeviceId, DeviceSubscription, Pending, Subscription, Unavailable,
@@ -108,15 +109,25 @@ impl CommandContext {
         Ok(Done::Creating(user, created))
     }
 
+    fn entering(&self, right: Right<'static>) -> Entering<'_> {
+        Entering {
+            address: self.address,
+            shutdown: &self.shutdown,
+            right,
+        }
+    }
+
     async fn login(self, user: UserName, password: Option<Password>) -> Result<Done, Fault> {
+        let entering = self.entering(Right::Enter);
         self.chat
-            .login(self.address, user, password)
+            .login(entering, user, password)
             .await
             .map(Done::LoggedIn)
     }
 
     async fn connect(self, user: UserName, password: Option<Password>) -> Result<Done, Fault> {
-        let (authenticated, subscription) = self.chat.receive(self.address, user, password).await?;
+        let entering = self.entering(Right::Receive);
+        let (authenticated, subscription) = self.chat.receive(entering, user, password).await?;
         Ok(Done::Receiving(authenticated, subscription))
     }
 
@@ -126,10 +137,8 @@ impl CommandContext {
         device: DeviceName,
         password: Option<Password>,
     ) -> Result<Done, Fault> {
-        let (authenticated, attached) = self
-            .chat
-            .attach(self.address, user, device, password)
-            .await?;
+        let entering = self.entering(Right::Receive);
+        let (authenticated, attached) = self.chat.attach(entering, user, device, password).await?;
         Ok(Done::Attached(authenticated, Box::new(attached)))
     }
 

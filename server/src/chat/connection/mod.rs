@@ -19,8 +19,8 @@ use bytestring::ByteString;
 use hark_protocol::limits::{SENDS_UNANSWERED_MAX, VERSION};
 use hark_protocol::message::RoomReply;
 use hark_protocol::{
-    ByeReason, Code, Malformed, OkFields, Refusal, Reply, Request, RequestId, RoomName, Sequence,
-    SessionToken, UserName,
+    ByeReason, Code, DeviceName, Malformed, OkFields, Refusal, Reply, Request, RequestId, RoomName,
+    Sequence, SessionToken, UserName,
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -30,10 +30,12 @@ use self::sends::{ConnectionSends, DeliveryCharge, SendSession, SentOutcome, uni
 use super::accounts::Authenticated;
 use super::delivery::{DeliveryReader, Received};
 use super::delivery_window::INBOX;
+use super::inbox::sync_acknowledgements;
 use super::rate_limiter::{RateLimiter, SendSize, Throttle};
-use super::replies::{created_reply, sent_reply};
+use super::replies::{LOGIN_REQUIRED, created_reply, sent_reply};
 use super::rooms::Part;
 use super::shutdown::{Shutdown, ShutdownSignal};
+use super::tokens::{OUT_OF_SCOPE, Right, out_of_scope};
 use super::{Chat, Fault, NeverPushed, audit};
 use crate::metrics::Counts;
 use crate::store::{
@@ -83,6 +85,8 @@ pub struct ClientConnection {
     stage: ConnectionStage,
     /// The counts for the metrics since the latest pause of the output.
     counts: Counts,
+    /// The metrics count its delivery as behind.
+    is_behind: bool,
     /// Whether an acknowledgement without its push was logged as a warning.
     has_warned_of_ack: bool,
 }
@@ -134,17 +138,16 @@ impl ClientConnection {
             ended: None,
             stage: ConnectionStage::Open,
             counts: Counts::default(),
+            is_behind: false,
             has_warned_of_ack: false,
         }
     }
 
     /// Charges its requests to `limiter`, in addition to the limiter of its user.
     #[must_use]
-    pub fn limited_by(self, limiter: Option<Arc<RateLimiter>>) -> Self {
-        Self {
-            throttle: self.throttle.limited_by(limiter),
-            ..self
-        }
+    pub fn limited_by(mut self, limiter: Option<Arc<RateLimiter>>) -> Self {
+        self.throttle.set_limiter(limiter);
+        self
     }
 
     /// Sends in `session` without a `hello`. Any number of connections may send in it at
@@ -163,6 +166,7 @@ impl ClientConnection {
             && self.waiting.is_none()
             && self.running.is_none()
             && self.answers.len() < SENDS_UNANSWERED_MAX
+            && !self.shutdown.is_closing()
     }
 
     /// Returns whether every request is answered.
@@ -210,6 +214,9 @@ impl ClientConnection {
     /// [`Request::Ack`]. Sends reach the store at the next [`Self::poll`] or request of
     /// another kind.
     pub fn handle(&mut self, id: Option<RequestId>, request: Result<Request, Malformed>) {
+        if self.shutdown.is_closing() {
+            return;
+        }
         let is_fresh = std::mem::replace(&mut self.is_fresh, false);
         self.charge(&request);
         if !matches!(request, Ok(Request::Send { .. })) {
@@ -221,6 +228,9 @@ impl ClientConnection {
                 is_hello: true,
             }) => self.refuse_hello(id, refusal),
             Err(malformed) => self.answer(id, PendingReply::Reply(Reply::NotOk(malformed.refusal))),
+            Ok(request) if self.is_out_of_scope(&request) => {
+                self.answer(id, PendingReply::Reply(Reply::NotOk(out_of_scope())));
+            }
             Ok(Request::Ack { log, sequence }) => self.handle_ack(log.as_ref(), sequence),
             Ok(Request::Ping) => self.answer(id, PendingReply::Reply(Reply::Ok(OkFields::None))),
             Ok(Request::Send { user, text }) => self.send(id, user, text),
@@ -240,6 +250,17 @@ impl ClientConnection {
         }
     }
 
+    /// Returns whether the token of the connection does not allow a request. A send goes to
+    /// the store, which remembers its refusal. An acknowledgement has no reply, and no effect
+    /// without a delivery.
+    fn is_out_of_scope(&self, request: &Request) -> bool {
+        if matches!(request, Request::Send { .. } | Request::Ack { .. }) {
+            return false;
+        }
+        let right = Right::of(request);
+        self.user.as_ref().is_some_and(|user| !user.has(right))
+    }
+
     /// Returns whether the store takes another command in order behind the sends in
     /// flight: it may delay sends of an account.
     fn may_pipeline(&self) -> bool {
@@ -249,7 +270,12 @@ impl ClientConnection {
     /// Sends a message, pipelined. Waits for a share of the budget if none is free.
     fn send(&mut self, id: Option<RequestId>, to: UserName, text: ByteString) {
         let rules = self.chat.rules();
-        let refusal = if rules.require_password && self.user.is_none() {
+        let right = Right::Send(Some(&to));
+        let may_send = match &self.user {
+            Some(user) => user.has(right),
+            None => !rules.require_password,
+        };
+        let refusal = if !may_send {
             Some(Code::Denied)
         } else if text.len() > rules.text_bytes_max() {
             Some(Code::TooLarge)
@@ -405,14 +431,18 @@ impl ClientConnection {
         }
     }
 
-    /// Resolves when the acknowledgements so far are durable. A failure means that they may
-    /// not be.
-    pub fn sync_acknowledgements(&self) -> impl Future<Output = Result<(), Unavailable>> + use<> {
-        let reader = self.delivery.as_ref();
-        let synced = reader.map(|reader| self.chat.store.sync_acknowledgements(reader.account()));
+    /// Resolves when the acknowledgements so far of the device that receives, the nameless
+    /// one without a name, are durable. A failure means that they may not be.
+    pub fn sync_acknowledgements(
+        &self,
+        device: Option<&DeviceName>,
+    ) -> impl Future<Output = Result<(), Unavailable>> + use<> {
+        let account = self.delivery.as_ref().map(DeliveryReader::account);
+        let synced =
+            account.map(|account| sync_acknowledgements(&*self.chat.store, account, device));
         async move {
             match synced {
-                Some(synced) => synced.await.map(drop),
+                Some(synced) => synced.await,
                 None => Ok(()),
             }
         }
@@ -454,10 +484,17 @@ impl ClientConnection {
             Poll::Ready(Output::Reply(_, Reply::NotOk(refusal))) => {
                 metrics.record_refusal(refusal.code);
             }
+            Poll::Ready(Output::Notice(RoomReply::Gap(_))) => metrics.record_gap(),
             Poll::Ready(Output::Reply(..) | Output::Notice(_) | Output::Bye(_)) => {}
             Poll::Ready(Output::Close) | Poll::Pending => {
                 self.shutdown.count(&self.counts);
                 metrics.add(&mut self.counts);
+                let reader = self.delivery.as_ref();
+                let is_behind = reader.is_some_and(DeliveryReader::is_behind);
+                if self.is_behind != is_behind {
+                    self.is_behind = is_behind;
+                    metrics.record_lag(is_behind);
+                }
                 let paused = self.throttle.take_paused();
                 if !paused.is_zero() {
                     metrics.record_pause(paused);
@@ -469,6 +506,10 @@ impl ClientConnection {
     fn poll_output(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Output> {
         if self.stage == ConnectionStage::Closed {
             return Poll::Pending;
+        }
+        if self.shutdown.is_closing() {
+            self.stage = ConnectionStage::Closed;
+            return Poll::Ready(Output::Close);
         }
         self.throttle.refill(now);
         if self.stage == ConnectionStage::Open && self.shutdown.is_requested() {
@@ -534,13 +575,10 @@ impl ClientConnection {
     /// Sets the identity of the connection. The login counts as a command of the user, so
     /// that a second connection does not evade the user's rate limit.
     fn become_user(&mut self, authenticated: Authenticated) {
-        let Authenticated {
-            account,
-            by_password,
-        } = &authenticated;
-        self.throttle.charge_login(&account.name, &self.chat.users);
-        audit::logged_in(&account.name, *by_password, self.address);
-        self.shutdown.set_user(Some(&account.name));
+        let name = &authenticated.account.name;
+        self.throttle.charge_login(name, &self.chat.users);
+        audit::logged_in(&authenticated, self.address);
+        self.shutdown.set_user(Some(name));
         self.user = Some(authenticated);
     }
 
@@ -569,6 +607,19 @@ impl ClientConnection {
                 Some(ByeReason::Deleted)
             }
             End::Interrupted => None,
+        }
+    }
+
+    /// Begins a delivery. The messages in flight of a former one are pushed again.
+    fn deliver(&mut self, reader: DeliveryReader) {
+        self.count_redeliveries();
+        self.delivery = Some(reader);
+    }
+
+    fn count_redeliveries(&self) {
+        if let Some(reader) = &self.delivery {
+            let in_flight = reader.window().in_flight();
+            self.chat.metrics.record_redeliveries(in_flight);
         }
     }
 
@@ -611,12 +662,12 @@ impl ClientConnection {
                         if outcome == Outcome::Refused(Code::QueueFull) {
                             audit::queue_full(to, self.user.as_ref(), self.address);
                         }
-                        sent_reply(
-                            outcome,
-                            to,
-                            self.user.is_none(),
-                            self.chat.rules().text_bytes_max(),
-                        )
+                        let lacks = match &self.user {
+                            None => Some(LOGIN_REQUIRED),
+                            Some(user) if user.has(Right::Send(Some(to))) => None,
+                            Some(_) => Some(OUT_OF_SCOPE),
+                        };
+                        sent_reply(outcome, to, lacks, self.chat.rules().text_bytes_max())
                     }
                     Err(unavailable) => {
                         if self.sends.fence_off() {
@@ -722,7 +773,8 @@ impl ClientConnection {
             }
             Done::NoSession(fault) => return self.refuse_hello(id, fault),
             Done::LoggedIn(authenticated) => {
-                if self.account() != Some(&authenticated.account) {
+                let may_receive = authenticated.has(Right::Receive);
+                if self.account() != Some(&authenticated.account) || !may_receive {
                     self.stop_receiving();
                 }
                 self.become_user(authenticated);
@@ -738,14 +790,14 @@ impl ClientConnection {
                 let queued = subscription.queued();
                 self.become_user(authenticated);
                 self.stop_receiving();
-                self.delivery = Some(DeliveryReader::new(subscription));
+                self.deliver(DeliveryReader::new(subscription));
                 Reply::Ok(OkFields::Queued(queued))
             }
             Done::Attached(authenticated, attached) => {
                 let fields = OkFields::Attached(attached.inbox.queued(), attached.rooms.len());
                 self.become_user(authenticated);
                 self.stop_receiving();
-                self.delivery = Some(DeliveryReader::attached(*attached));
+                self.deliver(DeliveryReader::attached(*attached));
                 Reply::Ok(fields)
             }
         };
@@ -794,6 +846,17 @@ impl ClientConnection {
             }
             Some(user) => tracing::debug!(%user, %sequence, %address, "ack ignored"),
             None => tracing::debug!(%sequence, %address, "ack ignored: connection has no delivery"),
+        }
+    }
+}
+
+impl Drop for ClientConnection {
+    fn drop(&mut self) {
+        self.count_redeliveries();
+        let metrics = &self.chat.metrics;
+        metrics.add(&mut self.counts);
+        if self.is_behind {
+            metrics.record_lag(false);
         }
     }
 }

@@ -56,20 +56,18 @@ pub(crate) struct ReadPage {
     pub(crate) messages: Vec<Push>,
     /// Whether the page reached the end of the log.
     pub(crate) is_complete: bool,
+    /// Whether the log has ended. The store may not have its messages any more.
+    pub(crate) has_ended: bool,
 }
 
 impl ReadPage {
     /// Returns the page of an inbox.
     pub(crate) fn of_inbox(page: Page) -> Self {
-        Self::new(page, Push::Message)
-    }
-
-    /// Returns a page whose messages become pushes.
-    pub(crate) fn new(page: Page, push: impl FnMut(Arc<Message>) -> Push) -> Self {
         Self {
             starts_after: page.starts_after,
-            messages: page.messages.into_iter().map(push).collect(),
+            messages: page.messages.into_iter().map(Push::Message).collect(),
             is_complete: page.complete,
+            has_ended: false,
         }
     }
 }

@@ -10,8 +10,7 @@ pub(super) const TURN_MESSAGES_MAX: usize = 16;
 /// The logs that may have messages, in the order of their turns.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
-    /// The log that has the turn. Apart from the others, because most connections have one
-    /// log: it takes no memory.
+    /// The log that has the turn.
     pub(super) first: Option<LogId>,
     others: VecDeque<LogId>,
     /// The pushes of this turn.

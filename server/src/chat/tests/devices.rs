@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use clap::Parser as _;
@@ -11,7 +11,7 @@ use hark_protocol::message::{LeftReason, RoomMode};
 use hark_protocol::{
     Code, OkFields, Reply, Request, RequestId, RoomName, RoomReply, RoomRequest, Sequence, UserName,
 };
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::chat::{Chat, ClientConnection, Output, ShutdownSignal};
 use crate::config::Cli;
@@ -182,7 +182,19 @@ impl Client {
     /// Waits for the next output. Returns it if it is a reply.
     pub(super) async fn next(&mut self) -> Option<Reply> {
         let connection = &mut self.connection;
-        let output = poll_fn(|cx| connection.poll(cx, Instant::now()));
+        let mut sleep = Box::pin(sleep_until(Instant::now()));
+        let output = poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(output) = connection.poll(cx, Instant::now()) {
+                    return Poll::Ready(output);
+                }
+                let Some(wake_at) = connection.wake_at() else {
+                    return Poll::Pending;
+                };
+                sleep.as_mut().reset(wake_at);
+                ready!(sleep.as_mut().poll(cx));
+            }
+        });
         let output = timeout(TIMEOUT, output).await.unwrap();
         self.note(output)
     }

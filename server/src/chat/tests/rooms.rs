@@ -265,6 +265,8 @@ async fn long_inbox_leaves_no_room_starved() {
         amy.say("bob", "x").await;
     }
     let number = amy.say("#team", "y").await;
+    // Its answer comes after the first message has woken the members.
+    amy.say("#team", "z").await;
     let pushed = bob.pushes(256).await;
     assert!(pushed[..17].contains(&said(number, "y")), "a turn is 16");
 }
@@ -621,7 +623,9 @@ async fn rooms_that_are_off_are_hidden() {
 
 async fn inbox(chat: &Arc<Chat>, name: &str) -> Inbox {
     let address = std::net::Ipv4Addr::LOCALHOST.into();
-    chat.inbox(address, user(name), None).await.unwrap()
+    let connection = crate::chat::ShutdownSignal::default();
+    let inbox = chat.inbox((&connection, address), user(name), None, None);
+    inbox.await.unwrap()
 }
 
 #[tokio::test]
@@ -630,7 +634,7 @@ async fn acknowledgement_alone_creates_no_second_device() {
     let amy = &mut clients[0];
     let number = amy.say("amy", "x").await;
     let inbox = inbox(&chat, "amy").await;
-    match inbox.acknowledge(Sequence(number)).await {
+    match inbox.acknowledge(None, Sequence(number)).await {
         Err(Fault::Refused(refusal)) => assert_eq!(refusal.code, Code::BadRequest),
         other => panic!("{other:?}"),
     }
@@ -653,7 +657,7 @@ async fn first_acknowledgement_counts_for_user_without_devices() {
     clients[0].ok(create).await;
     let number = clients[0].say("bob", "x").await;
     let bob = inbox(&chat, "bob").await;
-    bob.acknowledge(Sequence(number)).await.unwrap();
+    bob.acknowledge(None, Sequence(number)).await.unwrap();
     let connect = Request::Connect {
         user: user("bob"),
         password: None,
@@ -662,5 +666,5 @@ async fn first_acknowledgement_counts_for_user_without_devices() {
     assert_eq!(client.ok(connect).await, OkFields::Queued(0));
     // The device without a name may acknowledge beside others.
     let _phone = Client::attach(&chat, "bob", "phone").await;
-    bob.acknowledge(Sequence(number)).await.unwrap();
+    bob.acknowledge(None, Sequence(number)).await.unwrap();
 }

@@ -21,10 +21,11 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::Shared;
 use super::network::Network;
 use super::operation::{Completion, Input, Sent};
+use super::questions::Questions;
 use super::senders::{self, Senders};
 use super::sessions::Sessions;
 use crate::cluster::member::Member;
-use crate::cluster::message::{Message, Request};
+use crate::cluster::message::{Message, Request, Up};
 use crate::cluster::{
     Action, Config, ConnectionId, LogReply, LogRequest, Now, ServerId, ShardId, Storage,
 };
@@ -70,12 +71,14 @@ pub(super) struct Channels {
 /// The task of a server.
 pub(super) struct Driver {
     pub(super) member: Member,
-    server: ServerId,
+    pub(super) server: ServerId,
     begun: Instant,
-    streams: Vec<JetStream>,
+    pub(super) streams: Vec<JetStream>,
     /// Requests to the streams, a few for each shard.
     log: FuturesUnordered<BoxFuture<'static, (ShardId, Option<LogReply>)>>,
-    network: Network,
+    /// Operations of administrators that wait for several answers.
+    pub(super) tasks: FuturesUnordered<BoxFuture<'static, ()>>,
+    pub(super) network: Network,
     pub(super) channels: Channels,
     /// Actions to perform, and messages to this server.
     pub(super) actions: Vec<Action>,
@@ -84,6 +87,7 @@ pub(super) struct Driver {
     pub(super) next_request: u64,
     pub(super) senders: Senders,
     pub(super) sessions: Sessions,
+    pub(super) questions: Questions,
     /// The latest acknowledgement of each inbox, by shard.
     pub(super) acks: Vec<HashMap<u64, (Account, Position)>>,
     pub(super) acks_since: Option<Instant>,
@@ -132,6 +136,7 @@ impl Driver {
             begun: Instant::now(),
             streams,
             log: FuturesUnordered::new(),
+            tasks: FuturesUnordered::new(),
             network,
             channels,
             actions: Vec::new(),
@@ -140,6 +145,7 @@ impl Driver {
             next_request: 0,
             senders: Senders::default(),
             sessions: Sessions::new(sessions_max),
+            questions: Questions::default(),
             acks: (0..shards).map(|_| HashMap::new()).collect(),
             acks_since: None,
             acked: vec![None; shards],
@@ -172,6 +178,7 @@ impl Driver {
                         self.member.handle_log(shard, reply, now, &mut self.actions);
                     }
                 }
+                Some(()) = self.tasks.next(), if !self.tasks.is_empty() => {}
                 () = sleep_until(wake_at) => {}
             }
             let now = self.now();
@@ -209,6 +216,7 @@ impl Driver {
             self.member.unregister(&quiet, now);
         }
         self.sessions.sweep(now.running);
+        self.repeat_questions(now);
         self.abandoned
             .retain(|(_, at)| now.running.saturating_sub(*at) < ABANDONED_FOR);
         if self.channels.storage.has_changed().unwrap_or(false) {
@@ -216,6 +224,8 @@ impl Driver {
             (0..self.streams.len())
                 .for_each(|shard| self.member.handle_storage(shard as ShardId, &storage));
         }
+        let metrics = &self.channels.shared.metrics;
+        metrics.set_shards_owned(self.member.shards_owned());
         let is_in_touch = *self.channels.is_up.borrow() && self.member.is_in_touch(now);
         self.channels
             .shared
@@ -232,11 +242,19 @@ impl Driver {
             self.continue_senders(now);
             self.member.flush(now, &mut self.actions);
             if let Some(message) = self.local.pop_front() {
-                self.member.handle_message(message, now, &mut self.actions);
+                self.handle_message(message, now);
             } else if self.actions.is_empty() {
                 break;
             }
             self.perform(now);
+        }
+    }
+
+    fn handle_message(&mut self, message: Message, now: Now) {
+        match message {
+            Message::Ask(from, id, question) => self.answer_question(from, id, &question),
+            Message::Told(server, id, told) => self.questions.told(server, id, told),
+            message => self.member.handle_message(message, now, &mut self.actions),
         }
     }
 
@@ -252,7 +270,13 @@ impl Driver {
                 Action::Send(server, message) if server == self.server => {
                     self.local.push_back(message)
                 }
-                Action::Send(server, message) => self.network.send(server, &message),
+                Action::Send(server, message) => {
+                    if let Message::Up(_, _, Up::Packet(packet, _)) = &message {
+                        let metrics = &self.channels.shared.metrics;
+                        metrics.record_forwarded(packet.items.len());
+                    }
+                    self.network.send(server, &message);
+                }
                 Action::Broadcast(message) => {
                     self.network.broadcast(&message);
                     self.local.push_back(message);
@@ -278,9 +302,16 @@ impl Driver {
 
     fn ask_stream(&mut self, shard: ShardId, request: LogRequest) {
         if let Some(stream) = self.streams.get(shard as usize).cloned() {
-            self.log.push(Box::pin(
-                async move { (shard, stream.carry_out(request).await) },
-            ));
+            let is_append = matches!(request, LogRequest::Append { .. });
+            let metrics = is_append.then(|| self.channels.shared.metrics.clone());
+            self.log.push(Box::pin(async move {
+                let begun = Instant::now();
+                let reply = stream.carry_out(request).await;
+                if let (Some(metrics), Some(_)) = (metrics, &reply) {
+                    metrics.record_append(begun.elapsed());
+                }
+                (shard, reply)
+            }));
         }
     }
 

@@ -10,16 +10,19 @@
 //! | `operation` | operations of the chat, and their answers |
 //! | `import` | accounts and messages of `harkd import` |
 //! | `driver`, `requests` | the task that owns the state machine and performs its actions, and its requests |
+//! | `administer`, `questions` | operations of administrators, and questions to other servers |
 //! | `network` | messages between servers, on core NATS |
 //! | `senders` | accounts that send at this server, registered at their owners |
 //! | `sessions` | open send sessions at this server |
 
+mod administer;
 mod driver;
 mod import;
 mod monitor;
 mod network;
 mod nodes;
 mod operation;
+mod questions;
 mod requests;
 mod senders;
 mod sessions;
@@ -27,9 +30,10 @@ mod setup;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
+use prometheus_client::registry::Registry;
 use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -38,7 +42,8 @@ use self::driver::Driver;
 use self::operation::Input;
 use super::Config;
 use crate::ledger::{Expiry, Limits, RoomLimits, SpaceLimits};
-use crate::store::{Operation, Store};
+use crate::metrics::ClusterMetrics;
+use crate::store::{Completer, Kick, Operation, Peer, PeerInfo, Pending, ShardInfo, Store};
 
 pub use self::nodes::{BadNodes, Nodes};
 pub use self::setup::{CLIENT_LOG, ClusterConfig, Credentials, OpenError};
@@ -69,6 +74,9 @@ struct Shared {
     is_in_touch: AtomicBool,
     /// The store is closing or closed.
     is_closed: AtomicBool,
+    metrics: ClusterMetrics,
+    /// Answers questions of other servers, once the server has started.
+    peer: OnceLock<Weak<dyn Peer>>,
 }
 
 impl ClusterStore {
@@ -151,6 +159,16 @@ impl ClusterConfig {
     }
 }
 
+impl ClusterStore {
+    /// Submits an operation for the administration of the cluster.
+    fn ask<T>(&self, input: impl FnOnce(Completer<T>) -> Input) -> Pending<T> {
+        let (completer, pending) = Pending::new();
+        // A late input is dropped, which completes it.
+        drop(self.operations.send(input(completer)));
+        pending
+    }
+}
+
 impl Store for ClusterStore {
     fn submit(&self, operation: Operation) {
         let is_closed = if matches!(operation, Operation::Close(_)) {
@@ -168,8 +186,29 @@ impl Store for ClusterStore {
         }
     }
 
+    fn shards(&self) -> Pending<Vec<ShardInfo>> {
+        self.ask(Input::Shards)
+    }
+
+    fn servers(&self) -> Pending<Vec<PeerInfo>> {
+        self.ask(Input::Servers)
+    }
+
+    fn kick_elsewhere(&self, kick: Kick) -> Pending<usize> {
+        self.ask(|completer| Input::KickElsewhere(kick, completer))
+    }
+
+    fn set_peer(&self, peer: Weak<dyn Peer>) {
+        // A server starts once.
+        let _ = self.shared.peer.set(peer);
+    }
+
     fn epoch(&self) -> Option<watch::Receiver<u64>> {
         Some(self.epoch.clone())
+    }
+
+    fn register_metrics(&self, registry: &mut Registry) {
+        self.shared.metrics.register(registry);
     }
 
     fn is_available(&self) -> bool {

@@ -8,8 +8,9 @@ use crate::cluster::ShardId;
 use crate::cluster::message::Import;
 use crate::ledger::Imported;
 use crate::store::{
-    Account, AccountEntry, Append, Completer, Created, Fence, Operation, Outcome, Page, Position,
-    QueuedSend, ReadLimit, Subscription, Unavailable,
+    Account, AccountEntry, Append, Completer, Created, Fence, InboxInfo, Kick, Operation, Outcome,
+    Page, PeerInfo, Position, QueuedSend, ReadLimit, ShardInfo, StoreUsage, Subscription,
+    Unavailable,
 };
 
 /// An input of the driver.
@@ -18,6 +19,12 @@ pub(super) enum Input {
     Operation(Operation),
     /// A command of an import, for this shard.
     Import(ShardId, Import, Completion),
+    /// Describe the shards.
+    Shards(Completer<Vec<ShardInfo>>),
+    /// Describe the servers.
+    Servers(Completer<Vec<PeerInfo>>),
+    /// Close connections at the other servers.
+    KickElsewhere(Kick, Completer<usize>),
     /// The subscription of this id was dropped.
     Unsubscribe(Account, u64),
 }
@@ -33,6 +40,8 @@ pub(super) enum Completion {
     Page(Box<Reading>),
     Names(Box<Listing>),
     Imported(Completer<Imported>),
+    Inspected(Completer<Vec<InboxInfo>>),
+    Usage(Completer<StoreUsage>),
     /// A registration of a sender.
     Registered(Account),
     /// A request that is answered after earlier acknowledgements are durable.

@@ -8,7 +8,8 @@ use tokio::time::Instant;
 
 use super::driver::{Closing, Driver};
 use super::operation::{Completion, Input, Listing, Reading, Sent};
-use super::senders::{self, Next};
+use super::senders::{self, Next, Registration};
+use crate::cluster::administer::Administered;
 use crate::cluster::message::{Answer, Reply, Request};
 use crate::cluster::{ConnectionId, Now, ShardId};
 use crate::store::{
@@ -27,6 +28,9 @@ impl Driver {
             Input::Import(shard, import, completion) => {
                 self.submit_as(IMPORT, shard, Request::Import(import), completion, now);
             }
+            Input::Shards(completer) => self.describe_shards(completer, now),
+            Input::Servers(completer) => self.describe_servers(completer, now),
+            Input::KickElsewhere(kick, completer) => self.kick_elsewhere(kick, completer, now),
             Input::Unsubscribe(account, subscription) => {
                 self.flush_acks_of(self.member.shard_of(&account.name), now);
                 self.member
@@ -113,8 +117,8 @@ impl Driver {
             }
             // Not served yet: see `Store::has_rooms`.
             room @ Operation::Room(_) => room.refuse(),
-            // Not supported yet: completes as unavailable.
-            Operation::Admin(_) | Operation::CloseSession(_) | Operation::Close(_) => {}
+            Operation::Admin(operation) => self.administer(operation, now),
+            Operation::CloseSession(_) | Operation::Close(_) => {}
         }
     }
 
@@ -248,7 +252,7 @@ impl Driver {
         self.submit_as(connection, shard, request, completion, now);
     }
 
-    fn submit_as(
+    pub(super) fn submit_as(
         &mut self,
         connection: ConnectionId,
         shard: ShardId,
@@ -320,9 +324,25 @@ impl Driver {
                 }
             }
             (Completion::Registered(account), Reply::Answer(Answer::Flag(is_alive))) => {
+                let registration = match is_alive {
+                    true => Registration::Alive,
+                    false => Registration::Ended,
+                };
                 self.senders
-                    .registered(&account, Some(is_alive), now.running);
+                    .registered(&account, Some(registration), now.running);
             }
+            (Completion::Registered(account), Reply::Answer(Answer::Suspended)) => {
+                let suspended = Some(Registration::Suspended);
+                self.senders.registered(&account, suspended, now.running);
+            }
+            (
+                Completion::Inspected(completer),
+                Reply::Answer(Answer::Administered(Administered::Inspected(inboxes))),
+            ) => completer.complete(Ok(inboxes)),
+            (
+                Completion::Usage(completer),
+                Reply::Answer(Answer::Administered(Administered::Usage(usage))),
+            ) => completer.complete(Ok(usage)),
             (Completion::Barrier, Reply::Answer(_)) => {}
             (completion, _) => self.fail(completion, now),
         }
@@ -360,7 +380,9 @@ impl Driver {
             | Completion::Subscribed(..)
             | Completion::Page(_)
             | Completion::Names(_)
-            | Completion::Imported(_) => {}
+            | Completion::Imported(_)
+            | Completion::Inspected(_)
+            | Completion::Usage(_) => {}
         }
     }
 
@@ -416,6 +438,6 @@ fn of_fence(fence: &Fence) -> ConnectionId {
 }
 
 /// Returns the id of the pretended connection of a request.
-const fn of_request(request: u64) -> ConnectionId {
+pub(super) const fn of_request(request: u64) -> ConnectionId {
     request << 2 | 1
 }

@@ -8,6 +8,8 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
+use hark_protocol::Code;
+
 use super::operation::Sent;
 use crate::cluster::{ConnectionId, timing};
 use crate::store::{Account, Append};
@@ -48,6 +50,19 @@ enum State {
     Registered,
     /// The account has ended.
     Ended,
+    /// The account is suspended.
+    Suspended,
+}
+
+/// The answer of an owner to a registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Registration {
+    /// The account is registered.
+    Alive,
+    /// The account has ended.
+    Ended,
+    /// The account is suspended: its sends are refused.
+    Suspended,
 }
 
 /// A send that waits for the registration of its sender.
@@ -105,13 +120,18 @@ impl Senders {
         entry.held.is_empty() && entry.state == State::Registered && is_registered(sender)
     }
 
-    /// Handles the answer to a registration: whether the account is alive, or `None` if
-    /// that is unknown.
-    pub(super) fn registered(&mut self, account: &Account, is_alive: Option<bool>, now: Duration) {
+    /// Handles the answer to a registration; `None` if there is none.
+    pub(super) fn registered(
+        &mut self,
+        account: &Account,
+        registration: Option<Registration>,
+        now: Duration,
+    ) {
         if let Some(sender) = self.by_incarnation.get_mut(&account.incarnation) {
-            sender.state = match is_alive {
-                Some(true) => State::Registered,
-                Some(false) => State::Ended,
+            sender.state = match registration {
+                Some(Registration::Alive) => State::Registered,
+                Some(Registration::Ended) => State::Ended,
+                Some(Registration::Suspended) => State::Suspended,
                 None => State::Due {
                     at: now + RETRY_AFTER,
                 },
@@ -153,19 +173,21 @@ impl Senders {
                 }
                 State::Due { .. } | State::Registering => false,
                 State::Registered => is_registered(&sender.account),
-                State::Ended => true,
+                State::Ended | State::Suspended => true,
             };
             if !is_decided {
                 continue;
             }
             if let Some(mut held) = sender.held.pop_front() {
-                if sender.state == State::Ended {
-                    held.append.sender = None;
+                match sender.state {
+                    State::Ended => held.append.sender = None,
+                    State::Suspended => held.append.refusal = Some(Code::Denied),
+                    _ => {}
                 }
                 return Some(Next::Submit(held));
             }
             self.holding.remove(&incarnation);
-            if sender.state == State::Ended {
+            if matches!(sender.state, State::Ended | State::Suspended) {
                 self.by_incarnation.remove(&incarnation);
             }
         }

@@ -190,8 +190,8 @@ fn cursor_freed_before_its_block_is_found() {
 }
 
 #[test]
-fn snapshot_without_copies_is_found() {
-    check_finds(Bug::NoCopies, Scenario::of);
+fn snapshot_without_uncopied_blocks_is_found() {
+    check_finds(Bug::YoungNotIndexed, Scenario::of);
 }
 
 #[test]

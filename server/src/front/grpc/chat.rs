@@ -12,9 +12,10 @@ use hark_grpc::v1::{
     ConnectRequest, CreateReply, CreateRequest, Credentials, DeleteReply, DeleteRequest,
     DevicesReply, DevicesRequest, ForgetReply, ForgetRequest, HistoryReply, HistoryRequest,
     JoinReply, JoinRequest, LeaveReply, LeaveRequest, ListReply, ListRequest, MemberReply,
-    MemberRequest, MembersReply, MembersRequest, PasswordReply, PasswordRequest, RoomReply,
-    RoomRequest, RoomsReply, RoomsRequest, SeenReply, SeenRequest, SendReply, SendRequest,
-    TalkReply, TalkRequest, UserReply, UserRequest, chat_server,
+    MemberRequest, MembersReply, MembersRequest, PasswordReply, PasswordRequest, RevokeReply,
+    RevokeRequest, RoomReply, RoomRequest, RoomsReply, RoomsRequest, SeenReply, SeenRequest,
+    SendReply, SendRequest, TalkReply, TalkRequest, TokenReply, TokenRequest, TokensReply,
+    TokensRequest, UserReply, UserRequest, chat_server,
 };
 use hark_grpc::{request, status};
 use hark_protocol::{OkFields, Refusal, RequestId};
@@ -126,6 +127,7 @@ impl chat_server::Chat for ChatService {
     type RoomsStream = ResponseStream<RoomsReply>;
     type MembersStream = ResponseStream<MembersReply>;
     type DevicesStream = ResponseStream<DevicesReply>;
+    type TokensStream = ResponseStream<TokensReply>;
     type HistoryStream = ResponseStream<HistoryReply>;
     type BiDiChatStream = ResponseStream<ChatReply>;
 
@@ -312,6 +314,29 @@ impl chat_server::Chat for ChatService {
     ) -> Result<Response<ForgetReply>, Status> {
         self.ask(request, of(Command::Forget)).await?;
         Ok(Response::new(ForgetReply {}))
+    }
+
+    async fn token(&self, request: Request<TokenRequest>) -> Result<Response<TokenReply>, Status> {
+        let fields = self.ask(request, of(Command::Token)).await?;
+        let secret = fields.as_token();
+        Ok(Response::new(TokenReply {
+            secret: secret.map_or_else(String::new, |secret| secret.expose().to_owned()),
+        }))
+    }
+
+    async fn tokens(
+        &self,
+        request: Request<TokensRequest>,
+    ) -> Result<Response<Self::TokensStream>, Status> {
+        self.ask_for_parts(request, of(Command::Tokens)).await
+    }
+
+    async fn revoke(
+        &self,
+        request: Request<RevokeRequest>,
+    ) -> Result<Response<RevokeReply>, Status> {
+        self.ask(request, of(Command::Revoke)).await?;
+        Ok(Response::new(RevokeReply {}))
     }
 
     async fn history(

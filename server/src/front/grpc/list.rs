@@ -1,5 +1,5 @@
-//! The answers of many parts, as streams: `List`, `Rooms`, `Members`, `Devices` and
-//! `History`.
+//! The answers of many parts, as streams: `List`, `Rooms`, `Members`, `Devices`, `Tokens`
+//! and `History`.
 
 use std::marker::PhantomData;
 use std::pin::Pin;
@@ -9,7 +9,7 @@ use futures::Stream;
 use hark_grpc::reply;
 use hark_grpc::v1::chat_reply::Reply as V1Reply;
 use hark_grpc::v1::{
-    DevicesReply, HistoryReply, ListReply, MembersReply, RoomsReply, history_reply,
+    DevicesReply, HistoryReply, ListReply, MembersReply, RoomsReply, TokensReply, history_reply,
 };
 use hark_protocol::{OkFields, Refusal, Reply, Request, RequestId};
 use tonic::Status;
@@ -146,6 +146,19 @@ impl Part for DevicesReply {
             V1Reply::Device(device) => Some(Self {
                 device: Some(device),
             }),
+            _ => None,
+        }
+    }
+
+    fn end(_: &OkFields) -> Option<Self> {
+        None
+    }
+}
+
+impl Part for TokensReply {
+    fn part(reply: V1Reply) -> Option<Self> {
+        match reply {
+            V1Reply::Token(token) => Some(Self { token: Some(token) }),
             _ => None,
         }
     }

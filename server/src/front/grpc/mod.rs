@@ -34,6 +34,7 @@ use hark_grpc::status;
 use hark_grpc::v1::admin_server::AdminServer;
 use hark_grpc::v1::chat_server::ChatServer;
 use hark_grpc::v1::log_watcher_server::LogWatcherServer;
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tonic::body::Body;
 use tonic::{Extensions, Status};
@@ -95,6 +96,7 @@ impl Grpc {
         caller: Caller,
     ) -> http::Response<Body> {
         let timeout = deadline::timeout(request.headers());
+        let client = caller.client.clone();
         request.extensions_mut().insert(caller.clone());
         let answered = deadline::limit(timeout, async {
             match caller.admit_call().await {
@@ -103,7 +105,16 @@ impl Grpc {
             }
         });
         let Ok(response) = answered.await;
-        response
+        let Some(client) = client else {
+            return response;
+        };
+        // Counts the call for the address of its client until the response has ended.
+        response.map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                let _held = &client;
+                frame
+            }))
+        })
     }
 }
 

@@ -71,6 +71,7 @@ impl Http {
             http: self.clone(),
             caller: Caller {
                 address,
+                client: None,
                 connection: Arc::clone(&shutdown),
                 limiter,
                 stopping: CancellationToken::new(),
@@ -93,10 +94,12 @@ impl Http {
         let counted = self.0.chat.metrics().open(FrontKind::WebSocket);
         let (chat, limiter) = (Arc::clone(&self.0.chat), caller.limiter);
         let frame_bytes_max = chat.rules().frame_bytes_max;
+        shutdown.set_address(caller.address);
         let connection = ClientConnection::new(chat, caller.address, shutdown).limited_by(limiter);
         let framing = Framing::websocket(frame_bytes_max);
         let wire = Wire::new(stream, framing, connection, self.0.ack_timeout);
-        Ok(Some(wire.with_input(input).counted(counted)))
+        let wire = wire.with_input(input).counted(counted);
+        Ok(Some(wire.of_client(caller.client)))
     }
 }
 

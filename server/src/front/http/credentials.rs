@@ -14,11 +14,13 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// The longest `Authorization`, in bytes: a name and a password in Base64, with room.
 const AUTHORIZATION_BYTES_MAX: usize = 1024;
 
-/// A user and its password.
+/// The credentials of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Credentials {
-    pub(super) user: UserName,
-    pub(super) password: Option<Password>,
+pub(super) enum Credentials {
+    /// A user, and its password or a token.
+    Basic(UserName, Option<Password>),
+    /// A token alone.
+    Bearer(Password),
 }
 
 /// Returns the credentials of a request, if it has any.
@@ -30,16 +32,15 @@ pub(super) fn credentials(headers: &HeaderMap) -> Result<Option<Credentials>, Ht
     let Some(value) = values.next() else {
         return Ok(None);
     };
-    let malformed = || HttpError::unauthorized("malformed Authorization; expected Basic");
+    let malformed = || HttpError::unauthorized("malformed Authorization; expected Basic or Bearer");
     if values.next().is_some() || value.len() > AUTHORIZATION_BYTES_MAX {
         return Err(malformed());
     }
     let text = value.to_str().map_err(|_| malformed())?;
     let (scheme, rest) = text.split_once(' ').ok_or_else(malformed)?;
     if scheme.eq_ignore_ascii_case("bearer") {
-        return Err(HttpError::unauthorized(
-            "this server has no tokens; use Basic with the name and the password of the user",
-        ));
+        let token = rest.trim().parse().map_err(|_| malformed())?;
+        return Ok(Some(Credentials::Bearer(token)));
     }
     if !scheme.eq_ignore_ascii_case("basic") {
         return Err(malformed());
@@ -52,10 +53,8 @@ pub(super) fn credentials(headers: &HeaderMap) -> Result<Option<Credentials>, Ht
         "" => None,
         password => Some(password.parse().map_err(Refusal::from)?),
     };
-    Ok(Some(Credentials {
-        user: user.parse().map_err(Refusal::from)?,
-        password,
-    }))
+    let user = user.parse().map_err(Refusal::from)?;
+    Ok(Some(Credentials::Basic(user, password)))
 }
 
 /// Returns the session and the id that make a send safe to repeat, if there are any:
@@ -108,11 +107,20 @@ mod tests {
 
     #[test]
     fn basic_names_a_user_and_a_password() {
-        let parsed = basic("ann:se:cret").unwrap().unwrap();
-        assert_eq!(parsed.user.as_str(), "ann");
-        assert_eq!(parsed.password.unwrap().expose(), "se:cret");
-        assert_eq!(basic("ann:").unwrap().unwrap().password, None);
+        let login = |password: Option<&str>| {
+            let password = password.map(|password| password.parse().unwrap());
+            Some(Credentials::Basic("ann".parse().unwrap(), password))
+        };
+        assert_eq!(basic("ann:se:cret").unwrap(), login(Some("se:cret")));
+        assert_eq!(basic("ann:").unwrap(), login(None));
         assert_eq!(credentials(&HeaderMap::new()).unwrap(), None);
+    }
+
+    #[test]
+    fn bearer_is_a_token_alone() {
+        let parsed = credentials(&headers(AUTHORIZATION, "bearer hk_x"));
+        let token = "hk_x".parse().unwrap();
+        assert_eq!(parsed.unwrap(), Some(Credentials::Bearer(token)));
     }
 
     #[test]
@@ -121,7 +129,14 @@ mod tests {
             let error = credentials(&headers(AUTHORIZATION, value)).unwrap_err();
             error.into_response().status()
         };
-        for value in ["Basic", "Basic !", "Basic YW5u", "Bearer hk_x", "Digest x"] {
+        for value in [
+            "Basic",
+            "Basic !",
+            "Basic YW5u",
+            "Bearer ",
+            "Bearer a,b",
+            "Digest x",
+        ] {
             assert_eq!(status(value), StatusCode::UNAUTHORIZED, "{value}");
         }
         let bad_name = basic("a b:x").unwrap_err().into_response();

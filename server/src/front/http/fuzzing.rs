@@ -40,7 +40,11 @@ fn front() -> &'static Http {
             ..ShardConfig::DEFAULT
         });
         let chat = Arc::new(Chat::new(Arc::new(store.unwrap()), arguments.rules()));
-        Http::new(&chat, &arguments.settings(&Watchers::default(), None))
+        Http::new(
+            &chat,
+            &arguments.settings(&Watchers::default(), None),
+            Arc::default(),
+        )
     })
 }
 

@@ -2,18 +2,19 @@
 //! this server, a foreign page cannot change anything, and a forwarded request is never
 //! taken for a local one.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
-use hark_protocol::Code;
+use hark_protocol::{Code, Refusal};
 use http::header::{EXPECT, FORWARDED, HOST, ORIGIN, VIA};
 use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version};
-use ipnet::IpNet;
 
 use super::error::HttpError;
 use crate::front::Tls;
+use crate::network::Network;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -26,13 +27,13 @@ pub struct HttpSettings {
     /// The foreign origins that may open a WebSocket.
     pub origins: Vec<Origin>,
     /// The proxies whose forwarded addresses are trusted.
-    pub proxies: Vec<IpNet>,
+    pub proxies: Vec<Network>,
 }
 
 impl HttpSettings {
     /// Returns whether the address is that of a proxy.
     pub(crate) fn is_proxy(&self, address: IpAddr) -> bool {
-        self.proxies.iter().any(|proxy| proxy.contains(&address))
+        self.proxies.iter().any(|proxy| proxy.contains(address))
     }
 }
 
@@ -106,7 +107,8 @@ impl Guard {
         if !self.is_own(&host) {
             return Err(misdirected(&host));
         }
-        let address = self.address(&request.headers, peer)?;
+        let address = self.address(&request.headers, peer);
+        let address = address.map_err(|refusal| HttpError::of_connection(&refusal))?;
         check_expectation(&request.headers)?;
         if !matches!(request.method, Method::GET | Method::HEAD) {
             check_site(&request.headers)?;
@@ -147,7 +149,10 @@ impl Guard {
 
     /// Returns the address of the client: that of the peer or, behind a proxy, the one that
     /// the proxy has added.
-    fn address(&self, headers: &HeaderMap, peer: IpAddr) -> Result<IpAddr, HttpError> {
+    ///
+    /// # Errors
+    /// The refusal of an unknown proxy, or of one that adds no valid address.
+    pub(super) fn address(&self, headers: &HeaderMap, peer: IpAddr) -> Result<IpAddr, Refusal> {
         let is_forwarded = [FORWARDED, X_FORWARDED_FOR, VIA]
             .iter()
             .any(|name| headers.contains_key(name));
@@ -155,19 +160,24 @@ impl Guard {
             return Ok(peer);
         }
         if !self.settings.is_proxy(peer) {
-            return Err(HttpError::forbidden(format!(
-                "the request came through a proxy at {peer}, which is not named by --proxy-from"
-            )));
+            return Err(Refusal::new(
+                Code::Denied,
+                format!(
+                    "the request came through a proxy at {peer}, which is not named by --proxy-from"
+                ),
+            ));
         }
         let last = last(headers, &X_FORWARDED_FOR)?.map(parse_address);
         let standard = self::last(headers, &FORWARDED)?.map(forwarded_for);
         match (last, standard) {
-            (None, None) => Ok(peer),
+            (None, None) => Err(malformed(format!(
+                "the proxy at {peer} adds no address; have it set X-Forwarded-For or Forwarded"
+            ))),
             (Some(address), None) | (None, Some(address)) => address,
             // A proxy that adds one of them passes on the other as the client sent it.
             (Some(one), Some(other)) => match (one?, other?) {
                 (one, other) if one == other => Ok(one),
-                _ => Err(HttpError::bad_request(
+                _ => Err(malformed(
                     "Forwarded and X-Forwarded-For name different addresses",
                 )),
             },
@@ -251,19 +261,23 @@ fn foreign(origin: &str) -> HttpError {
     ))
 }
 
+fn malformed(explanation: impl Into<Cow<'static, str>>) -> Refusal {
+    Refusal::new(Code::BadRequest, explanation)
+}
+
 /// Returns the last element of a list, which the proxy next to this server has added.
-fn last<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, HttpError> {
+fn last<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Refusal> {
     let Some(value) = headers.get_all(name).iter().next_back() else {
         return Ok(None);
     };
     let value = value
         .to_str()
-        .map_err(|_| HttpError::bad_request(format!("malformed {name}")))?;
+        .map_err(|_| malformed(format!("malformed {name}")))?;
     Ok(value.rsplit(',').next().map(str::trim))
 }
 
 /// Returns the address in the `for` of an element of `Forwarded` (RFC 7239).
-fn forwarded_for(element: &str) -> Result<IpAddr, HttpError> {
+fn forwarded_for(element: &str) -> Result<IpAddr, Refusal> {
     let node = element.split(';').find_map(|pair| {
         let (name, value) = pair.split_once('=')?;
         name.trim()
@@ -274,13 +288,13 @@ fn forwarded_for(element: &str) -> Result<IpAddr, HttpError> {
 }
 
 /// Parses an address, possibly with quotes, brackets and a port.
-fn parse_address(text: &str) -> Result<IpAddr, HttpError> {
+fn parse_address(text: &str) -> Result<IpAddr, Refusal> {
     let text = text.trim_matches('"');
     let bare = text.trim_start_matches('[').trim_end_matches(']');
     bare.parse()
         .or_else(|_| text.parse().map(|address: SocketAddr| address.ip()))
         .map(|address: IpAddr| address.to_canonical())
-        .map_err(|_| HttpError::bad_request("the proxy names no address of the client"))
+        .map_err(|_| malformed("the proxy names no address of the client"))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //! | `forwarded` | the limits of clients behind a proxy |
 //! | `route` | resources and parameters |
 //! | `credentials` | the identity and the idempotency of a request |
+//! | `messages` | the requests that receive and acknowledge |
 //! | `receive`, `receivers` | the responses that carry messages, and their acknowledgements |
 //! | `page` | the web page |
 //! | `websocket` | the handshake of a WebSocket |
@@ -24,6 +25,7 @@ pub(crate) mod fuzzing;
 mod guard;
 mod head;
 mod in_flight;
+mod messages;
 mod page;
 mod receive;
 mod receivers;
@@ -33,6 +35,7 @@ mod stream;
 mod websocket;
 
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,7 +44,7 @@ use bytestring::ByteString;
 use hark_protocol::{Code, OkFields, Password, Refusal, Reply, Request, RequestId, UserName};
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE};
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde::Serialize;
@@ -50,16 +53,18 @@ use zeroize::Zeroize as _;
 use self::credentials::{Credentials, credentials, idempotency_key};
 use self::error::HttpError;
 use self::forwarded::Forwarded;
+pub(super) use self::forwarded::ForwardedRequest;
 use self::guard::Guard;
 use self::head::HEAD_BYTES_MAX;
-use self::receive::{DeliveryOptions, deliver, unread};
 use self::receivers::Receivers;
-use self::response::{ResponseBody, json};
+pub(super) use self::response::ResponseBody;
+use self::response::json;
 use self::route::{Operation, Parameters, Resource};
 use super::Settings;
 use super::call::{Call, CallError, answer};
 use super::caller::Caller;
-use crate::chat::{Chat, Inbox, Output};
+use crate::bans::Bans;
+use crate::chat::{Chat, Output, now_ms};
 
 pub use guard::{HttpSettings, Origin};
 
@@ -68,6 +73,15 @@ const BODY_BYTES_PER_SECOND_MIN: usize = 1024;
 
 /// The largest body that is a password, in bytes.
 const PASSWORD_BODY_BYTES_MAX: usize = 1024;
+
+/// The login of a request.
+struct Login {
+    user: UserName,
+    password: Option<Password>,
+    /// Whether the password is a token of the user, so that a refusal of the login is about
+    /// the scope.
+    is_token: bool,
+}
 
 /// Has nginx pass on a response line by line.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -80,8 +94,9 @@ pub(super) struct Http(Arc<HttpState>);
 struct HttpState {
     chat: Arc<Chat>,
     guard: Guard,
-    forwarded: Forwarded,
+    forwarded: Arc<Forwarded>,
     receivers: Arc<Receivers>,
+    bans: Arc<Bans>,
     ack_timeout: Duration,
 }
 
@@ -117,15 +132,21 @@ struct HealthStatus {
 type Answer = Result<Response<ResponseBody>, HttpError>;
 
 impl Http {
-    /// Returns the front of `chat`.
-    pub(super) fn new(chat: &Arc<Chat>, settings: &Settings) -> Self {
+    /// Returns the front of `chat`. Clients behind proxies from banned networks are refused.
+    pub(super) fn new(chat: &Arc<Chat>, settings: &Settings, bans: Arc<Bans>) -> Self {
         Self(Arc::new(HttpState {
             chat: Arc::clone(chat),
             guard: Guard::new(settings.http.clone(), settings.tls.clone()),
-            forwarded: Forwarded::new(Arc::clone(chat)),
+            forwarded: Arc::new(Forwarded::new(Arc::clone(chat))),
             receivers: Arc::default(),
+            bans,
             ack_timeout: settings.ack_timeout,
         }))
+    }
+
+    /// Sets the maximum number of open requests of an address behind a proxy.
+    pub(super) fn set_requests_max(&self, requests_max: usize) {
+        self.0.forwarded.set_requests_max(requests_max);
     }
 
     /// Answers a request over HTTP/2.
@@ -153,17 +174,40 @@ impl Http {
     /// it counts for.
     async fn admit(&self, parts: &Parts, caller: &Caller) -> Result<Caller, HttpError> {
         let address = self.0.guard.check(parts, caller.address)?;
-        let caller = if address == caller.address {
-            caller.clone()
-        } else {
-            Caller {
-                address,
-                limiter: self.0.forwarded.limiter(address),
-                ..caller.clone()
-            }
-        };
+        let caller = self.client(address, caller);
+        let caller = caller.map_err(|refusal| HttpError::of_connection(&refusal))?;
         caller.admit_call().await?;
         Ok(caller)
+    }
+
+    /// Returns the caller of a gRPC call, which a proxy may have forwarded.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub(super) fn caller_of_grpc(
+        &self,
+        headers: &HeaderMap,
+        caller: Caller,
+    ) -> Result<Caller, Refusal> {
+        let address = self.0.guard.address(headers, caller.address)?;
+        self.client(address, &caller)
+    }
+
+    /// Returns the caller at `address`, the peer of `caller` or a client behind it.
+    fn client(&self, address: IpAddr, caller: &Caller) -> Result<Caller, Refusal> {
+        if address == caller.address {
+            return Ok(caller.clone());
+        }
+        if self.0.bans.is_banned(address, now_ms()) {
+            return Err(Bans::refusal());
+        }
+        let client = self.0.forwarded.begin(address)?;
+        Ok(Caller {
+            address,
+            limiter: client.as_ref().map(|client| client.limiter()),
+            client,
+            ..caller.clone()
+        })
     }
 
     async fn run(
@@ -204,7 +248,7 @@ impl Http {
             return Err(error);
         }
         let idempotency = idempotency_key(&parts.headers)?;
-        let login = credentials(&parts.headers)?;
+        let login = self.login(&parts, caller).await?;
         let text_bytes_max = self.0.chat.rules().text_bytes_max();
         let text = ByteString::try_from(self.body(&parts, body, text_bytes_max).await?)
             .map_err(|_| HttpError::bad_request("a text must be UTF-8"))?;
@@ -224,54 +268,6 @@ impl Http {
         Ok(json(StatusCode::CREATED, &Sent { number }))
     }
 
-    async fn unread(&self, user: UserName, parts: &Parts, caller: &Caller) -> Answer {
-        Parameters::of(&parts.uri, &["device"])?;
-        let inbox = self.inbox(user, parts, caller).await?;
-        Ok(lines(unread(inbox).await?))
-    }
-
-    async fn receive(&self, user: UserName, parts: &Parts, caller: &Caller) -> Answer {
-        let parameters = Parameters::of(&parts.uri, &["device", "after", "ack", "count"])?;
-        let acknowledges = match parameters.text("ack") {
-            None => false,
-            Some("auto") => true,
-            Some(_) => return Err(HttpError::bad_request("the only value of ack is auto")),
-        };
-        let options = DeliveryOptions {
-            acknowledges,
-            count: parameters.number("count")?,
-            ack_timeout: self.0.ack_timeout,
-        };
-        let password = password_of(&user, parts)?;
-        if let Some(after) = parameters.sequence("after")? {
-            let inbox = self
-                .0
-                .chat
-                .inbox(caller.address, user.clone(), password.clone());
-            let inbox = inbox.await.map_err(CallError::from)?;
-            inbox.start_after(after).await.map_err(CallError::from)?;
-        }
-        let mut call = Call::new(&self.0.chat, caller);
-        let connect = Request::Connect {
-            user: user.clone(),
-            password,
-        };
-        call.request(Ok(connect)).await?;
-        Ok(lines(deliver(user, call, &self.0.receivers, options)))
-    }
-
-    async fn acknowledge(&self, user: UserName, parts: &Parts, caller: &Caller) -> Answer {
-        let parameters = Parameters::of(&parts.uri, &["number", "device", "log"])?;
-        let number = parameters
-            .sequence("number")?
-            .ok_or_else(|| HttpError::bad_request("the number is missing"))?;
-        let inbox = self.inbox(user.clone(), parts, caller).await?;
-        if !self.0.receivers.acknowledge(&user, number) {
-            inbox.acknowledge(number).await.map_err(CallError::from)?;
-        }
-        Ok(json(StatusCode::OK, &Done {}))
-    }
-
     async fn create(
         &self,
         user: UserName,
@@ -280,7 +276,7 @@ impl Http {
         caller: &Caller,
     ) -> Answer {
         Parameters::of(&parts.uri, &[])?;
-        let login = credentials(&parts.headers)?;
+        let login = self.login(parts, caller).await?;
         let body = self.body(parts, body, PASSWORD_BODY_BYTES_MAX).await?;
         let password = password(body)?;
         let (mut call, is_authenticated) = self.call_as(login, caller).await?;
@@ -292,7 +288,7 @@ impl Http {
 
     async fn delete(&self, user: UserName, parts: &Parts, caller: &Caller) -> Answer {
         Parameters::of(&parts.uri, &[])?;
-        let login = credentials(&parts.headers)?;
+        let login = self.login(parts, caller).await?;
         let (mut call, is_authenticated) = self.call_as(login, caller).await?;
         let delete = Request::Delete {
             user,
@@ -310,7 +306,7 @@ impl Http {
         let parameters = Parameters::of(&parts.uri, &["pattern"])?;
         let pattern = parameters.text("pattern").filter(|text| !text.is_empty());
         let pattern = pattern.map(ByteString::from);
-        let login = credentials(&parts.headers)?;
+        let login = self.login(parts, caller).await?;
         let (mut call, is_authenticated) = self.call_as(login, caller).await?;
         let (users, fields) = list(&mut call, Request::List { pattern })
             .await
@@ -339,27 +335,61 @@ impl Http {
     /// logged in.
     async fn call_as(
         &self,
-        login: Option<Credentials>,
+        login: Option<Login>,
         caller: &Caller,
     ) -> Result<(Call, bool), HttpError> {
         let mut call = Call::new(&self.0.chat, caller);
         let is_authenticated = login.is_some();
-        if let Some(Credentials { user, password }) = login {
-            call.request(Ok(Request::Login { user, password })).await?;
+        if let Some(login) = login {
+            let (user, password) = (login.user, login.password);
+            let login_request = Request::Login { user, password };
+            let logged_in = call.request(Ok(login_request)).await;
+            logged_in.map_err(|error| of_login(error, login.is_token))?;
         }
         Ok((call, is_authenticated))
     }
 
-    /// Logs in to the inbox of a user, as that user.
-    async fn inbox(
+    /// Returns the login of a request, if it has credentials. A token alone names its user.
+    async fn login(&self, parts: &Parts, caller: &Caller) -> Result<Option<Login>, HttpError> {
+        let chat = &self.0.chat;
+        Ok(match credentials(&parts.headers)? {
+            None => None,
+            Some(Credentials::Basic(user, password)) => {
+                let of_token = chat.token_user(password.as_ref()).await;
+                let of_token = of_token.map_err(CallError::from)?;
+                Some(Login {
+                    is_token: of_token.is_some_and(|owner| owner == user),
+                    user,
+                    password,
+                })
+            }
+            Some(Credentials::Bearer(token)) => {
+                let user = chat.identify(caller.address, &token).await;
+                Some(Login {
+                    user: user.map_err(CallError::from)?,
+                    password: Some(token),
+                    is_token: true,
+                })
+            }
+        })
+    }
+
+    /// Returns the login with which a request acts for a user.
+    async fn login_of(
         &self,
         user: UserName,
         parts: &Parts,
         caller: &Caller,
-    ) -> Result<Inbox, HttpError> {
-        let password = password_of(&user, parts)?;
-        let inbox = self.0.chat.inbox(caller.address, user, password).await;
-        Ok(inbox.map_err(CallError::from)?)
+    ) -> Result<Login, HttpError> {
+        match self.login(parts, caller).await? {
+            None => Ok(Login {
+                user,
+                password: None,
+                is_token: false,
+            }),
+            Some(login) if login.user == user => Ok(login),
+            Some(_) => Err(HttpError::forbidden("a user can receive only for itself")),
+        }
     }
 
     /// Reads a body of at most `bytes_max` bytes.
@@ -441,13 +471,9 @@ fn finish(answer: Answer, is_api: bool) -> Response<ResponseBody> {
     response
 }
 
-/// Returns the password with which a request acts for a user.
-fn password_of(user: &UserName, parts: &Parts) -> Result<Option<Password>, HttpError> {
-    match credentials(&parts.headers)? {
-        None => Ok(None),
-        Some(login) if login.user == *user => Ok(login.password),
-        Some(_) => Err(HttpError::forbidden("a user can receive only for itself")),
-    }
+/// Returns the refusal of a login that was to receive. That of a token is about its scope.
+fn of_login(error: impl Into<CallError>, is_token: bool) -> HttpError {
+    HttpError::of_command(error.into(), is_token)
 }
 
 /// Parses the body of a creation. An empty one is no password.

@@ -41,20 +41,31 @@ impl Page {
     fn assemble() -> Self {
         let style = include_str!("page/page.css");
         let script = concat!(include_str!("page/hark.js"), include_str!("page/page.js"));
+        let script = without_comments(script);
         let document = include_str!("page/page.html")
             .replace("{{style}}", style)
-            .replace("{{script}}", script);
+            .replace("{{script}}", &script);
         let policy = format!(
             "default-src 'self'; img-src 'self' data:; style-src '{}'; script-src '{}'; \
              frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
             hash_source(style),
-            hash_source(script),
+            hash_source(&script),
         );
         Self {
             document: document.into(),
             policy,
         }
     }
+}
+
+/// Returns a script without the lines that are only comments: their readers have the
+/// repository.
+fn without_comments(script: &str) -> String {
+    let is_comment = |line: &str| ["//", "/**", "*"].iter().any(|mark| line.starts_with(mark));
+    let lines = script.split_inclusive('\n');
+    lines
+        .filter(|line| !is_comment(line.trim_start()))
+        .collect()
 }
 
 /// Returns the source expression for an inline element with this content.

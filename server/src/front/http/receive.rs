@@ -10,17 +10,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream;
-use hark_protocol::{ByeReason, Sequence, UserName};
+use hark_protocol::message::{Gap, RoomReply};
+use hark_protocol::{RoomName, Sequence, UserName};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt as _, StreamBody};
 use serde::Serialize;
 use tokio::time::{Instant, Sleep};
 
-use super::receivers::{Receiver, Receivers};
+use super::forwarded::ForwardedRequest;
+use super::receivers::{Receiver, Receivers, UserDevice};
 use super::response::{ResponseBody, write_line};
-use crate::chat::{Inbox, Output, now_ms};
+use crate::chat::{Inbox, Output, UnreadLog, now_ms};
 use crate::front::call::{Call, CallError};
-use crate::store::{Message, Position, Unavailable};
+use crate::store::{Message, Unavailable};
 
 /// The interval of empty lines, so that both ends and every proxy between them see that
 /// the connection lives.
@@ -32,11 +34,25 @@ const PIECE_BYTES_MAX: usize = 16 * 1024;
 /// A message, as a line.
 #[derive(Serialize)]
 struct MessageLine<'a> {
-    log: &'static str,
+    log: &'a str,
     number: u64,
     sender: &'a str,
     time: u64,
     text: &'a str,
+}
+
+/// Messages that were removed before they were delivered, as a line.
+#[derive(Serialize)]
+struct GapLine<'a> {
+    gap: MissingMessages<'a>,
+}
+
+#[derive(Serialize)]
+struct MissingMessages<'a> {
+    log: &'a str,
+    from: u64,
+    to: u64,
+    count: u64,
 }
 
 /// The end of a delivery, as a line.
@@ -49,15 +65,52 @@ struct ByeLine {
 #[derive(Serialize)]
 struct HeartbeatLine {}
 
-fn write_message(message: &Message, to: &mut Vec<u8>) {
+/// Returns the name of a log in a line: of a room, or of the inbox.
+fn log_name(log: Option<&RoomName>) -> &str {
+    log.map_or("", RoomName::as_str)
+}
+
+fn write_message(log: Option<&RoomName>, message: &Message, to: &mut Vec<u8>) {
     let line = MessageLine {
-        log: "",
+        log: log_name(log),
         number: message.position.sequence.0,
         sender: message.sender.as_ref().map_or("", UserName::as_str),
         time: message.time_ms,
         text: &message.text,
     };
     write_line(&line, to);
+}
+
+fn write_gap(gap: &Gap, to: &mut Vec<u8>) {
+    let gap = MissingMessages {
+        log: log_name(gap.log.as_ref()),
+        from: gap.from.0,
+        to: gap.to.0,
+        count: gap.count,
+    };
+    write_line(&GapLine { gap }, to);
+}
+
+/// The last push of each log in a piece.
+#[derive(Debug, Default)]
+struct LastPushes(Vec<(Option<RoomName>, Sequence)>);
+
+impl LastPushes {
+    fn note(&mut self, log: Option<&RoomName>, number: Sequence) {
+        let mut logs = self.0.iter_mut();
+        match logs.find(|(other, _)| other.as_ref() == log) {
+            Some((_, last)) => *last = number,
+            None => self.0.push((log.cloned(), number)),
+        }
+    }
+
+    /// Acknowledges them. Returns false if another connection has taken over.
+    fn acknowledge(&self, call: &mut Call) -> bool {
+        self.0.iter().all(|(log, last)| {
+            let acknowledged = call.connection.acknowledge(log.as_ref(), *last);
+            acknowledged.is_ok()
+        })
+    }
 }
 
 /// The options of a delivery.
@@ -73,7 +126,7 @@ pub(super) struct DeliveryOptions {
 
 /// The body of a delivery. Dropping it ends the delivery.
 struct DeliveryBody {
-    user: UserName,
+    device: UserDevice,
     receivers: Arc<Receivers>,
     receiver: Arc<Receiver>,
     options: DeliveryOptions,
@@ -82,6 +135,8 @@ struct DeliveryBody {
     heartbeat_at: Instant,
     timer: Pin<Box<Sleep>>,
     ended: bool,
+    /// Counts the response for the address of the client.
+    _held: Option<Arc<ForwardedRequest>>,
 }
 
 /// Messages that are written once their acknowledgement is durable.
@@ -90,23 +145,25 @@ struct Unconfirmed {
     confirmed: Pin<Box<dyn Future<Output = Result<(), Unavailable>> + Send>>,
 }
 
-/// Returns the body that delivers the messages of a user to whom `call` has connected.
+/// Returns the body that delivers the messages of a device that `call` has attached.
 pub(super) fn deliver(
-    user: UserName,
+    device: UserDevice,
     call: Call,
-    receivers: &Arc<Receivers>,
+    receivers: Arc<Receivers>,
     options: DeliveryOptions,
+    held: Option<Arc<ForwardedRequest>>,
 ) -> ResponseBody {
     let heartbeat_at = Instant::now() + HEARTBEAT_INTERVAL;
     DeliveryBody {
-        receiver: receivers.open(&user, call),
-        user,
-        receivers: Arc::clone(receivers),
+        receiver: receivers.open(&device, call),
+        device,
+        receivers,
         options,
         unconfirmed: None,
         heartbeat_at,
         timer: Box::pin(tokio::time::sleep_until(heartbeat_at)),
         ended: options.count == Some(0),
+        _held: held,
     }
     .boxed_unsync()
 }
@@ -115,7 +172,7 @@ impl DeliveryBody {
     /// Collects the available messages. Returns an empty piece if there are none.
     fn collect(&mut self, cx: &mut Context<'_>) -> Vec<u8> {
         let mut piece = Vec::new();
-        let mut last = None;
+        let (mut pushed, mut bye) = (LastPushes::default(), None);
         let receiver = Arc::clone(&self.receiver);
         let mut delivery = receiver.delivery.lock();
         while !self.ended && piece.len() < PIECE_BYTES_MAX {
@@ -124,24 +181,50 @@ impl DeliveryBody {
             };
             match output {
                 Ok(Output::Push(message)) => {
-                    write_message(&message, &mut piece);
-                    last = Some(message.position.sequence);
+                    write_message(None, &message, &mut piece);
+                    pushed.note(None, message.position.sequence);
                     self.count_message();
                 }
-                // `connect` delivers the inbox alone.
-                Ok(Output::Said(_) | Output::Notice(_)) => {}
-                Ok(Output::Bye(reason)) => self.end(reason, &mut piece),
+                Ok(Output::Said(said)) => {
+                    write_message(Some(&said.room), &said.message, &mut piece);
+                    pushed.note(Some(&said.room), said.message.position.sequence);
+                    self.count_message();
+                }
+                Ok(Output::Notice(RoomReply::Gap(gap))) => {
+                    write_gap(&gap, &mut piece);
+                    pushed.note(gap.log.as_ref(), gap.to);
+                }
+                // Scripts do not follow changes of memberships, devices and read marks.
+                Ok(Output::Notice(_)) => {}
+                Ok(Output::Bye(reason)) => {
+                    bye = Some(reason);
+                    self.ended = true;
+                }
                 Ok(Output::Close | Output::Reply(..)) | Err(_) => self.ended = true,
             }
         }
-        match last {
-            Some(last) if self.options.acknowledges => {
-                self.acknowledge(last, &mut delivery.call, &mut piece);
-            }
-            Some(_) => drop(delivery.owing_since.get_or_insert_with(Instant::now)),
-            None => {}
+        let acknowledges = self.options.acknowledges;
+        if acknowledges && !pushed.acknowledge(&mut delivery.call) {
+            // Taken over after the push: the messages belong to the new receiver.
+            piece.clear();
+            self.ended = true;
         }
-        piece
+        if let Some(reason) = bye {
+            let bye = reason.as_str();
+            write_line(&ByeLine { bye }, &mut piece);
+            self.receivers.close(&self.device, &self.receiver);
+        }
+        if pushed.0.is_empty() {
+            return piece;
+        }
+        if !acknowledges {
+            delivery.owing_since.get_or_insert_with(Instant::now);
+            return piece;
+        }
+        let device = self.device.1.as_ref();
+        let confirmed = Box::pin(delivery.call.connection.sync_acknowledgements(device));
+        self.unconfirmed = Some(Unconfirmed { piece, confirmed });
+        Vec::new()
     }
 
     fn count_message(&mut self) {
@@ -149,27 +232,6 @@ impl DeliveryBody {
             *count = count.saturating_sub(1);
             self.ended = *count == 0;
         }
-    }
-
-    fn end(&mut self, reason: ByeReason, piece: &mut Vec<u8>) {
-        let bye = reason.as_str();
-        write_line(&ByeLine { bye }, piece);
-        self.ended = true;
-        self.receivers.close(&self.user, &self.receiver);
-    }
-
-    /// Acknowledges the messages of a piece, and keeps it until that is durable.
-    fn acknowledge(&mut self, last: Sequence, call: &mut Call, piece: &mut Vec<u8>) {
-        if let Err(error) = call.connection.acknowledge(None, last) {
-            // Only a bug gets here: the message was pushed on this connection.
-            tracing::error!(user = %self.user, %error, "delivery ended");
-            self.ended = true;
-            return piece.clear();
-        }
-        self.unconfirmed = Some(Unconfirmed {
-            piece: std::mem::take(piece),
-            confirmed: Box::pin(call.connection.sync_acknowledgements()),
-        });
     }
 
     /// Ready with the messages whose acknowledgement is durable, if there are any.
@@ -181,7 +243,7 @@ impl DeliveryBody {
         let piece = self.unconfirmed.take().map(|unconfirmed| unconfirmed.piece);
         if let Err(error) = confirmed {
             // They may be delivered again, but never twice.
-            tracing::warn!(user = %self.user, %error, "acknowledgement failed: delivery ended");
+            tracing::warn!(user = %self.device.0, %error, "acknowledgement failed: delivery ended");
             self.ended = true;
             return Poll::Ready(None);
         }
@@ -198,7 +260,7 @@ impl DeliveryBody {
         }
         ready!(self.timer.as_mut().poll(cx));
         if ack_due == Some(due) {
-            tracing::info!(user = %self.user, "slow consumer: does not acknowledge");
+            tracing::info!(user = %self.device.0, "slow consumer: does not acknowledge");
             self.ended = true;
             return Poll::Ready(None);
         }
@@ -243,21 +305,27 @@ impl Body for DeliveryBody {
 
 impl Drop for DeliveryBody {
     fn drop(&mut self) {
-        self.receivers.close(&self.user, &self.receiver);
+        self.receivers.close(&self.device, &self.receiver);
     }
 }
 
-/// Returns the body of the unacknowledged messages of an inbox. The first page is read
-/// already, so that an inbox that cannot be read fails with a status.
+/// Returns the body of the unacknowledged messages of a device, log by log. The first page
+/// is read already, so that an inbox that cannot be read fails with a status.
 ///
 /// # Errors
 /// [`CallError::Unavailable`].
-pub(super) async fn unread(inbox: Inbox) -> Result<ResponseBody, CallError> {
+pub(super) async fn unread(
+    inbox: Inbox,
+    held: Option<Arc<ForwardedRequest>>,
+) -> Result<ResponseBody, CallError> {
+    let mut logs = inbox.unread_logs().await.map_err(CallError::from)?;
+    // The next one is the last.
+    logs.reverse();
     let mut unread = Unread {
         inbox,
-        after: Position::default(),
+        logs,
         until_ms: now_ms(),
-        ended: false,
+        _held: held,
     };
     let first = unread.next_piece().await?;
     let pieces = stream::try_unfold((Some(first), unread), |(first, mut unread)| async move {
@@ -274,25 +342,33 @@ pub(super) async fn unread(inbox: Inbox) -> Result<ResponseBody, CallError> {
 /// A reading of the unacknowledged messages.
 struct Unread {
     inbox: Inbox,
-    after: Position,
+    /// The logs that are not read to their end, the next one last.
+    logs: Vec<UnreadLog>,
     /// The time of the request: later messages may be missing, so that the reading ends.
     until_ms: u64,
-    ended: bool,
+    /// Counts the response for the address of the client.
+    _held: Option<Arc<ForwardedRequest>>,
 }
 
 impl Unread {
     async fn next_piece(&mut self) -> Result<Option<Bytes>, CallError> {
-        if self.ended {
-            return Ok(None);
-        }
-        let page = self.inbox.read(self.after).await.map_err(CallError::from)?;
         let mut piece = Vec::new();
-        for message in &page.messages {
-            write_message(message, &mut piece);
-            self.after = message.position;
-            self.ended |= message.time_ms > self.until_ms;
+        while piece.is_empty()
+            && let Some(log) = self.logs.last_mut()
+        {
+            let page = self.inbox.read(log).await.map_err(CallError::from)?;
+            let mut ended = page.complete || page.messages.is_empty();
+            if let Some(gap) = &page.gap {
+                write_gap(gap, &mut piece);
+            }
+            for message in &page.messages {
+                write_message(log.room(), message, &mut piece);
+                ended |= message.time_ms > self.until_ms;
+            }
+            if ended {
+                self.logs.pop();
+            }
         }
-        self.ended |= page.complete || page.messages.is_empty();
         Ok((!piece.is_empty()).then(|| piece.into()))
     }
 }

@@ -5,18 +5,21 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures::task::AtomicWaker;
-use hark_protocol::{Sequence, UserName};
+use hark_protocol::{DeviceName, RoomName, Sequence, UserName};
 use tokio::time::Instant;
 
 use crate::front::call::Call;
 use crate::sync::Mutex;
 
-/// The latest open response of each user.
+/// A device of a user, the nameless one without a name.
+pub(super) type UserDevice = (UserName, Option<DeviceName>);
+
+/// The latest open response of each device.
 #[derive(Debug, Default)]
 pub(super) struct Receivers {
     // Locked because a receiver is removed where its response is dropped. Held for one
     // operation on the map.
-    open: Mutex<HashMap<UserName, Arc<Receiver>>>,
+    open: Mutex<HashMap<UserDevice, Arc<Receiver>>>,
 }
 
 /// The delivery behind an open response.
@@ -39,8 +42,8 @@ pub(super) struct Delivery {
 }
 
 impl Receivers {
-    /// Adds the response of a user. It replaces a former one, which has been taken over.
-    pub(super) fn open(&self, user: &UserName, call: Call) -> Arc<Receiver> {
+    /// Adds the response of a device. It replaces a former one, which has been taken over.
+    pub(super) fn open(&self, device: &UserDevice, call: Call) -> Arc<Receiver> {
         let receiver = Arc::new(Receiver {
             delivery: Mutex::new(Delivery {
                 call,
@@ -48,33 +51,41 @@ impl Receivers {
             }),
             waker: AtomicWaker::new(),
         });
-        self.open.lock().insert(user.clone(), Arc::clone(&receiver));
+        self.open
+            .lock()
+            .insert(device.clone(), Arc::clone(&receiver));
         receiver
     }
 
-    /// Removes the response of a user, unless another one has replaced it.
-    pub(super) fn close(&self, user: &UserName, receiver: &Arc<Receiver>) {
+    /// Removes the response of a device, unless another one has replaced it.
+    pub(super) fn close(&self, device: &UserDevice, receiver: &Arc<Receiver>) {
         let mut open = self.open.lock();
         if open
-            .get(user)
+            .get(device)
             .is_some_and(|current| Arc::ptr_eq(current, receiver))
         {
-            open.remove(user);
+            open.remove(device);
         }
     }
 
-    /// Acknowledges the messages of an open response. Returns false if there is none, or
-    /// the message was not sent on it.
-    pub(super) fn acknowledge(&self, user: &UserName, number: Sequence) -> bool {
-        let receiver = self.open.lock().get(user).map(Arc::clone);
-        receiver.is_some_and(|receiver| receiver.acknowledge(number))
+    /// Acknowledges the messages of a log on an open response. Returns false if there is
+    /// none, or the message was not sent on it.
+    pub(super) fn acknowledge(
+        &self,
+        device: &UserDevice,
+        log: Option<&RoomName>,
+        number: Sequence,
+    ) -> bool {
+        let receiver = self.open.lock().get(device).map(Arc::clone);
+        receiver.is_some_and(|receiver| receiver.acknowledge(log, number))
     }
 }
 
 impl Receiver {
-    fn acknowledge(&self, number: Sequence) -> bool {
+    fn acknowledge(&self, log: Option<&RoomName>, number: Sequence) -> bool {
         let mut delivery = self.delivery.lock();
-        let is_acknowledged = delivery.call.connection.acknowledge(None, number).is_ok();
+        let connection = &mut delivery.call.connection;
+        let is_acknowledged = connection.acknowledge(log, number).is_ok();
         if is_acknowledged {
             let is_owing = delivery.call.connection.awaits_ack();
             delivery.owing_since = is_owing.then(Instant::now);

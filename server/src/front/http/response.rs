@@ -10,7 +10,7 @@ use http_body_util::{BodyExt as _, Full};
 use serde::Serialize;
 
 /// The body of a response.
-pub(super) type ResponseBody = UnsyncBoxBody<Bytes, io::Error>;
+pub(in crate::front) type ResponseBody = UnsyncBoxBody<Bytes, io::Error>;
 
 /// The media type of JSON.
 pub(super) const JSON: &str = "application/json";

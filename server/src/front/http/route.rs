@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use hark_protocol::{Code, Refusal, Sequence, UserName};
+use hark_protocol::{Code, DeviceName, Refusal, RoomName, Sequence, UserName};
 use http::{Method, StatusCode, Uri};
 use percent_encoding::percent_decode_str;
 
@@ -128,10 +128,6 @@ fn name(segment: &str) -> Result<UserName, HttpError> {
 #[derive(Debug, Default)]
 pub(super) struct Parameters(HashMap<String, String>);
 
-/// The parameters for features that this server does not have. They are accepted if they
-/// are empty.
-const UNSUPPORTED: [&str; 2] = ["device", "log"];
-
 impl Parameters {
     /// Parses the query of a target. Only these parameters are allowed, once each.
     ///
@@ -144,11 +140,6 @@ impl Parameters {
                 return Err(HttpError::bad_request(format!(
                     "unknown parameter {}",
                     name.escape_debug()
-                )));
-            }
-            if UNSUPPORTED.contains(&&*name) && !value.is_empty() {
-                return Err(HttpError::bad_request(format!(
-                    "this server supports only an empty {name}"
                 )));
             }
             if parameters
@@ -164,6 +155,26 @@ impl Parameters {
     /// Returns a text.
     pub(super) fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
+    }
+
+    /// Returns the device; `None` for the one without a name.
+    ///
+    /// # Errors
+    /// The refusal of a malformed name.
+    pub(super) fn device(&self) -> Result<Option<DeviceName>, HttpError> {
+        let name = self.text("device").filter(|name| !name.is_empty());
+        let name = name.map(str::parse).transpose();
+        Ok(name.map_err(Refusal::from)?)
+    }
+
+    /// Returns the room whose log it is; `None` for the inbox.
+    ///
+    /// # Errors
+    /// The refusal of a malformed name.
+    pub(super) fn log(&self) -> Result<Option<RoomName>, HttpError> {
+        let name = self.text("log").filter(|name| !name.is_empty());
+        let name = name.map(str::parse).transpose();
+        Ok(name.map_err(Refusal::from)?)
     }
 
     /// Returns a number.
@@ -318,9 +329,14 @@ mod tests {
         let parsed = parse("device=&number=12&pattern=a%2Bb+c").unwrap();
         assert_eq!(parsed.number("number").unwrap(), Some(12));
         assert_eq!(parsed.text("pattern"), Some("a+b c"));
-        for bad in ["device=phone", "number=1&number=1", "nummer=1"] {
+        for bad in ["number=1&number=1", "nummer=1", "log="] {
             assert!(parse(bad).is_err(), "{bad}");
         }
+        let device = |query| parse(query).unwrap().device().map_err(drop);
+        assert_eq!(device("number=1"), Ok(None));
+        assert_eq!(device("device="), Ok(None));
+        assert_eq!(device("device=phone"), Ok(Some("phone".parse().unwrap())));
+        assert_eq!(device("device=my+phone"), Err(()));
         for bad in ["number=", "number=-1", "number=+1", "number=1x"] {
             assert!(parse(bad).unwrap().number("number").is_err(), "{bad}");
         }

@@ -13,7 +13,7 @@ use tokio_util::codec::Decoder as _;
 use super::deadlines::Moment;
 use super::websocket::{self, Violation, WebSocketCodec};
 use crate::chat::delivery;
-use crate::store::{Encoding, Message, Said};
+use crate::store::{Message, Said};
 
 /// The framing of a connection.
 #[derive(Debug)]
@@ -142,7 +142,7 @@ impl Framing {
             return Ok(());
         }
         let mut failed = None;
-        let encoded = said.encoded(Encoding::Native, |said| {
+        let encoded = said.encoded(|said| {
             let mut encoded = BytesMut::new();
             let reply = Reply::Room(RoomReply::Said {
                 room: said.room.clone(),

@@ -15,6 +15,7 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ use tokio::time::Instant;
 use self::deadlines::{Deadline, DeadlineTable, Moment, Timer};
 use self::websocket::Violation;
 use super::drain::DRAIN_TIMEOUT;
+use super::http::ForwardedRequest;
 use crate::chat::{ClientConnection, Output};
 use crate::metrics::ConnectionGuard;
 use crate::store::{Message, Said};
@@ -84,6 +86,7 @@ pub struct Wire<S> {
     stage: WireStage,
     timer: Timer,
     _counted: Option<ConnectionGuard>,
+    _client: Option<Arc<ForwardedRequest>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,6 +136,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             stage: WireStage::Open,
             timer: Timer::default(),
             _counted: None,
+            _client: None,
         }
     }
 
@@ -140,6 +144,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     pub(super) fn counted(self, guard: ConnectionGuard) -> Self {
         Self {
             _counted: Some(guard),
+            ..self
+        }
+    }
+
+    /// Counts the connection for the address of a client behind a proxy.
+    pub(super) fn of_client(self, client: Option<Arc<ForwardedRequest>>) -> Self {
+        Self {
+            _client: client,
             ..self
         }
     }
@@ -163,17 +175,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// # Errors
     /// An error of the socket.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        for _ in 0..ITERATIONS_MAX {
+        for iteration in 1..=ITERATIONS_MAX {
             self.now = Instant::now();
             if self.connection.poll_abort(cx).is_ready() {
                 return Poll::Ready(Ok(()));
             }
             // `|` instead of `||`: both run each time.
             while self.poll_connection(cx) | self.decode() {}
-            if self.poll_read(cx)? && !self.has_drained() {
+            let has_read = self.poll_read(cx)? && !self.has_drained();
+            // Constant input delays writes and deadlines no longer than that.
+            if has_read && iteration < ITERATIONS_MAX {
                 continue;
             }
-            let progressed = self.poll_write(cx)?;
+            let progressed = has_read | self.poll_write(cx)?;
             let deadlines = self.deadlines();
             if deadlines
                 .due(self.now)

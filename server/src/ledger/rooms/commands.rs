@@ -58,15 +58,23 @@ impl Ledger {
             RoomCommand::Block(user) => self.block(caller, &user, changes).map(done),
             RoomCommand::Unblock(user) => self.unblock(caller, &user, changes).map(done),
             RoomCommand::Rooms(from) => self.rooms(caller, from).map(RoomAnswer::Rooms),
-            RoomCommand::Members(room, after) => self
-                .members(caller, &room, after.as_ref())
-                .map(RoomAnswer::Members),
+            RoomCommand::Members(room, from) => {
+                self.members(caller, &room, from).map(RoomAnswer::Members)
+            }
             RoomCommand::Devices => self.devices(caller).map(RoomAnswer::Devices),
+            RoomCommand::Cursors(device) => self
+                .cursors(caller, device.as_ref())
+                .map(RoomAnswer::Cursors),
             RoomCommand::Forget(device) => self
                 .forget_device(caller, device.as_ref(), changes)
                 .map(RoomAnswer::Existed),
             RoomCommand::History(room) => self.history(caller, &room).map(RoomAnswer::History),
             RoomCommand::See(room, point) => self.see(caller, &room, point, changes).map(done),
+            RoomCommand::SetToken(token) => self.set_token(caller, token, changes).map(done),
+            RoomCommand::Tokens => self.tokens(caller).map(RoomAnswer::Tokens),
+            RoomCommand::Revoke(token) => self
+                .revoke(caller, &token, changes)
+                .map(RoomAnswer::Existed),
         }
     }
 

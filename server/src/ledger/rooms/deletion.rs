@@ -94,6 +94,7 @@ impl Ledger {
         let Some(room) = self.rooms.remove(slot) else {
             return;
         };
+        changes.effects.ended_rings.extend(room.open_ring());
         let left = Notice::Left {
             room: room.log.id,
             name: room.name,
@@ -115,6 +116,8 @@ impl Ledger {
                 inbox.notify(&left, changes);
             }
         }
+        let members = room.members.len() as u64;
+        changes.totals.members = changes.totals.members.saturating_sub(members);
         record(RoomRecord::End(room.log.id), changes);
         changes.effects.ended.push(room.log.id);
         changes.effects.is_awaited = true;

@@ -154,6 +154,17 @@ impl Rooms {
         self.by_id.is_empty()
     }
 
+    /// Returns the number of rooms.
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Counts the memberships of all rooms.
+    pub(super) fn member_count(&self) -> u64 {
+        let rooms = self.rooms.iter_from(0);
+        rooms.map(|(_, room)| room.members.len() as u64).sum()
+    }
+
     /// Returns whether there is a room of this name.
     pub(super) fn contains(&self, name: &str) -> bool {
         self.slot(name).is_some()

@@ -1,7 +1,7 @@
 //! Devices in rooms: cursors, read marks, and queries.
 
 use hark_protocol::message::RoomMode;
-use hark_protocol::{Code, RoomName, UserName};
+use hark_protocol::{Code, DeviceName, RoomName};
 
 use super::super::changes::Changes;
 use super::super::profile::Membership;
@@ -9,8 +9,8 @@ use super::super::{Ledger, seconds};
 use super::members::{RoomCursor, up_to};
 use super::room::Room;
 use crate::store::{
-    Account, AttachedRoom, DeviceId, History, MemberPage, Notice, Point, Position, RoomEntry,
-    RoomPage,
+    Account, AttachedRoom, DeviceCursors, DeviceId, History, MemberPage, Notice, Point, Position,
+    RoomEntry, RoomPage, RoomPlace,
 };
 
 /// The most rooms in a page, and the most that are looked at for it.
@@ -18,7 +18,7 @@ const PAGE_ROOMS_MAX: usize = 256;
 const PAGE_EXAMINED_MAX: usize = 512;
 
 /// The most members in a page.
-const PAGE_NAMES_MAX: usize = 1000;
+const PAGE_NAMES_MAX: usize = 512;
 
 /// The places of the conversations of the caller, and of public rooms, in the list of rooms.
 const CONVERSATIONS: u64 = 1 << 32;
@@ -67,6 +67,36 @@ impl Ledger {
                 room.remove_cursor(device, changes);
             }
         }
+    }
+
+    /// Returns the cursors of a device of the caller, the nameless one without a name.
+    pub(in crate::ledger) fn cursors(
+        &self,
+        caller: &Account,
+        name: Option<&DeviceName>,
+    ) -> Result<DeviceCursors, Code> {
+        let inbox = self.caller(caller)?;
+        let device = inbox.reader(name);
+        let profile = inbox.profile.iter();
+        let rooms = profile.flat_map(|profile| profile.slots());
+        let rooms = rooms.filter_map(|slot| {
+            let room = self.rooms.get(slot)?;
+            let cursor = room.members.cursor(device?)?;
+            Some(RoomPlace {
+                name: room.name.clone(),
+                cursor,
+                unread: History {
+                    room: room.log.id,
+                    after: cursor.number,
+                    last: room.log.tail,
+                },
+            })
+        });
+        Ok(DeviceCursors {
+            device,
+            inbox: inbox.cursor(device),
+            rooms: rooms.collect(),
+        })
     }
 
     /// Moves the cursor of a device in a room. A cursor never moves back.
@@ -188,31 +218,21 @@ impl Ledger {
         rooms.map(|(_, Room { name, log, .. })| (log.id, name, log.head, log.tail))
     }
 
-    /// Returns the first names of the members of a room behind a name, sorted.
+    /// Returns a page of the members of a room.
     pub(in crate::ledger) fn members(
         &self,
         caller: &Account,
         name: &RoomName,
-        after: Option<&UserName>,
+        from: u64,
     ) -> Result<MemberPage, Code> {
         let slot = self.membership(caller, name)?;
         let room = self.rooms.get(slot).ok_or(Code::NoSuchUser)?;
-        let members = room.members.iter_from(0);
-        let inboxes = members.filter_map(|member| self.inboxes.by_id(member.account));
-        let names = inboxes.map(|inbox| &inbox.account.name);
-        let mut names: Vec<_> = names
-            .filter(|name| after.is_none_or(|after| *name > after))
-            .collect();
-        let is_truncated = names.len() > PAGE_NAMES_MAX;
-        if is_truncated {
-            names.select_nth_unstable(PAGE_NAMES_MAX);
-            names.truncate(PAGE_NAMES_MAX);
-        }
-        names.sort_unstable();
-        Ok(MemberPage {
-            names: names.into_iter().cloned().collect(),
-            is_truncated,
-        })
+        let mut members = room.members.iter_from(from);
+        let page = members.by_ref().take(PAGE_NAMES_MAX);
+        let inboxes = page.filter_map(|member| self.inboxes.by_id(member.account));
+        let names = inboxes.map(|inbox| inbox.account.name.clone()).collect();
+        let next = members.next().map(|member| member.account);
+        Ok(MemberPage { names, next })
     }
 }
 

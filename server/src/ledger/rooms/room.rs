@@ -102,7 +102,7 @@ impl Room {
         })
     }
 
-    /// Returns the ring, if a member is attached.
+    /// Returns the ring, if a member is attached, or was until its end.
     pub(super) fn open_ring(&self) -> Option<Arc<Ring>> {
         self.ring.upgrade()
     }
@@ -195,6 +195,7 @@ impl Room {
         let point = Point::from(self.log.tail);
         let member = Member::new(account, number, is_owner, point.messages);
         self.members.insert(member);
+        changes.totals.members += 1;
         record(RoomRecord::Members(self.log.id, vec![member]), changes);
         for device in devices {
             self.set_cursor(RoomCursor { device, point }, changes);
@@ -217,6 +218,7 @@ impl Room {
     ) {
         self.take_number(number, changes);
         self.members.remove(account, devices.iter().copied());
+        changes.totals.members = changes.totals.members.saturating_sub(1);
         record(
             RoomRecord::MemberEnd(self.log.id, account, devices),
             changes,

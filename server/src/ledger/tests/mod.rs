@@ -1,10 +1,13 @@
 //! The rules on the pure ledger, and the property that a replay reproduces its state.
 
 mod administration;
+mod bytes;
 mod device_model;
 mod devices;
 mod room_model;
 mod rooms;
+mod tokens;
+mod totals;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,11 +1,11 @@
 //! A copy of an open log, taken beside appends: references keep its segments from being
 //! recycled, and their frames up to the copied point never change.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::ops::ControlFlow;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,6 +13,7 @@ use std::time::Instant;
 use super::DiskLog;
 use super::file::OsStorage;
 use super::folder;
+pub(crate) use super::folder::create_folder;
 use super::head::{Head, HeadFile};
 use super::segment::Segment;
 use crate::log::LogCopy;
@@ -31,7 +32,6 @@ enum Pace {
 }
 
 /// The permissions of a folder and a file: none for others.
-const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
 /// A log at one commit.
@@ -140,14 +140,6 @@ fn copy_file(
         }
     }
     target.sync_all()
-}
-
-/// Creates a folder and its parents.
-fn create_folder(path: &Path) -> io::Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(FOLDER_MODE)
-        .create(path)
 }
 
 /// Copies a store that is not open to a new folder, which appears when it is complete.

@@ -203,8 +203,8 @@ impl Folder {
     }
 }
 
-/// Creates a folder and its missing parents durably.
-fn create_folder(path: &Path) -> io::Result<()> {
+/// Creates a folder and its missing parents durably, for this user alone.
+pub(crate) fn create_folder(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }

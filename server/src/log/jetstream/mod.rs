@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use crate::cluster::{LogReply, LogRequest, ShardId};
+use crate::store::StreamReplicas;
 
 /// How long a request waits for its answer. The cluster repeats it or resolves its
 /// outcome.
@@ -73,7 +74,10 @@ impl JetStream {
                 } => self.read(id, from, messages_max).await,
                 LogRequest::Get { id, sequence } => Some(LogReply::Message {
                     id,
-                    bytes: self.message(sequence).await,
+                    bytes: match self.nearby(sequence).await {
+                        Some(bytes) => Some(bytes),
+                        None => self.message(sequence).await,
+                    },
                 }),
                 LogRequest::Purge { before } => {
                     self.purge(before).await;
@@ -169,6 +173,18 @@ impl JetStream {
             .ok()
     }
 
+    /// Reads one message from any replica, which may be behind.
+    async fn nearby(&self, sequence: u64) -> Option<Bytes> {
+        #[derive(Serialize)]
+        struct Get {
+            seq: u64,
+        }
+        let subject = format!("$JS.API.DIRECT.GET.{}", self.stream);
+        let request = to_json(&Get { seq: sequence })?;
+        let reply = self.request(&subject, HeaderMap::new(), request).await?;
+        (sequence_of(&reply) == Some(sequence)).then_some(reply.payload)
+    }
+
     /// Reads one message from the leader.
     async fn message(&self, sequence: u64) -> Option<Bytes> {
         #[derive(Serialize)]
@@ -228,6 +244,48 @@ impl JetStream {
                 .await?,
         )?
         .state
+    }
+
+    /// Returns the replicas of the stream, as its leader knows them.
+    pub(crate) async fn replicas(&self) -> Option<StreamReplicas> {
+        #[derive(Deserialize)]
+        struct Info {
+            state: Contents,
+            #[serde(default)]
+            cluster: Group,
+        }
+        #[derive(Deserialize)]
+        struct Contents {
+            messages: u64,
+            bytes: u64,
+        }
+        #[derive(Default, Deserialize)]
+        struct Group {
+            leader: Option<String>,
+            /// The others.
+            #[serde(default)]
+            replicas: Vec<Replica>,
+        }
+        #[derive(Deserialize)]
+        struct Replica {
+            #[serde(default)]
+            current: bool,
+            #[serde(default)]
+            lag: u64,
+        }
+        let subject = format!("$JS.API.STREAM.INFO.{}", self.stream);
+        let reply = self.request(&subject, HeaderMap::new(), Bytes::new());
+        let Info { state, cluster } = parse(&reply.await?)?;
+        let others = &cluster.replicas;
+        let current = others.iter().filter(|replica| replica.current).count();
+        Some(StreamReplicas {
+            count: 1 + others.len() as u64,
+            current: 1 + current as u64,
+            lag: others.iter().map(|replica| replica.lag).max().unwrap_or(0),
+            leader: cluster.leader,
+            messages: state.messages,
+            bytes: state.bytes,
+        })
     }
 
     async fn request(&self, subject: &str, headers: HeaderMap, payload: Bytes) -> Option<Message> {
@@ -337,16 +395,18 @@ async fn collect(replies: &mut Subscriber, from: u64) -> Vec<Bytes> {
             // The end of the page, or nothing was found.
             break;
         }
-        let sequence = reply
-            .headers
-            .as_ref()
-            .and_then(|headers| headers.get(SEQUENCE)?.as_str().parse().ok());
-        if sequence != Some(from + messages.len() as u64) {
+        if sequence_of(&reply) != Some(from + messages.len() as u64) {
             break;
         }
         messages.push(reply.payload);
     }
     messages
+}
+
+/// Returns the sequence of a message that was read directly.
+fn sequence_of(message: &Message) -> Option<u64> {
+    let sequence = message.headers.as_ref()?.get(SEQUENCE)?;
+    sequence.as_str().parse().ok()
 }
 
 fn to_json(value: &impl Serialize) -> Option<Bytes> {

@@ -2,8 +2,10 @@
 
 mod faults;
 mod model;
+mod old_store;
 mod reading;
 mod rooms;
+mod tokens;
 
 use std::path::Path;
 use std::sync::Arc;

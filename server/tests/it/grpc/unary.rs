@@ -53,6 +53,19 @@ async fn list(client: &mut ChatClient<Channel>, request: ListRequest) -> (Vec<St
 }
 
 #[tokio::test]
+async fn forwarded_call_is_never_local() {
+    let server = Server::start().await;
+    let mut client = server.client_and(&["bob"]).await;
+    for header in ["x-forwarded-for", "forwarded", "via"] {
+        let mut request = tonic::Request::new(to("bob", "hello"));
+        let value = "203.0.113.7".parse().unwrap();
+        request.metadata_mut().insert(header, value);
+        let refused = client.send(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{header}");
+    }
+}
+
+#[tokio::test]
 async fn refusal_has_a_status_and_a_protocol_code() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;

@@ -1,12 +1,13 @@
 //! Own messages without an outcome.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use hark_client::journal::{SendJournal, SendTag};
 use hark_protocol::{Sequence, UserName};
 use rusqlite::{OptionalExtension as _, Transaction};
 
-use super::run::{EndedRun, Run};
+use super::run::{self, EndedRun, Run};
 use super::write::{Kind, NewEntry, own_in};
 use super::{
     Adopted, Conversation, EntryId, History, HistoryError, HistoryFile, Outcome, Result, Unsent,
@@ -65,24 +66,23 @@ impl History {
         };
         let run = self.file.run()?;
         for name in self.other_runs(run)? {
-            let ended = EndedRun::lock(directory, &name).map_err(|error| self.run_error(error))?;
+            let ended =
+                EndedRun::lock(directory, &name).map_err(|error| self.file.run_error(error))?;
             let Some(ended) = ended else { continue };
-            let is_empty = self.file.change(|change| {
+            self.file.change(|change| {
                 adopted.unknown += self.give_up_written(change, &name)?;
                 adopted.unsent.extend(self.take(change, &name, run.name())?);
-                let select = "SELECT NOT EXISTS (SELECT * FROM outbox WHERE run = ?1)";
-                change.query_row(select, [&name], |row| row.get::<_, bool>(0))
+                Ok(())
             })?;
-            if is_empty {
-                ended.forget().map_err(|error| self.run_error(error))?;
-            }
+            drop(ended);
         }
+        let owners = self.file.owners()?;
+        run::sweep(directory, |name| {
+            name == run.name() || owners.contains(name)
+        })
+        .map_err(|error| self.file.run_error(error))?;
         adopted.unsent.sort_by_key(|unsent| unsent.id);
         Ok(adopted)
-    }
-
-    fn run_error(&self, error: io::Error) -> HistoryError {
-        self.file.run_error(error)
     }
 
     fn other_runs(&self, run: &Run) -> Result<Vec<String>> {
@@ -184,6 +184,15 @@ impl HistoryFile {
             change
                 .query_row(delete, [id.0], |row| row.get(0))
                 .optional()
+        })
+    }
+
+    /// Returns the runs that own messages.
+    fn owners(&self) -> Result<BTreeSet<String>> {
+        self.read(|of| {
+            let mut select = of.prepare("SELECT DISTINCT run FROM outbox")?;
+            let names = select.query_map((), |row| row.get(0))?;
+            names.collect()
         })
     }
 

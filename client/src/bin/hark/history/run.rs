@@ -31,9 +31,7 @@ impl Run {
         let lock = match directory {
             Some(directory) => {
                 fs::create_dir_all(directory)?;
-                let lock = open(&directory.join(&name))?;
-                lock.lock()?;
-                Some(lock)
+                Some(lock_new(&directory.join(&name))?)
             }
             None => None,
         };
@@ -67,6 +65,31 @@ impl EndedRun {
     pub(super) fn forget(self) -> io::Result<()> {
         fs::remove_file(&self.path)
     }
+}
+
+/// Creates and locks a file. Until it is locked, another process may remove it.
+fn lock_new(path: &Path) -> io::Result<File> {
+    loop {
+        let lock = open(path)?;
+        lock.lock()?;
+        if path.try_exists()? {
+            return Ok(lock);
+        }
+    }
+}
+
+/// Removes the files of runs that have ended, except those that own messages.
+pub(super) fn sweep(directory: &Path, owns_messages: impl Fn(&str) -> bool) -> io::Result<()> {
+    for file in fs::read_dir(directory)? {
+        let name = file?.file_name();
+        if let Some(name) = name.to_str()
+            && !owns_messages(name)
+            && let Some(ended) = EndedRun::lock(directory, name)?
+        {
+            ended.forget()?;
+        }
+    }
+    Ok(())
 }
 
 fn open(path: &Path) -> io::Result<File> {

@@ -205,6 +205,12 @@ fn unsent_messages_are_adopted_after_the_end() {
     assert_eq!(second.adopt().unwrap(), Adopted::default());
     let other = second.file.of("here:1", &user("cid")).unwrap();
     assert_eq!(other.adopt().unwrap().unsent.len(), 1);
+    // A run without messages leaves nothing behind either.
+    let third = open().unwrap();
+    let (_, id) = third.add_pending(&bob, "sent", 9).unwrap();
+    third.file.resolve(id, &Outcome::Stored(None)).unwrap();
+    drop(third);
+    assert_eq!(second.adopt().unwrap(), Adopted::default());
     // Only the run of the second process is left.
     let runs = std::fs::read_dir(directory.path().join("history.runs")).unwrap();
     assert_eq!(runs.count(), 1);

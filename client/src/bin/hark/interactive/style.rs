@@ -4,7 +4,7 @@
 use hark_client::handle::Names;
 use hark_client::rooms::Device;
 use hark_client::{LinkState, RequestError};
-use hark_protocol::message::{Gap, RoomEntry};
+use hark_protocol::message::{Gap, RoomEntry, TokenEntry};
 use hark_protocol::{Delivery, DeviceName, RoomName, UserName};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
@@ -206,6 +206,10 @@ impl Style {
             (Command::History(room, ..), Done::Past(messages)) => self.past(room, messages),
             (_, Done::Rooms(rooms)) => self.rooms(rooms),
             (_, Done::Devices(devices)) => self.devices(devices),
+            (_, Done::Token(secret)) => {
+                format!("keep this secret, it is shown once: {}", secret.expose())
+            }
+            (_, Done::Tokens(tokens)) => self.tokens(tokens),
             (Command::Room(room, mode, _), _) => {
                 format!("{} is {}", self.room(room.as_str()), mode.as_str())
             }
@@ -260,6 +264,26 @@ impl Style {
             )
         };
         let lines: Vec<_> = devices.iter().map(line).collect();
+        lines.join("\n")
+    }
+
+    fn tokens(self, tokens: &[TokenEntry]) -> String {
+        if tokens.is_empty() {
+            return "no tokens".to_owned();
+        }
+        let now = now();
+        let line = |token: &TokenEntry| {
+            let used = match token.used_ms {
+                0 => "never used".to_owned(),
+                used_ms => format!("last used {}", local_time(used_ms, &now)),
+            };
+            format!(
+                "{}: {}, {used}",
+                self.name(token.name.as_str()),
+                token.scope
+            )
+        };
+        let lines: Vec<_> = tokens.iter().map(line).collect();
         lines.join("\n")
     }
 

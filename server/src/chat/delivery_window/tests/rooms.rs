@@ -21,6 +21,8 @@ struct Log {
     in_flight: Vec<u64>,
     /// The messages of the membership, if it has ended.
     ends_at: Option<usize>,
+    /// The store does not have the log any more, only the ring.
+    has_ended: bool,
 }
 
 impl Log {
@@ -33,6 +35,7 @@ impl Log {
             pushed: count,
             in_flight: Vec::new(),
             ends_at: None,
+            has_ended: false,
         }
     }
 
@@ -67,6 +70,9 @@ impl Log {
     }
 
     fn page(&self, log: LogId, after: Point, limit: ReadLimit) -> ReadPage {
+        if self.has_ended {
+            return ended_page();
+        }
         let after = after.messages as usize;
         let from = after.max(self.removed);
         let mut bytes = 0;
@@ -80,12 +86,22 @@ impl Log {
             starts_after: (from > after).then(|| self.position(from)),
             is_complete: from + messages.len() == self.messages.len(),
             messages,
+            has_ended: false,
         }
     }
 
     /// Returns the messages that are to be pushed.
     fn due(&self) -> usize {
         self.ends_at.unwrap_or(self.messages.len())
+    }
+}
+
+/// Returns a page of a log that has ended.
+fn ended_page() -> ReadPage {
+    ReadPage {
+        is_complete: true,
+        has_ended: true,
+        ..ReadPage::default()
     }
 }
 
@@ -115,6 +131,8 @@ enum Op {
     Join,
     /// With a reason, or by the reader itself.
     Leave(usize, Option<LeftReason>),
+    /// The log of a room ends. The end of the membership may come later.
+    EndLog(usize),
     FailReads(bool),
     Run,
 }
@@ -144,9 +162,9 @@ impl World {
         match op {
             Op::Say(nth, count, bytes) => {
                 let id = self.pick(nth);
-                for _ in 0..count {
+                let log = self.logs.get_mut(&id).unwrap();
+                for _ in 0..if log.has_ended { 0 } else { count } {
                     self.number += 3;
-                    let log = self.logs.get_mut(&id).unwrap();
                     log.messages.push((self.number, bytes));
                 }
                 self.window.note_ready(id);
@@ -188,28 +206,38 @@ impl World {
             Op::Leave(nth, reason) => {
                 let id = self.pick(nth);
                 if id != INBOX {
-                    self.leaving.insert(id, reason);
-                    self.number += 1;
-                    let number = self.number;
-                    let log = self.logs.get_mut(&id).unwrap();
-                    log.ends_at = Some(log.messages.len());
-                    let last = Point {
-                        number,
-                        messages: log.messages.len() as u64,
-                    };
-                    // Messages behind the end are in the ring and the store as well.
-                    log.messages.extend([(number + 1, 1), (number + 2, 1)]);
-                    self.number += 2;
-                    if reason.is_none() {
-                        log.in_flight.clear();
-                    }
-                    self.window.leave(id, last, reason);
+                    self.leave(id, reason);
                 }
+            }
+            Op::EndLog(nth) => {
+                let id = self.pick(nth);
+                self.logs.get_mut(&id).unwrap().has_ended = id != INBOX;
             }
             Op::FailReads(fail) => self.reads_fail = fail,
             Op::Run => self.run(),
         }
         self.check();
+    }
+
+    fn leave(&mut self, id: LogId, reason: Option<LeftReason>) {
+        self.leaving.insert(id, reason);
+        self.number += 1;
+        let number = self.number;
+        let log = self.logs.get_mut(&id).unwrap();
+        log.ends_at = Some(log.messages.len());
+        let last = Point {
+            number,
+            messages: log.messages.len() as u64,
+        };
+        if !log.has_ended {
+            // Messages behind the end are in the ring and the store as well.
+            log.messages.extend([(number + 1, 1), (number + 2, 1)]);
+            self.number += 2;
+        }
+        if reason.is_none() {
+            log.in_flight.clear();
+        }
+        self.window.leave(id, last, reason);
     }
 
     /// Takes every step that is possible.
@@ -257,7 +285,10 @@ impl World {
     fn take_from_ring(&mut self, id: LogId, after: Point) {
         let log = &self.logs[&id];
         let from = after.messages as usize;
-        if from < log.before_ring.min(log.messages.len()) {
+        let is_behind = from < log.before_ring.min(log.messages.len());
+        if is_behind && log.has_ended {
+            self.window.handle_log_ended(id);
+        } else if is_behind {
             self.window.handle_lagged(id);
         } else if from < log.messages.len() {
             self.window.handle_next(id, log.said(from));
@@ -269,10 +300,9 @@ impl World {
     /// Checks a push: it is the next message of its log, or the gap before it.
     fn take(&mut self, id: LogId, push: &Push) {
         self.pushes += 1;
-        let others_wait = self
-            .logs
-            .iter()
-            .any(|(other, log)| *other != id && log.pushed < log.due() && !self.reads_fail);
+        let others_wait = self.logs.iter().any(|(other, log)| {
+            *other != id && log.pushed < log.due() && !log.has_ended && !self.reads_fail
+        });
         self.run = match self.run {
             (last, count) if last == id && others_wait => (id, count + 1),
             _ => (id, 1),
@@ -285,7 +315,9 @@ impl World {
             Push::Gap(gap) => {
                 let missing = position.messages - log.pushed as u64;
                 assert_eq!(gap.count, missing);
-                assert!(missing > 0 && position.messages as usize <= log.removed);
+                let is_lost = log.has_ended && log.ends_at == Some(position.messages as usize);
+                let is_removed = position.messages as usize <= log.removed;
+                assert!(missing > 0 && (is_removed || is_lost));
             }
             _ => {
                 assert_eq!(position, log.position(log.pushed + 1), "the next message");
@@ -313,6 +345,12 @@ impl World {
     fn drain(&mut self) {
         self.reads_fail = false;
         let ids: Vec<_> = self.logs.keys().copied().collect();
+        for id in &ids {
+            let log = &self.logs[id];
+            if log.has_ended && log.ends_at.is_none() {
+                self.leave(*id, Some(LeftReason::Deleted));
+            }
+        }
         ids.iter().for_each(|id| self.window.note_ready(*id));
         self.run();
         while let Some(id) = self.any_in_flight() {
@@ -352,6 +390,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (log.clone(), 1_usize..5).prop_map(|(log, part)| Op::Retain(log, part)),
         2 => log.clone().prop_map(Op::Lag),
         1 => Just(Op::Join),
+        1 => log.clone().prop_map(Op::EndLog),
         1 => (log, any::<bool>()).prop_map(|(log, is_own)| {
             Op::Leave(log, (!is_own).then_some(LeftReason::Left))
         }),
@@ -490,8 +529,7 @@ fn deleted_room_ends_with_a_gap() {
     let room = rooms[0];
     window.leave(room, point(5), Some(LeftReason::Deleted));
     assert!(matches!(window.step(now), Step::Take(..)));
-    assert!(window.is_deleted(room));
-    window.skip_to_end(room);
+    window.handle_log_ended(room);
     let Step::Push(_, Push::Gap(gap)) = window.step(now) else {
         panic!("no gap")
     };
@@ -500,20 +538,44 @@ fn deleted_room_ends_with_a_gap() {
     assert!(matches!(window.step(now), Step::Left(log, Some(_)) if log == room));
 }
 
+#[track_caller]
+fn check_final_gap(window: &mut DeliveryWindow, now: Instant) {
+    let push = window.step(now);
+    assert!(matches!(push, Step::Push(_, Push::Gap(gap)) if gap.count == 5));
+    assert!(matches!(window.step(now), Step::Left(..)));
+}
+
 #[test]
 fn removed_log_of_a_membership_becomes_a_gap() {
     let (mut window, rooms, now) = with_rooms(1);
     window.leave(rooms[0], point(5), Some(LeftReason::Left));
     window.handle_lagged(rooms[0]);
     assert!(matches!(window.step(now), Step::Read { .. }));
-    let page = ReadPage {
-        is_complete: true,
-        ..ReadPage::default()
-    };
-    window.handle_page(Ok(page), now).unwrap();
-    let push = window.step(now);
-    assert!(matches!(push, Step::Push(_, Push::Gap(gap)) if gap.count == 5));
-    assert!(matches!(window.step(now), Step::Left(..)));
+    window.handle_page(Ok(ended_page()), now).unwrap();
+    check_final_gap(&mut window, now);
+}
+
+#[test]
+fn log_may_end_before_the_notice() {
+    for page in [Ok(ended_page()), Err(Unavailable)] {
+        let (mut window, rooms, now) = with_rooms(1);
+        window.handle_lagged(rooms[0]);
+        window.note_ready(rooms[0]);
+        assert!(matches!(window.step(now), Step::Read { .. }));
+        let has_failed = page.is_err();
+        window.handle_page(page, now).unwrap();
+        assert!(matches!(window.step(now), Step::Wait));
+        window.leave(rooms[0], point(5), Some(LeftReason::Left));
+        // No wait for a retry.
+        if has_failed {
+            assert!(matches!(window.step(now), Step::Read { .. }));
+            window.handle_page(Ok(ended_page()), now).unwrap();
+        } else {
+            assert!(matches!(window.step(now), Step::Take(..)));
+            window.handle_log_ended(rooms[0]);
+        }
+        check_final_gap(&mut window, now);
+    }
 }
 
 #[test]
@@ -588,18 +650,15 @@ fn unreadable_room_can_be_left() {
     let (mut window, rooms, mut now) = with_rooms(1);
     window.handle_lagged(rooms[0]);
     window.leave(rooms[0], point(7), Some(LeftReason::Expelled));
-    let mut failures = 0;
+    let began = now;
     let push = loop {
         match window.step(now) {
-            Step::Read { .. } => {
-                failures += 1;
-                window.handle_page(Err(Unavailable), now).unwrap();
-            }
+            Step::Read { .. } => window.handle_page(Err(Unavailable), now).unwrap(),
             Step::Wait => now = window.retry_at().unwrap(),
             step => break step,
         }
     };
-    assert_eq!(failures, usize::from(membership::LEAVING_FAILURES_MAX));
+    assert_eq!(now - began, membership::LEAVING_TIMEOUT);
     assert!(matches!(push, Step::Push(_, Push::Gap(gap)) if gap.count == 7));
     assert!(matches!(window.step(now), Step::Left(..)));
 }

@@ -131,8 +131,8 @@ fn live_messages_that_are_purged_are_found() {
 }
 
 #[test]
-fn snapshot_without_copies_is_found() {
-    check_finds(Bug::NoCopies, 4, kafka::run);
+fn snapshot_without_uncopied_blocks_is_found() {
+    check_finds(Bug::YoungNotIndexed, 7, kafka::run);
 }
 
 #[test]

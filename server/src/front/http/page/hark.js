@@ -17,6 +17,8 @@ const IN_FLIGHT_MAX = 512;
 const ACK_LINGER_MS = 50;
 const PING_AFTER_MS = 15_000;
 const ANSWER_WITHIN_MS = 12_000;
+/** A connection that has lasted so long ends the increase of the pauses. */
+const STABLE_AFTER_MS = 5000;
 const BACKOFF_MS = [300, 1000, 2000, 4000, 8000, 15_000];
 
 const toUtf8 = new TextEncoder();
@@ -77,27 +79,42 @@ function message(log, payload) {
   return { log, number: Number(number), sender, time: Number(time), text };
 }
 
-/** Keeps a session and its unanswered lines in memory. A program that wants to survive its
- *  own end passes an object with the same two methods to [Hark]. A line is `{id, to, text,
- *  at}`: `at` is the time of the first attempt, or 0. */
+/** Keeps no line beyond the end of the program. A program that wants to survive its own end
+ *  passes an object with the same methods to [Hark]. A line is `{session, id, to, text, at,
+ *  person}`: `at` is the time of the first attempt, or 0; `to` is null until the room of the
+ *  conversation with `person` is known. `put` adds or replaces a line, or throws. */
 export class MemoryOutbox {
   load() {
-    return { session: randomToken(), next: 1, lines: [] };
+    return [];
   }
-  save(session, next, lines) {}
+  put(line) {}
+  remove(line) {}
 }
 
 /** A connection to a server that is opened again until it is closed. */
 export class Hark {
   /** `url`: `ws://host:3000/v1/ws`. Handlers: `onmessage(message)`, `onnotice(command,
-   *  fields)` for all other pushes, `onstate(state, error)` with the states
-   *  `connecting`, `online`, `offline`, `denied`, `taken-over`, `deleted`, `closed`. */
-  constructor({ url, outbox = new MemoryOutbox(), onmessage, onnotice, onstate }) {
-    Object.assign(this, { url, outbox, onmessage, onnotice, onstate });
-    const saved = outbox.load();
-    this.session = saved.session;
-    this.nextId = saved.next;
-    this.lines = new Map(saved.lines.map((line) => [line.id, line]));
+   *  fields)` for all other pushes, `ontalk(person, room)` for a conversation that `talk`
+   *  has found, `onstate(state, error)` with the states `connecting`, `online`, `offline`,
+   *  `denied`, `taken-over`, `deleted`, `closed`. `former` has the lines of an earlier
+   *  session; an object with it only repeats them. */
+  constructor(options, former = null) {
+    const { url, outbox = new MemoryOutbox(), onmessage, onnotice, ontalk, onstate } = options;
+    Object.assign(this, { url, outbox, onmessage, onnotice, ontalk, onstate });
+    this.isFormer = Boolean(former);
+    // Each object has a session of its own, so that ids of two programs never collide.
+    // Sessions sort by their time.
+    this.session = former?.[0].session ?? `${Date.now().toString(36)}-${randomToken()}`;
+    this.nextId = 1;
+    this.lines = new Map(former?.map((line) => [line.id, line]));
+    /** Objects that repeat the lines of earlier sessions, one after the other. */
+    this.formers = former ? [] : this.loadFormers({ url, outbox, ontalk });
+    this.isFindingRoom = false;
+    /** When the lines were sent first, by the clock that is never set. */
+    this.startedAt = new Map();
+    for (const { id, at } of former ?? []) {
+      if (at) this.startedAt.set(id, performance.now() - Math.max(0, Date.now() - at));
+    }
     this.unsent = [];
     this.inFlight = 0;
     this.identity = null;
@@ -115,6 +132,30 @@ export class Hark {
     for (const id of this.lines.keys()) this.settlers.set(id, settler());
   }
 
+  loadFormers(options) {
+    const sessions = new Map();
+    for (const line of options.outbox.load().sort((one, other) => one.id - other.id)) {
+      sessions.set(line.session, [...(sessions.get(line.session) ?? []), line]);
+    }
+    return [...sessions.keys()].sort().map((session) => {
+      const former = new Hark(options, sessions.get(session));
+      former.onidle = () => {
+        former.close();
+        this.formers.shift();
+        this.startFormer();
+        this.flush();
+      };
+      return former;
+    });
+  }
+
+  startFormer() {
+    if (!this.identity || !this.formers.length) return;
+    const { user, password } = this.identity;
+    // The state tells of a refusal, and this object gets the same.
+    this.formers[0].attach(user, undefined, password).catch(() => {});
+  }
+
   /** Connects as a user and keeps the connection. `device` is the name of a device; without
    *  it, or if the server has no devices, it receives as `connect` does. Resolves to the
    *  fields of the `ok`. */
@@ -123,6 +164,7 @@ export class Hark {
     const answered = settler();
     this.identified = answered;
     this.retry();
+    this.startFormer();
     return answered.promise;
   }
 
@@ -131,37 +173,51 @@ export class Hark {
     this.drop();
     this.attempt = 0;
     this.open();
+    if (this.formers[0]?.state === "offline") this.formers[0].retry();
   }
 
   /** Closes the connection. Unanswered lines stay in the outbox. */
   close(state = "closed", error) {
     clearTimeout(this.retryTimer);
     this.identity = null;
+    for (const former of this.formers) former.close();
     this.drop();
     this.become(state, error);
   }
 
   /** Sends a text to a user or a room. The promise is fulfilled with the number of the
-   *  stored message, or rejected with a [HarkError]. */
+   *  stored message, or rejected with a [HarkError]. Its `line` has `isKept`: whether the
+   *  outbox has it. */
   send(to, text) {
-    const line = { id: this.nextId++, to, text, at: 0 };
+    return this.add({ to, text });
+  }
+
+  /** Sends a text to the conversation with a person, which begins with it if need be, or to
+   *  the inbox of a person who has no conversations. */
+  talk(person, text, room = null) {
+    return this.add({ to: room, text, person });
+  }
+
+  add(parts) {
+    const line = { session: this.session, id: this.nextId++, at: 0, ...parts };
     const answer = settler();
     this.lines.set(line.id, line);
     this.settlers.set(line.id, answer);
-    this.save();
+    this.keep(line);
     this.unsent.push(line);
     this.flush();
-    return Object.assign(answer.promise, { id: line.id });
+    return Object.assign(answer.promise, { line });
   }
 
   /** Returns the lines that have no answer yet. */
   get unanswered() {
-    return [...this.lines.values()];
+    return [...this.formers.flatMap((former) => former.unanswered), ...this.lines.values()];
   }
 
   /** Returns the promise of an unanswered line, also of one that was loaded. */
-  answerTo(id) {
-    return this.settlers.get(id)?.promise;
+  answerTo({ session, id }) {
+    const all = [this, ...this.formers];
+    return all.find((one) => one.session === session)?.settlers.get(id)?.promise;
   }
 
   /** Sends a request. The promise is fulfilled with `{ok, parts}`: the payload of the `ok`
@@ -186,10 +242,12 @@ export class Hark {
     }
     socket.binaryType = "arraybuffer";
     this.socket = socket;
+    this.heardAt = performance.now();
+    this.timer = setInterval(() => this.beat(), 1000);
     socket.onopen = () => this.greet(socket);
     socket.onmessage = (event) => {
       if (socket !== this.socket) return;
-      this.heardAt = Date.now();
+      this.heardAt = performance.now();
       this.pingedAt = 0;
       this.take(decode(event.data));
     };
@@ -201,15 +259,14 @@ export class Hark {
   }
 
   async greet(socket) {
-    this.heardAt = Date.now();
-    this.timer = setInterval(() => this.beat(), 5000);
+    this.heardAt = performance.now();
     const isCurrent = () => socket === this.socket;
     try {
       const hello = await this.ask(this.otherId(), "hello", `1,${this.session}`);
       this.textBytesMax = Number(fields(hello.ok, 2)[1]) - 256;
       const entered = await this.identify();
       if (!isCurrent()) return;
-      this.attempt = 0;
+      this.onlineAt = performance.now();
       this.unsent = [...this.lines.values()];
       this.inFlight = 0;
       this.become("online");
@@ -218,9 +275,9 @@ export class Hark {
       this.flush();
     } catch (error) {
       if (!isCurrent() || error.code === "lost") return;
-      if (error.code === "unavailable" || error.code === "rate-limited") {
+      if (!isFinal(error)) {
         this.drop();
-        return this.retryLater();
+        return this.retryLater(error);
       }
       this.identified?.reject(error);
       this.identified = null;
@@ -232,6 +289,7 @@ export class Hark {
     const { user, device, password } = this.identity;
     const ask = (command, parts) =>
       this.ask(this.otherId(), command, [...parts, ...(password ? [password] : [])].join(","));
+    if (this.isFormer) return ask("login", [user]);
     if (device && this.hasRooms) {
       try {
         return await ask("attach", [user, device]);
@@ -243,9 +301,9 @@ export class Hark {
     return ask("connect", [user]);
   }
 
-  retryLater() {
+  retryLater(error) {
     const wait = BACKOFF_MS[Math.min(this.attempt++, BACKOFF_MS.length - 1)];
-    this.become("offline");
+    this.become("offline", error);
     this.retryTimer = setTimeout(() => this.open(), wait * (0.75 + Math.random() / 2));
   }
 
@@ -257,6 +315,7 @@ export class Hark {
     this.ackTimer = null;
     const socket = this.socket;
     this.socket = null;
+    this.onlineAt = 0;
     this.pingedAt = 0;
     socket?.close();
     const waiting = this.waiting;
@@ -274,8 +333,11 @@ export class Hark {
 
   /** A link that is silent is asked for a sign of life. */
   beat() {
-    const now = Date.now();
-    if (this.pingedAt && now - this.pingedAt > ANSWER_WITHIN_MS) {
+    const now = performance.now();
+    if (this.onlineAt && now - this.onlineAt > STABLE_AFTER_MS) this.attempt = 0;
+    const isConnecting = this.socket?.readyState === 0;
+    const waitsSince = isConnecting ? this.heardAt : this.pingedAt;
+    if (waitsSince && now - waitsSince > ANSWER_WITHIN_MS) {
       this.drop();
       if (this.identity) this.retryLater();
     } else if (!this.pingedAt && now - this.heardAt > PING_AFTER_MS) {
@@ -304,47 +366,97 @@ export class Hark {
     if (this.socket?.readyState === 1) this.socket.send(encode(id, command, payload));
   }
 
+  get canSend() {
+    const isFirst = !this.formers.some((former) => former.state !== "denied");
+    return this.state === "online" && isFirst && this.inFlight < IN_FLIGHT_MAX;
+  }
+
   /** Sends lines in the order of their ids, as many as may be in flight. */
   flush() {
-    while (this.state === "online" && this.inFlight < IN_FLIGHT_MAX && this.unsent.length) {
-      const line = this.unsent.shift();
-      if (line.at && Date.now() - line.at > REPEAT_FOR_MS) {
+    while (this.canSend && !this.isFindingRoom && this.unsent.length) {
+      const [line] = this.unsent;
+      if (line.to === null) return void this.findRoom(line);
+      this.unsent.shift();
+      if (line.at && this.ageOf(line) > REPEAT_FOR_MS) {
         const explanation = "the answer was lost; the message may have been stored";
-        this.settle(line.id, (answer) => answer.reject(new HarkError("unknown", explanation)));
+        this.settle(line, (answer) => answer.reject(new HarkError("unknown", explanation)));
         continue;
       }
       if (!line.at) {
         line.at = Date.now();
-        this.save();
+        this.startedAt.set(line.id, performance.now());
+        this.keep(line);
       }
       this.inFlight++;
       this.ask(line.id, "send", `${line.to},${line.text}`).then(
-        ({ ok }) => this.answered(line.id, (answer) => answer.resolve(Number(ok))),
+        ({ ok }) => this.answered(line, (answer) => answer.resolve(Number(ok))),
         (error) => {
           // The line stays, and is repeated over the next connection.
           if (error.code === "lost" || error.code === "unavailable") return;
-          this.answered(line.id, (answer) => answer.reject(error));
+          this.answered(line, (answer) => answer.reject(error));
         },
       );
     }
   }
 
-  answered(id, how) {
-    this.inFlight--;
-    this.settle(id, how);
+  /** Returns the time since the first attempt: the clock may have been set back, and the
+   *  other one stops while the machine sleeps. */
+  ageOf({ id, at }) {
+    const now = performance.now();
+    return Math.max(Date.now() - at, now - (this.startedAt.get(id) ?? now));
+  }
+
+  /** Begins the conversation of the first line; the lines behind it wait. */
+  async findRoom(line) {
+    const { person } = line;
+    const isSame = (one) => one.to === null && one.person === person;
+    const direct = (to) => {
+      for (const one of this.lines.values()) if (isSame(one)) one.to = to;
+    };
+    this.isFindingRoom = true;
+    try {
+      const { ok } = await this.ask(this.otherId(), "talk", person);
+      direct(ok);
+      this.ontalk?.(person, ok);
+    } catch (error) {
+      // Accounts without a password have no conversations, but an inbox.
+      if (error.code === "denied" || error.code === "unknown-command") direct(person);
+      else if (error.code === "unavailable") {
+        this.drop();
+        this.retryLater();
+      } else if (error.code !== "lost") {
+        this.unsent = this.unsent.filter((one) => one !== line);
+        this.settle(line, (answer) => answer.reject(error));
+      }
+    }
+    this.isFindingRoom = false;
     this.flush();
   }
 
-  settle(id, how) {
-    this.lines.delete(id);
-    this.save();
-    const answer = this.settlers.get(id);
-    this.settlers.delete(id);
-    if (answer) how(answer);
+  answered(line, how) {
+    this.inFlight--;
+    this.settle(line, how);
+    this.flush();
   }
 
-  save() {
-    this.outbox.save(this.session, this.nextId, this.lines.values());
+  settle(line, how) {
+    const answer = this.settlers.get(line.id);
+    this.lines.delete(line.id);
+    this.settlers.delete(line.id);
+    this.startedAt.delete(line.id);
+    how(answer);
+    this.outbox.remove(line);
+    if (!this.lines.size) this.onidle?.();
+  }
+
+  /** A line that cannot be kept is sent all the same. */
+  keep(line) {
+    try {
+      this.outbox.put(line);
+      line.isKept = true;
+    } catch {
+      line.isKept = false;
+    }
   }
 
   // What the server sends.
@@ -406,8 +518,10 @@ export class Hark {
       this.ackTimer ??= setTimeout(() => this.acknowledge(), ACK_LINGER_MS);
     });
     this.deliveries = this.deliveries.catch((error) => {
-      // Not acknowledged, and nothing behind it is passed on.
-      this.close("closed", error);
+      // Not acknowledged, and nothing behind it is passed on: both come again.
+      if (socket !== this.socket) return;
+      this.drop();
+      this.retryLater(error);
     });
   }
 
@@ -418,6 +532,11 @@ export class Hark {
     }
     this.acks.clear();
   }
+}
+
+/** Tells whether trying again cannot help. */
+function isFinal({ code = "" }) {
+  return code === "denied" || code === "no-such-user" || code.startsWith("bad-");
 }
 
 function settler() {

@@ -6,12 +6,18 @@ const LOADED_MAX = 2000;
 /** Inbox messages that this browser keeps: the server deletes them once acknowledged. */
 const MAIL_MAX = 500;
 const MAIL_CHARS_MAX = 1_000_000;
+/** How long another tab may take to stop. */
+const HANDOVER_MS = 3000;
+/** How long the last writes of this tab may take to reach other tabs. */
+const SETTLE_MS = 100;
 const GROUP_MS = 5 * 60_000;
 const SEEN_LINGER_MS = 400;
 
 const $ = (id) => document.getElementById(id);
 
-// What this browser keeps.
+// What this browser keeps, by account: no log-in touches what belongs to another one. Each
+// line and each message has a key of its own, so that no tab overwrites those of another.
+// No name has a comma.
 
 const kept = {
   get(key) {
@@ -21,25 +27,93 @@ const kept = {
       return null;
     }
   },
+  /** Returns whether the storage has room for it. */
   set(key, value) {
-    localStorage.setItem(`hark.${key}`, JSON.stringify(value));
+    return this.setText(`hark.${key}`, JSON.stringify(value));
   },
-  wipe() {
-    for (const key of Object.keys(localStorage)) {
-      if (key.startsWith("hark.")) localStorage.removeItem(key);
+  setText(key, text) {
+    try {
+      localStorage.setItem(key, text);
+      return true;
+    } catch {
+      return false;
+    }
+  },
+  keys(prefix) {
+    return Object.keys(localStorage).filter((key) => key.startsWith(prefix));
+  },
+  /** Forgets an account. */
+  wipe(user) {
+    const own = [...this.keys(`hark.mail.${user},`), ...this.keys(`hark.line.${user},`)];
+    for (const key of [...own, `hark.device.${user}`, "hark.account", "hark.notify"]) {
+      localStorage.removeItem(key);
     }
   },
 };
 
 /** Unanswered lines, so that they survive a reload and are sent once. */
-const outbox = {
+class Outbox {
+  constructor(user) {
+    this.prefix = `hark.line.${user},`;
+  }
   load() {
-    return kept.get("outbox") ?? { session: randomToken(), next: 1, lines: [] };
-  },
-  save(session, next, lines) {
-    kept.set("outbox", { session, next, lines: [...lines] });
-  },
-};
+    return kept.keys(this.prefix).map((key) => JSON.parse(localStorage.getItem(key)));
+  }
+  put({ session, id, to, text, at, person }) {
+    const key = `${this.prefix}${session},${id}`;
+    if (kept.setText(key, JSON.stringify({ session, id, to, text, at, person }))) return;
+    // A former state without the time of the first attempt would be repeated too late.
+    localStorage.removeItem(key);
+    throw new Error("the storage of this browser is full");
+  }
+  remove({ session, id }) {
+    localStorage.removeItem(`${this.prefix}${session},${id}`);
+  }
+}
+
+/** The latest messages of the inbox, and those sent to one. A value is not JSON, which
+ *  needs six characters for a control character. */
+class Mail {
+  constructor(user) {
+    this.prefix = `hark.mail.${user},`;
+    this.chars = 0;
+    this.messages = kept.keys(this.prefix).map((key) => {
+      const value = localStorage.getItem(key);
+      const [to, number] = fields(key.slice(this.prefix.length), 2);
+      const [sender, time, text] = fields(value, 3);
+      this.chars += value.length;
+      const log = to ? `to ${to}` : "";
+      return { key, size: value.length, log, to: to || undefined, number: Number(number), sender, time: Number(time), text };
+    });
+    this.messages.sort((one, other) => one.time - other.time || one.number - other.number);
+  }
+  keyOf({ to, number }) {
+    return `${this.prefix}${to ?? ""},${number}`;
+  }
+  has(message) {
+    return localStorage.getItem(this.keyOf(message)) !== null;
+  }
+  /** Keeps a message in place of the oldest ones. Returns false if the storage, which other
+   *  pages may share, has no room for it even so. */
+  keep(message) {
+    const key = this.keyOf(message);
+    const value = `${message.sender},${message.time},${message.text}`;
+    const isFull = () => this.messages.length >= MAIL_MAX || this.chars + value.length > MAIL_CHARS_MAX;
+    while (this.messages.length && isFull()) this.dropOldest();
+    while (!kept.setText(key, value)) {
+      if (this.chars < value.length) return false;
+      this.dropOldest();
+    }
+    this.messages.push({ ...message, key, size: value.length });
+    this.chars += value.length;
+    return true;
+  }
+  dropOldest() {
+    const { key, size } = this.messages.shift();
+    localStorage.removeItem(key);
+    this.chars -= size;
+  }
+}
 
 // The state of the page.
 
@@ -52,7 +126,7 @@ const conversations = new Map();
 const keys = new Map();
 /** Open rooms of which the user is no member. */
 let openRooms = [];
-let mail = kept.get("mail") ?? [];
+let mail = null;
 
 class Conversation {
   constructor(key) {
@@ -124,43 +198,85 @@ function ofPerson(name) {
   return conversation(`@${name}`);
 }
 
-// Entering.
+// Entering. One tab at a time has the connection and what this browser keeps.
 
 const tabs = new BroadcastChannel("hark");
+/** This tab's claim to the page; its signal is aborted at its end. */
+let claim = null;
+
 tabs.onmessage = () => {
-  // Another tab has taken over; it has read the outbox and goes on with it.
-  if (!hark) return;
-  leavePage();
-  showElsewhere("Another tab of this browser has taken over.");
+  if (claim) yieldPage();
 };
 
-function enter(password, isNew) {
+function yieldPage() {
+  leavePage();
+  showElsewhere("Another tab of this browser has taken over.");
+}
+
+/** Waits until no other tab writes. Returns false if a later one has taken over. */
+async function takeOver() {
+  const { signal } = (claim = new AbortController());
   tabs.postMessage("taken");
+  // Only a secure context has locks.
+  if (navigator.locks) await hold(signal, { signal: AbortSignal.timeout(HANDOVER_MS) });
+  else await pause(2 * SETTLE_MS);
+  return !signal.aborted;
+}
+
+/** Resolves when this tab has the lock, which it holds until its claim ends. */
+function hold(signal, options) {
+  return new Promise((resolve) => {
+    const held = navigator.locks.request("hark", options, async () => {
+      resolve();
+      if (!signal.aborted) await new Promise((end) => (signal.onabort = end));
+      await pause(SETTLE_MS);
+    });
+    held.catch(({ name }) => {
+      // A frozen tab does not answer; when it goes on, it learns that its lock is stolen.
+      if (signal.aborted) resolve();
+      else if (name === "TimeoutError") resolve(hold(signal, { steal: true }));
+      else yieldPage();
+    });
+  });
+}
+
+function pause(ms) {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}
+
+async function enter(password, isNew) {
+  leavePage();
+  if (!(await takeOver())) return;
+  mail = new Mail(account.user);
   const isSocketSafe = location.protocol === "https:";
-  hark = new Hark({
+  const mine = new Hark({
     url: `${isSocketSafe ? "wss" : "ws"}://${location.host}/v1/ws`,
-    outbox,
+    outbox: new Outbox(account.user),
     onmessage: takeMessage,
     onnotice: takeNotice,
-    onstate: showState,
+    ontalk: learnRoom,
+    onstate: (state, error) => mine === hark && showState(state, error),
   });
-  const mine = hark;
+  hark = mine;
   const attached = mine.attach(account.user, account.device, password);
-  attached.then(
-    async () => {
-      if (isNew && password) {
-        account.hasPassword = true;
-        const token = await mine.request("token", account.device, "all").catch(() => null);
-        if (token) account.token = token.ok;
-      }
-      kept.set("account", account);
-      if (isNew) showApp();
-    },
-    (error) => {
-      leavePage();
-      showLogin(explain(error));
-    },
-  );
+  // What this browser keeps is shown even without a connection.
+  if (!isNew) showApp();
+  try {
+    await attached;
+    if (isNew && password) {
+      account.hasPassword = true;
+      const token = await mine.request("token", account.device, "all").catch(() => null);
+      if (token) account.token = token.ok;
+    }
+    if (mine !== hark) return;
+    kept.set("account", account);
+    kept.set(`device.${account.user}`, account.device);
+    if (isNew) showApp();
+  } catch (error) {
+    if (mine !== hark) return;
+    leavePage();
+    showLogin(explain(error));
+  }
 }
 
 /** Ends the connection and forgets what is on screen. */
@@ -168,6 +284,8 @@ function leavePage() {
   const former = hark;
   hark = null;
   former?.close();
+  claim?.abort();
+  claim = null;
   conversations.clear();
   keys.clear();
   items.clear();
@@ -187,9 +305,7 @@ function showLogin(error = "") {
 $("login").onsubmit = (event) => {
   event.preventDefault();
   const user = $("user").value;
-  if (account?.user !== user) kept.wipe();
-  mail = kept.get("mail") ?? [];
-  account = { user, device: account?.user === user ? account.device : `web-${randomToken(4)}` };
+  account = { user, device: kept.get(`device.${user}`) ?? `web-${randomToken(4)}` };
   enter($("password").value, true);
 };
 
@@ -223,7 +339,7 @@ async function showApp() {
   $("app").hidden = false;
   $("password").value = "";
   $("me").textContent = account.user;
-  for (const message of mail) addMail(message);
+  for (const message of mail.messages) ofPerson(message.to ?? message.sender).add(message);
   for (const line of hark.unanswered) addLine(line);
   await refresh();
   if (!current && matchMedia("(min-width: 641px)").matches) {
@@ -243,27 +359,19 @@ function takeMessage(message) {
     const chat = ofRoom(message.log);
     chat.last = Math.max(chat.last, message.number);
     show(chat, message, isMine);
-  } else if (!isKept(message)) {
+  } else if (!mail.has(message)) {
     // Kept before it is acknowledged.
-    keep(message);
     const chat = ofPerson(message.sender);
+    keep(chat, message);
     show(chat, message, false);
   }
 }
 
-function isKept(message) {
-  return mail.some((known) => !known.log && known.number === message.number);
-}
-
-function keep(message) {
-  mail.push(message);
-  let chars = mail.reduce((sum, { text }) => sum + text.length, 0);
-  while (mail.length > MAIL_MAX || chars > MAIL_CHARS_MAX) chars -= mail.shift().text.length;
-  kept.set("mail", mail);
-}
-
-function addMail(message) {
-  ofPerson(message.to ?? message.sender).add(message);
+function keep(chat, message) {
+  if (mail.keep(message)) return;
+  const text = "The storage of this browser is full: the next message is gone after a reload";
+  const { number, time } = message;
+  showAdded(chat, { log: "note", number, time, text, isGap: true });
 }
 
 function takeGap({ log, number, gap }) {
@@ -349,10 +457,14 @@ async function learnPartner(room) {
   const { parts } = await hark.request("members", room);
   const names = parts.flatMap(({ payload }) => payload.split(","));
   const other = names.find((name) => name && name !== account.user);
-  if (!other) return;
-  keys.set(room, `@${other}`);
+  if (other) learnRoom(other, room);
+}
+
+function learnRoom(person, room) {
+  if (keys.has(room)) return;
+  keys.set(room, `@${person}`);
   const stray = conversations.get(room);
-  const chat = ofPerson(other);
+  const chat = ofPerson(person);
   chat.room = room;
   chat.hasMore = true;
   if (stray) {
@@ -365,19 +477,21 @@ async function learnPartner(room) {
 // Sending.
 
 function addLine(line) {
-  const { to, text, id } = line;
-  const chat = to.startsWith("#") ? ofRoom(to) : ofPerson(to);
-  const shown = { id, to, text, fate: "pending" };
+  const { text, person } = line;
+  if (person && line.to?.startsWith("#")) learnRoom(person, line.to);
+  const chat = person || !line.to.startsWith("#") ? ofPerson(person ?? line.to) : ofRoom(line.to);
+  const shown = { line, text, fate: "pending" };
   chat.lines.push(shown);
   if (chat === current) draw();
-  hark.answerTo(id)?.then(
+  hark.answerTo(line)?.then(
     (number) => {
+      const { to } = line;
       chat.lines = chat.lines.filter((one) => one !== shown);
-      const message = { log: chat.room ?? `to ${to}`, number, sender: account.user, time: Date.now(), text };
+      const message = { log: to, number, sender: account.user, time: Date.now(), text };
       if (!to.startsWith("#")) {
         message.log = `to ${to}`;
         message.to = to;
-        keep(message);
+        keep(chat, message);
       }
       chat.add(message);
       if (chat === current) draw();
@@ -391,35 +505,26 @@ function addLine(line) {
   );
 }
 
-async function sendText(chat, text) {
+/** Gives a text to the outbox. Returns the reason if it is too long. */
+function sendText(chat, text) {
   if (new TextEncoder().encode(text).length > hark.textBytesMax) {
     return `A message may have at most ${hark.textBytesMax} bytes on this server.`;
   }
   const person = chat.key.startsWith("@") ? chat.key.slice(1) : null;
-  if (person && !chat.room && hark.hasRooms && hark.state === "online") {
-    try {
-      const { ok } = await hark.request("talk", person);
-      keys.set(ok, chat.key);
-      chat.room = ok;
-    } catch (error) {
-      // Accounts without a password have no conversations, but an inbox.
-      if (error.code !== "lost" && error.code !== "denied") return explain(error);
-    }
-  }
-  const { id } = hark.send(chat.room ?? person, text);
-  addLine(hark.unanswered.find((line) => line.id === id));
+  const isTalk = person && hark.hasRooms;
+  const sent = isTalk ? hark.talk(person, text, chat.room) : hark.send(chat.room ?? person, text);
+  addLine(sent.line);
   return "";
 }
 
-$("composer").onsubmit = async (event) => {
+$("composer").onsubmit = (event) => {
   event.preventDefault();
   const input = $("text");
-  const text = input.value;
-  if (!current || !text.trim()) return;
-  input.value = "";
-  const error = await sendText(current, text);
+  if (!current || !input.value.trim()) return;
+  const error = sendText(current, input.value);
   $("composer-error").textContent = error;
-  if (error) input.value = text;
+  if (error) return;
+  input.value = "";
   current.newAfter = null;
   scrollDown();
 };
@@ -650,6 +755,7 @@ function drawLine(line) {
   const fate = element("div", "fate");
   if (line.fate === "pending") {
     fate.textContent = hark?.state === "online" ? "sending…" : "waits for the connection";
+    if (line.line.isKept === false) fate.append("; the storage is full: lost in a reload");
   } else {
     fate.textContent = line.fate === "refused" ? `not sent: ${line.reason} ` : `${line.reason} `;
     const edit = element("button", "", "Edit");
@@ -692,14 +798,16 @@ function hue(name) {
 function showState(state, error) {
   const lines = hark?.unanswered.length ?? 0;
   const waiting = lines ? ` ${lines} unsent.` : "";
-  const texts = { connecting: "Connecting…", offline: `Offline, trying again.${waiting}` };
+  const offline = `${error ? explain(error) : "Offline"}, trying again.${waiting}`;
+  const texts = { connecting: "Connecting…", offline };
   $("state").textContent = texts[state] ?? "";
   $("state").classList.toggle("trouble", state === "offline");
+  if (state === "offline" && !$("entry").hidden) $("entry-error").textContent = offline;
   if (state === "online") refresh();
   if (state === "taken-over") showElsewhere("This device has been attached elsewhere.");
   if (state === "deleted") {
     leavePage();
-    kept.wipe();
+    kept.wipe(account.user);
     account = null;
     showLogin("The account was deleted.");
   }
@@ -856,7 +964,7 @@ $("invite-form").onsubmit = async (event) => {
   try {
     await hark.request("invite", room, invitee);
     const text = `${account.user} has invited you to ${room}`;
-    await sendText(ofPerson(invitee), text);
+    sendText(ofPerson(invitee), text);
     $("invitee").value = "";
     $("room-error").textContent = "";
   } catch (error) {
@@ -883,8 +991,12 @@ $("browser").onclick = () => {
     `your name, ${account.user}, and the name of this device, ${account.device}`,
     account.token ? "a token that logs you in, not your password" : "no password",
     `${hark.unanswered.length} lines that are not sent yet`,
-    `the latest ${mail.length} direct messages that came without a conversation`,
+    `the latest ${mail.messages.length} direct messages without a conversation: the only copies`,
   ];
+  const others = kept.keys("hark.mail.").concat(kept.keys("hark.line."));
+  const names = new Set(others.map((key) => key.split(",")[0].slice("hark.mail.".length)));
+  names.delete(account.user);
+  if (names.size) facts.push(`messages and lines of ${[...names].join(", ")}, until their log-out here`);
   $("kept").replaceChildren(...facts.map((fact) => element("li", "", fact)));
   $("notify").checked = Boolean(kept.get("notify"));
   $("logout-user").value = account.user;
@@ -915,7 +1027,7 @@ $("logout-form").onsubmit = async (event) => {
     }
   }
   leavePage();
-  kept.wipe();
+  kept.wipe(account.user);
   location.reload();
 };
 
@@ -938,8 +1050,6 @@ document.addEventListener("keydown", (event) => {
 
 if (account && (account.token || !account.hasPassword)) {
   enter(account.token, false);
-  // What this browser keeps is shown even without a connection.
-  showApp();
 } else {
   showLogin();
 }
