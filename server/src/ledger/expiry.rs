@@ -83,9 +83,9 @@ enum Due {
 }
 
 impl Expiries {
-    /// Adds a mark, if the last one is old enough or it is replayed.
+    /// Adds a mark, unless it is known already, as in a replay.
     pub(super) fn add(&mut self, mark: AgeMark) {
-        let is_later = |last: &AgeMark| mark.age >= last.age && mark.last >= last.last;
+        let is_later = |last: &AgeMark| mark.age > last.age && mark.last >= last.last;
         if self.marks.back().is_none_or(is_later) {
             self.marks.push_back(mark);
         }
