@@ -51,7 +51,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Everything: harkd, the limits and the other servers
-    All(AllArgs),
+    All(Box<AllArgs>),
     /// `online`, `offline` and `idle` beside other servers
     Peers(PeersArgs),
     /// Messages between users that are online

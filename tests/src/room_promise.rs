@@ -229,10 +229,6 @@ impl Stay {
             self.received.push((number, text));
         }
     }
-
-    fn last(&self) -> Option<Sequence> {
-        self.received.last().map(|(number, _)| Sequence(*number))
-    }
 }
 
 impl State {
@@ -268,7 +264,10 @@ impl State {
                 }
                 match ask(&mut *link, COMMAND, request.clone()).await {
                     Some(Reply::Ok(_)) => break,
-                    Some(Reply::Error { failure, .. }) if failure == Failure::Unavailable => {
+                    Some(Reply::Error {
+                        failure: Failure::Unavailable,
+                        ..
+                    }) => {
                         sleep(AGAIN).await;
                     }
                     None => sleep(AGAIN).await,
@@ -292,7 +291,10 @@ impl State {
         });
         match ask(&mut *link, COMMAND, attach).await? {
             Reply::Ok(_) => Some(link),
-            Reply::Error { failure, .. } if failure == Failure::Unavailable => None,
+            Reply::Error {
+                failure: Failure::Unavailable,
+                ..
+            } => None,
             other => panic!("{user}: {other:?}"),
         }
     }
@@ -407,9 +409,11 @@ async fn read(
         let Some(mut link) = state.attached(user, device, &mut random).await else {
             continue;
         };
+        let mut pushed = None;
         // Drops the connection in the middle of the window.
         for _ in 0..random.random_range(1..400) {
-            if is_complete(&stay) || !receive(&mut *link, &mut stay, &mut random).await {
+            if is_complete(&stay) || !receive(&mut *link, &mut stay, &mut pushed, &mut random).await
+            {
                 break;
             }
         }
@@ -417,12 +421,19 @@ async fn read(
     vec![stay]
 }
 
-/// Takes the next push, if one comes soon. Returns whether the connection is open.
-async fn receive(link: &mut dyn Link, stay: &mut Stay, random: &mut StdRng) -> bool {
+/// Takes the next push, if one comes soon. `pushed` is the last number on this connection, and
+/// the only one that it may acknowledge. Returns whether the connection is open.
+async fn receive(
+    link: &mut dyn Link,
+    stay: &mut Stay,
+    pushed: &mut Option<Sequence>,
+    random: &mut StdRng,
+) -> bool {
     match timeout(AGAIN, link.next()).await {
         Ok(None) => return false,
         Ok(Some(Frame { message, .. })) => match message {
             Reply::Room(RoomReply::Said { delivery, .. }) => {
+                *pushed = Some(delivery.sequence);
                 stay.take(delivery.sequence.0, delivery.text.to_string());
             }
             Reply::Room(RoomReply::Device { .. } | RoomReply::Joined { .. }) => {}
@@ -432,7 +443,7 @@ async fn receive(link: &mut dyn Link, stay: &mut Stay, random: &mut StdRng) -> b
         // Quiet.
         Err(_) => {}
     }
-    let Some(sequence) = stay.last().filter(|_| random.random_ratio(1, 8)) else {
+    let Some(sequence) = pushed.filter(|_| random.random_ratio(1, 8)) else {
         return true;
     };
     let log = Some(room());
@@ -455,8 +466,9 @@ async fn visit(state: Arc<State>, mut random: StdRng) -> Vec<Stay> {
             Some(Reply::Ok(OkFields::Joined(last, _))) => stay.after = Some(last.0),
             _ => state.demand(GUEST, vec![join], &mut random).await,
         }
+        let mut pushed = None;
         for _ in 0..random.random_range(1..200) {
-            if !receive(&mut *link, &mut stay, &mut random).await {
+            if !receive(&mut *link, &mut stay, &mut pushed, &mut random).await {
                 break;
             }
         }

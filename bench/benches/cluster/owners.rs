@@ -109,8 +109,8 @@ pub(super) async fn takeover_of_a_million(nats: &Nats) {
         pause.as_secs_f64()
     );
     let log = other.log();
-    let claims = log.lines().filter(|line| line.contains("shard claimed"));
-    println!("{}", claims.last().unwrap_or_default());
+    let mut claims = log.lines().filter(|line| line.contains("shard claimed"));
+    println!("{}", claims.next_back().unwrap_or_default());
 }
 
 /// Sends to a user until that is stored. Returns the time since `began`.

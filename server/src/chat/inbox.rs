@@ -428,10 +428,8 @@ impl Inbox {
                 format!("no message of {user} has the number {number} or a higher one");
             return Fault::refused(Code::BadRequest, explanation);
         }
-        let reached = known.iter().copied();
-        let mut last = reached
-            .filter(|position| position.sequence <= number)
-            .last();
+        let mut reached = known.into_iter().rev();
+        let mut last = reached.find(|position| position.sequence <= number);
         // No message has a number above `low` or up to `high` that is not in between.
         let (mut low, mut high) = (last.map_or(number.0, |last| last.sequence.0), number.0);
         while low < high {
