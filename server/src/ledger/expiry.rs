@@ -185,7 +185,10 @@ impl Ledger {
                 next = Some(slot);
                 break;
             }
-            due.extend(self.due(inbox));
+            match self.due_account(inbox) {
+                Some(Due::Idle(account)) => due.push(Due::Idle(account)),
+                used => due.extend(used.into_iter().chain(self.due_messages(inbox))),
+            }
         }
         self.expiries.sweep = next;
         for due in due {
@@ -204,19 +207,22 @@ impl Ledger {
         }
     }
 
-    fn due(&self, inbox: &Inbox) -> Option<Due> {
-        if let Some(limit) = self.limits.expiry.accounts_after {
-            let used = Duration::from_secs(inbox.used_s.into());
-            let unused = self.age.saturating_sub(used);
-            // An account without a record is older than the limit.
-            let is_used = inbox.used_s == 0 || inbox.devices.is_attached();
-            if is_used && (inbox.used_s == 0 || unused >= step(limit)) {
-                return Some(Due::Used(inbox.account.clone()));
-            }
-            if !is_used && unused >= limit && !inbox.is_suspended {
-                return Some(Due::Idle(inbox.account.clone()));
-            }
+    fn due_account(&self, inbox: &Inbox) -> Option<Due> {
+        let limit = self.limits.expiry.accounts_after?;
+        let used = Duration::from_secs(inbox.used_s.into());
+        let unused = self.age.saturating_sub(used);
+        // An account without a record is older than the limit.
+        let is_used = inbox.used_s == 0 || inbox.devices.is_attached();
+        if is_used {
+            let is_due = inbox.used_s == 0 || unused >= step(limit);
+            return is_due.then(|| Due::Used(inbox.account.clone()));
         }
+        let is_idle = unused >= limit && !inbox.is_suspended;
+        is_idle.then(|| Due::Idle(inbox.account.clone()))
+    }
+
+    fn due_messages(&self, inbox: &Inbox) -> Option<Due> {
+        self.limits.expiry.messages_after?;
         let (head, tail, expired) = (inbox.log.head, inbox.log.tail, self.expiries.swept);
         if inbox.log.messages() == 0 || head.sequence.0 >= expired {
             return None;
