@@ -36,14 +36,10 @@ bench *ARGS:
     cargo build --locked --profile dist -p hark-server -p hark-bench --features hark-server/jemalloc
     target/dist/hark-bench {{ ARGS }}
 
-# Manual pages and completions, to target/manuals.
-manuals:
-    cargo run --locked -p hark-manuals -- target/manuals
-
-# The Debian package, to target/debian. Needs `cargo install --locked cargo-deb`.
-deb: manuals
-    cargo build --locked --profile dist -p hark-server -p hark-client --features hark-server/jemalloc
-    cargo deb --locked --no-build --profile dist -p hark-server
+# The Debian package, binaries, SBOMs and checksums, to target/package. Needs
+# `cargo install --locked cargo-deb`.
+deb:
+    deploy/package/build
 
 # The container image `hark`, by podman or docker.
 image ENGINE="podman":

@@ -84,7 +84,7 @@ impl Rate {
 
 /// A token bucket, as the time at which it would be full again (the generic
 /// cell rate algorithm, ITU-T I.371).
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Bucket {
     full_at: Option<Instant>,
 }

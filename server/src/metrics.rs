@@ -110,6 +110,7 @@ pub struct StoreMetrics {
     devices: Gauge,
     live_bytes: Gauge,
     file_bytes: Gauge,
+    used_bytes: Gauge,
     free_bytes: Gauge,
 }
 
@@ -142,6 +143,7 @@ impl Default for StoreMetrics {
             devices: gauge(),
             live_bytes: gauge(),
             file_bytes: gauge(),
+            used_bytes: gauge(),
             free_bytes: gauge(),
             // 50 µs to 3.3 s.
             commits: Histogram::new(exponential_buckets(5e-5, 4.0, 9)),
@@ -172,6 +174,7 @@ impl StoreMetrics {
     pub(crate) fn set_usage(&self, usage: &Usage) {
         set(&self.live_bytes, usage.live_bytes);
         set(&self.file_bytes, usage.file_bytes);
+        set(&self.used_bytes, usage.used_bytes());
         set(&self.free_bytes, usage.free_bytes.unwrap_or_default());
     }
 }
@@ -293,6 +296,7 @@ impl Metrics {
             stored,
             deliveries,
             acknowledgements,
+            ..
         } = std::mem::take(counts);
         for (counter, count) in [
             (&self.stored, stored),
@@ -398,6 +402,11 @@ impl StoreMetrics {
             ),
             ("store_bytes", "Size of the store's files", &self.file_bytes),
             (
+                "store_used_bytes",
+                "Size of the files that are not kept for later use",
+                &self.used_bytes,
+            ),
+            (
                 "store_free_bytes",
                 "Free space beside the store; 0 in memory",
                 &self.free_bytes,
@@ -477,6 +486,9 @@ pub(crate) struct Counts {
     pub(crate) stored: u32,
     pub(crate) deliveries: u32,
     pub(crate) acknowledgements: u32,
+    pub(crate) requests: u32,
+    /// The bytes of texts in requests to send.
+    pub(crate) sent_bytes: u64,
 }
 
 /// A connection that is counted until this is dropped.

@@ -140,6 +140,7 @@ async fn run(
         drain: Arc::default(),
         started: Instant::now(),
         backups: Arc::new(Semaphore::new(1)),
+        checks: Arc::new(Semaphore::new(1)),
         passwords: Semaphore::new(1),
     });
     slot.set(&admin);

@@ -30,7 +30,7 @@ use crate::limit::{Buckets, Rate, network};
 use crate::listener::{Accepted, Listeners, Stream};
 use crate::sync::Mutex;
 
-pub(crate) use administration::{ConnectionInfo, KickTarget};
+pub(crate) use administration::{ConnectionInfo, ConnectionUsage, KickTarget};
 
 /// The maximum number of refusals that are sent at the same time. Further connections
 /// beyond a limit are closed without a refusal.
@@ -187,6 +187,8 @@ struct Connections {
     per_address: HashMap<IpAddr, usize>,
     /// The rate of new connections by network.
     connects: Option<Buckets<IpAddr>>,
+    /// The connections that ended during the measurement of an administrator.
+    ended: Option<Vec<(u64, ConnectionUsage)>>,
 }
 
 impl Connections {
@@ -199,6 +201,7 @@ impl Connections {
             open,
             per_address,
             connects: limits.connects.map(Buckets::new),
+            ended: None,
         }
     }
 
@@ -480,7 +483,9 @@ impl Drop for Admission {
     fn drop(&mut self) {
         let network = network(self.address);
         let mut connections = self.server.connections.lock();
-        connections.open.remove(&self.id);
+        if let Some(connection) = connections.open.remove(&self.id) {
+            connections.note_end(self.id, &connection);
+        }
         if let Some(count) = connections.per_address.get_mut(&network) {
             *count -= 1;
             if *count == 0 {

@@ -114,6 +114,7 @@ impl Link {
     }
 
     /// Sends a request, and waits for `ok`.
+    #[allow(dead_code, reason = "not every benchmark needs it")]
     pub(crate) fn ok(&mut self, request: Request) -> OkFields {
         self.last_id = self.last_id % 1_000_000 + 1;
         self.write(self.last_id, &request);

@@ -69,6 +69,7 @@ mod tests {
             ("harkd.1", "max\\-frame"),
             ("harkd-admin-suspend.1", "suspend"),
             ("hark.1", "Exit codes"),
+            ("hark-admin-top.1", "fullest inboxes"),
         ] {
             let page = fs::read_to_string(folder.path().join("man").join(page)).unwrap();
             assert!(page.contains(text), "{page}");

@@ -31,6 +31,9 @@ pub struct GetStatsReply {
     /// Resident memory; 0 if unknown.
     #[prost(uint64, tag = "12")]
     pub resident_bytes: u64,
+    /// Free space of the file system of the store; 0 if unknown.
+    #[prost(uint64, tag = "13")]
+    pub free_bytes: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListConnectionsRequest {
@@ -78,7 +81,7 @@ pub struct ListUsersReply {
     #[prost(bool, tag = "2")]
     pub has_more: bool,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UserInfo {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
@@ -98,6 +101,232 @@ pub struct UserInfo {
     pub acknowledged: u64,
     #[prost(uint64, tag = "8")]
     pub last_number: u64,
+    #[prost(message, repeated, tag = "9")]
+    pub devices: ::prost::alloc::vec::Vec<DeviceInfo>,
+    /// Arrival of the oldest unread message, in milliseconds since 1970. Only GetUser
+    /// looks it up; 0 if there is none.
+    #[prost(uint64, tag = "10")]
+    pub oldest_unread_ms: u64,
+    /// The limits that replace those of the server.
+    #[prost(message, optional, tag = "11")]
+    pub limits: ::core::option::Option<UserLimits>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeviceInfo {
+    /// Empty for the receiver by `connect`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Seconds since 1970 at its latest attachment, to the day for a sole receiver by
+    /// `connect`.
+    #[prost(uint32, tag = "2")]
+    pub seen_s: u32,
+    #[prost(uint64, tag = "3")]
+    pub waiting_messages: u64,
+}
+/// Limits of one user. An absent one is that of the server; a rate of 0 is no limit.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UserLimits {
+    #[prost(uint64, optional, tag = "1")]
+    pub queued_messages: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "2")]
+    pub queued_bytes: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "3")]
+    pub commands_per_second: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "4")]
+    pub bytes_per_second: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "5")]
+    pub deliveries_per_second: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetUserLimitsRequest {
+    #[prost(string, tag = "1")]
+    pub user: ::prost::alloc::string::String,
+    /// The limits to set; the absent ones stay as they are.
+    #[prost(message, optional, tag = "2")]
+    pub limits: ::core::option::Option<UserLimits>,
+    /// Whether the former limits of the user end first.
+    #[prost(bool, tag = "3")]
+    pub is_reset: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListRoomsRequest {
+    /// `next` of the page before; 0 for the first page.
+    #[prost(uint64, tag = "1")]
+    pub after: u64,
+    /// At most 1000; 0 means 100.
+    #[prost(uint32, tag = "2")]
+    pub limit: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListRoomsReply {
+    #[prost(message, repeated, tag = "1")]
+    pub rooms: ::prost::alloc::vec::Vec<RoomInfo>,
+    /// Where the next page begins; 0 if this is the last one.
+    #[prost(uint64, tag = "2")]
+    pub next: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetRoomRequest {
+    #[prost(string, tag = "1")]
+    pub room: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RoomInfo {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// `open`, `news` or `invite`.
+    #[prost(string, tag = "2")]
+    pub mode: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub members: u64,
+    /// Devices of members that are attached.
+    #[prost(uint64, tag = "4")]
+    pub attached_devices: u64,
+    /// Messages that the room holds, and their bytes.
+    #[prost(uint64, tag = "5")]
+    pub messages: u64,
+    #[prost(uint64, tag = "6")]
+    pub bytes: u64,
+    /// Number of the last message that was removed, and of the last message.
+    #[prost(uint64, tag = "7")]
+    pub removed: u64,
+    #[prost(uint64, tag = "8")]
+    pub last_number: u64,
+    /// How long messages are kept.
+    #[prost(uint64, tag = "9")]
+    pub keep_s: u64,
+    /// The first owners by name. Only GetRoom looks them up.
+    #[prost(string, repeated, tag = "10")]
+    pub owners: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetTopRequest {
+    #[prost(enumeration = "get_top_request::By", tag = "1")]
+    pub by: i32,
+    /// At most 1000; 0 means 20.
+    #[prost(uint32, tag = "2")]
+    pub limit: u32,
+    /// How long the use is measured, at most 60; 0 means 2.
+    #[prost(uint32, tag = "3")]
+    pub seconds: u32,
+}
+/// Nested message and enum types in `GetTopRequest`.
+pub mod get_top_request {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum By {
+        /// Requests per second.
+        Requests = 0,
+        /// Bytes of sent texts per second.
+        Bytes = 1,
+        /// Delivered messages per second.
+        Deliveries = 2,
+        /// Unread messages: the fullest inboxes.
+        Waiting = 3,
+    }
+    impl By {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Requests => "REQUESTS",
+                Self::Bytes => "BYTES",
+                Self::Deliveries => "DELIVERIES",
+                Self::Waiting => "WAITING",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "REQUESTS" => Some(Self::Requests),
+                "BYTES" => Some(Self::Bytes),
+                "DELIVERIES" => Some(Self::Deliveries),
+                "WAITING" => Some(Self::Waiting),
+                _ => None,
+            }
+        }
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetTopReply {
+    #[prost(message, repeated, tag = "1")]
+    pub entries: ::prost::alloc::vec::Vec<TopEntry>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TopEntry {
+    /// Empty for connections without a login.
+    #[prost(string, tag = "1")]
+    pub user: ::prost::alloc::string::String,
+    /// One of its addresses; empty for inboxes.
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub connections: u64,
+    #[prost(double, tag = "4")]
+    pub requests_per_second: f64,
+    #[prost(double, tag = "5")]
+    pub bytes_per_second: f64,
+    #[prost(double, tag = "6")]
+    pub deliveries_per_second: f64,
+    #[prost(uint64, tag = "7")]
+    pub waiting_messages: u64,
+    #[prost(uint64, tag = "8")]
+    pub waiting_bytes: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PurgeRequest {
+    /// A user or a room.
+    #[prost(string, tag = "1")]
+    pub log: ::prost::alloc::string::String,
+    /// The number of the last message to remove; 0 for all.
+    #[prost(uint64, tag = "2")]
+    pub up_to: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PurgeReply {
+    #[prost(uint64, tag = "1")]
+    pub removed_messages: u64,
+    #[prost(uint64, tag = "2")]
+    pub removed_bytes: u64,
+    /// Whether a receiver by `connect` missed some of them without being told.
+    #[prost(bool, tag = "3")]
+    pub is_silent_for_connect: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CompactRequest {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CompactReply {
+    /// Bytes of all files, and of unread messages in them, at the beginning.
+    #[prost(uint64, tag = "1")]
+    pub file_bytes: u64,
+    #[prost(uint64, tag = "2")]
+    pub live_bytes: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CheckRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CheckProgress {
+    #[prost(uint64, tag = "1")]
+    pub logs: u64,
+    #[prost(uint64, tag = "2")]
+    pub messages: u64,
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+    /// A user or room whose messages cannot be read.
+    #[prost(string, tag = "4")]
+    pub damaged: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetUserRequest {
@@ -400,6 +629,63 @@ pub mod admin_client {
             req.extensions_mut().insert(GrpcMethod::new("hark.v1.Admin", "GetUser"));
             self.inner.unary(req, path, codec).await
         }
+        /// Rooms, in no particular order.
+        pub async fn list_rooms(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListRoomsRequest>,
+        ) -> std::result::Result<tonic::Response<super::ListRoomsReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Admin/ListRooms");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Admin", "ListRooms"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// One room.
+        pub async fn get_room(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetRoomRequest>,
+        ) -> std::result::Result<tonic::Response<super::RoomInfo>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Admin/GetRoom");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Admin", "GetRoom"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Users and addresses that use the server most.
+        pub async fn get_top(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetTopRequest>,
+        ) -> std::result::Result<tonic::Response<super::GetTopReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Admin/GetTop");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Admin", "GetTop"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Closes connections. Their clients may connect again.
         pub async fn kick(
             &mut self,
@@ -443,6 +729,49 @@ pub mod admin_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("hark.v1.Admin", "SetSuspended"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Sets limits of one user, which replace those of the server. They end with the
+        /// account.
+        pub async fn set_user_limits(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetUserLimitsRequest>,
+        ) -> std::result::Result<tonic::Response<super::UserLimits>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hark.v1.Admin/SetUserLimits",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hark.v1.Admin", "SetUserLimits"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Removes the oldest messages of an inbox or a room. Attached devices are told by
+        /// a gap; receivers by `connect` are not.
+        pub async fn purge(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PurgeRequest>,
+        ) -> std::result::Result<tonic::Response<super::PurgeReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Admin/Purge");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Admin", "Purge"));
             self.inner.unary(req, path, codec).await
         }
         /// Refuses connections from a network, and closes those that are open.
@@ -612,6 +941,48 @@ pub mod admin_client {
             req.extensions_mut().insert(GrpcMethod::new("hark.v1.Admin", "Backup"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Has the store copy the live parts of its files together, beside traffic.
+        pub async fn compact(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CompactRequest>,
+        ) -> std::result::Result<tonic::Response<super::CompactReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Admin/Compact");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Admin", "Compact"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Reads every message of the store, beside traffic. The stream reports the
+        /// progress, and each damaged log once.
+        pub async fn check(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CheckRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::CheckProgress>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hark.v1.Admin/Check");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hark.v1.Admin", "Check"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -650,6 +1021,21 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::GetUserRequest>,
         ) -> std::result::Result<tonic::Response<super::UserInfo>, tonic::Status>;
+        /// Rooms, in no particular order.
+        async fn list_rooms(
+            &self,
+            request: tonic::Request<super::ListRoomsRequest>,
+        ) -> std::result::Result<tonic::Response<super::ListRoomsReply>, tonic::Status>;
+        /// One room.
+        async fn get_room(
+            &self,
+            request: tonic::Request<super::GetRoomRequest>,
+        ) -> std::result::Result<tonic::Response<super::RoomInfo>, tonic::Status>;
+        /// Users and addresses that use the server most.
+        async fn get_top(
+            &self,
+            request: tonic::Request<super::GetTopRequest>,
+        ) -> std::result::Result<tonic::Response<super::GetTopReply>, tonic::Status>;
         /// Closes connections. Their clients may connect again.
         async fn kick(
             &self,
@@ -664,6 +1050,18 @@ pub mod admin_server {
             tonic::Response<super::SetSuspendedReply>,
             tonic::Status,
         >;
+        /// Sets limits of one user, which replace those of the server. They end with the
+        /// account.
+        async fn set_user_limits(
+            &self,
+            request: tonic::Request<super::SetUserLimitsRequest>,
+        ) -> std::result::Result<tonic::Response<super::UserLimits>, tonic::Status>;
+        /// Removes the oldest messages of an inbox or a room. Attached devices are told by
+        /// a gap; receivers by `connect` are not.
+        async fn purge(
+            &self,
+            request: tonic::Request<super::PurgeRequest>,
+        ) -> std::result::Result<tonic::Response<super::PurgeReply>, tonic::Status>;
         /// Refuses connections from a network, and closes those that are open.
         async fn ban(
             &self,
@@ -717,6 +1115,23 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::BackupRequest>,
         ) -> std::result::Result<tonic::Response<Self::BackupStream>, tonic::Status>;
+        /// Has the store copy the live parts of its files together, beside traffic.
+        async fn compact(
+            &self,
+            request: tonic::Request<super::CompactRequest>,
+        ) -> std::result::Result<tonic::Response<super::CompactReply>, tonic::Status>;
+        /// Server streaming response type for the Check method.
+        type CheckStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::CheckProgress, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Reads every message of the store, beside traffic. The stream reports the
+        /// progress, and each damaged log once.
+        async fn check(
+            &self,
+            request: tonic::Request<super::CheckRequest>,
+        ) -> std::result::Result<tonic::Response<Self::CheckStream>, tonic::Status>;
     }
     /// Administration of a running server: on the socket `admin.sock` in the folder
     /// of the store, which only the server's user and root can open; and on the
@@ -973,6 +1388,135 @@ pub mod admin_server {
                     };
                     Box::pin(fut)
                 }
+                "/hark.v1.Admin/ListRooms" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListRoomsSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::ListRoomsRequest>
+                    for ListRoomsSvc<T> {
+                        type Response = super::ListRoomsReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListRoomsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::list_rooms(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListRoomsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Admin/GetRoom" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetRoomSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::GetRoomRequest>
+                    for GetRoomSvc<T> {
+                        type Response = super::RoomInfo;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetRoomRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::get_room(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetRoomSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Admin/GetTop" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetTopSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::GetTopRequest>
+                    for GetTopSvc<T> {
+                        type Response = super::GetTopReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetTopRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::get_top(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetTopSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/hark.v1.Admin/Kick" => {
                     #[allow(non_camel_case_types)]
                     struct KickSvc<T: Admin>(pub Arc<T>);
@@ -1046,6 +1590,94 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SetSuspendedSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Admin/SetUserLimits" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetUserLimitsSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::SetUserLimitsRequest>
+                    for SetUserLimitsSvc<T> {
+                        type Response = super::UserLimits;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetUserLimitsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::set_user_limits(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetUserLimitsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Admin/Purge" => {
+                    #[allow(non_camel_case_types)]
+                    struct PurgeSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::PurgeRequest>
+                    for PurgeSvc<T> {
+                        type Response = super::PurgeReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PurgeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::purge(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PurgeSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -1395,6 +2027,95 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = BackupSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Admin/Compact" => {
+                    #[allow(non_camel_case_types)]
+                    struct CompactSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::CompactRequest>
+                    for CompactSvc<T> {
+                        type Response = super::CompactReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CompactRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::compact(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CompactSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hark.v1.Admin/Check" => {
+                    #[allow(non_camel_case_types)]
+                    struct CheckSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::ServerStreamingService<super::CheckRequest>
+                    for CheckSvc<T> {
+                        type Response = super::CheckProgress;
+                        type ResponseStream = T::CheckStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CheckRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::check(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CheckSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -12,7 +12,6 @@ mod progress;
 mod restore;
 mod salvage;
 mod server;
-mod table;
 mod user;
 
 use std::io::{self, Write};

@@ -4,19 +4,25 @@
 //! | file | content |
 //! | --- | --- |
 //! | `service` | `hark.v1.Admin`: translation and the log of its calls |
+//! | `messages` | its messages, from the types of the server |
 //! | `socket` | the socket for `harkd admin` |
+//! | `check` | reading every message beside traffic |
+//! | `top` | the users that use the server most |
 //! | `backup` | a copy of the store beside traffic |
 
 mod backup;
+mod check;
+mod messages;
 mod service;
 mod socket;
+mod top;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use hark_protocol::{Code, Password, Refusal, UserName};
+use hark_protocol::{Code, Password, Refusal, RoomName, Sequence, UserName};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 use crate::bans::{Ban, Bans};
@@ -26,7 +32,8 @@ use crate::network::Network;
 use crate::reload::Reloaded;
 use crate::server::{KickTarget, Server};
 use crate::store::{
-    AccountEntry, InboxInfo, Kick, Peer, ServerDescription, Store, StoreUsage, Unavailable,
+    AccountEntry, InboxInfo, Kick, Peer, Position, Purged, ReadLimit, RoomInfo, ServerDescription,
+    Store, StoreUsage, Unavailable, UserLimits,
 };
 
 pub(crate) use backup::{COMPLETE, STORE};
@@ -61,6 +68,8 @@ pub(crate) struct Administration {
     pub(crate) started: Instant,
     /// The permit of a backup.
     pub(crate) backups: Arc<Semaphore>,
+    /// The permit of a check.
+    pub(crate) checks: Arc<Semaphore>,
     /// The permit of a password hash.
     pub(crate) passwords: Semaphore,
 }
@@ -111,6 +120,67 @@ impl Administration {
             closed = self.kick_twice(&KickTarget::User(name)).await?;
         }
         Ok((entry.is_suspended != is_suspended, closed))
+    }
+
+    /// Returns the arrival of the oldest unread message of an account, in milliseconds since
+    /// 1970; 0 if there is none, or if it cannot be read.
+    async fn oldest_unread_ms(&self, name: &UserName) -> u64 {
+        const FIRST: ReadLimit = ReadLimit {
+            messages: 1,
+            bytes: 1,
+        };
+        let Ok(entry) = self.account(name).await else {
+            return 0;
+        };
+        let page = self.store.read(&entry.account, Position::default(), FIRST);
+        let page = page.await.unwrap_or_default();
+        page.messages.first().map_or(0, |message| message.time_ms)
+    }
+
+    /// Sets limits of an account, and returns those in effect.
+    async fn set_limits(
+        &self,
+        name: UserName,
+        limits: UserLimits,
+        is_reset: bool,
+    ) -> Result<UserLimits, Fault> {
+        let account = self.account(&name).await?.account;
+        let limits = self.store.set_limits(&account, limits, is_reset).await?;
+        let limits = limits.ok_or_else(|| no_such_user(&name))?;
+        let own = (limits != UserLimits::default()).then_some(&limits);
+        self.chat.set_user_limits(&name, own);
+        // A login that overlapped has set the former ones.
+        tokio::time::sleep(SECOND_KICK).await;
+        self.chat.set_user_limits(&name, own);
+        Ok(limits)
+    }
+
+    async fn room(&self, name: &RoomName) -> Result<RoomInfo, Fault> {
+        let found = self.store.room(name).await?;
+        let why = || Refusal::new(Code::NoSuchUser, format!("there is no room {name}"));
+        found.ok_or_else(|| why().into())
+    }
+
+    /// Removes the messages of a user or a room up to a number; all of them if it is 0.
+    async fn purge(&self, name: &UserName, up_to: u64) -> Result<Purged, Fault> {
+        const LAST: ReadLimit = ReadLimit {
+            messages: 1,
+            bytes: 1,
+        };
+        let found = self.store.messages(name).await?;
+        let why = || Refusal::new(Code::NoSuchUser, format!("there is no user or room {name}"));
+        let history = found.ok_or_else(why)?;
+        let through = match up_to.checked_add(1) {
+            Some(next) if up_to > 0 && up_to < history.last.sequence.0 => {
+                let page = self.store.read_back(history, Sequence(next), LAST).await?;
+                page.messages.first().map(|message| message.position)
+            }
+            _ => Some(history.last),
+        };
+        Ok(match through {
+            Some(through) => self.store.purge(history.room, through).await?,
+            None => Purged::default(),
+        })
     }
 
     /// Closes connections, and those that overlapped with a change that keeps out new ones.

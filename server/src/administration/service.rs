@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures::{Stream, StreamExt as _, stream};
 use hark_grpc::status;
 use hark_grpc::v1::admin_server::Admin;
+use hark_grpc::v1::get_top_request::By;
 use hark_grpc::v1::kick_request::Target;
 use hark_grpc::v1::{self};
 use hark_protocol::{Refusal, UserName};
@@ -18,15 +19,26 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Extensions, Request, Response, Status};
 use zeroize::Zeroizing;
 
+use super::check::Check;
+use super::messages::{
+    check_progress, connection_info, full_entry, limits_info, resident_bytes, room_info, top_entry,
+    user_info, user_limits,
+};
+use super::top::Ranking;
 use super::{Administration, PAGE_MAX};
 use crate::bans::Ban;
 use crate::chat::{Fault, now_ms};
 use crate::front::caller_address;
-use crate::server::{ConnectionInfo, KickTarget};
-use crate::store::{InboxInfo, Unavailable};
+use crate::server::KickTarget;
+use crate::store::Unavailable;
 
 /// The size of a page if the caller sets none.
 const PAGE_DEFAULT: usize = 100;
+
+/// The entries of `top`, and its time in seconds.
+const TOP_DEFAULT: usize = 20;
+const TOP_SECONDS_DEFAULT: u32 = 2;
+const TOP_SECONDS_MAX: u32 = 60;
 
 /// A process on the server's machine that calls through the socket.
 #[derive(Debug, Clone, Copy)]
@@ -177,6 +189,7 @@ impl Admin for AdminService {
             is_low_on_space: usage.is_low_on_space,
             last_number: usage.last_number,
             resident_bytes: resident_bytes().unwrap_or(0),
+            free_bytes: usage.free_bytes.unwrap_or(0),
         }))
     }
 
@@ -217,8 +230,68 @@ impl Admin for AdminService {
         let (admin, request) = self
             .enter(request, "show", |request| request.user.clone())
             .await?;
-        let user = admin.user(parse(&request.user)?).await;
-        Ok(Response::new(user_info(user.map_err(refused)?)))
+        let name: UserName = parse(&request.user)?;
+        let user = admin.user(name.clone()).await.map_err(refused)?;
+        let oldest_unread_ms = match user.waiting_messages {
+            0 => 0,
+            _ => admin.oldest_unread_ms(&name).await,
+        };
+        Ok(Response::new(v1::UserInfo {
+            oldest_unread_ms,
+            ..user_info(user)
+        }))
+    }
+
+    async fn list_rooms(
+        &self,
+        request: Request<v1::ListRoomsRequest>,
+    ) -> Answer<v1::ListRoomsReply> {
+        let (admin, request) = self.enter(request, "rooms", nothing).await?;
+        let limit = page_size(request.limit);
+        let list = admin.store.rooms(request.after, limit).await;
+        let list = list.map_err(unavailable)?;
+        let rooms = list.rooms.into_iter();
+        Ok(Response::new(v1::ListRoomsReply {
+            rooms: rooms.map(|room| room_info(&admin, room)).collect(),
+            next: list.next.unwrap_or(0),
+        }))
+    }
+
+    async fn get_room(&self, request: Request<v1::GetRoomRequest>) -> Answer<v1::RoomInfo> {
+        let (admin, request) = self
+            .enter(request, "show", |request| request.room.clone())
+            .await?;
+        let room = admin.room(&parse(&request.room)?).await;
+        let room = room.map_err(refused)?;
+        Ok(Response::new(room_info(&admin, room)))
+    }
+
+    async fn get_top(&self, request: Request<v1::GetTopRequest>) -> Answer<v1::GetTopReply> {
+        let (admin, request) = self.enter(request, "top", nothing).await?;
+        let limit = match usize::try_from(request.limit) {
+            Ok(0) => TOP_DEFAULT,
+            limit => limit.unwrap_or(PAGE_MAX).min(PAGE_MAX),
+        };
+        let seconds = match request.seconds {
+            0 => TOP_SECONDS_DEFAULT,
+            seconds => seconds.min(TOP_SECONDS_MAX),
+        };
+        let ranking = match request.by() {
+            By::Requests => Ranking::Requests,
+            By::Bytes => Ranking::Bytes,
+            By::Deliveries => Ranking::Deliveries,
+            By::Waiting => {
+                let fullest = admin.fullest(limit).await.map_err(unavailable)?;
+                let entries = fullest.into_iter().map(full_entry).collect();
+                return Ok(Response::new(v1::GetTopReply { entries }));
+            }
+        };
+        let time = Duration::from_secs(seconds.into());
+        let top = admin.top(ranking, limit, time).await;
+        let entries = top.map_err(|error| failed(&error))?.into_iter();
+        Ok(Response::new(v1::GetTopReply {
+            entries: entries.map(|user| top_entry(user, seconds)).collect(),
+        }))
     }
 
     async fn kick(&self, request: Request<v1::KickRequest>) -> Answer<v1::KickReply> {
@@ -257,6 +330,37 @@ impl Admin for AdminService {
         Ok(Response::new(v1::SetSuspendedReply {
             has_changed,
             closed: closed as u64,
+        }))
+    }
+
+    async fn set_user_limits(
+        &self,
+        request: Request<v1::SetUserLimitsRequest>,
+    ) -> Answer<v1::UserLimits> {
+        let (admin, request) = self
+            .enter(request, "throttle", |request| {
+                let limits = request.limits.unwrap_or_default();
+                format!("{} {limits:?}", request.user)
+            })
+            .await?;
+        let limits = user_limits(request.limits.unwrap_or_default());
+        let user = parse(&request.user)?;
+        let set = admin.set_limits(user, limits, request.is_reset).await;
+        Ok(Response::new(limits_info(&set.map_err(refused)?)))
+    }
+
+    async fn purge(&self, request: Request<v1::PurgeRequest>) -> Answer<v1::PurgeReply> {
+        let (admin, request) = self
+            .enter(request, "purge", |request| {
+                format!("{} {}", request.log, request.up_to)
+            })
+            .await?;
+        let purged = admin.purge(&parse(&request.log)?, request.up_to).await;
+        let purged = purged.map_err(refused)?;
+        Ok(Response::new(v1::PurgeReply {
+            removed_messages: purged.messages,
+            removed_bytes: purged.bytes,
+            is_silent_for_connect: purged.is_silent_for_connect,
         }))
     }
 
@@ -366,34 +470,31 @@ impl Admin for AdminService {
         });
         Ok(Response::new(Box::pin(stream)))
     }
-}
 
-fn connection_info(connection: ConnectionInfo) -> v1::ConnectionInfo {
-    v1::ConnectionInfo {
-        id: connection.id,
-        address: connection.address.to_string(),
-        users: connection.users.iter().map(ToString::to_string).collect(),
-        age_s: connection.age.as_secs(),
+    async fn compact(&self, request: Request<v1::CompactRequest>) -> Answer<v1::CompactReply> {
+        let (admin, _) = self.enter(request, "compact", nothing).await?;
+        let before = admin.store.compact().await.map_err(unavailable)?;
+        Ok(Response::new(v1::CompactReply {
+            file_bytes: before.file_bytes,
+            live_bytes: before.live_bytes,
+        }))
     }
-}
 
-fn user_info(inbox: InboxInfo) -> v1::UserInfo {
-    v1::UserInfo {
-        name: inbox.name.to_string(),
-        has_password: inbox.has_password,
-        is_suspended: inbox.is_suspended,
-        is_receiving: inbox.is_receiving,
-        waiting_messages: inbox.waiting_messages,
-        waiting_bytes: inbox.waiting_bytes,
-        acknowledged: inbox.acknowledged.0,
-        last_number: inbox.last.0,
+    type CheckStream =
+        Pin<Box<dyn Stream<Item = Result<v1::CheckProgress, Status>> + Send + 'static>>;
+
+    async fn check(&self, request: Request<v1::CheckRequest>) -> Answer<Self::CheckStream> {
+        let (admin, _) = self.enter(request, "check", nothing).await?;
+        let Ok(permit) = Arc::clone(&admin.checks).try_acquire_owned() else {
+            return Err(Status::failed_precondition(
+                "another check is running; wait for its end",
+            ));
+        };
+        let check = Check::new(admin, permit);
+        let stream = stream::unfold(check, |mut check| async move {
+            let report = check.next().await?;
+            Some((report.map(check_progress).map_err(unavailable), check))
+        });
+        Ok(Response::new(Box::pin(stream)))
     }
-}
-
-/// Returns the resident memory of the process, if the system tells it.
-fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
 }

@@ -73,6 +73,7 @@ impl Chat {
                 return denied();
             };
             self.check_suspension(&entry).await?;
+            self.note_login(&entry);
             return Ok(authenticated);
         }
         self.login_by_password(entering.address, user, password)
@@ -92,11 +93,19 @@ impl Chat {
         let entry = self.existing(address, &user, password.as_ref()).await?;
         self.verify(address, &entry, password).await?;
         self.check_suspension(&entry).await?;
+        self.note_login(&entry);
         let entrance = entry.password.map_or(Entrance::Open, Entrance::Password);
         Ok(Authenticated {
             account: entry.account,
             entrance,
         })
+    }
+
+    /// Applies the limits of an account alone, and notes its use.
+    fn note_login(&self, entry: &AccountEntry) {
+        self.users
+            .set_own(&entry.account.name, entry.limits.as_deref());
+        self.store.note_use(&entry.account);
     }
 
     /// Checks the password of an account. An account without a password is denied.

@@ -10,6 +10,7 @@ use hark_protocol::{Code, DeviceName, Password, RoomName, Sequence, UserName};
 use tokio::time::Instant;
 
 use super::accounts::Authenticated;
+use super::rate_limiter::Charged;
 use super::shutdown::ShutdownSignal;
 use super::tokens::{Entering, Right};
 use super::{Chat, Fault, MayCreateRooms, audit};
@@ -124,12 +125,15 @@ impl Chat {
             right: Right::Receive,
         };
         let user = self.login(entering, user, password).await?;
-        if !self.rules().rates.is_exempt(address) {
-            let name = &user.account.name;
-            let wait = self.users.charge_command(name, Instant::now());
-            if wait > WAIT_MAX {
-                return Fault::rate_limited(wait, "too many commands");
-            }
+        let charged = Charged {
+            user: &user.account.name,
+            is_exempt: self.rules().rates.is_exempt(address),
+        };
+        let wait = self.users.charge_command(charged, Instant::now());
+        if wait > WAIT_MAX {
+            return Fault::rate_limited(wait, "too many commands");
+        }
+        if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
         audit::logged_in(&user, address);

@@ -53,7 +53,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::limit::network;
 use crate::metrics::Metrics;
-use crate::store::{Store, Unavailable, unix_ms};
+use crate::store::{Store, Unavailable, UserLimits, unix_ms};
 use fair_semaphore::FairSemaphore;
 use login_limiter::LoginLimiter;
 use passwords::Hasher;
@@ -67,7 +67,7 @@ pub use inbox::{Inbox, UnreadLog, UnreadPage};
 pub use rate_limiter::{RateLimiter, Rates};
 pub(crate) use replies::delivery;
 pub use rooms::MayCreateRooms;
-pub use shutdown::{Shutdown, ShutdownSignal};
+pub use shutdown::{ConnectionUse, Shutdown, ShutdownSignal};
 
 /// The budget for messages on their way to the store, over all connections, in units of
 /// [`UNIT_BYTES`]: 64 MiB.
@@ -178,6 +178,11 @@ impl Chat {
         };
         self.users.set_rates(&rules.rates);
         self.rules.store(Arc::new(rules));
+    }
+
+    /// Sets or removes the rates of one user, which replace those of all users.
+    pub fn set_user_limits(&self, user: &UserName, limits: Option<&UserLimits>) {
+        self.users.set_own(user, limits);
     }
 
     /// Returns the figures.

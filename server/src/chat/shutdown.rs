@@ -1,15 +1,17 @@
 //! The signal that ends a connection from outside: set by a server that is stopping, by
 //! an administrator, or by the connection that takes over its send session. It also names
-//! the client of the connection, by which an administrator finds it.
+//! the client of the connection, by which an administrator finds it, and its use of the
+//! server.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
 use hark_protocol::UserName;
 
+use crate::metrics::Counts;
 use crate::sync::Mutex;
 
 /// The number of ended calls that a connection may keep in its list.
@@ -29,6 +31,8 @@ pub struct ShutdownSignal {
     // Locked because calls begin in tasks of their own. Held to look through them; the front
     // bounds the open calls.
     calls: Mutex<Vec<Weak<Self>>>,
+    /// The use of a connection with its calls, which share it.
+    used: Arc<Use>,
 }
 
 /// The client of a connection.
@@ -38,6 +42,49 @@ pub struct Client {
     pub address: Option<IpAddr>,
     /// The user that it has logged in as.
     pub user: Option<UserName>,
+}
+
+#[derive(Debug, Default)]
+struct Use {
+    requests: AtomicU64,
+    sent_bytes: AtomicU64,
+    deliveries: AtomicU64,
+    /// The client that logged in last.
+    // Locked because calls are tasks of their own. Held for one assignment or copy.
+    latest: Mutex<Client>,
+}
+
+/// The use that a connection has made of the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ConnectionUse {
+    /// Requests.
+    pub requests: u64,
+    /// Bytes of texts in requests to send.
+    pub sent_bytes: u64,
+    /// Messages that were pushed.
+    pub deliveries: u64,
+}
+
+impl ConnectionUse {
+    /// Returns the use since an earlier one.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Self {
+        Self {
+            requests: self.requests.saturating_sub(earlier.requests),
+            sent_bytes: self.sent_bytes.saturating_sub(earlier.sent_bytes),
+            deliveries: self.deliveries.saturating_sub(earlier.deliveries),
+        }
+    }
+
+    /// Returns the sum of two.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            requests: self.requests.saturating_add(other.requests),
+            sent_bytes: self.sent_bytes.saturating_add(other.sent_bytes),
+            deliveries: self.deliveries.saturating_add(other.deliveries),
+        }
+    }
 }
 
 /// The way in which a connection is to end.
@@ -64,7 +111,10 @@ impl ShutdownSignal {
     /// Returns the signal of a call on a connection.
     #[must_use]
     pub fn of_call(connection: &Self) -> Arc<Self> {
-        let call = Arc::new(Self::of_epoch(connection.epoch));
+        let call = Arc::new(Self {
+            used: Arc::clone(&connection.used),
+            ..Self::of_epoch(connection.epoch)
+        });
         let mut calls = connection.calls.lock();
         let open = calls.iter().filter(|call| call.strong_count() > 0).count();
         if calls.len() >= open + ENDED_CALLS_MAX {
@@ -107,7 +157,40 @@ impl ShutdownSignal {
 
     /// Sets the current user.
     pub(super) fn set_user(&self, user: Option<&UserName>) {
-        self.client.lock().user = user.cloned();
+        let mut client = self.client.lock();
+        client.user = user.cloned();
+        if user.is_some() {
+            *self.used.latest.lock() = client.clone();
+        }
+    }
+
+    /// Returns the client that logged in last on the connection or one of its calls.
+    pub(crate) fn latest_client(&self) -> Client {
+        self.used.latest.lock().clone()
+    }
+
+    /// Adds to the use of the connection.
+    pub(super) fn count(&self, counts: &Counts) {
+        for (counter, count) in [
+            (&self.used.requests, u64::from(counts.requests)),
+            (&self.used.sent_bytes, counts.sent_bytes),
+            (&self.used.deliveries, u64::from(counts.deliveries)),
+        ] {
+            if count > 0 {
+                counter.fetch_add(count, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Returns the use that the connection has made of the server.
+    #[must_use]
+    pub fn usage(&self) -> ConnectionUse {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ConnectionUse {
+            requests: count(&self.used.requests),
+            sent_bytes: count(&self.used.sent_bytes),
+            deliveries: count(&self.used.deliveries),
+        }
     }
 
     /// Returns the epoch of the connection.
@@ -170,6 +253,10 @@ mod tests {
         let bob = call("bob");
         let others: Vec<_> = (0..100).map(|n| call(&format!("user{n}"))).collect();
         (0..1000).for_each(|_| drop(call("bob")));
+        assert_eq!(
+            connection.latest_client().user,
+            Some("bob".parse().unwrap())
+        );
         let is_listed = connection.calls.lock().len() <= 101 + ENDED_CALLS_MAX;
         assert!(is_listed, "ended calls are forgotten");
         let is_bob = |client: &Client| client.user == Some("bob".parse().unwrap());

@@ -84,6 +84,7 @@ impl Owner {
                 last_number: self.ledger.counter(),
                 live_bytes: self.blocks.live_bytes(),
                 file_bytes: self.stream_bytes(),
+                free_bytes: None,
                 is_low_on_space: self.is_low_on_space,
             })),
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use bytestring::ByteString;
-use hark_protocol::{Code, RequestId, Sequence, SessionToken, UserName};
+use hark_protocol::{Code, DeviceName, RequestId, Sequence, SessionToken, UserName};
 
 use super::ServerId;
 use super::administer::{Administer, Administered, Question, Told};
@@ -22,8 +22,8 @@ use super::message::{
 };
 use crate::ledger::{Imported, Malformed};
 use crate::store::{
-    Account, AccountEntry, Append, Created, End, InboxInfo, Message as Text, Outcome, Page,
-    PasswordHash, Position, ReadLimit, SendId, ServerDescription, StoreUsage,
+    Account, AccountEntry, Append, Created, DeviceEntry, End, InboxInfo, Message as Text, Outcome,
+    Page, PasswordHash, Position, ReadLimit, SendId, ServerDescription, StoreUsage, UserLimits,
 };
 
 /// The version of the encoding.
@@ -181,17 +181,19 @@ structures! {
     SendId { session, id, in_order, from }
     Subscribed { generation, queued, cursor }
     Account { name, incarnation }
-    AccountEntry { account, password, is_suspended }
+    AccountEntry { account, password, is_suspended, limits }
+    UserLimits { queued_messages, queued_bytes, commands, bytes, deliveries }
     Position { sequence, messages, bytes }
     ReadLimit { messages, bytes }
     Page { starts_after, messages, complete }
     Text { position, sender, time_ms, text }
     ServerDescription { version, host, pid, uptime_s, connections }
-    StoreUsage { accounts, last_number, live_bytes, file_bytes, is_low_on_space }
+    StoreUsage { accounts, last_number, live_bytes, file_bytes, free_bytes, is_low_on_space }
     InboxInfo {
         name, has_password, is_suspended, is_receiving, waiting_messages, waiting_bytes,
-        acknowledged, last
+        acknowledged, last, devices, limits
     }
+    DeviceEntry { name, seen_s, waiting }
 }
 
 impl<T: Field> Field for Packet<T> {
@@ -351,6 +353,16 @@ impl Field for ByteString {
 }
 
 impl Field for UserName {
+    fn put(&self, to: &mut Vec<u8>) {
+        put_text(to, self.as_str());
+    }
+
+    fn take(rest: &mut Bytes) -> Result<Self, Malformed> {
+        take_text(rest)?.parse().map_err(|_| Malformed)
+    }
+}
+
+impl Field for DeviceName {
     fn put(&self, to: &mut Vec<u8>) {
         put_text(to, self.as_str());
     }
@@ -601,6 +613,10 @@ mod tests {
             account: account(),
             password: Some(PasswordHash::new("x")),
             is_suspended: true,
+            limits: Some(Arc::new(UserLimits {
+                commands: Some(3),
+                ..UserLimits::default()
+            })),
         };
         let subscribed = Subscribed {
             generation,
@@ -629,6 +645,7 @@ mod tests {
                 last_number: 2,
                 live_bytes: 3,
                 file_bytes: 4,
+                free_bytes: Some(5),
                 is_low_on_space: true,
             })),
             Answer::Administered(Administered::Inspected(vec![InboxInfo {
@@ -640,6 +657,15 @@ mod tests {
                 waiting_bytes: 2,
                 acknowledged: Sequence(3),
                 last: Sequence(4),
+                devices: vec![DeviceEntry {
+                    name: Some("phone".parse().unwrap()),
+                    seen_s: 5,
+                    waiting: 1,
+                }],
+                limits: UserLimits {
+                    queued_messages: Some(9),
+                    ..UserLimits::default()
+                },
             }])),
             Answer::Unavailable,
         ];

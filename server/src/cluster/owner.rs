@@ -23,7 +23,7 @@ use super::reception::Receptions;
 use super::replay::Replayed;
 use super::snapshot::{Part, Snapshots};
 use super::{Action, Config, LogReply, LogRequest, Now, ServerId, ShardId, timing};
-use crate::ledger::{Changes, Context, Ledger};
+use crate::ledger::{Changes, Context, Ledger, SpaceUse};
 use crate::log::Frame;
 use crate::store::unix_ms;
 
@@ -604,6 +604,7 @@ impl Owner {
             running: self.running(now),
             wall_ms: unix_ms(now.wall),
             is_low_on_space: self.is_low_on_space,
+            space: SpaceUse::default(),
         }
     }
 

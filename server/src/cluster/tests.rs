@@ -13,7 +13,7 @@ use super::owner::Owner;
 use super::seat::Seat;
 use super::sim::stream::{Outcome, Stream};
 use super::{Action, Config, ConnectionId, LogRequest, Now, ServerId, Storage};
-use crate::ledger::{Limits, RoomLimits};
+use crate::ledger::{Expiry, Limits, RoomLimits, SpaceLimits};
 use crate::store::{Account, Append, Created, End, Event, Page, Position, ReadLimit, Subscription};
 
 pub(super) const LIMITS: Limits = Limits {
@@ -22,6 +22,8 @@ pub(super) const LIMITS: Limits = Limits {
     queued_messages_max: 1000,
     queued_bytes_max: 1 << 20,
     rooms: RoomLimits::DEFAULT,
+    space: SpaceLimits::NONE,
+    expiry: Expiry::NONE,
 };
 
 const TICK: Duration = Duration::from_millis(250);

@@ -1,8 +1,8 @@
 //! The settings of `harkd`: flags with their defaults and units, each also read from an
 //! environment variable `HARKD_…` and from the configuration file.
 
-mod admin;
 mod configuration;
+mod expiry;
 mod file;
 mod http;
 mod listen;
@@ -26,8 +26,8 @@ use crate::logging::{self, Watchers};
 use crate::server::ConnectionLimits;
 use crate::shard::{COUNTER_MAX, ShardConfig, Sync};
 
-pub use admin::{AdminArgs, BanTime, ServerCommand};
 pub use configuration::{Configuration, ConfigurationError};
+pub use expiry::{Age, ExpiryArgs};
 pub use http::HttpArgs;
 pub use listen::ListenAddress;
 pub use rate_limits::RateLimitArgs;
@@ -104,6 +104,21 @@ pub enum AdminCommand {
     },
 }
 
+/// The arguments of `harkd admin`.
+#[derive(Debug, Args)]
+pub struct AdminArgs {
+    /// Print JSON: one object per line
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// For set-password: read the password from the first line of this file [default:
+    /// HARKD_PASSWORD, or a prompt]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+    /// The command.
+    #[command(subcommand)]
+    pub command: hark_admin::Command,
+}
+
 /// The settings of a server.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
@@ -162,6 +177,9 @@ pub struct ServeArgs {
     #[arg(long, env = "HARKD_SEGMENT_SIZE", value_name = "MIB", default_value_t = 64, help_heading = "Store",
           value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub segment_size: u64,
+    /// The limits on space and time.
+    #[command(flatten)]
+    pub expiry: ExpiryArgs,
     /// Require a password for every account, and a login to send, list and delete
     #[arg(long, env = "HARKD_REQUIRE_PASSWORD", value_parser = parse_bool, help_heading = "Accounts")]
     pub require_password: bool,
@@ -413,6 +431,11 @@ impl ServeArgs {
                 .check(address, self.http.has_proxy(), self.require_password)?;
         }
         logging::filter(&self.log)?;
+        let is_local = matches!(
+            self.store.place()?,
+            StorePlace::Folder(_) | StorePlace::Memory
+        );
+        self.expiry.check(is_local, self.segment_bytes())?;
         self.store.check()
     }
 
@@ -486,7 +509,9 @@ impl ServeArgs {
             sessions_max: self.max_sessions,
             queued_messages_max: self.max_queued_messages,
             queued_bytes_max: self.max_queued_bytes,
-            rooms: self.rooms.limits(),
+            rooms: self.rooms.limits(self.expiry.max_age()),
+            space: self.expiry.space(),
+            expiry: self.expiry.expiry(),
             sync: match self.sync {
                 SyncArg::Always => Sync::Always,
                 SyncArg::Os => Sync::Os,

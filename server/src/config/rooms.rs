@@ -79,15 +79,18 @@ impl RoomArgs {
         }
     }
 
-    /// Returns the limits of rooms.
+    /// Returns the limits of rooms, which keep no message for longer than `max_age`.
     #[must_use]
-    pub const fn limits(&self) -> RoomLimits {
-        let keep_max = Duration::from_secs(self.room_keep_max);
-        let keep = Duration::from_secs(if self.room_keep < self.room_keep_max {
-            self.room_keep
-        } else {
-            self.room_keep_max
-        });
+    pub const fn limits(&self, max_age: Option<Duration>) -> RoomLimits {
+        const fn lower(a: u64, b: u64) -> u64 {
+            if a < b { a } else { b }
+        }
+        let keep_max = match max_age {
+            Some(max_age) => lower(self.room_keep_max, max_age.as_secs()),
+            None => self.room_keep_max,
+        };
+        let keep = Duration::from_secs(lower(self.room_keep, keep_max));
+        let keep_max = Duration::from_secs(keep_max);
         RoomLimits {
             members_max: self.max_room_members,
             joined_max: self.max_user_rooms,

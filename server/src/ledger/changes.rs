@@ -8,11 +8,12 @@ use hark_protocol::limits::OUTCOMES_REMEMBERED;
 
 use super::block::BlockBuilder;
 use super::dedup::OutcomeRun;
+use super::expiry::PartlyExpired;
 use super::record::{CLOCK_BYTES, Clock, Record};
 use super::totals::Totals;
 use crate::log::{Block, Frame};
 use crate::store::{
-    Account, AccountEntry, AccountToken, DeviceId, End, Message, Notice, Outcome, Position,
+    Account, AccountEntry, AccountToken, DeviceId, End, Message, Notice, Outcome, Point, Position,
     Publisher, Ring, TokenDigest,
 };
 
@@ -66,6 +67,12 @@ pub(crate) struct Effects {
     pub(crate) notices: Vec<(Publisher, Notice)>,
     /// Subscriptions that ended.
     pub(crate) ends: Vec<SubscriptionEnd>,
+    /// Subscriptions to inboxes whose oldest messages were purged.
+    pub(crate) purged_inboxes: Vec<Publisher>,
+    /// Rings of rooms whose messages up to a point were purged.
+    pub(crate) purged_rings: Vec<(Arc<Ring>, Point)>,
+    /// Inboxes of which a part has expired.
+    pub(crate) partly_expired: Vec<PartlyExpired>,
 }
 
 /// A change of the directory.
@@ -264,6 +271,12 @@ impl Effects {
         {
             publisher.appended(messages);
         }
+        for publisher in self.purged_inboxes.drain(..) {
+            publisher.lagged();
+        }
+        for (ring, through) in self.purged_rings.drain(..) {
+            ring.forget(through);
+        }
         for SubscriptionEnd { publisher, end, .. } in self.ends.drain(..) {
             publisher.end(end);
         }
@@ -283,6 +296,9 @@ impl Effects {
             said,
             notices,
             ends,
+            purged_inboxes,
+            purged_rings,
+            partly_expired,
         } = self;
         (*is_awaited, *is_reserving) = (false, false);
         ended.clear();
@@ -294,5 +310,8 @@ impl Effects {
         said.clear();
         notices.clear();
         ends.clear();
+        purged_inboxes.clear();
+        purged_rings.clear();
+        partly_expired.clear();
     }
 }

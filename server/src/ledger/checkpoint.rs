@@ -63,6 +63,9 @@ impl Checkpoint {
                 changes.record(&Record::Wall(ledger.wall_recorded_ms));
                 changes.record(&Record::Stopped(ledger.stopped));
             }
+            for mark in ledger.expiries.marks() {
+                changes.record(&Record::AgeMark(mark));
+            }
             self.stage = Stage::Inboxes;
         }
         if self.stage == Stage::Inboxes {
@@ -117,12 +120,18 @@ fn records_of(inbox: &Inbox) -> Vec<Record> {
     }
     let devices = inbox.devices.entries().iter();
     records.extend(devices.map(|device| Record::Device(id, device.state.clone())));
+    if inbox.used_s > 0 {
+        records.push(Record::Used(id, inbox.used_s));
+    }
     if let Some(profile) = &inbox.profile {
         if !profile.blocked.is_empty() {
             records.push(Record::Blocked(id, profile.blocked.clone()));
         }
         if profile.started.count > 0 {
             records.push(Record::Started(id, profile.started));
+        }
+        if let Some(limits) = &profile.limits {
+            records.push(Record::Limits(id, **limits));
         }
         let tokens = profile.tokens.0.iter();
         records.extend(tokens.map(|token| Record::Token(id, token.clone())));

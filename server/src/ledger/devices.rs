@@ -213,6 +213,15 @@ impl Devices {
         entries.filter(|id| *id != NAMELESS)
     }
 
+    /// Returns whether any device is attached.
+    pub(super) fn is_attached(&self) -> bool {
+        match self {
+            Self::None => false,
+            Self::Nameless(device) => device.outlet.is_attached(),
+            Self::Named(devices) => devices.iter().any(|device| device.outlet.is_attached()),
+        }
+    }
+
     /// Returns the outlet of a device.
     pub(super) fn outlet(&mut self, id: DeviceId) -> Option<&mut Outlet> {
         match self {
@@ -303,6 +312,16 @@ impl Devices {
                 device.state.id
             })
             .collect()
+    }
+
+    /// Writes the devices whose cursor is before the head that a purge moved. The record of
+    /// the head alone would move the cursors of a replay.
+    pub(super) fn write_behind(&self, head: Position, account: u64, changes: &mut Changes) {
+        let behind = self
+            .entries()
+            .iter()
+            .filter(|device| device.is_holding() && device.state.cursor.sequence < head.sequence);
+        behind.for_each(|device| device.write(account, changes));
     }
 
     /// Returns the place of the device that was attached last.
@@ -643,10 +662,11 @@ impl Inbox {
         changes: &mut Changes,
     ) -> bool {
         let (account, tail) = (self.log.id, self.log.tail);
+        let (messages_max, bytes_max) = self.queue_limits(limits);
         let fits = |head: Position| {
             let bytes = tail.bytes.saturating_sub(head.bytes);
-            tail.messages.saturating_sub(head.messages) < limits.queued_messages_max
-                && bytes.saturating_add(text_bytes) <= limits.queued_bytes_max
+            tail.messages.saturating_sub(head.messages) < messages_max
+                && bytes.saturating_add(text_bytes) <= bytes_max
         };
         while !fits(self.log.head) {
             let head = self.log.head;

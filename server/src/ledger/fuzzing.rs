@@ -10,6 +10,8 @@ const LIMITS: Limits = Limits {
     queued_messages_max: 100,
     queued_bytes_max: 100,
     rooms: RoomLimits::DEFAULT,
+    space: super::SpaceLimits::NONE,
+    expiry: super::Expiry::NONE,
 };
 
 /// Decodes the bytes as the records of a frame, or as the messages of a block.

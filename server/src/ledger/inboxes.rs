@@ -31,6 +31,8 @@ pub(super) struct Inbox {
     pub(super) password: Option<PasswordHash>,
     /// An administrator has suspended the account: it cannot send.
     pub(super) is_suspended: bool,
+    /// The age of its last use in seconds, if idle accounts expire; 0 if it is unknown.
+    pub(super) used_s: u32,
     /// The time of the oldest unacknowledged message: see [`Totals`](super::totals::Totals).
     pub(super) unread_since: u32,
     pub(super) log: MessageLog,
@@ -194,6 +196,7 @@ impl Inbox {
             account,
             password,
             is_suspended,
+            used_s: 0,
             unread_since: 0,
             log: MessageLog::new(incarnation, head, tail),
             devices: Devices::None,
@@ -219,30 +222,35 @@ impl Inbox {
             account: self.account.clone(),
             password: self.password.clone(),
             is_suspended: self.is_suspended,
+            limits: self.profile.as_ref().and_then(|own| own.limits.clone()),
         }
     }
 
-    /// Returns its state, for an administrator.
-    pub(super) fn info(&mut self) -> InboxInfo {
+    /// Returns its state at `now_s` in Unix seconds, for an administrator.
+    pub(super) fn info(&mut self, now_s: u32) -> InboxInfo {
         let (head, tail) = (self.log.head, self.log.tail);
         InboxInfo {
             name: self.account.name.clone(),
             has_password: self.password.is_some(),
             is_suspended: self.is_suspended,
-            is_receiving: self
-                .devices
-                .outlets()
-                .any(|(_, outlet)| outlet.is_attached()),
+            is_receiving: self.devices.is_attached(),
             waiting_messages: tail.messages.saturating_sub(head.messages),
             waiting_bytes: tail.bytes.saturating_sub(head.bytes),
             acknowledged: head.sequence,
             last: tail.sequence,
+            devices: self.device_entries(now_s),
+            limits: self.limits(),
         }
     }
 
     /// Writes the account.
     pub(super) fn write(&self, changes: &mut Changes) {
         changes.record(&Record::Account(self.record()));
+        self.publish(changes);
+    }
+
+    /// Shows the account to the directory when the frame is durable.
+    pub(super) fn publish(&self, changes: &mut Changes) {
         changes
             .effects
             .accounts

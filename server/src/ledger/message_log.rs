@@ -4,7 +4,7 @@
 use super::block::BlockBuilder;
 use super::changes::Changes;
 use super::record::Record;
-use crate::store::{Message, Position};
+use crate::store::{History, Message, Position};
 
 /// The messages of one inbox or room. They lie in blocks in the log of the store.
 #[derive(Debug)]
@@ -71,6 +71,15 @@ impl MessageLog {
         self.head = through;
         changes.record(&Record::Head(self.id, through));
         changes.effects.heads.push((self.id, through));
+    }
+
+    /// Returns the messages that are not forgotten.
+    pub(super) const fn history(&self) -> History {
+        History {
+            room: self.id,
+            after: self.head.sequence.0,
+            last: self.tail,
+        }
     }
 
     /// Moves the tail to a later position.

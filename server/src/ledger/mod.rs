@@ -10,6 +10,8 @@
 //! | `changes` | the results of decisions: one frame, and its effects |
 //! | `inboxes` | accounts and their inboxes |
 //! | `devices` | the devices of users, and what they hold back |
+//! | `administration` | what an administrator asks, and the limits on space |
+//! | `expiry` | messages that are too old, and idle accounts |
 //! | `profile` | what a user has beside its inbox |
 //! | `tokens` | the tokens of users |
 //! | `totals` | running totals for the metrics |
@@ -22,12 +24,14 @@
 //! | `import` | accounts and messages with existing numbers |
 //! | `slots` | slots that stay fixed during a checkpoint |
 
+mod administration;
 mod block;
 mod bytes;
 mod changes;
 mod checkpoint;
 mod dedup;
 mod devices;
+mod expiry;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod import;
@@ -52,6 +56,7 @@ use std::time::Duration;
 use hark_protocol::{Code, DeviceName, Sequence, SessionToken, UserName};
 
 use self::devices::AttachedAt;
+use self::expiry::Expiries;
 use self::inboxes::{Inbox, Inboxes};
 use self::numbers::Numbers;
 use self::record::{AccountRecord, Clock, Record};
@@ -60,9 +65,11 @@ use self::sessions::Sessions;
 use crate::log::{Block, Frame};
 use crate::store::{
     Account, AccountEntry, Append, Created, DeviceEntry, DeviceId, DeviceSubscription, End,
-    InboxInfo, Message, NAMELESS, Notice, Outcome, PasswordHash, Position, Subscription,
+    Message, NAMELESS, Notice, Outcome, PasswordHash, Position, Subscription,
 };
 
+pub use self::administration::SpaceLimits;
+pub(crate) use self::administration::SpaceUse;
 #[cfg(test)]
 pub(crate) use self::block::block_of;
 pub(crate) use self::block::{BlockContent, Gap, decode, measure, merge};
@@ -70,6 +77,8 @@ pub(crate) use self::bytes::Malformed;
 pub(crate) use self::changes::{AccountChange, Changes, RoomDelivery, SubscriptionEnd};
 pub(crate) use self::checkpoint::Checkpoint;
 pub(crate) use self::dedup::Known;
+pub use self::expiry::Expiry;
+pub(crate) use self::expiry::PartlyExpired;
 pub(crate) use self::import::Imported;
 #[cfg(feature = "cluster")]
 pub(crate) use self::numbers::NUMBERS_PER_SECOND_BITS;
@@ -91,6 +100,10 @@ pub(crate) struct Limits {
     pub(crate) queued_bytes_max: u64,
     /// The limits of rooms.
     pub(crate) rooms: RoomLimits,
+    /// The limits on space.
+    pub(crate) space: SpaceLimits,
+    /// The limits on time.
+    pub(crate) expiry: Expiry,
 }
 
 /// The environment of a decision.
@@ -102,6 +115,8 @@ pub(crate) struct Context {
     pub(crate) wall_ms: u64,
     /// Free space is below the reserve: no message is stored.
     pub(crate) is_low_on_space: bool,
+    /// The space of the store.
+    pub(crate) space: SpaceUse,
 }
 
 /// The longest running time without a record of it.
@@ -141,6 +156,9 @@ pub(crate) struct Ledger {
     /// Accounts and devices whose attachment ended with a former process, and has no record
     /// yet.
     interrupted: Vec<(u64, DeviceId)>,
+    expiries: Expiries,
+    /// A limit on space is reached: no message is stored.
+    is_short_of_space: bool,
     /// Named senders have been checked by the caller: their accounts may be in other
     /// shards.
     are_senders_vouched_for: bool,
@@ -163,6 +181,8 @@ impl Ledger {
             wall_ms: 0,
             wall_recorded_ms: 0,
             interrupted: Vec::new(),
+            expiries: Expiries::default(),
+            is_short_of_space: false,
             are_senders_vouched_for: false,
         }
     }
@@ -209,7 +229,9 @@ impl Ledger {
                 changes.record(&Record::SessionEnd(forgotten.slot));
             }
         });
+        self.check_space(context);
         self.expire_messages(changes);
+        self.expire(changes);
         let rest = self.interrupted.len().saturating_sub(INTERRUPTED_MAX);
         for (account, device) in self.interrupted.drain(rest..) {
             if let Some(inbox) = self.inboxes.by_id(account) {
@@ -334,36 +356,11 @@ impl Ledger {
         true
     }
 
-    /// Suspends or resumes an account. Returns false if it has ended.
-    pub(crate) fn set_suspended(
-        &mut self,
-        account: &Account,
-        is_suspended: bool,
-        changes: &mut Changes,
-    ) -> bool {
-        let Some(inbox) = self.inboxes.get_mut(account) else {
-            return false;
-        };
-        if inbox.is_suspended != is_suspended {
-            inbox.is_suspended = is_suspended;
-            inbox.write(changes);
-        }
-        true
-    }
-
     /// Returns whether an account is suspended.
     #[cfg(feature = "cluster")]
     pub(crate) fn is_suspended(&self, account: &Account) -> bool {
         let inbox = self.inboxes.get(&account.name);
         self.inboxes.is_alive(account) && inbox.is_some_and(|inbox| inbox.is_suspended)
-    }
-
-    /// Returns the inboxes of these names, without those that do not exist.
-    pub(crate) fn inspect(&mut self, names: &[UserName]) -> Vec<InboxInfo> {
-        let inboxes = names
-            .iter()
-            .filter_map(|name| self.inboxes.by_name(name).map(|inbox| inbox.info()));
-        inboxes.collect()
     }
 
     /// Returns the number of accounts.
@@ -476,6 +473,10 @@ impl Ledger {
         if is_suspended {
             return Err(Code::Denied);
         }
+        if let Some(sender) = &sender {
+            self.note_use(sender, changes);
+        }
+        let has_no_space = self.has_no_space(context);
         let Some(inbox) = self.inboxes.by_name(&append.to) else {
             return self.store_in_room(append, sender, context, changes);
         };
@@ -483,7 +484,7 @@ impl Ledger {
         if sender.as_ref().map_or(!append.allow_anonymous, is_blocked) {
             return Err(Code::Denied);
         }
-        if context.is_low_on_space {
+        if has_no_space {
             return Err(Code::NoSpace);
         }
         // Last, because it may lapse a device.
@@ -567,6 +568,7 @@ impl Ledger {
         changes: &mut Changes,
     ) -> Result<(DeviceId, Subscription), Code> {
         let at = self.attached_at();
+        self.note_use(account, changes);
         let inbox = self.inboxes.get_mut(account).ok_or(Code::NoSuchUser)?;
         let device = match (inbox.device(name), name) {
             (Some(device), _) => device,
@@ -646,6 +648,7 @@ impl Ledger {
         position: Position,
         changes: &mut Changes,
     ) {
+        self.note_use(account, changes);
         let now = seconds(self.running);
         if let Some(inbox) = self.inboxes.get_mut(account) {
             inbox.acknowledge(device, position, now, changes);

@@ -1,10 +1,12 @@
-//! [`Profile`]: what a user has beside its inbox: its rooms, blocked users, the
-//! conversations that it started lately, and tokens. Most users have none.
+//! [`Profile`]: what a user has beside its inbox: its rooms, blocked users, limits of its
+//! own, the conversations that it started lately, and tokens. Most users have none.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::slots::grow;
 use super::tokens::Tokens;
+use crate::store::UserLimits;
 
 /// The most users that a user blocks.
 pub(super) const BLOCKED_MAX: usize = 100;
@@ -25,6 +27,8 @@ pub(super) struct Profile {
     /// The accounts that it blocks.
     pub(super) blocked: Vec<u64>,
     pub(super) started: Started,
+    /// The limits of the user alone.
+    pub(super) limits: Option<Arc<UserLimits>>,
     pub(super) tokens: Tokens,
 }
 

@@ -28,6 +28,9 @@
 //! | 19 end of a token | account, name |
 //! | 20 use of a token | account, name, Unix seconds |
 //! | 24 suspended account | as 3 |
+//! | 25 limits of an account alone | account, then for each limit 0 or 1 + its value |
+//! | 26 last use of an account | account, age in s |
+//! | 27 mark: the last number at an age | age in s, number~ |
 //! | 32–43 | records of rooms: see `rooms::record` |
 //!
 //! A position is number~, messages, bytes. A run is first id, length, and a byte: 0 and
@@ -45,9 +48,10 @@ use super::bytes::{
 };
 use super::dedup::{DedupTable, OutcomeRun};
 use super::devices::DeviceState;
+use super::expiry::AgeMark;
 use super::profile::Started;
 use super::rooms::RoomRecord;
-use crate::store::{DeviceId, Outcome, PasswordHash, Position, Token, TokenDigest};
+use crate::store::{DeviceId, Outcome, PasswordHash, Position, Token, TokenDigest, UserLimits};
 
 /// Bytes of a [`Record::Clock`]. They are fixed, so that the record can be filled in when
 /// the frame is complete.
@@ -79,6 +83,9 @@ mod kind {
     pub(super) const TOKEN_END: u8 = 19;
     pub(super) const TOKEN_USED: u8 = 20;
     pub(super) const SUSPENDED_ACCOUNT: u8 = 24;
+    pub(super) const LIMITS: u8 = 25;
+    pub(super) const USED: u8 = 26;
+    pub(super) const AGE_MARK: u8 = 27;
 }
 
 /// One record.
@@ -119,6 +126,12 @@ pub(super) enum Record {
     Blocked(u64, Vec<u64>),
     /// The conversations that an account started lately.
     Started(u64, Started),
+    /// The limits of an account alone.
+    Limits(u64, UserLimits),
+    /// The age of the last use of an account, in seconds.
+    Used(u64, u32),
+    /// The last number at an age.
+    AgeMark(AgeMark),
     /// A token of an account.
     Token(u64, Token),
     /// A token of an account has ended.
@@ -233,6 +246,23 @@ impl Record {
                 put_number(to, *account);
                 put_number(to, started.since.as_secs());
                 put_number(to, u64::from(started.count));
+            }
+            Self::Limits(account, limits) => {
+                to.push(kind::LIMITS);
+                put_number(to, *account);
+                for limit in fields_of(limits) {
+                    put_number(to, limit.map_or(0, |limit| limit.saturating_add(1)));
+                }
+            }
+            Self::Used(account, age_s) => {
+                to.push(kind::USED);
+                put_number(to, *account);
+                put_number(to, u64::from(*age_s));
+            }
+            Self::AgeMark(mark) => {
+                to.push(kind::AGE_MARK);
+                put_seconds(to, mark.age);
+                put_near(to, counter, mark.last);
             }
             Self::Token(account, token) => put_token(to, counter, *account, token),
             Self::TokenEnd(account, name) => put_token_name(to, kind::TOKEN_END, *account, name),
@@ -386,6 +416,12 @@ impl<'r> Records<'r> {
                 let count = take_u32(rest)?;
                 Record::Started(account, Started { since, count })
             }
+            kind::LIMITS => Record::Limits(take_number(rest)?, take_limits(rest)?),
+            kind::USED => Record::Used(take_number(rest)?, take_u32(rest)?),
+            kind::AGE_MARK => Record::AgeMark(AgeMark {
+                age: take_seconds(rest)?,
+                last: take_near(rest, self.counter)?,
+            }),
             kind::TOKEN => take_token(rest, self.counter)?,
             kind::TOKEN_END => {
                 let (account, name) = take_token_name(rest)?;
@@ -476,6 +512,28 @@ fn take_device(rest: &mut &[u8], counter: u64) -> Result<DeviceState, Malformed>
         lapsed,
         acknowledged: take_near(rest, detached_s).and_then(seconds)?,
         seen_s: u32::from_le_bytes(take_chunk(rest)?),
+    })
+}
+
+/// Returns the limits of an account in the order of their record.
+const fn fields_of(limits: &UserLimits) -> [Option<u64>; 5] {
+    [
+        limits.queued_messages,
+        limits.queued_bytes,
+        limits.commands,
+        limits.bytes,
+        limits.deliveries,
+    ]
+}
+
+fn take_limits(rest: &mut &[u8]) -> Result<UserLimits, Malformed> {
+    let mut limit = || Ok(take_number(rest)?.checked_sub(1));
+    Ok(UserLimits {
+        queued_messages: limit()?,
+        queued_bytes: limit()?,
+        commands: limit()?,
+        bytes: limit()?,
+        deliveries: limit()?,
     })
 }
 
@@ -661,6 +719,21 @@ mod tests {
             Record::TokenUsed(5, "backup".parse().unwrap(), u32::MAX),
         ]
         .into_iter()
+        .chain([
+            Record::Limits(
+                5,
+                UserLimits {
+                    queued_messages: Some(0),
+                    deliveries: Some(1 << 50),
+                    ..UserLimits::default()
+                },
+            ),
+            Record::Used(5, u32::MAX),
+            Record::AgeMark(AgeMark {
+                age: Duration::from_secs(9),
+                last: 1 << 51,
+            }),
+        ])
         .chain(RoomRecord::samples().into_iter().map(Record::Room))
         .collect()
     }

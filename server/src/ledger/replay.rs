@@ -77,6 +77,7 @@ impl Replay {
             Record::SessionEnd(slot) => self.ledger.sessions.replay_end(slot),
             Record::Wall(ms) => self.ledger.wall_recorded_ms = ms,
             Record::Stopped(time) => self.ledger.stopped = self.ledger.stopped.max(time),
+            Record::AgeMark(mark) => self.ledger.expiries.add(mark),
             Record::Room(record) => self.ledger.rooms.replay(record),
             Record::DeviceCursor(account, id, cursor) => {
                 let now = super::seconds(self.running);
@@ -90,6 +91,8 @@ impl Replay {
             | Record::DeviceEnd(account, _)
             | Record::Blocked(account, _)
             | Record::Started(account, _)
+            | Record::Limits(account, _)
+            | Record::Used(account, _)
             | Record::Token(account, _)
             | Record::TokenEnd(account, _)
             | Record::TokenUsed(account, ..) => {
@@ -153,6 +156,7 @@ impl Replay {
             }
         }
         self.ledger.age = self.ledger.age();
+        self.ledger.prune_marks();
         self.ledger.sessions.finish_replay();
         self.ledger.numbers = Numbers::after(counter.max(self.reserved.unwrap_or(0)));
         self.ledger
@@ -166,6 +170,8 @@ fn replay_user(inbox: &mut Inbox, record: Record) {
         Record::Device(_, state) => inbox.devices.restore(state),
         Record::DeviceEnd(_, id) => drop(inbox.devices.remove(id)),
         Record::Blocked(_, blocked) => inbox.profile_mut().blocked = blocked,
+        Record::Limits(_, limits) => inbox.profile_mut().limits = limits.shared(),
+        Record::Used(_, used_s) => inbox.used_s = used_s,
         Record::Started(_, started) => inbox.profile_mut().started = started,
         Record::Token(_, token) => inbox.profile_mut().tokens.set(token),
         Record::TokenEnd(_, name) => drop(inbox.profile_mut().tokens.remove(&name)),

@@ -116,8 +116,7 @@ impl Log for MemoryLog {
     fn usage(&self) -> Usage {
         Usage {
             live_bytes: self.shared.blocks.read().live_bytes,
-            file_bytes: 0,
-            free_bytes: None,
+            ..Usage::default()
         }
     }
 

@@ -127,6 +127,16 @@ pub trait Log: Send + fmt::Debug {
     /// Returns the space that the log takes.
     fn usage(&self) -> Usage;
 
+    /// Begins to copy the live parts of files together, so that the rest of them is free, even
+    /// if it is little. Concerns what is older than the last complete checkpoint, and ends by
+    /// itself.
+    fn compact(&mut self) {}
+
+    /// Returns whether a complete checkpoint would make segments free. Never blocks.
+    fn has_space_after_checkpoint(&self) -> bool {
+        false
+    }
+
     /// Returns the content of the log at this point, to be copied beside appends; `None` if
     /// it has no files.
     fn copy(&self) -> Option<Box<dyn LogCopy>> {
@@ -201,8 +211,18 @@ pub struct Usage {
     pub live_bytes: u64,
     /// All files.
     pub file_bytes: u64,
+    /// Files that are kept for later use.
+    pub spare_bytes: u64,
     /// The free space beside them, as of the latest look; `None` without files.
     pub free_bytes: Option<u64>,
+}
+
+impl Usage {
+    /// Returns the bytes of live blocks, or of the files without those kept for later use.
+    pub(crate) fn used_bytes(&self) -> u64 {
+        let files = self.file_bytes.saturating_sub(self.spare_bytes);
+        files.max(self.live_bytes)
+    }
 }
 
 /// The reason why a frame was not appended.

@@ -17,9 +17,10 @@ use super::merge::MergedBlocks;
 use super::open::OpenShard;
 use super::queue::{Acks, ShardCommand, Wait};
 use super::recovery::{Failed, Recovery};
+use super::retention::Retention;
 use super::rings::Rings;
 use super::{ShardConfig, SharedShard, Sync};
-use crate::ledger::{Changes, Checkpoint, Context, Ledger, SubscriptionEnd};
+use crate::ledger::{Changes, Checkpoint, Context, Ledger, SpaceUse, SubscriptionEnd};
 use crate::log::{AppendError, Durability, Frame, Log, Opener, RECORD_BYTES_MAX};
 use crate::metrics::StoreTotals;
 use crate::store::{
@@ -53,6 +54,9 @@ const ROOM_ACKS_MAX: usize = 500;
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(50);
 
+/// The time between two looks at the use of space.
+const SPACE_INTERVAL: Duration = Duration::from_millis(100);
+
 /// The time between two updates of the sizes of the log in the metrics.
 const USAGE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -79,6 +83,8 @@ pub(super) struct Committer {
     changes: Changes,
     checkpoint: Option<Checkpoint>,
     checkpoint_after: Instant,
+    /// The log is compacted after the checkpoint.
+    is_compaction_due: bool,
     /// Completions of this commit, of sends and of other commands. Empty between commits.
     sent: Vec<Sent>,
     completions: Vec<Completion>,
@@ -97,6 +103,11 @@ pub(super) struct Committer {
     /// The size of a segment of the log.
     segment_bytes: u64,
     space: Space,
+    /// The use of space, and the time at which it was looked up.
+    space_use: Option<(SpaceUse, Instant)>,
+    /// A limit on space was reached in the last frame.
+    was_short: bool,
+    retention: Retention,
     failed: Option<Instant>,
     acks_committed: Instant,
     synced: Instant,
@@ -164,6 +175,7 @@ impl Committer {
             changes: Changes::default(),
             checkpoint: None,
             checkpoint_after: now,
+            is_compaction_due: false,
             sent: Vec::new(),
             completions: Vec::new(),
             permits: Vec::new(),
@@ -174,6 +186,9 @@ impl Committer {
             unsynced: HashMap::new(),
             segment_bytes: log.segment_bytes(),
             space: Space::Ample,
+            space_use: None,
+            was_short: false,
+            retention: Retention::default(),
             failed: None,
             acks_committed: now,
             synced: now,
@@ -211,7 +226,7 @@ impl Committer {
             Some(_) if self.space == Space::None => Wait::Commands(Some(IDLE_INTERVAL)),
             Some(_) if self.room_acks_due > 0 => Wait::Nothing,
             Some(log) => {
-                let has_work = log.has_pending_work();
+                let has_work = log.has_pending_work() || self.ledger.is_sweeping();
                 let timeout = if has_work {
                     MAINTENANCE_INTERVAL
                 } else {
@@ -229,8 +244,10 @@ impl Committer {
             running: self.now(),
             wall_ms: unix_ms(SystemTime::now()),
             is_low_on_space: self.space != Space::Ample,
+            space: self.space_use(),
         };
         self.ledger.begin(context, &mut self.changes);
+        self.note_limit();
         if !std::mem::replace(&mut self.is_stop_counted, true) {
             self.ledger.count_stop(&mut self.changes);
         }
@@ -312,6 +329,9 @@ impl Committer {
                 }
                 ShardCommand::Detach(account, device) => {
                     self.ledger.detach(&account, device, &mut self.changes);
+                }
+                ShardCommand::Forget(log, through) => {
+                    self.ledger.purge(log, through, &mut self.changes);
                 }
                 // Sent only while there is no log.
                 ShardCommand::Recovered(_) => {}
@@ -477,6 +497,7 @@ impl Committer {
         self.sent.drain(..).rev().for_each(Sent::complete);
         self.completions.drain(..).for_each(Completion::complete);
         self.permits.clear();
+        self.expire_partly();
         self.measure();
         let effects = &mut self.changes.effects;
         effects.publish();
@@ -511,7 +532,7 @@ impl Committer {
     /// reclaimed without traffic, and a command may await a sync of earlier frames.
     fn is_maintenance_due(&self) -> bool {
         let is_unsynced = !self.unsynced.is_empty()
-            && (self.space != Space::Ample || self.synced.elapsed() >= ACKS_SYNC_INTERVAL);
+            && (self.refuses_sends() || self.synced.elapsed() >= ACKS_SYNC_INTERVAL);
         let is_awaited = self.changes.effects.is_awaited
             && self.config.sync == Sync::Always
             && self.has_unsynced;
@@ -539,7 +560,54 @@ impl Committer {
             .store(space != Space::None, Ordering::Release);
         self.shared
             .is_low_on_space
-            .store(space != Space::Ample, Ordering::Release);
+            .store(self.refuses_sends(), Ordering::Release);
+    }
+
+    fn refuses_sends(&self) -> bool {
+        self.space != Space::Ample || self.ledger.is_short_of_space()
+    }
+
+    /// Returns the use of space, which is looked up once in a while.
+    fn space_use(&mut self) -> SpaceUse {
+        if let Some((space, at)) = self.space_use
+            && at.elapsed() < SPACE_INTERVAL
+        {
+            return space;
+        }
+        let usage = self.log.as_ref().map(|log| log.usage()).unwrap_or_default();
+        let space = SpaceUse {
+            used_bytes: usage.used_bytes(),
+            free_bytes: usage.free_bytes,
+        };
+        self.space_use = Some((space, Instant::now()));
+        space
+    }
+
+    /// Logs when a limit on space is reached or left.
+    fn note_limit(&mut self) {
+        let is_short = self.ledger.is_short_of_space();
+        if std::mem::replace(&mut self.was_short, is_short) == is_short {
+            return;
+        }
+        let (used_bytes, free_bytes) = self
+            .space_use
+            .map_or((0, None), |(space, _)| (space.used_bytes, space.free_bytes));
+        if is_short {
+            tracing::warn!(
+                used_bytes,
+                free_bytes,
+                "limit on space reached: sends are refused"
+            );
+        } else {
+            tracing::info!(used_bytes, free_bytes, "below the limit on space again");
+        }
+    }
+
+    /// Looks up where the expired parts of inboxes end, one batch at a time. Those that find
+    /// no place come again with the next sweep.
+    fn expire_partly(&mut self) {
+        let expired = std::mem::take(&mut self.changes.effects.partly_expired);
+        self.retention.look_up(expired, &self.shared);
     }
 
     /// Answers commands while no append is possible. Acknowledgements wait. Returns a
@@ -612,9 +680,10 @@ impl Committer {
     /// Appends the next part of a checkpoint, if one is due or under way.
     fn continue_checkpoint(&mut self) {
         let Some(log) = &self.log else { return };
-        if self.checkpoint.is_none()
-            && !(log.is_checkpoint_due() && Instant::now() >= self.checkpoint_after)
-        {
+        // While a limit on space is reached, a checkpoint is worth every segment.
+        let is_wanted = log.is_checkpoint_due()
+            || (self.ledger.is_short_of_space() && log.has_space_after_checkpoint());
+        if self.checkpoint.is_none() && !(is_wanted && Instant::now() >= self.checkpoint_after) {
             return;
         }
         let checkpoint = self.checkpoint.get_or_insert_default();
@@ -629,6 +698,11 @@ impl Committer {
             Ok(()) if is_complete => {
                 self.checkpoint = None;
                 self.release(Durability::Machine);
+                if std::mem::take(&mut self.is_compaction_due)
+                    && let Some(log) = &mut self.log
+                {
+                    log.compact();
+                }
             }
             Ok(()) => {}
             Err(AppendError::NoSpace) => {

@@ -3,8 +3,8 @@
 use hark_protocol::{Code, SessionToken};
 
 use crate::store::{
-    Completer, Created, DeviceSubscription, Fence, InboxInfo, Outcome, RoomAnswer, Subscription,
-    Unavailable,
+    Completer, Created, DeviceSubscription, Fence, InboxInfo, Outcome, Purged, RoomAnswer,
+    Subscription, Unavailable, UserLimits,
 };
 
 /// The completion of a send that waits for its commit.
@@ -39,6 +39,8 @@ pub(super) enum Completion {
     Subscribed(Completer<Option<Subscription>>, Option<Subscription>),
     Opened(SessionToken, Completer<bool>, bool),
     Inspected(Completer<Vec<InboxInfo>>, Vec<InboxInfo>),
+    Limited(Completer<Option<UserLimits>>, Option<UserLimits>),
+    Purged(Completer<Purged>, Purged),
     Room(
         Completer<Result<RoomAnswer, Code>>,
         Result<RoomAnswer, Code>,
@@ -59,6 +61,8 @@ impl Completion {
             }
             Self::Subscribed(completer, subscription) => completer.complete(Ok(subscription)),
             Self::Inspected(completer, inboxes) => completer.complete(Ok(inboxes)),
+            Self::Limited(completer, limits) => completer.complete(Ok(limits)),
+            Self::Purged(completer, purged) => completer.complete(Ok(purged)),
             Self::Room(completer, answer) => completer.complete(Ok(answer)),
             Self::Attached(completer, subscription) => completer.complete(Ok(subscription)),
         }
@@ -71,6 +75,8 @@ impl Completion {
             Self::Flag(completer, _) => completer.complete(Err(Unavailable)),
             Self::Subscribed(completer, _) => completer.complete(Err(Unavailable)),
             Self::Inspected(completer, _) => completer.complete(Err(Unavailable)),
+            Self::Limited(completer, _) => completer.complete(Err(Unavailable)),
+            Self::Purged(completer, _) => completer.complete(Err(Unavailable)),
             Self::Room(completer, _) => completer.complete(Err(Unavailable)),
             Self::Attached(completer, _) => completer.complete(Err(Unavailable)),
             Self::Opened(token, completer, is_open) => {

@@ -1,14 +1,17 @@
 //! The accounts and tokens as visible to other threads: those that exist by committed
 //! records.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
+use std::sync::Arc;
 
 use hark_protocol::UserName;
 use hashbrown::HashTable;
 
 use crate::ledger::AccountChange;
-use crate::store::{Account, AccountEntry, AccountToken, PasswordHash, TokenDigest, Unavailable};
+use crate::store::{
+    Account, AccountEntry, AccountToken, PasswordHash, TokenDigest, Unavailable, UserLimits,
+};
 use crate::sync::RwLock;
 
 /// The directory. Only the commit thread changes it.
@@ -23,6 +26,8 @@ pub(super) struct Directory {
 #[derive(Debug, Default)]
 struct Entries {
     accounts: BTreeMap<UserName, DirectoryEntry>,
+    /// The limits of single accounts, by their incarnations: few have any.
+    limits: HashMap<u64, Arc<UserLimits>>,
     /// By their digests, which are compared in constant time.
     tokens: HashTable<AccountToken>,
 }
@@ -38,8 +43,8 @@ impl Directory {
     /// Looks up an account.
     pub(super) fn account(&self, name: &UserName) -> Result<Option<AccountEntry>, Unavailable> {
         let entries = self.entries.read();
-        let accounts = &entries.as_ref().ok_or(Unavailable)?.accounts;
-        let found = accounts.get_key_value(name);
+        let entries = entries.as_ref().ok_or(Unavailable)?;
+        let found = entries.accounts.get_key_value(name);
         Ok(found.map(|(name, entry)| {
             // The directory's copy of the name lives longer than the caller's.
             let account = Account {
@@ -50,6 +55,7 @@ impl Directory {
                 account,
                 password: entry.password.clone(),
                 is_suspended: entry.is_suspended,
+                limits: entries.limits.get(&entry.incarnation).cloned(),
             }
         }))
     }
@@ -90,14 +96,13 @@ impl Directory {
             return;
         }
         let mut entries = self.entries.write();
-        let Some(entries) = &mut *entries else { return };
+        let Some(entries) = &mut *entries else {
+            return;
+        };
         for change in changes.drain(..) {
             match change {
-                AccountChange::Present(account) => {
-                    let (name, entry) = split(account);
-                    entries.accounts.insert(name, entry);
-                }
-                AccountChange::Ended(name) => drop(entries.accounts.remove(&name)),
+                AccountChange::Present(account) => entries.insert(account),
+                AccountChange::Ended(name) => entries.remove(&name),
                 AccountChange::Token(token) => entries.set_token(*token),
                 AccountChange::TokenEnded(digest) => entries.remove_token(&digest),
             }
@@ -111,10 +116,8 @@ impl Directory {
         tokens: impl Iterator<Item = AccountToken>,
     ) {
         // Collected without the lock, because it takes a while.
-        let mut entries = Entries {
-            accounts: accounts.map(split).collect(),
-            tokens: HashTable::new(),
-        };
+        let mut entries = Entries::default();
+        accounts.for_each(|account| entries.insert(account));
         tokens.for_each(|token| entries.set_token(token));
         *self.entries.write() = Some(entries);
     }
@@ -140,26 +143,36 @@ impl Entries {
             entry.remove();
         }
     }
+
+    fn insert(&mut self, entry: AccountEntry) {
+        let AccountEntry {
+            account,
+            password,
+            is_suspended,
+            limits,
+        } = entry;
+        let incarnation = account.incarnation;
+        match limits {
+            Some(limits) => drop(self.limits.insert(incarnation, limits)),
+            None => drop(self.limits.remove(&incarnation)),
+        }
+        let entry = DirectoryEntry {
+            incarnation,
+            password,
+            is_suspended,
+        };
+        self.accounts.insert(account.name, entry);
+    }
+
+    fn remove(&mut self, name: &UserName) {
+        if let Some(removed) = self.accounts.remove(name) {
+            self.limits.remove(&removed.incarnation);
+        }
+    }
 }
 
 /// Returns a part of the digest: that of a random secret is as good as any hash.
 fn hash(digest: &TokenDigest) -> u64 {
     let first = digest.as_bytes().first_chunk();
     first.map_or(0, |first| u64::from_le_bytes(*first))
-}
-
-fn split(entry: AccountEntry) -> (UserName, DirectoryEntry) {
-    let AccountEntry {
-        account,
-        password,
-        is_suspended,
-    } = entry;
-    (
-        account.name,
-        DirectoryEntry {
-            incarnation: account.incarnation,
-            password,
-            is_suspended,
-        },
-    )
 }

@@ -43,6 +43,16 @@ pub(super) fn read_back(
     Ok(PastPage { messages, oldest })
 }
 
+/// Returns the position of the last message of a log up to a number, or `None` if there is
+/// none above.
+pub(super) fn position_at(
+    reader: &dyn Reader,
+    room: u64,
+    number: u64,
+) -> Result<Option<Position>, PageError> {
+    RoomLog { reader, room }.position_at(number)
+}
+
 /// The messages that may be in the page.
 struct Bounds {
     /// The position before the first one.

@@ -12,6 +12,7 @@
 //! | `directory`, `readers`, `cursors` | committed state, for other threads |
 //! | `rings` | messages for the attached members of rooms |
 //! | `history` | reading rooms backwards |
+//! | `retention` | the places up to which inboxes have expired |
 //! | `merge` | inboxes in many small blocks |
 
 pub(crate) mod check;
@@ -31,6 +32,7 @@ mod open;
 mod queue;
 pub(crate) mod readers;
 mod recovery;
+mod retention;
 mod rings;
 pub(crate) mod salvage;
 pub(crate) mod snapshot;
@@ -63,13 +65,13 @@ use crate::log::disk::{DiskConfig, DiskOpener};
 use crate::log::memory::MemoryOpener;
 use crate::metrics::StoreMetrics;
 use crate::store::{
-    Completer, FanOut, History, NAMELESS, Operation, Page, PastPage, Point, Position, ReadLimit,
-    RoomOperation, Store, Unavailable,
+    AdminOperation, Completer, FanOut, History, NAMELESS, Operation, Page, PastPage, Point,
+    Position, ReadLimit, RoomOperation, Store, Unavailable,
 };
 use crate::sync::Mutex;
 
 pub use self::open::StartError;
-pub use crate::ledger::{COUNTER_MAX, RoomLimits, WrongClock};
+pub use crate::ledger::{COUNTER_MAX, Expiry, RoomLimits, SpaceLimits, WrongClock};
 
 /// The limits and the durability of a shard.
 #[derive(Debug, Clone)]
@@ -84,6 +86,10 @@ pub struct ShardConfig {
     pub queued_bytes_max: u64,
     /// The limits of rooms.
     pub rooms: RoomLimits,
+    /// The limits on space.
+    pub space: SpaceLimits,
+    /// The limits on time.
+    pub expiry: Expiry,
     /// The durability that an answer waits for.
     pub sync: Sync,
     /// A number that is not below any number ever used. If it is set, numbers do not
@@ -110,6 +116,8 @@ impl ShardConfig {
         queued_messages_max: 100_000,
         queued_bytes_max: 256 * 1024 * 1024,
         rooms: RoomLimits::DEFAULT,
+        space: SpaceLimits::NONE,
+        expiry: Expiry::NONE,
         sync: Sync::Always,
         numbers_after: None,
         segment_bytes: None,
@@ -128,6 +136,8 @@ impl ShardConfig {
             queued_messages_max: self.queued_messages_max,
             queued_bytes_max: self.queued_bytes_max,
             rooms: self.rooms,
+            space: self.space,
+            expiry: self.expiry,
         }
     }
 
@@ -154,6 +164,8 @@ impl Default for ShardConfig {
 #[derive(Debug)]
 pub struct ShardStore {
     shared: Arc<SharedShard>,
+    /// Idle accounts expire.
+    notes_use: bool,
     _watchdog: Watchdog,
     // A lock only because the store may be dropped on any thread.
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -227,6 +239,7 @@ impl ShardStore {
             in_flight: Arc::clone(&shared.in_flight),
         };
         let watchdog = Watchdog::start(watched, deadlines).map_err(StartError::Thread)?;
+        let notes_use = config.expiry.accounts_after.is_some();
         let committer = Committer::new(config, Arc::clone(&shared), opener, opened);
         let commit = move || {
             // After a panic the ledger cannot be trusted. Answered operations survive the
@@ -246,6 +259,7 @@ impl ShardStore {
         let thread = thread.map_err(StartError::Thread)?;
         Ok(Self {
             shared,
+            notes_use,
             _watchdog: watchdog,
             thread: Mutex::new(Some(thread)),
         })
@@ -359,6 +373,8 @@ impl Store for ShardStore {
                 limit,
                 completer,
             }) => self.read_back_blocking(history, before, limit, completer),
+            // Accounts expire only if there is a limit.
+            Operation::Admin(AdminOperation::NoteUse(_)) if !self.notes_use => {}
             Operation::Room(RoomOperation::Token(digest, completer)) => {
                 completer.complete(self.shared.directory.token(&digest));
             }

@@ -7,7 +7,7 @@ use hark_protocol::{Sequence, UserName};
 use super::open::{self, CounterFloor, OpenShard};
 use super::readers::read_page;
 use super::{ShardConfig, StartError};
-use crate::ledger::{Changes, Context, Imported};
+use crate::ledger::{Changes, Context, Imported, SpaceUse};
 use crate::log::disk::DiskOpener;
 use crate::log::{AppendError, Durability, LogError};
 use crate::store::{Created, Message, PasswordHash, ReadLimit};
@@ -138,6 +138,7 @@ impl OfflineStore {
                 // The time since the server stopped counts when it starts again.
                 wall_ms: 0,
                 is_low_on_space: false,
+                space: SpaceUse::default(),
             },
             &mut self.changes,
         );

@@ -21,6 +21,8 @@ pub(super) enum ShardCommand {
     Detach(Account, DeviceId),
     /// Blocks that replace older ones.
     Replace(Box<MergedBlocks>),
+    /// The messages of a log up to a position have expired.
+    Forget(u64, Position),
     /// The log is open again after a failure.
     Recovered(Box<OpenShard>),
 }
@@ -30,7 +32,7 @@ impl ShardCommand {
     pub(super) fn refuse(self) {
         match self {
             Self::Operation(operation) => operation.refuse(),
-            Self::Detach(..) | Self::Replace(_) | Self::Recovered(_) => {}
+            Self::Detach(..) | Self::Replace(_) | Self::Forget(..) | Self::Recovered(_) => {}
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use hark_protocol::Sequence;
 
 use super::cursors::Cursors;
-use super::history::read_back;
+use super::history::{position_at, read_back};
 use super::merge::{MergePermit, MergedBlocks, is_scattered, is_small_single, merge};
 use crate::ledger::{self, BlockContent, Malformed};
 use crate::log::{Block, ReadError, Reader};
@@ -75,6 +75,16 @@ impl Readers {
         read_back(&*reader, history, before, limit).map_err(|error| {
             tracing::error!(%error, room = history.room, "messages cannot be read");
             Unavailable
+        })
+    }
+
+    /// Returns the position of the last message of a log up to a number, if there is one above.
+    /// Blocks on the disk.
+    pub(super) fn position_at(&self, log: u64, number: u64) -> Option<Position> {
+        let reader = self.reader.read().clone()?;
+        position_at(&*reader, log, number).unwrap_or_else(|error| {
+            tracing::error!(%error, log, "messages cannot be read");
+            None
         })
     }
 

@@ -24,15 +24,15 @@ use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytestring::ByteString;
-use hark_protocol::{Code, DeviceName, RequestId, Sequence, SessionToken, UserName};
+use hark_protocol::{Code, DeviceName, RequestId, RoomName, Sequence, SessionToken, UserName};
 use prometheus_client::registry::Registry;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use crate::log::LogCopy;
 
 pub use admin::{
-    AdminOperation, InboxInfo, Kick, Peer, PeerInfo, ServerDescription, ShardInfo, StoreUsage,
-    StreamReplicas,
+    AdminOperation, InboxInfo, Kick, Peer, PeerInfo, Purged, RoomInfo, RoomList, ServerDescription,
+    ShardInfo, StoreUsage, StreamReplicas, UserLimits,
 };
 pub(crate) use fan_out::FanOut;
 pub use operation::{OnTakeover, Operation};
@@ -369,6 +369,66 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         })
     }
 
+    /// Sets limits of an account, beside its former ones or instead of them. Returns the limits
+    /// in effect; `None` if it does not exist.
+    fn set_limits(
+        &self,
+        account: &Account,
+        limits: UserLimits,
+        is_reset: bool,
+    ) -> Pending<Option<UserLimits>> {
+        ask(self, |completer| {
+            Operation::Admin(AdminOperation::SetLimits {
+                account: account.clone(),
+                limits,
+                is_reset,
+                completer,
+            })
+        })
+    }
+
+    /// Returns at most `limit` rooms from a place on: 0, or [`RoomList::next`].
+    fn rooms(&self, from: u64, limit: usize) -> Pending<RoomList> {
+        ask(self, |completer| {
+            Operation::Admin(AdminOperation::Rooms(from, limit, completer))
+        })
+    }
+
+    /// Returns a room, with its owners.
+    fn room(&self, name: &RoomName) -> Pending<Option<RoomInfo>> {
+        ask(self, |completer| {
+            Operation::Admin(AdminOperation::Room(name.clone(), completer))
+        })
+    }
+
+    /// Returns the messages of the inbox or room of this name, as [`Self::read_back`] takes
+    /// them.
+    fn messages(&self, name: &UserName) -> Pending<Option<History>> {
+        ask(self, |completer| {
+            Operation::Admin(AdminOperation::Messages(name.clone(), completer))
+        })
+    }
+
+    /// Removes the messages of a log up to `through`, the position of one of them. Attached
+    /// devices get a gap.
+    fn purge(&self, log: u64, through: Position) -> Pending<Purged> {
+        ask(self, |completer| {
+            Operation::Admin(AdminOperation::Purge(log, through, completer))
+        })
+    }
+
+    /// Begins to copy the live parts of files together. Returns the usage before.
+    fn compact(&self) -> Pending<StoreUsage> {
+        ask(self, |completer| {
+            Operation::Admin(AdminOperation::Compact(completer))
+        })
+    }
+
+    /// Notes that an account is in use, as far as the store removes idle accounts.
+    fn note_use(&self, account: &Account) {
+        self.submit(Operation::Admin(AdminOperation::NoteUse(account.clone())));
+    }
+
     /// Describes the shards of a cluster, in order. A store of one server has none.
     fn shards(&self) -> Pending<Vec<ShardInfo>> {
         Pending::ready(Ok(Vec::new()))
@@ -434,6 +494,8 @@ pub struct AccountEntry {
     pub password: Option<PasswordHash>,
     /// Whether an administrator has suspended it: it cannot log in or send.
     pub is_suspended: bool,
+    /// The limits of the account alone, if it has any.
+    pub limits: Option<Arc<UserLimits>>,
 }
 
 /// The hash of a password in the PHC string format. `Debug` does not show it.

@@ -38,6 +38,7 @@ mod logs;
 mod moving;
 mod nats;
 mod numbers;
+mod operating;
 mod page;
 mod password_memory;
 mod receiving;

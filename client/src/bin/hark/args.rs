@@ -245,6 +245,10 @@ pub(crate) enum Task {
     /// --watch-logs.
     #[cfg(feature = "grpc")]
     Logs(LogsArguments),
+    /// Administer a running server over the network, as a user that its setting
+    /// `admin` names.
+    #[cfg(feature = "admin")]
+    Admin(AdminArguments),
     /// Manage the accounts of a stopped server, or of a cluster, with `harkd
     /// user`.
     #[command(disable_help_flag = true)]
@@ -376,6 +380,18 @@ pub(crate) struct LogsArguments {
     /// Print each event as a line of JSON.
     #[arg(long, env = "HARK_JSON")]
     pub(crate) json: bool,
+}
+
+/// A command for an administrator.
+#[cfg(feature = "admin")]
+#[derive(Debug, Args)]
+pub(crate) struct AdminArguments {
+    /// Print JSON: one object per line.
+    #[arg(long, global = true, env = "HARK_JSON")]
+    pub(crate) json: bool,
+    /// The command.
+    #[command(subcommand)]
+    pub(crate) command: hark_admin::Command,
 }
 
 /// Level of a log event.

@@ -6,7 +6,7 @@
 //! | `command` | execution of commands that are typed, piped or given as arguments |
 //! | `screen` | the chat on a full screen |
 //! | `interactive`, `welcome` | the chat in a terminal line by line, and the questions of its first start |
-//! | `piped`, `once`, `listen`, `watch`, `logs`, `user` | the other modes |
+//! | `piped`, `once`, `listen`, `watch`, `logs`, `admin`, `user` | the other modes |
 //! | `exec` | a command of the user for each message |
 //! | `login` | the stored token |
 //! | `past`, `local` | messages of the past; export and unread messages of the local history |
@@ -16,6 +16,8 @@
 //! | `text` | escaping of untrusted text |
 //! | `setup`, `signals`, `exit` | creation of a client from the settings, signals, exit codes |
 
+#[cfg(feature = "admin")]
+mod admin;
 mod args;
 mod command;
 mod exec;
@@ -159,6 +161,8 @@ async fn run(settings: &Settings, task: Task) -> Result<Exit, Failure> {
             }
             Command::Delete(user)
         }
+        #[cfg(feature = "admin")]
+        Task::Admin(arguments) => return admin::run(settings, arguments).await,
         Task::List { pattern } => Command::List(pattern.map(Into::into)),
         Task::Password { user } => Command::Password(Some(user)),
         Task::Ping => Command::Ping,

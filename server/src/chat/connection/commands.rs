@@ -18,7 +18,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
 
 use crate::chat::accounts::Authenticated;
-use crate::chat::rate_limiter::SendSize;
+use crate::chat::rate_limiter::{Charged, SendSize};
 use crate::chat::replies::LOGIN_REQUIRED;
 use crate::chat::rooms::{Caller, Part, Rest};
 use crate::chat::send_sessions::OpenSession;
@@ -206,6 +206,8 @@ pub(super) struct DelayedSend {
     pub(super) append: Append,
     /// The wait before its user may send again.
     pub(super) wait: Option<Duration>,
+    /// See [`Charged`].
+    pub(super) is_exempt: bool,
 }
 
 impl DelayedSend {
@@ -223,7 +225,11 @@ impl DelayedSend {
         while let Some(wait) = self.wait.take() {
             sleep(wait).await;
             if let Some(sender) = &append.sender {
-                let admitted = chat.users.admit_send(&sender.name, send, Instant::now());
+                let charged = Charged {
+                    user: &sender.name,
+                    is_exempt: self.is_exempt,
+                };
+                let admitted = chat.users.admit_send(charged, send, Instant::now());
                 self.wait = admitted.err();
             }
         }

@@ -303,6 +303,7 @@ impl ClientConnection {
             chat: Arc::clone(&self.chat),
             append,
             wait,
+            is_exempt: self.throttle.is_exempt(),
         };
         self.running = Some((id, send.start()));
     }
@@ -312,10 +313,11 @@ impl ClientConnection {
     /// # Errors
     /// The wait before it.
     fn admit(&mut self, append: &Append) -> Result<(), Duration> {
+        let users = &self.chat.users;
         let Some(sender) = append
             .sender
             .as_ref()
-            .filter(|_| !self.throttle.is_exempt())
+            .filter(|sender| users.concerns(self.throttle.charged(&sender.name)))
         else {
             return Ok(());
         };
@@ -323,18 +325,19 @@ impl ClientConnection {
             bytes: append.text.len(),
             is_to_room: self.chat.is_room(&append.to),
         };
-        let users = &self.chat.users;
         self.throttle.admit_send(&sender.name, send, users)
     }
 
     /// Returns the time before a send to `to` is handled, because of the limits of the user.
     #[must_use]
     pub fn wait_to_send(&self, to: &UserName) -> Duration {
-        let user = self.account().filter(|_| !self.throttle.is_exempt());
-        user.map_or(Duration::ZERO, |user| {
+        let users = &self.chat.users;
+        let user = self.account();
+        let charged = user.map(|user| self.throttle.charged(&user.name));
+        let charged = charged.filter(|charged| users.concerns(*charged));
+        charged.map_or(Duration::ZERO, |charged| {
             let is_to_room = self.chat.is_room(to);
-            let users = &self.chat.users;
-            users.wait_to_send(&user.name, is_to_room, Instant::now())
+            users.wait_to_send(charged, is_to_room, Instant::now())
         })
     }
 
@@ -342,12 +345,14 @@ impl ClientConnection {
     fn append(&mut self, id: Option<RequestId>, append: Append, permit: OwnedSemaphorePermit) {
         let to = append.to.clone();
         let sender = append.sender.as_ref();
-        let charged =
-            sender.filter(|_| !self.throttle.is_exempt() && self.chat.is_room(&append.to));
-        let charge = charged.map(|sender| {
+        let charged = sender.map(|sender| self.throttle.charged(&sender.name));
+        let charged = charged
+            .filter(|charged| self.chat.users.concerns(*charged) && self.chat.is_room(&append.to));
+        let charge = charged.map(|charged| {
             Box::new(DeliveryCharge {
                 chat: Arc::clone(&self.chat),
-                sender: sender.name.clone(),
+                sender: charged.user.clone(),
+                is_exempt: charged.is_exempt,
                 room: to.clone(),
             })
         });
@@ -482,6 +487,7 @@ impl ClientConnection {
             Poll::Ready(Output::Notice(RoomReply::Gap(_))) => metrics.record_gap(),
             Poll::Ready(Output::Reply(..) | Output::Notice(_) | Output::Bye(_)) => {}
             Poll::Ready(Output::Close) | Poll::Pending => {
+                self.shutdown.count(&self.counts);
                 metrics.add(&mut self.counts);
                 let reader = self.delivery.as_ref();
                 let is_behind = reader.is_some_and(DeliveryReader::is_behind);
@@ -552,6 +558,10 @@ impl ClientConnection {
     /// Charges a request to the rates of commands. Acknowledgements are exempt, since a
     /// delay would hold up the delivery that they make room for.
     fn charge(&mut self, request: &Result<Request, Malformed>) {
+        self.counts.requests += 1;
+        if let Ok(Request::Send { text, .. }) = request {
+            self.counts.sent_bytes += text.len() as u64;
+        }
         if matches!(request, Ok(Request::Ack { .. })) {
             return;
         }

@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use crate::chat::rate_limiter::Charged;
 use crate::chat::send_sessions::OpenSession;
 use crate::chat::{BUDGET_UNITS, Chat, UNIT_BYTES, now_ms};
 use crate::store::{
@@ -120,6 +121,7 @@ pub(super) struct SentOutcome {
 pub(super) struct DeliveryCharge {
     pub(super) chat: Arc<Chat>,
     pub(super) sender: UserName,
+    pub(super) is_exempt: bool,
     pub(super) room: UserName,
 }
 
@@ -128,7 +130,11 @@ impl DeliveryCharge {
         if let Ok(Outcome::Stored(_)) = outcome {
             let devices = self.chat.store.attached_devices(&self.room);
             let users = &self.chat.users;
-            users.charge_deliveries(&self.sender, devices, Instant::now());
+            let charged = Charged {
+                user: &self.sender,
+                is_exempt: self.is_exempt,
+            };
+            users.charge_deliveries(charged, devices, Instant::now());
         }
     }
 }

@@ -45,6 +45,14 @@ impl Driver {
                 });
             }
             AdminOperation::Copy(completer) => completer.complete(Ok(None)),
+            // Their completers fail when they are dropped; idle accounts of a cluster stay.
+            AdminOperation::SetLimits { .. }
+            | AdminOperation::Rooms(..)
+            | AdminOperation::Room(..)
+            | AdminOperation::Messages(..)
+            | AdminOperation::Purge(..)
+            | AdminOperation::Compact(_)
+            | AdminOperation::NoteUse(_) => {}
         }
     }
 
@@ -216,6 +224,7 @@ fn sum(shards: &[StoreUsage]) -> StoreUsage {
             last_number: all.last_number.max(of.last_number),
             live_bytes: all.live_bytes + of.live_bytes,
             file_bytes: all.file_bytes + of.file_bytes,
+            free_bytes: None,
             is_low_on_space: all.is_low_on_space || of.is_low_on_space,
         })
 }

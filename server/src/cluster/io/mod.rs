@@ -41,7 +41,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use self::driver::Driver;
 use self::operation::Input;
 use super::Config;
-use crate::ledger::{Limits, RoomLimits};
+use crate::ledger::{Expiry, Limits, RoomLimits, SpaceLimits};
 use crate::metrics::ClusterMetrics;
 use crate::store::{Completer, Kick, Operation, Peer, PeerInfo, Pending, ShardInfo, Store};
 
@@ -153,6 +153,8 @@ impl ClusterConfig {
             queued_messages_max: self.queued_messages_max,
             queued_bytes_max: self.queued_bytes_max,
             rooms: RoomLimits::DEFAULT,
+            space: SpaceLimits::NONE,
+            expiry: Expiry::NONE,
         }
     }
 }

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use super::Config;
 use super::entry::NEWEST_FORMAT;
-use crate::ledger::{Limits, RoomLimits};
+use crate::ledger::{Expiry, Limits, RoomLimits, SpaceLimits};
 use server::Server;
 
 /// The number of shards.
@@ -44,6 +44,8 @@ const CONFIG: Config = Config {
         queued_messages_max: 1_000_000,
         queued_bytes_max: 1 << 30,
         rooms: RoomLimits::DEFAULT,
+        space: SpaceLimits::NONE,
+        expiry: Expiry::NONE,
     },
     window_bytes: 1 << 20,
     frame_bytes_max: 32 << 10,

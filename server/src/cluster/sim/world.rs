@@ -24,7 +24,7 @@ use crate::cluster::member::Member;
 use crate::cluster::message::{Answer, Message};
 use crate::cluster::replay::StreamReplay;
 use crate::cluster::{Config, ConnectionId, LogReply, LogRequest, ServerId, ShardId};
-use crate::ledger::{Limits, RoomLimits};
+use crate::ledger::{Expiry, Limits, RoomLimits, SpaceLimits};
 use crate::log::Frame;
 use crate::shard::readers::read_page;
 use crate::store::{Outcome as StoreOutcome, ReadLimit};
@@ -49,6 +49,8 @@ const CONFIG: Config = Config {
         queued_messages_max: 6,
         queued_bytes_max: 1 << 20,
         rooms: RoomLimits::DEFAULT,
+        space: SpaceLimits::NONE,
+        expiry: Expiry::NONE,
     },
     window_bytes: 1500,
     frame_bytes_max: 600,

@@ -44,12 +44,14 @@
 //! | --- | --- |
 //! | `commands`, `deletion` | the commands of users, and the end of rooms and accounts |
 //! | `sending` | messages to rooms, and retention |
+//! | `administration` | rooms as an administrator sees them |
 //! | `reading` | cursors, read marks and queries |
 //! | `room` | the state of one room |
 //! | `members`, `guests` | its members and cursors; invitations and bans |
 //! | `retention` | ages and bytes of its messages |
 //! | `record`, `replay` | its records, their replay, and their part of a checkpoint |
 
+mod administration;
 mod commands;
 mod deletion;
 mod guests;

@@ -35,7 +35,7 @@ impl Ledger {
         let sender = self.check_sender(room, sender)?;
         let (account, text_bytes) = (sender.incarnation, append.text.len());
         self.rooms.check_quotas(slot, account, text_bytes)?;
-        if context.is_low_on_space {
+        if self.has_no_space(context) {
             return Err(Code::NoSpace);
         }
         self.rooms.make_room(slot, text_bytes, changes);

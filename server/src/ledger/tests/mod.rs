@@ -1,5 +1,6 @@
 //! The rules on the pure ledger, and the property that a replay reproduces its state.
 
+mod administration;
 mod bytes;
 mod device_model;
 mod devices;
@@ -26,6 +27,8 @@ pub(super) const LIMITS: Limits = Limits {
     queued_messages_max: 6,
     queued_bytes_max: 60,
     rooms: RoomLimits::DEFAULT,
+    space: SpaceLimits::NONE,
+    expiry: Expiry::NONE,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -173,6 +176,7 @@ impl Driver {
             running: Duration::ZERO,
             wall_ms: 0,
             is_low_on_space: false,
+            space: SpaceUse::default(),
         };
         let (mut ledger, mut changes) = (Ledger::new(limits, 1000), Changes::default());
         ledger.begin(context, &mut changes);
@@ -742,6 +746,7 @@ fn largest_times_do_not_overflow() {
         running: Duration::MAX,
         wall_ms: u64::MAX,
         is_low_on_space: false,
+        space: SpaceUse::default(),
     };
     ledger.begin(context, &mut Changes::default());
     ledger.count_stop(&mut Changes::default());

@@ -155,8 +155,16 @@ impl CopyQueue {
 
 /// Returns whether a segment should be copied forward: less than half of it is live.
 pub(super) fn is_mostly_dead(segment: &Segment) -> bool {
-    let live = unit_bytes(segment.live());
-    live > 0 && live < segment.slot.size / 2 && segment.table().is_some() && segment.is_movable()
+    unit_bytes(segment.live()) < segment.slot.size / 2 && can_copy(segment)
+}
+
+/// Returns whether a compaction copies a segment: an eighth of it is not live.
+pub(super) fn is_partly_dead(segment: &Segment) -> bool {
+    unit_bytes(segment.live()) < segment.slot.size / 8 * 7 && can_copy(segment)
+}
+
+fn can_copy(segment: &Segment) -> bool {
+    segment.live() > 0 && segment.table().is_some() && segment.is_movable()
 }
 
 /// Reads one segment ahead.

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::SharedLog;
-use super::copies::{CopyJob, is_mostly_dead};
+use super::copies::{CopyJob, is_mostly_dead, is_partly_dead};
 use super::segment::{Segment, unit_bytes};
 use super::slots::{Cleaned, Unfinished};
 use super::table::{FOOTER_BYTES, PAGE_BYTES, Table};
@@ -190,6 +190,7 @@ impl Maintenance {
         });
         let live = unit_bytes(self.shared.segments.sum(Segment::live));
         let is_urgent = debt > live.max(DEBT_SEGMENTS * self.shared.files.segment_bytes);
+        let is_urgent = is_urgent || self.shared.compact_before.load(Ordering::Relaxed) > 0;
         self.shared.copies.set_urgent(is_urgent);
         is_urgent
     }
@@ -335,11 +336,18 @@ impl Maintenance {
         }
         let Some(job) = &mut self.job else {
             let tail_start = self.shared.tail_start.load(Ordering::Relaxed);
+            let compact_before = self.shared.compact_before.load(Ordering::Relaxed);
+            let is_due = |segment: &Segment| {
+                is_mostly_dead(segment) || (segment.id < compact_before && is_partly_dead(segment))
+            };
             let sources = self
                 .shared
                 .segments
-                .select(|segment| segment.id < tail_start && is_mostly_dead(segment));
+                .select(|segment| segment.id < tail_start && is_due(segment));
             let source = sources.into_iter().min_by_key(|segment| segment.live());
+            if source.is_none() && queue.is_empty() {
+                self.shared.compact_before.store(0, Ordering::Relaxed);
+            }
             // The blocks of the previous job are copied first.
             self.job = source.filter(|_| queue.is_empty()).map(CopyJob::new);
             return self.job.is_some();

@@ -185,6 +185,9 @@ struct SharedLog {
     /// The active segment is a quarter full.
     is_filling: AtomicBool,
     is_closed: AtomicBool,
+    /// Segments before this one are copied even if few of their blocks are dead; 0 if there is
+    /// no compaction.
+    compact_before: AtomicU32,
     /// The maintenance has panicked.
     has_panicked: AtomicBool,
     /// Whether the maintenance was woken since its last wait.
@@ -204,6 +207,7 @@ impl SharedLog {
             tail_start: tail_start.into(),
             is_filling: false.into(),
             is_closed: false.into(),
+            compact_before: 0.into(),
             has_panicked: false.into(),
             woken: Mutex::default(),
             wake: Condvar::default(),
@@ -580,7 +584,7 @@ impl Log for DiskLog {
         let due = (DUE_SEGMENTS * self.shared.files.segment_bytes)
             .max(DUE_CHECKPOINTS * self.checkpoint.bytes);
         // A checkpoint allows the segments before it to be freed.
-        let is_held_up = self.is_low_on_space() && self.tail_bytes > 0 && !self.emptied.is_empty();
+        let is_held_up = self.is_low_on_space() && self.has_space_after_checkpoint();
         is_held_up || self.tail_bytes + self.writer.offset() > due
     }
 
@@ -617,8 +621,21 @@ impl Log for DiskLog {
         Usage {
             live_bytes: unit_bytes(live),
             file_bytes: files + held + self.shared.files.spares.bytes(),
+            spare_bytes: held + self.shared.files.spares.bytes(),
             free_bytes: Some(self.shared.files.free_bytes()),
         }
+    }
+
+    fn compact(&mut self) {
+        let tail_start = self.shared.tail_start.load(Ordering::Relaxed);
+        self.shared
+            .compact_before
+            .store(tail_start, Ordering::Relaxed);
+        self.shared.wake();
+    }
+
+    fn has_space_after_checkpoint(&self) -> bool {
+        self.tail_bytes > 0 && !self.emptied.is_empty()
     }
 
     fn copy(&self) -> Option<Box<dyn LogCopy>> {

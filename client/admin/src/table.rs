@@ -1,19 +1,21 @@
 //! Tables: aligned columns for people, or a JSON object for each row.
 
+use std::io;
+
 use serde_json::{Map, Value};
 
-use super::print;
+use crate::Console;
 
 /// A table.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(crate) struct Table {
     columns: &'static [&'static str],
     rows: Vec<Vec<Value>>,
 }
 
 impl Table {
     /// Returns a table without rows.
-    pub(super) const fn new(columns: &'static [&'static str]) -> Self {
+    pub(crate) const fn new(columns: &'static [&'static str]) -> Self {
         Self {
             columns,
             rows: Vec::new(),
@@ -21,7 +23,7 @@ impl Table {
     }
 
     /// Adds a row with a value for each column.
-    pub(super) fn row(mut self, row: Vec<Value>) -> Self {
+    pub(crate) fn row(mut self, row: Vec<Value>) -> Self {
         debug_assert_eq!(row.len(), self.columns.len());
         self.rows.push(row);
         self
@@ -31,13 +33,11 @@ impl Table {
     ///
     /// # Errors
     /// An error of standard output.
-    pub(super) fn print(&self, json: bool) -> anyhow::Result<()> {
-        if json {
-            return self.print_json();
+    pub(crate) fn print(&self, console: &mut Console<'_>) -> io::Result<()> {
+        if console.is_json {
+            return self.print_json(console);
         }
-        self.lines()
-            .iter()
-            .try_for_each(|line| print(format_args!("{line}")))
+        self.lines().iter().try_for_each(|line| console.print(line))
     }
 
     /// Prints each value of each row in a line with the name of its column, or the rows as
@@ -45,9 +45,9 @@ impl Table {
     ///
     /// # Errors
     /// An error of standard output.
-    pub(super) fn print_fields(&self, json: bool) -> anyhow::Result<()> {
-        if json {
-            return self.print_json();
+    pub(crate) fn print_fields(&self, console: &mut Console<'_>) -> io::Result<()> {
+        if console.is_json {
+            return self.print_json(console);
         }
         let width = self
             .columns
@@ -57,17 +57,17 @@ impl Table {
             .unwrap_or(0);
         for row in &self.rows {
             for (name, value) in self.columns.iter().zip(row) {
-                print(format_args!("{name:width$}  {}", cell(value)))?;
+                console.print(format_args!("{name:width$}  {}", cell(value)))?;
             }
         }
         Ok(())
     }
 
-    fn print_json(&self) -> anyhow::Result<()> {
+    fn print_json(&self, console: &mut Console<'_>) -> io::Result<()> {
         for row in &self.rows {
             let names = self.columns.iter().map(|name| (*name).to_owned());
             let object: Map<_, _> = names.zip(row.iter().cloned()).collect();
-            print(format_args!("{}", Value::Object(object)))?;
+            console.print(Value::Object(object))?;
         }
         Ok(())
     }
@@ -100,6 +100,12 @@ fn cell(value: &Value) -> String {
         Value::Bool(false) => "no".to_owned(),
         Value::String(text) => text.escape_debug().to_string(),
         Value::Array(values) if values.is_empty() => "-".to_owned(),
+        Value::Object(fields) if fields.is_empty() => "-".to_owned(),
+        Value::Object(fields) => {
+            let fields = fields.iter();
+            let fields = fields.map(|(name, value)| format!("{name}={}", cell(value)));
+            fields.collect::<Vec<_>>().join(" ")
+        }
         Value::Array(values) => values.iter().map(cell).collect::<Vec<_>>().join(","),
         other => other.to_string(),
     }

@@ -1,25 +1,14 @@
-//! The command line of `harkd admin`, which administers a running server.
+//! The command line of the commands, with the help that users read.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
-
-/// The arguments of `harkd admin`.
-#[derive(Debug, Args)]
-pub struct AdminArgs {
-    /// Print JSON: one object per line
-    #[arg(long, global = true)]
-    pub json: bool,
-    /// The command.
-    #[command(subcommand)]
-    pub command: ServerCommand,
-}
+use clap::{Args, Subcommand, ValueEnum};
 
 /// A command for a running server.
 #[derive(Debug, Subcommand)]
-pub enum ServerCommand {
+pub enum Command {
     /// Print figures of the server and its store
     Stats {
         /// Print them again every two seconds
@@ -49,10 +38,31 @@ pub enum ServerCommand {
         #[arg(long, value_name = "COUNT", default_value_t = 100)]
         limit: u32,
     },
-    /// Print one account
+    /// Print the rooms, in no particular order
+    Rooms {
+        /// Begin at this place, which the page before named
+        #[arg(long, value_name = "PLACE", default_value_t = 0)]
+        after: u64,
+        /// Print at most this many, up to 1000
+        #[arg(long, value_name = "COUNT", default_value_t = 100)]
+        limit: u32,
+    },
+    /// Print one account with its devices and limits, or one room
     Show {
-        /// The name of the account
+        /// The name of the account, or of the room (#team)
         name: String,
+    },
+    /// Print the users and addresses that use the server most
+    Top {
+        /// What counts
+        #[arg(long, value_enum, default_value_t = Ranking::Requests)]
+        by: Ranking,
+        /// Print at most this many, up to 1000
+        #[arg(long, value_name = "COUNT", default_value_t = 20)]
+        limit: u32,
+        /// Measure for this long
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=60))]
+        seconds: u32,
     },
     /// Close connections: by id, by user, or by address or network. The clients may connect
     /// again
@@ -73,6 +83,23 @@ pub enum ServerCommand {
         /// The name of the account
         name: String,
     },
+    /// Set limits of one user, which replace those of the server; without options, print them
+    Throttle {
+        /// The name of the account
+        name: String,
+        /// The limits.
+        #[command(flatten)]
+        limits: LimitArgs,
+    },
+    /// Remove the oldest messages of a user or a room. Attached devices are told by a gap;
+    /// receivers by `connect` are not
+    Purge {
+        /// The name of the account, or of the room (#team)
+        name: String,
+        /// The number of the last message to remove, or `all`
+        #[arg(value_name = "UP-TO", value_parser = parse_up_to)]
+        up_to: u64,
+    },
     /// Refuse connections from a network, and close those that are open
     Ban {
         /// An address (192.0.2.1) or a network (192.0.2.0/24)
@@ -92,10 +119,6 @@ pub enum ServerCommand {
     SetPassword {
         /// The name of the account
         name: String,
-        /// Read the password from the first line of this file [default: HARKD_PASSWORD, or a
-        /// prompt]
-        #[arg(long, value_name = "FILE")]
-        password_file: Option<PathBuf>,
     },
     /// Set the level of the log until the next reload or start
     Log {
@@ -107,12 +130,53 @@ pub enum ServerCommand {
     Reload,
     /// Shut the server down gracefully, as SIGTERM does
     Drain,
-    /// Copy the store into a folder beside traffic, and print the progress
+    /// Copy the store into a folder beside traffic, and print the progress. Only on the server's
+    /// machine
     Backup {
-        /// A folder that is empty or does not exist, on the server's machine
+        /// A folder that is empty or does not exist
         #[arg(long, value_name = "FOLDER")]
         to: PathBuf,
     },
+    /// Copy the live parts of the store's files together, beside traffic, to free the rest
+    Compact,
+    /// Read every message of the store, beside traffic, and print what is damaged
+    Check,
+}
+
+/// What counts for a place among the users.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Ranking {
+    /// Requests per second
+    Requests,
+    /// Bytes of sent texts per second
+    Bytes,
+    /// Delivered messages per second
+    Deliveries,
+    /// Unread messages: the fullest inboxes
+    Waiting,
+}
+
+/// Limits of one user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+pub struct LimitArgs {
+    /// Commands per second, over all its connections (0: no limit)
+    #[arg(long, value_name = "COUNT")]
+    pub commands: Option<u64>,
+    /// Bytes of texts per second, over all its connections (0: no limit)
+    #[arg(long, value_name = "BYTES")]
+    pub bytes: Option<u64>,
+    /// Deliveries to rooms per second (0: no limit)
+    #[arg(long, value_name = "COUNT")]
+    pub deliveries: Option<u64>,
+    /// Unread messages that it has at most
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub queued_messages: Option<u64>,
+    /// Bytes of unread messages that it has at most
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    pub queued_bytes: Option<u64>,
+    /// End all limits of the user first
+    #[arg(long)]
+    pub reset: bool,
 }
 
 /// The duration of a ban: a number with `s`, `m`, `h` or `d`.
@@ -141,6 +205,15 @@ impl FromStr for BanTime {
     }
 }
 
+/// Parses the number of the last message to remove; 0 is all of them.
+fn parse_up_to(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ if text == "all" => Ok(0),
+        _ => Err("expected the number of a message, or all".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,6 +225,15 @@ mod tests {
         }
         for text in ["", "m", "5", "0s", "-1h", "5 m", "5w"] {
             assert!(text.parse::<BanTime>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn purge_takes_a_number_or_all() {
+        assert_eq!(parse_up_to("7"), Ok(7));
+        assert_eq!(parse_up_to("all"), Ok(0));
+        for text in ["0", "", "-1", "ALL"] {
+            assert!(parse_up_to(text).is_err(), "{text}");
         }
     }
 }
