@@ -93,29 +93,29 @@ pub(crate) async fn receive(
     };
     let exit = loop {
         if sink.is_over() {
-            break Exit::Done;
+            break Ok(Exit::Done);
         }
         let event = tokio::select! {
             event = events.next() => event,
-            () = stop.received() => break Exit::Done,
+            () = stop.received() => break Ok(Exit::Done),
         };
         match event {
-            Some(event @ (Event::Message(_) | Event::Gap(_))) => {
-                if sink.take(event).await? {
-                    break Exit::Done;
-                }
-            }
+            Some(event @ (Event::Message(_) | Event::Gap(_))) => match sink.take(event).await {
+                Ok(false) => {}
+                Ok(true) => break Ok(Exit::Done),
+                Err(failure) => break Err(failure),
+            },
             Some(other) => {
                 if let Some(exit) = say(settings, &other) {
-                    break exit;
+                    break Ok(exit);
                 }
             }
-            None => break Exit::Failed,
+            None => break Ok(Exit::Failed),
         }
     };
     // Printed messages are acknowledged; others are delivered again.
     handle.close(settings.timeout).await;
-    Ok(exit)
+    exit
 }
 
 /// Runs an operation on the local history, on a thread that may block.
