@@ -80,7 +80,7 @@ impl PeerCodec for RoomClient {
     fn open(&mut self, output: &mut Vec<u8>) {
         let requests = self.first_requests();
         self.opening = requests.len();
-        for (id, request) in (u32::MAX - requests.len() as u32..).zip(&requests) {
+        for (request, id) in requests.iter().zip(u32::MAX - requests.len() as u32..) {
             put(id, request, output);
         }
     }

@@ -21,6 +21,10 @@ use super::app::App;
 use super::view::view;
 use crate::text::is_unsafe;
 
+/// Time for which more keys are waited for. Without any, `crossterm` returns none of those that it
+/// has read already.
+const MORE_WITHIN: Duration = Duration::from_millis(1);
+
 /// Largest number of events that are read at once.
 pub(crate) const INPUT_BATCH_MAX: usize = 1_024;
 
@@ -195,7 +199,7 @@ fn restore() {
 pub(crate) fn read_events(batches: &mpsc::Sender<Vec<TerminalEvent>>) {
     while let Ok(first) = event::read() {
         let mut batch = vec![first];
-        while batch.len() < INPUT_BATCH_MAX && event::poll(Duration::ZERO).unwrap_or(false) {
+        while batch.len() < INPUT_BATCH_MAX && event::poll(MORE_WITHIN).unwrap_or(false) {
             match event::read() {
                 Ok(event) => batch.push(event),
                 Err(_) => break,
