@@ -211,8 +211,8 @@ fn missing_server_is_named() {
 fn members_of_a_room_get_every_message() {
     let arguments = [
         "fanout",
-        "--fanout-seconds=1",
-        "--fanout-warm-up=0.2",
+        "--fanout-seconds=0.5",
+        "--fanout-warm-up=0.1",
         "--fanout-rounds=1",
         "--room=30x8",
         "--speakers=2",

@@ -327,10 +327,9 @@ impl Console {
     /// # Errors
     /// If the server refuses it.
     pub(crate) fn join(&mut self, name: &str) -> anyhow::Result<(Sequence, u64)> {
-        match self.ask(&join(name))?.0 {
-            OkFields::Joined(last, held) => Ok((last, held)),
-            other => bail!("the server says {other:?}"),
-        }
+        let fields = self.ask(&join(name))?.0;
+        let joined = fields.as_joined();
+        joined.with_context(|| format!("the server says {fields:?}"))
     }
 
     /// Reads messages of a room back. Returns their number.
