@@ -276,10 +276,11 @@ async fn throttle(
     }
     let set = limits.as_object().into_iter().flatten();
     let set: Vec<_> = set.map(|(name, limit)| format!("{name} {limit}")).collect();
-    Ok(match &set[..] {
+    match &set[..] {
         [] => console.print("the limits of the server apply")?,
         set => console.print(set.join("\n"))?,
-    })
+    }
+    Ok(())
 }
 
 async fn purge(
