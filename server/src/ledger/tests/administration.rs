@@ -227,9 +227,8 @@ fn idle_accounts_end() {
         driver.check_send(append, Ok(()));
         driver.check_replay();
     }
-    let noted = driver.account("bob").map(|bob| {
-        driver.ledger.note_use(&bob, &mut driver.changes);
-        bob
+    let noted = driver.account("bob").inspect(|bob| {
+        driver.ledger.note_use(bob, &mut driver.changes);
     });
     assert_eq!(noted, Some(bob));
     wait(&mut driver, 4);
